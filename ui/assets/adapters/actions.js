@@ -57,7 +57,7 @@ const OUTCOMES = {
 
 /** Fill `node` with the outcome of an ended job. */
 export async function outcome(job, node) {
-  const wrong = job.error ? [h('p', { class: 's-error' }, job.error.text)] : [];
+  const wrong = job.error ? [h('p.s-error', {}, job.error.text)] : [];
   const draw = (job.state === 'succeeded' || job.error?.kind === 'gate') && (OUTCOMES[job.kind] ?? facts);
   const found = draw && await api(`/api/outcome/${job.id}`).catch(() => null);
   return node.replaceChildren(...wrong, ...(found ? draw(found.outcome) : []));
@@ -84,7 +84,7 @@ function evaluated(found) {
 function measuredTasks({ names, tasks, examples }) {
   const cell = ({ values, errors, differences }, place) => {
     const [gap, low, high] = (differences[place] ?? []).map((one) => number(one, 3));
-    return h('td', { class: 's-number' }, number(values[place]),
+    return h('td.s-number', {}, number(values[place]),
       errors[place] == null ? '' : quiet(`± ${number(errors[place], 2)}`),
       gap == null ? '' : quiet(t`${gap} (${low} to ${high})`));
   };
@@ -93,10 +93,10 @@ function measuredTasks({ names, tasks, examples }) {
   const [first] = tasks;
   const head = `${first.task}: ${first.metric} ${first.values.map((one) => number(one)).join(', ')}`;
   return [h('details', { class: 's-evaluation', open: location.pathname.endsWith('/runs') }, h('summary', {}, head),
-    h('div', { class: 's-scroll' }, table([t`Task`, t`Figure`, t`Documents`, ...names], rows)),
+    h('div.s-scroll', {}, table([t`Task`, t`Figure`, t`Documents`, ...names], rows)),
     quiet(t`Second line: standard error.${names.length > 1
       ? t` Third: difference from ${names[0]} over the same documents, with its 95\u202f% interval.` : ''}`),
-    examples.length ? h('details', {}, h('summary', {}, t`First documents and answers`), h('div', { class: 's-scroll' },
+    examples.length ? h('details', {}, h('summary', {}, t`First documents and answers`), h('div.s-scroll', {},
       table([t`Task`, t`End of the prompt`, t`Wanted`, ...names], examples.map((one) => [one.task,
         one.prompt.slice(-160), one.wanted, ...one.answers])))) : '')];
 }
@@ -135,7 +135,7 @@ export function facts(found) {
     ...warnings.map((words) => quiet(words))];
 }
 
-const written = (folder, ...links) => h('p', {}, h('span', { class: 's-path' }, folder), ' ', links,
+const written = (folder, ...links) => h('p', {}, h('span.s-path', {}, folder), ' ', links,
   button(t`Push to the hub …`, () => askAction('push', { fixed: { folder } }), 's-tool'));
 
 /** What an export wrote, and how it compared when it was read back. */

@@ -46,7 +46,7 @@ export class Adapters extends HTMLElement {
     this.mix = button(t`Mix …`, () => askMix(this, this.selection()));
     this.give = button(t`Export …`, () => askExport(this, this.selection()));
     this.together = button(t`Compare`, () => { go(compareAdapters(this.selection())); });
-    this.count = h('span', { class: 's-quiet' });
+    this.count = h('span.s-quiet', {});
     this.notice = h('p', { class: 's-notice', role: 'status', hidden: true });
     this.jobs = h('ol', { class: 's-activity', 'aria-label': t`Jobs`, 'data-testid': 'activity' });
     this.cards = h('ol', { class: 's-cards', 'data-testid': 'adapters' });
@@ -57,9 +57,9 @@ export class Adapters extends HTMLElement {
       h('p', {}, t`Every training run adds its adapter here. Adapters from PEFT or AdapterHub can be imported from a
         folder or a hub id.`),
       h('a', { class: 's-button s-primary', href: '/' }, t`Train the first adapter`));
-    this.append(h('h1', { class: 's-hidden' }, t`Adapters`), h('div', { class: 's-library' },
-      h('div', { class: 's-library-bar' }, this.search, this.order, this.count,
-        h('span', { class: 's-actions' }, this.together, this.merge, this.mix, this.give,
+    this.append(h('h1.s-hidden', {}, t`Adapters`), h('div.s-library', {},
+      h('div.s-library-bar', {}, this.search, this.order, this.count,
+        h('span.s-actions', {}, this.together, this.merge, this.mix, this.give,
           button(t`Evaluate …`, () => askEvaluate(this, this.selection())),
           button(t`Import …`, () => askImport(this)),
           button(t`Bake-off …`, () => askBakeoff({ models: this.models })))),
@@ -106,8 +106,8 @@ export class Adapters extends HTMLElement {
       onchange: (event) => { this.picked[event.target.checked ? 'add' : 'delete'](one.id); this.chose(); } });
     return h('li', { class: 's-adapter', 'data-testid': `adapter-${one.id}` }, h('header', {}, box,
       h('button', { type: 'button', class: 's-adapter-name', onclick: () => this.open(one.id) }),
-      h('span', {})), h('p', { class: 's-quiet s-adapter-what' }), h('dl', {}),
-    h('footer', {}, h('span', { class: 's-tags' }), h('span', { class: 's-actions' })));
+      h('span', {})), h('p.s-quiet.s-adapter-what', {}), h('dl', {}),
+    h('footer', {}, h('span.s-tags', {}), h('span.s-actions', {})));
   }
 
   fill(node, one) {
@@ -123,7 +123,7 @@ export class Adapters extends HTMLElement {
       [t`Held-out`, number(one.eval_loss)], [t`Best held-out`, number(one.best_eval_loss)],
       [t`Size`, bytes(one.size_bytes)]].map(([name, value]) =>
       h('div', {}, h('dt', {}, name), h('dd', {}, value))));
-    foot.firstChild.replaceChildren(h('span', { class: 's-quiet' }, ago(one.created)),
+    foot.firstChild.replaceChildren(h('span.s-quiet', {}, ago(one.created)),
       ...one.tags.map((tag) => h('button', { type: 'button', class: 's-tag', title: t`Show only these`,
         onclick: () => { this.search.value = tag; this.list(); } }, tag)));
     foot.lastChild.replaceChildren(
@@ -189,7 +189,7 @@ export class Adapters extends HTMLElement {
     if (!changed(this.bin, JSON.stringify(this.trash))) return;
     this.bin.replaceChildren(h('summary', {}, t`Deleted (${this.trash.length}), kept for 30 days`),
       h('ol', {}, this.trash.map((one) => h('li', {}, h('span', {}, one.name),
-        h('span', { class: 's-quiet' }, ago(one.deleted)),
+        h('span.s-quiet', {}, ago(one.deleted)),
         button(t`Restore`, () => this.undo(one.token))))));
   }
 
@@ -221,7 +221,7 @@ export class Adapters extends HTMLElement {
     node.replaceChildren(badge(job.state), job.name.startsWith(KINDS[job.kind].toLowerCase()) ? ''
       : h('b', {}, `${KINDS[job.kind]} `),
       h('a', { href: `/runs?run=${job.id}` }, job.name),
-      h('span', { class: 's-quiet' }, isLive(job) ? job.phase || (job.state === 'queued'
+      h('span.s-quiet', {}, isLive(job) ? job.phase || (job.state === 'queued'
         ? 'queued' : '') : ''),
       isLive(job) ? sureButton(t`Cancel`, t`Really cancel?`, () => actOn(job.id, 'cancel'), 's-tool')
         : button('×', () => this.putAway(job.id, node), 's-tool', { 'aria-label': t`Put ${job.name} away` }),

@@ -83,14 +83,14 @@ export class Results {
     this.table.draw(rows);
     this.element.hidden = false;
     this.element.replaceChildren(h('header', {}, h('h2', {}, this.name),
-      h('span', { class: 's-quiet' }, ended.length < rows.length ? t`${ended.length} of ${rows.length} trained` : ''),
-      h('span', { class: 's-actions' }, h('a', { class: 's-button',
+      h('span.s-quiet', {}, ended.length < rows.length ? t`${ended.length} of ${rows.length} trained` : ''),
+      h('span.s-actions', {}, h('a', { class: 's-button',
         href: `/runs?run=${rows.flatMap((row) => row.runs).join()}` },
         t`Overlay the curves`), takeTable(t`Bake-off ${this.name}`, this.table.element),
       this.closed && button(t`Close`, () => this.closed()))),
     this.table.element, scatter(points, { x: t`Held-out loss (learned)`, y: t`KL from the base (forgot)` }),
-    spoken.length ? h('details', { class: 's-bin' }, h('summary', {}, t`Sample answers`),
-      h('div', { class: 's-sampled' }, spoken.map((row) => h('article', {}, h('h3', {}, row.title),
+    spoken.length ? h('details.s-bin', {}, h('summary', {}, t`Sample answers`),
+      h('div.s-sampled', {}, spoken.map((row) => h('article', {}, h('h3', {}, row.title),
         row.answers.map((answer) => h('p', {}, answer)))))) : '');
   }
 }

@@ -12,7 +12,7 @@ export function heatmap(changes) {
   const percent = (one) => (one.relative ? `${number(100 * one.norm, 3)}\u202f%` : number(one.norm, 3));
   const cell = (layer, module) => {
     const one = cells.get(`${layer} ${module}`);
-    if (!one) return h('td', { class: 's-heat-none' });
+    if (!one) return h('td.s-heat-none', {});
     const share = Math.sqrt(one.norm / most); // small changes stay visible
     const rank = one.effective_rank;
     return h('td', { class: share > 0.55 ? 's-heat s-heat-dark' : 's-heat',
@@ -20,17 +20,17 @@ export function heatmap(changes) {
       title: `${place(one)}: ${one.relative ? t`changed by` : 'size'} ${percent(one)}`
         + (rank == null ? '' : t`, effective rank ${number(rank, 3)}`) },
     h('span', {}, rank == null ? '' : number(rank, 2)),
-    h('span', { class: 's-heat-words' }, `${percent(one)}`));
+    h('span.s-heat-words', {}, `${percent(one)}`));
   };
   const strongest = changes.reduce((a, b) => (b.norm > a.norm ? b : a), changes[0]);
-  return h('figure', { class: 's-heatmap' },
-    h('div', { class: 's-heat-scroll' }, table([t`Layer`, ...modules.map((module) => h('th', { scope: 'col',
+  return h('figure.s-heatmap', {},
+    h('div.s-heat-scroll', {}, table([t`Layer`, ...modules.map((module) => h('th', { scope: 'col',
       title: module },
       h('span', {}, module.split('.').slice(-2).join('.'))))], layers.map((layer) => [
       h('th', { scope: 'row' }, layer < 0 ? 'outside' : String(layer)), ...modules.map((module) => cell(layer,
         module))]),
     { class: '', 'aria-label': t`What the adapter changed` })),
-    h('figcaption', { class: 's-quiet' }, relative
+    h('figcaption.s-quiet', {}, relative
       ? t`Colour: size of the change against the weight it changes, up to ${percent(strongest)} (${
         place(strongest)}). Number: effective rank of the change.`
       : t`Colour: root mean square of its own numbers, up to ${percent(strongest)}. Number: effective rank.`));

@@ -59,7 +59,7 @@ export class Passport {
   }
 
   actions(one) {
-    return h('div', { class: 's-actions' },
+    return h('div.s-actions', {},
       h('a', { class: 's-button s-primary', href: compareAdapters([one]) }, t`Compare with the base`),
       h('a', { class: 's-button', href: blindTest(one),
         title: t`Against what it was trained from, without names; your votes give the win rate` }, t`Blind test`),
@@ -73,7 +73,7 @@ export class Passport {
       onkeydown: (event) => { if (event.key === 'Enter') field.blur(); },
       onchange: () => this.page.tag(one, field.value) });
     field.value = one.tags.join(', ');
-    return h('label', { class: 's-labelled' }, h('span', {}, t`Tags, separated by commas`), field);
+    return h('label.s-labelled', {}, h('span', {}, t`Tags, separated by commas`), field);
   }
 
   facts(one) {
@@ -104,7 +104,7 @@ export class Passport {
     if (!this.run) return '';
     this.board = board(['loss', 'eval_loss']);
     this.board.group.set({ hues: hues([this.run]), names: new Map([[this.run, one.name]]) });
-    return h('section', { class: 's-drawer-charts' }, this.board.charts.map((chart) => chart.element));
+    return h('section.s-drawer-charts', {}, this.board.charts.map((chart) => chart.element));
   }
 
   picture(one) {
@@ -119,7 +119,7 @@ export class Passport {
   }
 
   spec({ passport: { spec } }) {
-    return h('details', { class: 's-spec' }, h('summary', {}, t`Frozen spec`),
+    return h('details.s-spec', {}, h('summary', {}, t`Frozen spec`),
       spec?.method ? snippet('spec.json', JSON.stringify(spec, null, 1)) : quiet(t`This adapter has none.`));
   }
 }

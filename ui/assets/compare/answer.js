@@ -21,12 +21,12 @@ export class Answer {
     this.figures = h('span', { title: PROOF, 'data-testid': `figures-${lane}` });
     this.note = h('p', { class: 's-cell-note', hidden: true });
     this.go = button(t`Continue`, () => page.goOn(lane), 's-tool', { title: t`Continue the truncated answer` });
-    this.tools = h('span', { class: 's-cell-tools' }, this.go,
+    this.tools = h('span.s-cell-tools', {}, this.go,
       button(t`Again`, () => page.again(lane), 's-tool', { title: t`Another answer, with the next seed` }),
       button(t`Correct`, () => page.correct(lane), 's-tool', { title: t`Write what it should have said` }),
       this.take = button(t`Copy`, () => copy(this.answer?.text ?? '', this.take), 's-tool'));
-    this.element = h('section', { class: 's-cell' }, this.name, this.words, this.note,
-      h('footer', { class: 's-cell-foot' }, this.figures, this.tools));
+    this.element = h('section.s-cell', {}, this.name, this.words, this.note,
+      h('footer.s-cell-foot', {}, this.figures, this.tools));
   }
 
   /** `view`: confidence, reference (an answer or null), hidden (its place when blind), name, named (show it),

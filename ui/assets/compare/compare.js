@@ -44,7 +44,7 @@ export class Compare extends HTMLElement {
   }
 
   build() {
-    this.heads = h('div', { class: 's-lane-heads' });
+    this.heads = h('div.s-lane-heads', {});
     this.scroll = h('div', { class: 's-turns', 'data-testid': 'turns' });
     this.votes = new Votes(this);
     this.composer = new Composer(this.choices.sampling, {
@@ -74,10 +74,10 @@ export class Compare extends HTMLElement {
       { title: t`These lanes in other programs, over an OpenAI-compatible address` });
     this.tabs = new Tabs(this);
     this.root = h('div', { class: 's-compare', hidden: true }, // until the lanes are known
-      h('div', { class: 's-compare-bar' }, this.tabs.tabs, h('span', { class: 's-grow' }), this.newChat,
+      h('div.s-compare-bar', {}, this.tabs.tabs, h('span.s-grow', {}), this.newChat,
         this.report, this.confidence, this.reference, this.blind, this.alone, this.serve),
       this.heads, this.scroll, this.tabs.element, this.composer.element);
-    this.append(h('h1', { class: 's-hidden' }, t`Compare`), this.root);
+    this.append(h('h1.s-hidden', {}, t`Compare`), this.root);
     addEventListener('keydown', (event) => { this.key(event); this.votes.key(event); });
   }
 
@@ -96,7 +96,7 @@ export class Compare extends HTMLElement {
     this.style.setProperty('--lanes', lanes.length);
     if (!(this.view.reference >= 0 && this.view.reference < lanes.length)) this.view.reference = null;
     this.heads.toggleAttribute('data-blind', blind);
-    this.heads.replaceChildren(...(blind ? [h('p', { class: 's-quiet' },
+    this.heads.replaceChildren(...(blind ? [h('p.s-quiet', {},
       t`Blind: ${lanes.length} lanes answer in random order, without names. Vote to reveal the names.${alone
         ? t` Each prompt is answered on its own.` : ''}`)]
       : lanes.map((lane, i) => this.head(lane, i))));
@@ -145,13 +145,13 @@ export class Compare extends HTMLElement {
     }));
     this.cells.set(turn, cells);
     const number = this.conversation.turns.indexOf(turn);
-    const tools = h('span', { class: 's-turn-tools' },
+    const tools = h('span.s-turn-tools', {},
       button(t`Edit`, () => this.edit(number), 's-tool', { title: t`Send another prompt here` }),
       button(t`Branch`, () => this.branch(number + 1), 's-tool',
         { title: t`Go on from here in a copy of this conversation` }));
-    const element = h('article', { class: 's-turn' },
-      h('div', { class: 's-turn-head' }, h('p', { class: 's-prompt' }, turn.prompt), tools),
-      h('div', { class: 's-answers' }, cells.map((cell) => cell.element)), this.votes.bar(turn));
+    const element = h('article.s-turn', {},
+      h('div.s-turn-head', {}, h('p.s-prompt', {}, turn.prompt), tools),
+      h('div.s-answers', {}, cells.map((cell) => cell.element)), this.votes.bar(turn));
     this.refresh(turn);
     return element;
   }

@@ -49,8 +49,8 @@ export class Composer {
       h('label', {}, h('span', {}, t`System prompt`), this.system),
       this.fields.map(({ title, note, input }) => h('label', { title: note },
         h('span', {}, title), input)));
-    this.element = h('div', { class: 's-composer' }, this.panel,
-      h('div', { class: 's-composer-row' }, this.prompt, this.send, this.stop, this.again,
+    this.element = h('div.s-composer', {}, this.panel,
+      h('div.s-composer-row', {}, this.prompt, this.send, this.stop, this.again,
         this.add, this.gear));
   }
 

@@ -15,7 +15,7 @@ export class LaneHead {
     if (!models.some(([path]) => path === lane.model)) models.push([lane.model, short(lane.model)]);
     this.element = h('section', { class: 's-lane', style: `--hue:${hueOf(index)}`,
       'aria-label': t`Lane ${page.letter}`, 'data-testid': `lane-${index}` },
-    h('div', { class: 's-lane-top' }, h('b', { class: 's-letter' }, page.letter),
+    h('div.s-lane-top', {}, h('b.s-letter', {}, page.letter),
       choice(t`Model`, models, lane.model, (path) => {
         lane.model = path;
         lane.stack = [];
@@ -39,7 +39,7 @@ export class LaneHead {
     oninput: (event) => this.weigh(part, Number(event.target.value), shown),
     ondblclick: () => { slider.value = 1; this.weigh(part, 1, shown); } });
     slider.value = part.weight;
-    return h('div', { class: 's-part' },
+    return h('div.s-part', {},
       choice(t`Adapter`, names, part.name, (name) => { part.name = name; this.page.redraw(); }),
       slider, shown, button('×', () => { this.lane.stack.splice(index, 1); this.page.redraw(); },
         's-tool', { 'aria-label': t`Remove ${part.name}` }));
@@ -59,10 +59,10 @@ export class LaneHead {
     const next = this.fitting().find((adapter) => !used.has(adapter.name));
     const words = [!lane.stack.length && t`Base, no adapter`, lane.own && t`own settings`]
       .filter(Boolean).join(' · ');
-    return [h('div', { class: 's-lane-more' }, words && h('span', { class: 's-quiet' }, words),
+    return [h('div.s-lane-more', {}, words && h('span.s-quiet', {}, words),
       lane.own && button(t`Share settings`, () => { delete lane.own; page.redraw(); }, 's-tool',
         { title: t`Use the settings of all lanes again` }),
-      h('span', { class: 's-grow' }), this.recipes(),
+      h('span.s-grow', {}), this.recipes(),
       lane.stack.length === 1 && isCheckpoint(lane.stack[0].name) && promoteButton(lane.stack[0].name),
       lane.stack.length > 1 && !page.full && button(t`Audition`, () => page.add(...this.audition()),
         's-tool', { title: t`Add a lane for each adapter of this mix alone` }),

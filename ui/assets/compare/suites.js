@@ -33,14 +33,14 @@ export class Suites {
       const [picked] = file.files;
       if (picked) { this.cases.value = await picked.text(); this.name.value ||= picked.name.replace(/\.\w+$/, ''); }
     } });
-    this.list = h('div', { class: 's-suites' });
+    this.list = h('div.s-suites', {});
     this.results = h('div', { class: 's-board', 'data-testid': 'suite' });
     const lanes = this.page.conversation.lanes.map(laneName).join('  ·  ');
-    element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, t`Prompt suites`), h('span',
+    element.replaceChildren(h('div.s-tab-head', {}, h('h2', {}, t`Prompt suites`), h('span',
       { class: 's-quiet' },
       t`The same prompts to every lane, as a queued job; answers are scored against the expected ones.`)),
-    h('div', { class: 's-suite-form' }, this.cases, h('div', { class: 's-tab-head' }, this.name,
-      button(t`From a file …`, () => file.click()), file, h('span', { class: 's-grow' }),
+    h('div.s-suite-form', {}, this.cases, h('div.s-tab-head', {}, this.name,
+      button(t`From a file …`, () => file.click()), file, h('span.s-grow', {}),
       button(t`Run over all lanes`, () => this.run(), 's-primary', { 'data-testid': 'run-suite' })),
     quiet(t`One prompt per line. “prompt => answer” gives the expected answer, “prompt =~ pattern” a regular
       expression; or one JSON object per line, with prompt and expected, pattern or json_schema. Lanes: ${lanes}`)),
@@ -69,10 +69,10 @@ export class Suites {
     const row = (one) => [h('td', { class: one.id === this.open ? 's-chosen' : '' }, button(one.name, () => {
       this.open = one.id;
       this.refresh();
-    }, 's-tool')), badge(one.state), h('td', { class: 's-quiet' }, isLive(one)
+    }, 's-tool')), badge(one.state), h('td.s-quiet', {}, isLive(one)
       ? t`${one.step} of ${one.total_steps} prompts`
       : t`${one.total_steps} prompts · ${one.lanes.length} lanes · ${ago(one.created)}`),
-    h('td', { class: 's-error' }, one.error ?? '')];
+    h('td.s-error', {}, one.error ?? '')];
     this.list.replaceChildren(table(null, found.map(row)));
     if (!suite) return;
     const judged = suite.lanes.length > 1 ? await send('/api/do/judge', {}) ?? [] : [];
@@ -95,7 +95,7 @@ export class Suites {
     const ask = () => askAction('judge', { fixed: { suite: suite.id }, choices: { lane: [...lanes] },
       only: ['lane', 'address', 'model', 'allow_remote', 'rubric', 'votes', 'min_agreement', 'max_new_tokens',
         'seconds', 'name'], done: () => { this.refresh(); } });
-    return [h('div', { class: 's-tab-head' }, h('h3', {}, t`Judged by a model`), h('span', { class: 's-grow' }),
+    return [h('div.s-tab-head', {}, h('h3', {}, t`Judged by a model`), h('span.s-grow', {}),
       button(t`Judge …`, ask, '', { title: t`A model compares the answers in pairs`, 'data-testid': 'ask-judge' })),
     ...judgements.map(judgement)];
   }
@@ -110,17 +110,17 @@ function line({ prompt, expected, pattern, json_schema: schema }) {
 function judgement(found) {
   const state = isLive(found) ? t`${found.step} of ${count(found.total_steps)} pairs` : ago(found.created);
   return h('section', { class: 's-card s-judgement', 'data-testid': 'judgement' },
-    h('div', { class: 's-tab-head' }, h('h4', {}, found.name), badge(found.state), h('span', { class: 's-quiet' },
-      state), h('span', { class: 's-grow' }), found.evidence && verdictsDataset(found)),
-    found.error ? h('p', { class: 's-error' }, found.error) : '',
+    h('div.s-tab-head', {}, h('h4', {}, found.name), badge(found.state), h('span.s-quiet', {},
+      state), h('span.s-grow', {}), found.evidence && verdictsDataset(found)),
+    found.error ? h('p.s-error', {}, found.error) : '',
     ...(found.step ? [trust(found), found.lanes.length ? heat(found.lanes, found.wins) : '', reasons(found)] : []));
 }
 
 function results(suite, reuse) {
   const cases = suite.spec.cases.map(line).join('\n');
-  const head = h('div', { class: 's-tab-head' }, h('h3', {},
+  const head = h('div.s-tab-head', {}, h('h3', {},
     t`${suite.name}: ${suite.cases} of ${suite.total} prompts`),
-    button(t`Use these prompts again`, () => reuse(cases), 's-tool'), h('span', { class: 's-grow' }),
+    button(t`Use these prompts again`, () => reuse(cases), 's-tool'), h('span.s-grow', {}),
     exports(`suite-${suite.id}`));
   if (!suite.rows.length) return [head, quiet(suite.error ?? t`No answer yet.`)];
   const shown = COLUMNS.filter(([key]) => suite.means.some((one) => one[key] != null));
@@ -134,7 +134,7 @@ function results(suite, reuse) {
   { class: 's-table s-answers-table' });
   return [head, means, ...(scored ? [h('h3', {}, t`Wins of the row against the column`), heat(suite.lanes,
     suite.wins)] : []),
-    h('div', { class: 's-scroll-x' }, answers)];
+    h('div.s-scroll-x', {}, answers)];
 }
 
 function answer({ pattern, json_schema: schema, exact_match: exact, error, text }) {

@@ -47,8 +47,8 @@ async function conversations(element, page) {
   const search = h('input', { type: 'search', placeholder: t`Search prompts and answers …`,
     'aria-label': t`Search conversations`, oninput: () => { clearTimeout(timer); timer = setTimeout(refresh, 200); } });
   const item = ({ id, title, lanes, turns, updated, parent }) => h('li', {}, h('a', { href: `/compare?chat=${id}` },
-    h('b', {}, title || t`(no title)`), h('span', { class: 's-quiet' }, lanes.map(laneName).join('  ·  '))),
-  h('span', { class: 's-quiet' }, dots(`${turns} ${turns === 1 ? 'turn' : 'turns'}`,
+    h('b', {}, title || t`(no title)`), h('span.s-quiet', {}, lanes.map(laneName).join('  ·  '))),
+  h('span.s-quiet', {}, dots(`${turns} ${turns === 1 ? 'turn' : 'turns'}`,
     ago(updated), parent && t`a branch`)),
   sureButton(t`Delete`, t`Really delete?`, async () => {
     if (id === page.conversation.id && !page.free()) return;
@@ -56,11 +56,11 @@ async function conversations(element, page) {
   }, 's-tool'));
   const refresh = async () => {
     const found = (await send('/api/do/conversations', { search: search.value }))?.filter((one) => one.turns);
-    if (found) list.replaceChildren(...(found.length ? found.map(item) : [h('li', { class: 's-quiet' },
+    if (found) list.replaceChildren(...(found.length ? found.map(item) : [h('li.s-quiet', {},
       search.value ? t`No conversation contains “${search.value}”.` : t`Conversations are saved here.`)]));
   };
-  element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, t`Conversations`), search,
-    h('span', { class: 's-grow' }), button(t`Make a dataset …`, () => makeDataset({ kind: 'answers', unvoted: true,
+  element.replaceChildren(h('div.s-tab-head', {}, h('h2', {}, t`Conversations`), search,
+    h('span.s-grow', {}), button(t`Make a dataset …`, () => makeDataset({ kind: 'answers', unvoted: true,
       search: search.value }))), list);
   await refresh();
 }
@@ -74,17 +74,17 @@ async function recipes(element, page) {
       { class: 's-quiet' },
       t`None yet. Adjust the sliders of a lane, then press “Keep mix”.`)]));
   };
-  element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, t`Recipes`)),
+  element.replaceChildren(h('div.s-tab-head', {}, h('h2', {}, t`Recipes`)),
     quiet(t`A recipe is a base with weighted adapters, saved with “Keep mix” in a lane.`), list);
   await refresh();
 }
 
 function recipe({ name, model, stack, created }, page, refresh) {
   const make = (kind) => keepMix(kind, { model, stack, name }, refresh);
-  return h('li', {}, h('div', { class: 's-recipe' }, h('b', {}, name),
-    h('span', { class: 's-quiet s-recipe-parts' }, short(model), stack.map((part) =>
+  return h('li', {}, h('div.s-recipe', {}, h('b', {}, name),
+    h('span.s-quiet.s-recipe-parts', {}, short(model), stack.map((part) =>
       h('span', {}, h('b', {}, short(part.name)), ` × ${part.weight}`)))),
-  h('span', { class: 's-grow' }), h('span', { class: 's-quiet' }, ago(created)),
+  h('span.s-grow', {}), h('span.s-quiet', {}, ago(created)),
   button(t`Into a lane`, () => page.take({ model, stack }), '', { title: t`Add a lane with this mix to the chat` }),
   button(KEPT.mix, () => make('mix')), button(KEPT.merge, () => make('merge')),
   sureButton(t`Delete`, t`Really delete?`, () => send('/api/do/recipes', { delete: name },
@@ -119,11 +119,11 @@ export function showEndpoint(lanes) {
 /** Shown before the first turn: prompts to begin with. */
 export function welcome(page) {
   const tuned = page.conversation.lanes.some((lane) => lane.stack.length);
-  return h('div', { class: 's-welcome' },
+  return h('div.s-welcome', {},
     h('h2', {}, t`One prompt, answered by every lane`),
     h('p', {}, tuned ? t`Same prompt, same seed, side by side: the difference is what the adapter changed.`
       : t`This lane is the base alone. Train an adapter, or add a lane, to see a difference.`),
-    h('div', { class: 's-prompts' }, page.choices.prompts.slice(0, 6).map((prompt) =>
+    h('div.s-prompts', {}, page.choices.prompts.slice(0, 6).map((prompt) =>
       button(prompt, () => page.send(prompt), 's-chip'))),
     tuned ? '' : h('a', { class: 's-button', href: '/' }, t`Train an adapter`));
 }

@@ -25,7 +25,7 @@ export function markdown(source) {
       nodes.push(code(body, fence[2]));
     } else if (head) {
       at += 1;
-      nodes.push(h('p', { class: 's-md-head' }, inline(head[2])));
+      nodes.push(h('p.s-md-head', {}, inline(head[2])));
     } else if (ITEM.test(lines[at])) {
       const ordered = /^\s*\d/.test(lines[at]);
       const items = run((line) => ITEM.test(line) && /^\s*\d/.test(line) === ordered);
@@ -48,7 +48,7 @@ export function markdown(source) {
 /** A block of code with its language and a button that copies it. */
 export function code(body, language) {
   const take = button(t`Copy`, () => copy(body, take), 's-tool');
-  return h('figure', { class: 's-code' },
+  return h('figure.s-code', {},
     h('figcaption', {}, h('span', {}, language || 'code'), take), h('pre', {}, body));
 }
 

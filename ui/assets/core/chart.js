@@ -51,9 +51,9 @@ export class Chart {
   build() {
     const { title, unit } = this.options;
     this.canvas = h('canvas', { tabindex: '0', role: 'img', 'aria-label': title });
-    this.empty = h('p', { class: 's-chart-empty' }, this.options.empty ?? t`No values yet`);
-    this.plot = h('div', { class: 's-plot' }, this.canvas, this.empty);
-    this.legend = h('ul', { class: 's-legend' });
+    this.empty = h('p.s-chart-empty', {}, this.options.empty ?? t`No values yet`);
+    this.plot = h('div.s-plot', {}, this.canvas, this.empty);
+    this.legend = h('ul.s-legend', {});
     this.table = h('div', { class: 's-chart-table', hidden: true, tabindex: '0' });
     this.logButton = button('log', () => this.toggleLog(), 's-tool',
       { 'aria-pressed': String(this.log), title: t`Logarithmic axis` });
@@ -63,8 +63,8 @@ export class Chart {
       { hidden: true });
     return h('figure', { class: 's-chart', 'data-metric': this.options.name, 'data-draws': '0',
       hidden: Boolean(this.options.optional) },
-      h('figcaption', {}, h('strong', {}, title), unit && h('span', { class: 's-unit' }, unit),
-        this.legend, h('span', { class: 's-tools' }, this.resetButton, this.logButton, this.tableButton,
+      h('figcaption', {}, h('strong', {}, title), unit && h('span.s-unit', {}, unit),
+        this.legend, h('span.s-tools', {}, this.resetButton, this.logButton, this.tableButton,
           takeAway(title, { drawing: () => this.drawing(), rows: () => this.rows() }))),
       this.plot, this.table);
   }
@@ -143,7 +143,7 @@ export class Chart {
   fillLegend(lines) {
     const { cursor } = this.group;
     keyed(this.legend, lines, (line) => line.run,
-      () => h('li', {}, h('i', {}), h('span', { class: 's-name' }), h('b', {})),
+      () => h('li', {}, h('i', {}), h('span.s-name', {}), h('b', {})),
       (node, line) => {
         const i = cursor === null ? line.y.length - 1 : nearest(line.x, cursor);
         const name = this.name(line);

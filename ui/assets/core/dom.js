@@ -20,8 +20,10 @@ export const at = (path) => (path.startsWith('/') ? ROOT + path : path);
 /** Open a page of the studio. */
 export const go = (path) => { location.href = at(path); };
 
-export function h(tag, props = {}, ...children) {
-  const node = document.createElement(tag);
+/** An element, as h('p.s-quiet', {}, 'words'). */
+export function h(kind, props = {}, ...children) {
+  const [tag, ...classes] = kind.split('.'), node = document.createElement(tag);
+  if (classes.length) node.className = classes.join(' ');
   for (const [name, value] of Object.entries(props)) {
     if (value === undefined || value === null || value === false) continue;
     if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
@@ -171,7 +173,7 @@ export function toast(message, kind = 'info') {
     h('span', {}, message),
     h('button', { type: 'button', 'aria-label': t`Close`, onclick: () => node.remove() }, '×'));
   let stack = document.querySelector('.s-toasts');
-  if (!stack) document.body.append(stack = h('div', { class: 's-toasts' }));
+  if (!stack) document.body.append(stack = h('div.s-toasts', {}));
   for (const old of stack.children) if (old.firstChild.textContent === message) old.remove();
   stack.append(node);
   if (kind !== 'error') setTimeout(() => node.remove(), 4000);
@@ -204,10 +206,10 @@ export function sureButton(label, question, act, kind = '') {
   return node;
 }
 
-export const quiet = (...content) => h('p', { class: 's-quiet' }, content);
+export const quiet = (...content) => h('p.s-quiet', {}, content);
 
 /** Code with a title and a button that copies it. */
-export const snippet = (title, code) => h('div', { class: 's-snippet' },
+export const snippet = (title, code) => h('div.s-snippet', {},
   h('header', {}, title, button(t`Copy`, (e) => copy(code, e.currentTarget), 's-tool')), h('pre', {}, code));
 
 /** An error line, hidden until `say` gives it words. */
@@ -228,7 +230,7 @@ export function table(heads, rows, props = {}) {
 }
 
 /** A list of names and values. */
-export const pairs = (rows) => h('dl', { class: 's-pairs' }, rows.filter(Boolean).map(([name, value]) =>
+export const pairs = (rows) => h('dl.s-pairs', {}, rows.filter(Boolean).map(([name, value]) =>
   h('div', {}, h('dt', {}, name), h('dd', {}, value))));
 
 export const bar = (kind = 's-wide', props = {}) =>
@@ -260,7 +262,7 @@ export function menu(label, ...items) {
     if (!node.contains(event.relatedTarget)) node.open = false;
   }, onkeydown: (event) => {
     if (event.key === 'Escape') { node.open = false; node.firstChild.focus(); }
-  } }, h('summary', { class: 's-button' }, label), h('div', { class: 's-menu-items' }, items));
+  } }, h('summary.s-button', {}, label), h('div.s-menu-items', {}, items));
   return node;
 }
 

@@ -15,8 +15,8 @@ export function forgettingCard(found) {
   ];
   return h('section', { class: 's-forgetting', 'data-testid': 'forgetting' },
     h('h2', {}, t`What it forgot`),
-    h('dl', {}, figures.map(([name, value, note]) => h('div', {}, h('dt', { class: 's-quiet' }, name),
-      h('dd', {}, h('b', {}, value), ' ', h('span', { class: 's-quiet' }, note))))),
+    h('dl', {}, figures.map(([name, value, note]) => h('div', {}, h('dt.s-quiet', {}, name),
+      h('dd', {}, h('b', {}, value), ' ', h('span.s-quiet', {}, note))))),
     h('details', {}, h('summary', {}, t`By domain`),
       table([t`Texts`, t`Loss before`, t`After`], Object.entries(found.domains).map(([name, [before, after]]) =>
         [name, number(before, 3), number(after, 3)]), { class: 's-table s-numbers' })),

@@ -30,7 +30,7 @@ const WORDS = { 0: 'A', 1: 'B', tie: 'tie', null: t`no verdict` };
 
 /** The pairs with the judge's reasons, fetched when opened. */
 export function reasons({ id }) {
-  const body = h('div', { class: 's-scroll-x' });
+  const body = h('div.s-scroll-x', {});
   return h('details', { ontoggle: async (event) => {
     if (!event.target.open || body.firstChild) return;
     const found = await send('/api/do/judge', { show: String(id) });

@@ -157,8 +157,8 @@ export class JobProgress {
       'aria-valuemax': 100 });
     this.going = h('span', { 'data-testid': 'progress' });
     this.left = h('span', {});
-    this.element = h('div', { class: 's-progress' }, this.track,
-      h('div', { class: 's-progress-words' }, this.going, this.left));
+    this.element = h('div.s-progress', {}, this.track,
+      h('div.s-progress-words', {}, this.going, this.left));
   }
 
   show(job) {

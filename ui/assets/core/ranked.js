@@ -35,7 +35,7 @@ export class RankedTable {
       const first = best.get(one) != null && value === best.get(one);
       return h('td', { class: one.words && 's-plain' }, first ? h('b', { title: 'best' }, text) : text);
     };
-    this.element.replaceChildren(h('table', { class: 's-table s-numbers' },
+    this.element.replaceChildren(h('table.s-table.s-numbers', {},
       h('thead', {}, h('tr', {}, shown.map(head))),
       h('tbody', {}, sorted.map((row) => {
         const rest = this.rest(row);
@@ -96,7 +96,7 @@ export function scatter(points, { x: xTitle, y: yTitle }) {
       `${yTitle} →`),
     [...points].sort((a, b) => b.y - a.y).map(mark));
   return h('figure', { class: 's-scatter', 'data-testid': 'scatter' }, drawn,
-    h('figcaption', { class: 's-quiet s-row-between' }, t`Lower left is better. Filled: no other is better on both.`,
+    h('figcaption.s-quiet.s-row-between', {}, t`Lower left is better. Filled: no other is better on both.`,
       takeAway(t`${yTitle} against ${xTitle}`, { drawing: () => ({ markup: resolved(drawn), width, height }),
         rows: () => [[t`Name`, xTitle, yTitle], ...points.map((one) => [one.label, one.x, one.y])] })));
 }

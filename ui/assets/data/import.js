@@ -214,7 +214,8 @@ export class Mapping {
     });
     const drawn = table([t`Column`, t`Example`, t`Its part`], names.map((column) => [
       h('td', { class: 's-path' }, column), h('span', { class: 's-example' }, this.columns?.[column] ?? ''),
-      select(parts, chosen(column) ?? '', choose(column), { 'data-testid': `part-${column}`, 'aria-label': t`Part of ${column}` })]), { class: 's-table s-columns' });
+      select(parts, chosen(column) ?? '', choose(column), { 'data-testid': `part-${column}`,
+        'aria-label': t`Part of ${column}` })]), { class: 's-table s-columns' });
     if (hidden > 0) drawn.append(h('caption', {}, t`and ${hidden} more columns`));
     return drawn;
   }

@@ -89,8 +89,8 @@ export async function planSweep(job, set = []) {
     } });
   const [lines, draw] = ['over', 'random'].map((name) => node.querySelector(`[name=${name}]`));
   lines.placeholder = 'Rank = 4, 8, 16\nSeed = 0, 1';
-  const total = h('small', { class: 's-quiet' }, t`One line per setting: setting = value, value, …`);
-  lines.after(total, h('div', { class: 's-chips' }, SWEPT.map((field) => button(field, () => {
+  const total = h('small.s-quiet', {}, t`One line per setting: setting = value, value, …`);
+  lines.after(total, h('div.s-chips', {}, SWEPT.map((field) => button(field, () => {
     lines.value = `${lines.value.trimEnd()}\n${field} = `.trimStart();
     lines.focus();
   }, 's-tool'))));

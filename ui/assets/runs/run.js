@@ -30,26 +30,26 @@ export class Detail {
     Object.assign(this, { jobs, overlay });
     this.view = 'log';
     this.digest = ''; // of what the tab shows
-    this.dot = h('i', { class: 's-dot' });
+    this.dot = h('i.s-dot', {});
     this.title = h('h1', {});
     this.state = h('span', {});
-    this.actions = h('div', { class: 's-actions' });
-    this.meta = h('p', { class: 's-meta' });
+    this.actions = h('div.s-actions', {});
+    this.meta = h('p.s-meta', {});
     this.progress = new JobProgress();
     this.remarks = h('p', { class: 's-remarks', hidden: true });
     this.failure = h('div', { class: 's-failure', role: 'alert', hidden: true });
     this.outcome = new JobOutcome();
-    this.figures = h('dl', { class: 's-figures' });
+    this.figures = h('dl.s-figures', {});
     this.reading = new Reading();
     this.group_ = h('details', { class: 's-same', hidden: true, open: true, 'data-testid': 'group' });
     this.element = h('section', { class: 's-detail', 'data-testid': 'detail' },
-      h('div', { class: 's-detail-head' }, this.dot, this.title, this.state, this.actions),
+      h('div.s-detail-head', {}, this.dot, this.title, this.state, this.actions),
       this.meta, this.remarks, this.failure, this.progress.element, this.outcome.element, this.figures,
       this.reading.element, this.forgot = h('div', {}), this.group_);
     this.tabs = tabs(Object.entries(VIEWS), (id) => this.turn(id), { 'aria-controls': 's-panel' });
     choose(this.tabs, this.view);
     this.body = h('div', { class: 's-panel', id: 's-panel', role: 'tabpanel', tabindex: '0' });
-    this.panels = h('section', { class: 's-panels' }, this.tabs, this.body);
+    this.panels = h('section.s-panels', {}, this.tabs, this.body);
   }
 
   turn(view) {
@@ -116,7 +116,7 @@ export class Detail {
         one.id === job.id ? h('b', {}, one.name) : h('a', { href: `/runs?run=${one.id}` }, one.name),
         job.sweep ? one.method : short(one.data), badge(stateName(one)), number(one.eval_loss),
         number(one.forgetting, 3), number(one.last_loss), duration(one.seconds)])),
-      h('div', { class: 's-actions' }, button(t`Overlay their curves`, () => this.overlay(runs.map(({ id }) => id))),
+      h('div.s-actions', {}, button(t`Overlay their curves`, () => this.overlay(runs.map(({ id }) => id))),
         button(t`Save a report`, () => saveReport({ jobs: runs.map(({ id }) => String(id)) }))));
   }
 

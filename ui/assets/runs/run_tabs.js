@@ -12,7 +12,7 @@ export const views = {
   samples(rows) {
     if (!rows.length) return quiet(
       t`Answers to fixed prompts appear here, before the first step and at each evaluation.`);
-    return [...Map.groupBy(rows, (row) => row.prompt)].map(([prompt, shots]) => h('section', { class: 's-film' },
+    return [...Map.groupBy(rows, (row) => row.prompt)].map(([prompt, shots]) => h('section.s-film', {},
       h('h3', {}, prompt),
       h('ol', { tabindex: '0', 'aria-label': prompt }, shots.map((shot, i) => {
         const same = i > 0 && shot.text === shots[i - 1].text;
@@ -27,10 +27,10 @@ export const views = {
     return table([t`Step`, t`Held-out loss`, t`Saved`, '', t`Folder`], [...rows].reverse().map((row) => [
       count(row.step), number(row.eval_loss), ago(row.time),
       !job.trains_base && checkpointActions(job, row.step),
-      h('td', { class: 's-path' }, row.path)]));
+      h('td.s-path', {}, row.path)]));
   },
 
-  config: ({ yaml, command, error }) => [error && h('p', { class: 's-warning' }, error),
+  config: ({ yaml, command, error }) => [error && h('p.s-warning', {}, error),
     command && snippet(t`Command line`, command), snippet('spec.yaml', yaml)].filter(Boolean),
 
   history: ({ events }) => table([t`Time`, t`State`, t`By`, t`Why`], [...events].reverse().map((row) =>

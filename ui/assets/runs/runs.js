@@ -69,14 +69,14 @@ export class Runs extends HTMLElement {
       'aria-label': t`Smoothing`, oninput: (e) => this.smooth(+e.target.value) });
     this.smoothed = h('output', {}, '0');
     slider.value = localStorage.getItem('studio.smoothing') ?? 0.6;
-    this.overlays = h('span', { class: 's-quiet' });
+    this.overlays = h('span.s-quiet', {});
     const [loss, ...small] = this.board.charts.map((chart) => chart.element);
     loss.classList.add('s-large');
     this.together = button(t`Save a report`, () => saveReport({ jobs: this.chosen().filter((id) =>
       draws(this.jobs.find((job) => job.id === id))).map(String) }), 's-tool', { hidden: true, title:
       t`The selected runs beside each other, as one HTML file` });
-    this.curves = [h('div', { class: 's-chart-bar' }, this.overlays, this.together,
-      h('label', { class: 's-smooth' }, t`Smoothing`, slider, this.smoothed)),
+    this.curves = [h('div.s-chart-bar', {}, this.overlays, this.together,
+      h('label.s-smooth', {}, t`Smoothing`, slider, this.smoothed)),
     h('section', { class: 's-charts', 'aria-label': t`Curves` }, loss, small)];
     this.main = h('div', { class: 's-main', hidden: true }, this.detail.element, this.curves,
       this.detail.panels);
@@ -85,9 +85,9 @@ export class Runs extends HTMLElement {
       h('p', {}, t`A run trains one adapter. The Train page has defaults for model, dataset and method: press Train,
         and the curves appear here.`),
       h('a', { class: 's-button s-primary', href: '/' }, t`Train the first adapter`));
-    this.append(h('div', { class: 's-runs' },
-      h('aside', { class: 's-list' },
-        h('div', { class: 's-list-head' }, this.search, this.tabs, this.bar.element), this.warning,
+    this.append(h('div.s-runs', {},
+      h('aside.s-list', {},
+        h('div.s-list-head', {}, this.search, this.tabs, this.bar.element), this.warning,
         this.rows, this.nothing),
       this.main), this.welcome);
     this.smooth(+slider.value);
@@ -217,8 +217,8 @@ export class Runs extends HTMLElement {
       'aria-label': t`Overlay ${job.name}`, 'data-testid': `overlay-${job.id}` });
     const open = h('button', { type: 'button', class: 's-row-open', 'data-testid': `run-${job.id}`,
       onclick: () => this.open(job.id) },
-      h('span', { class: 's-row-name' }), h('span', { class: 's-row-state' }),
-      h('span', { class: 's-row-what' }), h('span', { class: 's-row-loss' }), bar(''));
+      h('span.s-row-name', {}), h('span.s-row-state', {}),
+      h('span.s-row-what', {}), h('span.s-row-loss', {}), bar(''));
     const row = h('li', { onkeydown: (e) => this.key(e, job.id),
       ondragstart: (e) => this.drag(e, job.id), ondragover: (e) => this.over(e, row),
       ondragleave: () => row.removeAttribute('data-drop'), ondrop: (e) => this.drop(e, row, job.id) },

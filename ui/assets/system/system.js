@@ -15,7 +15,7 @@ export class Machine extends HTMLElement {
     this.devices = column();
     this.facts = column();
     this.body = h('div', { class: 's-system', 'data-testid': 'system' });
-    this.append(h('h1', { class: 's-hidden' }, t`System`), this.body);
+    this.append(h('h1.s-hidden', {}, t`System`), this.body);
     this.wake = () => { if (!document.hidden) this.refresh(); };
     document.addEventListener('visibilitychange', this.wake);
     this.refresh();
@@ -31,7 +31,7 @@ export class Machine extends HTMLElement {
     try {
       this.show(await api('/api/system'));
     } catch (error) {
-      if (!this.devices.isConnected) this.body.replaceChildren(h('p', { class: 's-error' }, error.message));
+      if (!this.devices.isConnected) this.body.replaceChildren(h('p.s-error', {}, error.message));
     }
     clearTimeout(this.timer);
     if (!document.hidden && this.isConnected) this.timer = setTimeout(() => this.refresh(), REFRESH);
@@ -43,7 +43,7 @@ export class Machine extends HTMLElement {
       const node = event.currentTarget;
       copy((await api('/api/do/diagnostics', {})).diagnostics, node);
     }, '', { title: t`Versions, devices, findings, the last error and the end of its log; no secrets, no own paths` });
-    return card(t`Versions`, pairs(found), h('div', { class: 's-actions' }, this.diagnostics));
+    return card(t`Versions`, pairs(found), h('div.s-actions', {}, this.diagnostics));
   }
 
   show(now) {
@@ -58,8 +58,8 @@ export class Machine extends HTMLElement {
   }
 }
 
-const card = (title, ...content) => h('section', { class: 's-panel-card' }, h('h2', {}, title), ...content);
-const column = (...cards) => h('div', { class: 's-column' }, cards);
+const card = (title, ...content) => h('section.s-panel-card', {}, h('h2', {}, title), ...content);
+const column = (...cards) => h('div.s-column', {}, cards);
 
 function deviceRow(label, name, used, share, status, props = {}) {
   return h('div', { class: 's-device', ...props }, h('header', {}, h('span', {}, h('b', {}, label), ` ${name}`),
@@ -70,14 +70,14 @@ function device({ label, name, total_bytes: total, free_bytes: free, utilization
   const used = total - free;
   const status = [utilization != null && t`${count(100 * utilization)}\u202f% busy`, !holders.length && 'free'];
   const row = deviceRow(label, name, t`${bytes(used)} of ${bytes(total)} used`, used / total,
-    h('span', { class: 's-quiet' }, status.filter(Boolean).join(' · ')));
+    h('span.s-quiet', {}, status.filter(Boolean).join(' · ')));
   if (holders.length) row.append(heldBy(name, holders));
   return row;
 }
 
 /** A GPU that torch cannot use, why, and the command that mends it. */
 const blocked = ({ label, why, command }) => deviceRow(label, '', t`not used`, 0,
-  h('span', { class: 's-error' }, why, command && h('code', {}, ` ${command}`)));
+  h('span.s-error', {}, why, command && h('code', {}, ` ${command}`)));
 
 /** Who holds a device: a run with its estimated memory, chat with what it keeps resident. */
 const heldBy = (name, holders) => table([t`Held by`, t`State`, t`Since`, t`Memory`], holders.map((one) => [
@@ -86,7 +86,7 @@ const heldBy = (name, holders) => table([t`Held by`, t`State`, t`Since`, t`Memor
 { 'data-testid': `holders-${name}` });
 
 const processes = (rows) => table([t`Process`, t`State`, 'PID', t`Since`, 'CPU', t`Memory`], rows.map((row) => [
-  h('td', { title: row.what }, row.role, h('div', { class: 's-quiet s-what' }, row.what)),
+  h('td', { title: row.what }, row.role, h('div.s-quiet.s-what', {}, row.what)),
   badge(row.pid ? 'succeeded' : 'queued', row.pid ? 'running' : t`not running`), row.pid ? String(row.pid) : '–',
   duration(row.seconds), row.cpu == null ? '–' : `${count(row.cpu)}\u202f%`, row.pid ? bytes(row.bytes) : '–']));
 
@@ -113,7 +113,7 @@ function clusterCard(cluster, refresh) {
   return card(t`Cluster`, quiet(t`Optional: a Ray cluster is one more device. Runs whose device is “ray” wait in this
     queue and train there; their adapters are copied back here.`),
   cluster && pairs([[t`Ray dashboard`, cluster.address], [t`Storage that all machines write`, cluster.storage]]),
-  h('div', { class: 's-actions' }, button(cluster ? t`Change …` : t`Use a cluster …`, () => askAction('cluster', {
+  h('div.s-actions', {}, button(cluster ? t`Change …` : t`Use a cluster …`, () => askAction('cluster', {
     title: t`Use a Ray cluster`, only: ['address', 'storage'], done: described,
     values: { address: cluster?.address, storage: cluster?.storage } })),
   cluster && button(t`Use none`, () => send('/api/do/cluster', { off: true }, described))));
@@ -123,11 +123,11 @@ function clusterCard(cluster, refresh) {
 
 class Storage {
   constructor() {
-    this.parts = h('div', { class: 's-shares' });
+    this.parts = h('div.s-shares', {});
     this.runs = h('div', {});
     this.items = h('div', { class: 's-found', 'data-testid': 'spare' });
     this.rules = h('div', {});
-    this.element = card(t`Storage`, this.parts, this.runs, this.rules, h('div', { class: 's-actions' },
+    this.element = card(t`Storage`, this.parts, this.runs, this.rules, h('div.s-actions', {},
       button(t`What can be removed?`, () => this.clean(false)),
       button(t`Rules …`, () => askAction('clean', { title: t`Set what to keep`, only: ['keep_checkpoints', 'keep_days'],
         note: t`What the new rules would remove is listed first.`, values: this.kept,

@@ -11,8 +11,8 @@ export class FirstRows {
     this.words = quiet('');
     this.marked = h('span', {}, 'trained');
     this.list = h('div', { class: 's-first-rows', 'data-testid': 'first-rows' });
-    this.element = h('section', { class: 's-card', hidden: true }, h('header', { class: 's-row-between' },
-      h('h2', {}, t`The first rows`), h('span', { class: 's-xray-legend' }, [['trained', this.marked],
+    this.element = h('section', { class: 's-card', hidden: true }, h('header.s-row-between', {},
+      h('h2', {}, t`The first rows`), h('span.s-xray-legend', {}, [['trained', this.marked],
         ['masked', 'read'], ['truncated', 'cut']].map(([state, words]) => h('span', {},
         h('i', { class: 's-token', 'data-state': state }, 'Aa'), words)))), this.warning, this.words, this.list);
   }
@@ -28,7 +28,7 @@ export class FirstRows {
     text(this.marked, what);
     text(this.words, unknown);
     this.words.hidden = !unknown;
-    this.list.replaceChildren(...rows.map((row) => h('div', {}, h('p', { class: 's-quiet' }, row.problem
+    this.list.replaceChildren(...rows.map((row) => h('div', {}, h('p.s-quiet', {}, row.problem
       ? t`Row ${row.row} is dropped: ${row.problem}`
       : t`Row ${row.row}${row.side && `, ${row.side}`}: ${count(row.num_tokens)} tokens, ${
         count(row.num_trained)} ${what}${row.num_truncated ? t`, ${count(row.num_truncated)} cut` : ''}`),
@@ -41,7 +41,7 @@ export class FirstRows {
     if (!found?.rows) return this.warning.replaceChildren();
     const ends = found.rows - found.start, share = Math.max(1, Math.round((100 * found.rows) / found.of));
     const most = Math.min(found.longest, found.context);
-    return this.warning.replaceChildren(h('p', { class: 's-warning' },
+    return this.warning.replaceChildren(h('p.s-warning', {},
       t`${share} % of the rows (${count(found.rows)} of ${count(found.of)}) are cut at ${count(found.limit)} tokens: ${
         [ends && t`${count(ends)} lose the end of their answer`, found.start
           && t`${count(found.start)} the beginning of their question`].filter(Boolean).join(', ')}. `,

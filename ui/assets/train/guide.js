@@ -28,10 +28,10 @@ export function planWords({ unknown, error, seconds, total_steps: steps, device,
 class Guide {
   constructor(datasets) {
     this.turn = 0;
-    this.goals = h('fieldset', { class: 's-goals' }, h('legend', {}, t`What do you want?`));
+    this.goals = h('fieldset.s-goals', {}, h('legend', {}, t`What do you want?`));
     this.needs = h('p', {});
-    this.example = h('div', { class: 's-guide-example' });
-    this.files = h('p', { class: 's-actions' }, h('span', { class: 's-quiet' }, t`A file to fill in:`),
+    this.example = h('div.s-guide-example', {});
+    this.files = h('p.s-actions', {}, h('span.s-quiet', {}, t`A file to fill in:`),
       FORMATS.map(([format, title]) => button(title, () => this.download(format), 's-tool')));
     this.data = select([NONE, ...datasets], '', () => this.ask(), { 'data-testid': 'guide-data' });
     this.upload = new Upload((name) => this.use(name), 'guide');
@@ -44,7 +44,7 @@ class Guide {
   async open() {
     await this.ask();
     const part = (title, ...inside) => h('section', {}, h('h3', {}, title), inside);
-    this.node = dialog(t`Guided start`, h('div', { class: 's-guide' }, this.goals,
+    this.node = dialog(t`Guided start`, h('div.s-guide', {}, this.goals,
       part(t`Data`, this.needs, this.example, this.files, labelled(t`Dataset`, this.data), this.upload.element,
         this.checked),
       part(t`Model`, labelled(t`A model that fits on this machine`, this.model)),
@@ -66,9 +66,9 @@ class Guide {
 
   show({ goals, goal, data, models, model, settings }) {
     if (this.goals.children.length === 1) {
-      this.goals.append(...goals.map((one) => h('label', { class: 's-goal' }, h('input', { type: 'radio', name: 'goal',
+      this.goals.append(...goals.map((one) => h('label.s-goal', {}, h('input', { type: 'radio', name: 'goal',
         value: one.name, checked: one.name === goal.name, onchange: () => this.ask(one.name) }),
-      h('span', {}, h('b', {}, one.title), h('span', { class: 's-quiet' }, one.about)))));
+      h('span', {}, h('b', {}, one.title), h('span.s-quiet', {}, one.about)))));
     }
     const [least, usual, most] = goal.rows.map(count);
     text(this.needs, t`${goal.needs} Usual are ${usual} rows; ${least} are the least, more than ${most} rarely help.`);

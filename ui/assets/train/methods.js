@@ -59,18 +59,18 @@ export class Methods {
     this.methods.sort((a, b) => rank(a) - rank(b));
     this.nodes = new Map(this.methods.map((one) => [one.name, this.card(one, choose)]));
     this.more = h('button', { type: 'button', class: 's-tool', onclick: () => this.unfold(!this.unfolded) });
-    this.manual = h('details', { class: 's-manual' }, h('summary', {}, t`How it works`), h('div', {}));
-    this.element = h('div', { class: 's-stack' }, h('div', { class: 's-methods', role: 'radiogroup',
+    this.manual = h('details.s-manual', {}, h('summary', {}, t`How it works`), h('div', {}));
+    this.element = h('div.s-stack', {}, h('div', { class: 's-methods', role: 'radiogroup',
       'aria-label': t`Method` }, [...this.nodes.values()].map(({ label }) => label)),
-    h('div', { class: 's-row-between' }, this.manual, this.more));
+    h('div.s-row-between', {}, this.manual, this.more));
     this.unfold(false);
   }
 
   card({ name, title, phase, manual }, choose) {
-    const size = h('span', { class: 's-size' }), use = purpose(manual);
+    const size = h('span.s-size', {}), use = purpose(manual);
     const input = h('input', { type: 'radio', name: 'method', value: name, onchange: () => choose(name) });
     const label = h('label', { class: 's-method', title: use }, input, picture(name, phase), h('b', {}, title), size,
-      h('span', { class: 's-use' }, use));
+      h('span.s-use', {}, use));
     return { label, input, size };
   }
 

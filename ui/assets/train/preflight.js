@@ -51,9 +51,9 @@ export class Preflight {
     this.element.replaceChildren(...[
       h('header', {}, h('h2', {}, t`Memory and time`), measure,
         !found.fits && button(t`Make it fit`, () => this.fit(), 's-primary')),
-      h('p', { class: 's-forecast' }, h('b', {}, bytes(found.total_bytes)), ` ${free(found)}`, h('span', {}, ' · '),
+      h('p.s-forecast', {}, h('b', {}, bytes(found.total_bytes)), ` ${free(found)}`, h('span', {}, ' · '),
         h('b', {}, duration(found.seconds)), t` for ${count(found.total_steps)} steps`,
-        h('span', { class: 's-quiet' }, ' · ', found.measured ? t`measured, base in ${found.dtype}` : found.like
+        h('span.s-quiet', {}, ' · ', found.measured ? t`measured, base in ${found.dtype}` : found.like
           ? t`at the pace of ${found.like}, base in ${found.dtype}` : t`estimated, base in ${found.dtype}`)),
       found.processes > 1 && quiet(t`Below: one process of ${found.processes}, ${bytes(found.process_bytes)}.
         The time assumes that ${found.processes} are ${(found.efficiency * found.processes).toFixed(1)} times
@@ -63,7 +63,7 @@ export class Preflight {
       h('div', { class: 's-parts', role: 'img', 'aria-label': t`Memory by part` }, parts.map(([part, size]) =>
         h('i', { style: `${colour(part)}; width: ${(100 * size) / whole}%`,
           title: `${found.titles[part]}: ${bytes(size)}` }))),
-      h('ul', { class: 's-legend' }, parts.map(([part, size]) => h('li', {}, h('i', { style: colour(part) }),
+      h('ul.s-legend', {}, parts.map(([part, size]) => h('li', {}, h('i', { style: colour(part) }),
         found.titles[part], h('span', {}, bytes(size)))))].filter(Boolean));
   }
 
@@ -93,14 +93,14 @@ export class Preflight {
 export class Presets {
   constructor(page) {
     this.page = page;
-    this.element = h('div', { class: 's-presets' });
+    this.element = h('div.s-presets', {});
     send('/api/do/presets.list', {}).then((found) => found && this.show(found));
   }
 
   show(found) {
     const { page } = this;
-    this.element.replaceChildren(h('span', { class: 's-quiet' }, t`Presets`), ...found.map((preset) =>
-      h('span', { class: 's-preset' }, button(preset.name, () => page.open({ values: page.values(),
+    this.element.replaceChildren(h('span.s-quiet', {}, t`Presets`), ...found.map((preset) =>
+      h('span.s-preset', {}, button(preset.name, () => page.open({ values: page.values(),
         preset: preset.name }), '', { title: about(preset) }),
       preset.own && sureButton('×', t`Forget?`, async () => {
         this.show(await api('/api/do/presets.forget', { name: preset.name }));

@@ -35,7 +35,7 @@ export class Setting {
     const title = h('label', { for: named.id }, field.title, field.unit && h('small', {}, ` ${field.unit}`));
     const isSwitch = field.type === 'switch';
     this.element = h('div', { class: `s-setting ${isSwitch ? 's-setting-switch' : ''}`, id },
-      h('div', { class: 's-setting-head' }, isSwitch && this.control, title, this.back),
+      h('div.s-setting-head', {}, isSwitch && this.control, title, this.back),
       !isSwitch && this.control, field.help && h('p', { class: 's-help', id: `${id}-help` }, field.help));
     this.fill();
     this.usual = this.value();
@@ -57,7 +57,7 @@ export class Setting {
     if (closed || !choices.length) return this.input;
     const node = h('datalist', { id: `${named.id}-list` }, choices.map(([value]) => h('option', { value })));
     this.input.setAttribute('list', node.id);
-    return h('div', { class: 's-picker' }, this.input, node, field.name.endsWith('target_modules') && button(
+    return h('div.s-picker', {}, this.input, node, field.name.endsWith('target_modules') && button(
       t`Choose …`, () => pickTargets(this), 's-tool',
       { title: t`Choose among the model's own modules, layer by layer` }));
   }
@@ -71,7 +71,7 @@ export class Setting {
       if (!other.hidden) other.focus();
     }, named);
     this.other = other;
-    return h('div', { class: 's-picker' }, this.input, other);
+    return h('div.s-picker', {}, this.input, other);
   }
 
   ticks(choices) {
@@ -84,7 +84,7 @@ export class Setting {
       for (const [name, box] of boxes) box.checked = names.includes(name);
     } };
     return h('div', { class: 's-ticks', role: 'group', 'aria-label': this.field.title },
-      boxes.map(([, box, label]) => h('label', { class: 's-check' }, box, label)));
+      boxes.map(([, box, label]) => h('label.s-check', {}, box, label)));
   }
 
   value() {
@@ -168,7 +168,7 @@ async function pickTargets(setting) {
     flip(names.map((name) => of(layer, name))), 's-tool', { title: t`All modules of this layer` }))],
   names.map((name) => [h('th', { scope: 'row' }, button(name, () => flip(layers.map((layer) => of(layer, name))),
     's-tool', { title: t`In every layer` })), ...layers.map((layer) => cell(of(layer, name)))]), { class: '' });
-  const node = dialog(t`Target modules`, [h('div', { class: 's-actions' },
+  const node = dialog(t`Target modules`, [h('div.s-actions', {},
     button(t`All`, () => flip([...at.values()].filter((one) => !chosen.has(one.key))), 's-tool'),
     button(t`Attention`, () => flip(modules.filter((one) => /att/.test(one.name))), 's-tool'),
     button('MLP', () => flip(modules.filter((one) => !/att/.test(one.name))), 's-tool'), words),

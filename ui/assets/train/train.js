@@ -52,19 +52,19 @@ export class Train extends HTMLElement {
     this.notes = Object.fromEntries(['model', 'data'].map((name) => [name, h('p', { class: 's-note',
       id: `${name}-note` })]));
     modelsAt(() => this.settings.get('model.path').value());
-    this.append(h('div', { class: 's-train' },
-      h('h1', { class: 's-hidden' }, t`Train an adapter`),
+    this.append(h('div.s-train', {},
+      h('h1.s-hidden', {}, t`Train an adapter`),
       h('div', { class: 's-form', oninput: () => this.changed(), onchange: () => this.changed() },
         this.welcome.element, this.presets.element,
-        h('section', { class: 's-card' }, h('header', { class: 's-row-between' }, h('h2', {}, t`What to train`),
-          this.upload.element), h('div', { class: 's-pair' }, ['model', 'data'].map((name) => h('div', {},
+        h('section.s-card', {}, h('header.s-row-between', {}, h('h2', {}, t`What to train`),
+          this.upload.element), h('div.s-pair', {}, ['model', 'data'].map((name) => h('div', {},
           this.settings.get(`${name}.path`).element, this.notes[name])))),
-        h('section', { class: 's-card' }, h('h2', {}, t`Method`), this.methods.element,
-          this.mainOfMethod = h('div', { class: 's-fields' })),
-        h('section', { class: 's-card' }, h('h2', {}, t`Training`), h('div', { class: 's-fields' },
+        h('section.s-card', {}, h('h2', {}, t`Method`), this.methods.element,
+          this.mainOfMethod = h('div.s-fields', {})),
+        h('section.s-card', {}, h('h2', {}, t`Training`), h('div.s-fields', {},
           this.plain().map(({ element }) => element))),
         this.advanced()),
-      h('div', { class: 's-side' }, h('section', { class: 's-card s-go' },
+      h('div.s-side', {}, h('section.s-card.s-go', {},
         this.go = button(t`Train`, () => this.start(), 's-primary', { id: 'train', title: 'Ctrl Enter' }), this.says,
         this.warnings, this.error), this.preflight.element, this.rows.element, this.launch.element, this.same)));
     this.showMethod();
@@ -77,15 +77,15 @@ export class Train extends HTMLElement {
     const groups = Map.groupBy(more, ({ field }) => field.heading || PARTS[partOf(field.name)]);
     this.search = h('input', { type: 'search', placeholder: t`Search settings`, 'aria-label': t`Search settings` });
     this.onlyChanged = h('input', { type: 'checkbox', class: 's-box' });
-    this.moreOfMethod = h('div', { class: 's-fields' });
+    this.moreOfMethod = h('div.s-fields', {});
     this.none = quiet(t`No setting is like this.`);
-    const group = (title, body) => h('div', { class: 's-group' }, h('h3', {}, title), body);
+    const group = (title, body) => h('div.s-group', {}, h('h3', {}, title), body);
     const sift = (event) => { event.stopPropagation(); this.sift(); };
     this.groups = [group('', this.moreOfMethod), ...[...groups].map(([title, some]) => group(title,
-      h('div', { class: 's-fields' }, some.map(({ element }) => element))))];
+      h('div.s-fields', {}, some.map(({ element }) => element))))];
     return h('details', { class: 's-card s-advanced', id: 'advanced' }, h('summary', {}, h('h2', {}, t`Advanced`),
-      this.count = h('span', { class: 's-quiet' })), h('div', { class: 's-sift', oninput: sift, onchange: sift },
-      this.search, h('label', { class: 's-check' }, this.onlyChanged, t`Only changed`)), this.groups, this.none);
+      this.count = h('span.s-quiet', {})), h('div', { class: 's-sift', oninput: sift, onchange: sift },
+      this.search, h('label.s-check', {}, this.onlyChanged, t`Only changed`)), this.groups, this.none);
   }
 
   /** The settings of the form as it stands: those of the run and of the chosen method. */
@@ -191,7 +191,7 @@ export class Train extends HTMLElement {
       this.notes.model.append(' ', h('a', { href: address }, t`Look at it on the Models page`));
     }
     for (const one of this.all()) one.mark(one.field.name in found.values || one.isTouched, undefined);
-    this.warnings.replaceChildren(...found.warnings.map((words) => h('p', { class: 's-warning' }, words)));
+    this.warnings.replaceChildren(...found.warnings.map((words) => h('p.s-warning', {}, words)));
     this.methods.show(this.method);
     this.methods.size(found.sizes);
     this.sift();
@@ -231,7 +231,7 @@ export class Train extends HTMLElement {
       ontoggle: (e) => localStorage.setItem('studio.same', e.target.open ? '1' : '0') },
     h('summary', {}, t`The same as a command or a file`), snippet(t`Command line`, command),
     snippet('spec.yaml', yaml)),
-    h('div', { class: 's-actions' },
+    h('div.s-actions', {},
       button(t`Sweep: several values of some fields …`, () => planSweep(null, set), 's-tool'),
       button(t`Bake-off: these settings with several methods …`, () => import('../adapters/bakeoff.js').then(
         ({ askBakeoff }) => askBakeoff({ set, impossible: this.impossible() })), 's-tool'),

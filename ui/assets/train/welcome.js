@@ -18,19 +18,19 @@ export function findingParts(words) {
 function machine({ device, disk_bytes: disk, findings }) {
   return [h('p', { 'data-testid': 'machine' }, dots(`${device.label} (${device.name})`,
     t`${bytes(device.free_bytes)} of ${bytes(device.total_bytes)} memory free`, disk && t`${bytes(disk)} disk free`)),
-  findings.length > 0 && h('ul', { class: 's-findings' }, findings.map(({ kind, text }) => {
+  findings.length > 0 && h('ul.s-findings', {}, findings.map(({ kind, text }) => {
     const { sentence, command } = findingParts(text);
     return h('li', { 'data-kind': kind }, sentence, command && h('code', {}, command));
   }))];
 }
 
-const doors = (train, taken) => h('div', { class: 's-doors' }, [
+const doors = (train, taken) => h('div.s-doors', {}, [
   [t`Try it in ten seconds`, t`The embedded starter learns to talk like a pirate.`, train],
   [t`With my data`, t`From what you want to settings, with a reason for each.`, openGuide],
   [t`With my model`, t`Choose or download one that fits on this machine.`, () => go('/models')],
 ].map(([title, words, act]) => {
   const node = button('', () => { taken(); return act(); }, 's-door');
-  node.append(h('b', {}, title), h('span', { class: 's-quiet' }, words));
+  node.append(h('b', {}, title), h('span.s-quiet', {}, words));
   return node;
 }));
 
@@ -43,7 +43,7 @@ export class Welcome {
   async open() {
     const found = await send('/api/do/welcome', {});
     if (!found?.first) return;
-    this.element.append(h('header', { class: 's-row-between' }, h('h2', {}, t`Welcome`),
+    this.element.append(h('header.s-row-between', {}, h('h2', {}, t`Welcome`),
       button(t`Close`, () => this.done(), 's-tool')), ...machine(found).filter(Boolean),
     doors(() => this.page.start(), () => this.done()));
     this.element.hidden = false;
@@ -63,8 +63,8 @@ export async function openHelp() {
   if (!found) return;
   let node = null;
   const start = () => { const page = document.querySelector('studio-train'); return page ? page.start() : go('/'); };
-  node = dialog(t`Help`, h('div', { class: 's-first' }, machine(found), doors(start, () => node.close()),
-    h('h3', {}, t`Keys`), h('dl', { class: 's-pairs' }, KEYS.map(([keys, words]) => h('div', {}, h('dt', {},
+  node = dialog(t`Help`, h('div.s-first', {}, machine(found), doors(start, () => node.close()),
+    h('h3', {}, t`Keys`), h('dl.s-pairs', {}, KEYS.map(([keys, words]) => h('div', {}, h('dt', {},
       h('kbd', {}, keys)), h('dd', {}, words)))),
     quiet(t`In a terminal: `, h('code', {}, 'studio --help'), t` lists the commands, `, h('code', {}, 'studio doctor'),
       t` examines this machine.`)), t`Close`);
