@@ -17,6 +17,7 @@ from studio import offline
 from studio.errors import ServeError, StudioError
 from studio.home import Home
 from ui.frame import FAVICON, Frame
+from ui.language import LANGUAGES, Language, page_script
 from ui.reverse_proxy import Below, checked_root
 from ui.security import (
     LOOPBACK,
@@ -84,6 +85,12 @@ def build_app(
         app.include_router(router)
     app.mount("/studio", _assets(StaticFiles))
 
+    @app.get("/language/{name}.js", include_in_schema=False)
+    def language(name: str) -> Response:
+        known = {"cache-control": "max-age=31536000, immutable"} if name in LANGUAGES else None
+        script = page_script(name) if known else ""
+        return Response(script, 200 if known else 404, known, media_type="text/javascript")
+
     @app.get("/train", include_in_schema=False)
     def train() -> Response:  # the first page, under the name its link has
         return RedirectResponse("/")
@@ -95,7 +102,7 @@ def build_app(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that it does without node, which is meant so
         _mount(app, _pages(), root)
-    inner: App = SizeLimit(Frame(app, root), larger=LARGER)
+    inner: App = Language(SizeLimit(Frame(app, root), larger=LARGER))
     asked = TokenCheck(inner, token=token, port=port) if token else inner
     guarded = OriginCheck(asked, hosts=hosts)
     return Below(guarded, root) if root else guarded

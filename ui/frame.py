@@ -7,10 +7,10 @@ bar with the navigation is there from the first paint on. It edits HTML document
 """
 
 import re
-from functools import cache
 from html import escape
 
 from studio import hardware
+from ui.language import LANGUAGES, current, say, script_address, tag
 from ui.pages import PAGES, page_at
 from ui.security import App, Message, Receive, Scope, Send
 from ui.theme import tokens_css
@@ -49,11 +49,17 @@ SUN = (
 )
 
 
-LOST = (
-    '<!doctype html><html lang="en"><head></head><body><main class="s-welcome"><h1>There is no '
-    "such page</h1><p>The address has a typing error, or comes from another version.</p>"
-    '<a class="s-button s-primary" href="/">Go to the first page</a></main></body></html>'
-)
+def lost_page() -> str:
+    """Return the page at an address that does not exist."""
+    return (
+        '<!doctype html><html lang="en"><head></head><body><main class="s-welcome"><h1>'
+        f"{say('There is no such page')}</h1>"
+        f"<p>{say('The address has a typing error, or comes from another version.')}</p>"
+        f'<a class="s-button s-primary" href="/">{say("Go to the first page")}</a>'
+        "</main></body></html>"
+    )
+
+
 SHEETS = ("core/base", "core/chart", "core/form", *(f"{page.name}/{page.name}" for page in PAGES))
 HEAD = (
     f"<style>{tokens_css()}</style><script>{BOOT}</script>"
@@ -86,7 +92,7 @@ class Frame:
             if message["type"] == "http.response.start":
                 headers = dict(message["headers"])
                 if message["status"] == 404 and _navigates(scope):
-                    lost = LOST.encode()
+                    lost = lost_page().encode()
                     start = {**message, "headers": [(b"content-type", b"text/html; charset=utf-8")]}
                     return
                 if not headers.get(b"content-type", b"").startswith(b"text/html"):
@@ -128,7 +134,12 @@ def document(html: str, path: str, root: str = "") -> str:
     html = re.sub(r'\s*<link rel="manifest"[^>]*>', "", html)  # gradio's; ours is in HEAD
     html = html.replace('control_page_title="true"', 'control_page_title="false"', 1)
     page = page_at(path)
-    head = f"<title>{f'{page.title} · ' if page else ''}Adapter Studio</title>{HEAD}"
+    head = f"<title>{f'{say(page.title)} · ' if page else ''}Adapter Studio</title>{HEAD}"
+    if (language := current.get()) != "en":  # before the modules, which look up texts at once
+        head = head.replace(
+            "<script", f'<script src="{script_address(language)}"></script><script', 1
+        )
+        html = re.sub(r'(<html[^>]*?\s)lang="\w*"', rf'\1lang="{tag(language)}"', html, count=1)
     if page:
         head += f'<link rel="modulepreload" href="/studio/{page.name}/{page.name}.js">'
     top = bar(path)
@@ -142,25 +153,29 @@ def document(html: str, path: str, root: str = "") -> str:
 
 def bar(path: str) -> str:
     """Return the bar on top: mark, pages, what the queue does, the theme switch."""
-    current = page_at(path)
+    here = page_at(path)
     links = "".join(
-        f'<a href="{page.address}"{" aria-current=page" if page is current else ""}>'
-        f"{escape(page.title)}</a>"
+        f'<a href="{page.address}"{" aria-current=page" if page is here else ""}>'
+        f"{escape(say(page.title))}</a>"
         for page in PAGES
     )
+    other = next(name for name in LANGUAGES if name != current.get())
     return (
-        '<header class="s-bar"><a class="s-skip" href="#">Skip to the page</a>'
+        f'<header class="s-bar"><a class="s-skip" href="#">{say("Skip to the page")}</a>'
         f'<a class="s-brand" href="/">{MARK}<span>Adapter Studio</span></a>'
-        f'<nav aria-label="Pages">{links}</nav>'
+        f'<nav aria-label="{say("Pages")}">{links}</nav>'
         '<a class="s-pulse" href="/runs" data-testid="pulse" aria-live="polite"></a>'
-        '<button class="s-icon" id="s-help" type="button" title="Help" aria-label="Help">?</button>'
-        f'<button class="s-icon" id="s-theme" type="button" title="Light or dark" '
-        f'aria-label="Switch between light and dark">{SUN}</button></header>'
+        f'<button class="s-icon" id="s-language" type="button" lang="{tag(other)}" '
+        f'data-language="{other}" aria-label="{LANGUAGES[other]}" title="{LANGUAGES[other]}">'
+        f"{LANGUAGES[other]}</button>"
+        f'<button class="s-icon" id="s-help" type="button" title="{say("Help")}" '
+        f'aria-label="{say("Help")}">?</button>'
+        f'<button class="s-icon" id="s-theme" type="button" title="{say("Light or dark")}" '
+        f'aria-label="{say("Switch between light and dark")}">{SUN}</button></header>'
         f"{_gpu_notice()}"
     )
 
 
-@cache
 def _gpu_notice() -> str:
     """Return a line under the bar while runs use the CPU because torch cannot use the GPU."""
     blocked = hardware.blocked()
@@ -169,6 +184,7 @@ def _gpu_notice() -> str:
     card = blocked[0]
     command = f" <code>{escape(card.command)}</code>" if card.command else ""
     return (
-        '<p class="s-notice" role="status" data-testid="gpu-notice">Runs use the CPU: '
-        f"{escape(card.label)} cannot be used. {escape(card.why)}{command}</p>"
+        '<p class="s-notice" role="status" data-testid="gpu-notice">'
+        f"{say(f'Runs use the CPU: {escape(card.label)} cannot be used.')} "
+        f"{escape(say(card.why))}{command}</p>"
     )

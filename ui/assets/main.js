@@ -9,6 +9,12 @@ document.addEventListener('click', (event) => {
   window.studioTheme(document.documentElement.classList.contains('dark') ? 'light' : 'dark');
 });
 
+const chosen = document.querySelector('#s-language');
+chosen?.addEventListener('click', () => {
+  document.cookie = `studio-language=${chosen.dataset.language};path=/;max-age=31536000;samesite=lax`;
+  location.reload(); // the address holds what was filled in; an upload under way asks first
+});
+
 /** The queue in the header: 1 running · 2 queued, or that the server does not respond. */
 function queueIndicator(node) {
   const dot = h('i', {}), words = h('span', {});

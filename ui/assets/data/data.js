@@ -2,7 +2,7 @@
 // queued job; this tab follows the ones it submitted. The address holds the selection.
 
 import { actOn, ago, api, badge, bar, button, bytes, choose, count, fill, h, keyed, matcher, menu, query, remember,
-  send, sureButton, t, tabs, text, toast } from '../core/dom.js';
+  send, sureButton, t, tabs, text, toast, word } from '../core/dom.js';
 import { isLive, poke, share, subscribe } from '../core/live.js';
 import { Import, Mapping } from './import.js';
 import { Report } from './report.js';
@@ -191,7 +191,7 @@ export class Data extends HTMLElement {
   async ended(job, then, failed) {
     const done = await send(`/api/outcome/${job.id}`);
     if (done?.state === 'succeeded') return then(done.outcome);
-    const words = job.error?.text ?? t`"${job.name}" was ${job.state}.`;
+    const words = job.error?.text ?? t`"${job.name}" was ${word(job.state)}.`;
     return failed ? failed(words) : toast(words, 'error');
   }
 

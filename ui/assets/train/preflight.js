@@ -1,7 +1,7 @@
 // Train: the memory and time estimate of the form, measuring it with two real steps, fitting it to the
 // device, and presets.
 
-import { api, button, bytes, count, duration, h, number, quiet, send, sureButton, t } from '../core/dom.js';
+import { api, button, bytes, count, duration, h, number, quiet, send, sureButton, t, word } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 
 const HUES = { runtime: 9, weights: 0, adapter: 1, gradients: 6, optimizer: 7, activations: 2, logits: 5,
@@ -78,7 +78,7 @@ export class Preflight {
       const found = await send(`/api/outcome/${started.id}`);
       if (!found || turn !== this.turn) return;
       if (found.outcome.parts) { this.show(found.outcome); return; }
-      words.textContent = found.error?.text || t`Measuring: ${found.phase || found.state}`;
+      words.textContent = found.error?.text || t`Measuring: ${found.phase || word(found.state)}`;
       if (['failed', 'cancelled', 'paused'].includes(found.state)) return;
     }
   }

@@ -1,7 +1,7 @@
 // The Train page: the form, drawn from the fields of a run, and beside it what it means: what pressing Train
 // does, memory and time, the first rows as tokens, the launched run, and the same as a command or a file.
 
-import { api, button, errorLine, h, matcher, quiet, remember, say, send, short, snippet, t, text } from
+import { api, button, errorLine, h, matcher, quiet, remember, say, send, short, snippet, t, text, word } from
   '../core/dom.js';
 import { planSweep } from '../runs/queue.js';
 import { Launch } from './launch.js';
@@ -252,7 +252,7 @@ export class Train extends HTMLElement {
     while (!found) found = await this.judge(); // a newer answer came between
     if (found.error) return;
     const twin = this.launch.twin(found.set);
-    const asked = () => t`“${twin.name}” with these very settings is ${twin.state}. Train them once more?`;
+    const asked = () => t`“${twin.name}” with these very settings is ${word(twin.state)}. Train them once more?`;
     if (twin && !window.confirm(asked())) return;
     this.welcome.hide();
     try {

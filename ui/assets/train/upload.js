@@ -1,6 +1,6 @@
 // Upload a data file on the Train page: it is imported as on the Data page, and chosen.
 
-import { api, button, h, send, t, text } from '../core/dom.js';
+import { api, button, h, send, t, text, word } from '../core/dom.js';
 import { sendFile } from '../core/upload.js';
 
 const later = (ms) => new Promise((done) => { setTimeout(done, ms); });
@@ -37,7 +37,7 @@ export class Upload {
         await later(300);
         found = await send(`/api/outcome/${job.id}`) ?? found;
       }
-      if (found.state !== 'succeeded') throw new Error(found.error?.text ?? t`The import was ${found.state}.`);
+      if (found.state !== 'succeeded') throw new Error(found.error?.text ?? t`The import was ${word(found.state)}.`);
       this.say('');
       this.use(found.outcome.name ?? found.outcome.dataset);
     } catch (error) { this.say(error.message, 's-error'); }

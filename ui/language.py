@@ -1,0 +1,241 @@
+"""Texts in the user's language: gettext catalogs, English as the key.
+
+Library and queue make English sentences and keep them as they are, in the database and in logs; the
+windows translate at the boundary, so that what was stored before a switch is shown in the language
+of now. A key is the English text with its variable parts as `{0}`, `{1}`: "{0} rows". A sentence
+that arrives whole is recognised by its key, which `tests/catalog.py` takes from the f-string that
+made it. Parts in quotes are the user's own words and stay.
+
+The catalogs are read as `.po` files: nothing is compiled, neither in a wheel nor in a checkout.
+"""
+
+import ast
+import json
+import re
+from contextvars import ContextVar
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from ui.security import App, Message, Receive, Scope, Send
+
+LOCALE = Path(__file__).parent / "locale"
+LANGUAGES = {"en": "EN", "zh_CN": "中文"}
+COOKIE = "studio-language"
+PAGES, TEXTS = "pages", "texts"  # the catalog of the JavaScript, and of everything else
+PART = "part\x04"  # begins the key of a fixed text that only stands inside a sentence
+current: ContextVar[str] = ContextVar("language", default="en")
+
+# Which texts of an answer are ours: the keys that hold them, by the beginning of the route.
+OURS: dict[str, frozenset[str]] = {
+    route: frozenset(keys.split())
+    for route, keys in {
+        "/api/actions": "title help unit heading",
+        "/api/train": "title help unit heading auto unknown warnings notes titles text",
+        "/api/live": "note phase text advice finding evidence",
+        "/api/data": "reason problem text help title heading unit",
+        "/api/do/": "text note notes why reason warnings lacks says words title label what help "
+        "unknown problem why_not phase trouble",
+        "/api/system": "what why trouble label",
+        "/api/adapters": "label phase note",
+        "/api/models": "why_not label phase",
+        "/api/chat/choices": "title description label",
+        "/api/outcome": "text note notes why reason warnings phase",
+    }.items()
+}
+FIELD = re.compile(r"\{(\d)\}")
+QUOTES = {'"': '"', "“": "”", "`": "`", "'": "'"}
+
+
+@cache
+def catalog(language: str, domain: str = TEXTS) -> dict[str, str]:
+    """Return the translations of a catalog by their English texts; none for English."""
+    file = LOCALE / language / "LC_MESSAGES" / f"{domain}.po"
+    return read_po(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def read_po(text: str) -> dict[str, str]:
+    """Return the entries of a `.po` file; the header has the empty key."""
+    found, key, part = dict[str, str](), "", ""
+    for line in text.splitlines():
+        word, _, rest = line.partition(" ")
+        if word in ("msgctxt", "msgid", "msgstr"):
+            key = "" if part == "msgstr" else key
+            part, line = word, rest
+        if not line.startswith('"'):
+            continue
+        value = ast.literal_eval(line)
+        if part == "msgstr":
+            found[key] = found.get(key, "") + value
+        else:
+            key += f"{value}\x04" if part == "msgctxt" else value
+    return found
+
+
+def say(text: str) -> str:
+    """Return a text of ours in the current language; what is not known stays English."""
+    return _said(text, current.get()) if text and current.get() != "en" else text
+
+
+@cache
+def _patterns(language: str) -> list[tuple[str, re.Pattern[str], str, str]]:
+    """Return (longest literal, pattern, key, translation) of keys with fields, longest first."""
+    found = []
+    for key, translated in catalog(language).items():
+        literals = FIELD.split(key.removeprefix(PART))[::2]
+        if len(literals) == 1 or not translated:
+            continue
+        pattern = "(.*?)".join(map(re.escape, literals))
+        found.append((max(literals, key=len), re.compile(pattern, re.DOTALL), key, translated))
+    return sorted(found, key=lambda one: -len(FIELD.sub("", one[2])))
+
+
+@cache
+def _known(text: str, language: str) -> str | None:
+    if exact := catalog(language).get(text):
+        return exact
+    for literal, pattern, key, translated in _patterns(language):
+        if literal not in text or not (found := pattern.fullmatch(text)):
+            continue
+        values = [_value(found, key, at, language) for at in range(len(found.groups()))]
+        return FIELD.sub(lambda one, values=values: values[int(one[1])], translated)
+    return None
+
+
+def _value(found: re.Match[str], key: str, at: int, language: str) -> str:
+    """Return a variable part of a sentence, translated if it is a text of ours."""
+    value, place = found[at + 1], key.index(f"{{{at}}}")
+    before, after = key[place - 1 : place], key[place + 3 : place + 4]
+    if (QUOTES.get(before) == after and before) or not value.strip():
+        return value
+    bare = value.strip()
+    fixed = catalog(language).get(PART + bare) or (_said(bare, language) if " " in bare else bare)
+    return value.replace(bare, fixed)
+
+
+def _said(text: str, language: str) -> str:
+    whole = _known(text, language)
+    if whole is not None:
+        return whole
+    for between, joined in (("\n", "\n"), (" · ", " · ")):
+        if between in text:
+            return joined.join(_said(part, language) for part in text.split(between))
+    pieces = re.split(r"(?<=[.?!:]) (?=\S)", text)
+    said, at = "", 0
+    while len(pieces) > 1 and at < len(pieces):
+        for end in range(len(pieces), at, -1):
+            known = _known(" ".join(pieces[at:end]), language)
+            if known is not None or end == at + 1:
+                said += known if known is not None else f"{' ' if said else ''}{pieces[at]} "
+                at = end
+                break
+    return said.rstrip() or text
+
+
+def tag(language: str) -> str:
+    """Return the language as HTML names it."""
+    return language.replace("_", "-")
+
+
+# -- the web ---------------------------------------------------------------------------------------
+
+
+@cache
+def page_script(language: str) -> str:
+    """Return the script that gives the pages their texts, read before any module."""
+    known = {key: value for key, value in catalog(language, PAGES).items() if key and value}
+    return f"globalThis.studioWords={json.dumps(known, ensure_ascii=False)}"
+
+
+@cache
+def script_address(language: str) -> str:
+    """Return the address of the pages' texts, another one after each change."""
+    digest = blake2b(page_script(language).encode(), digest_size=6).hexdigest()
+    return f"/language/{language}.js?{digest}"
+
+
+class Language:
+    """Answer each request in the language of its cookie, or of the browser at first."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Set the language of the request and translate the texts of JSON answers."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        language = wanted(scope)
+        token = current.set(language)
+        try:
+            spoken = send if language == "en" else _Spoken(send, scope["path"]).send
+            await self.app(scope, receive, spoken)
+        finally:
+            current.reset(token)
+
+
+def wanted(scope: Scope) -> str:
+    """Return the language that a request asks for."""
+    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    for part in headers.get(b"cookie", "").split(";"):
+        name, _, value = part.strip().partition("=")
+        if name == COOKIE and value in LANGUAGES:
+            return value
+    first = headers.get(b"accept-language", "").partition(",")[0].lower()
+    return "zh_CN" if first.startswith("zh") else "en"
+
+
+class _Spoken:
+    """Hold a JSON answer back until it is whole, then send it in the current language."""
+
+    def __init__(self, send: Send, path: str) -> None:
+        self.to, self.path = send, path
+        self.start: Message | None = None
+        self.body = bytearray()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            kind = dict(message["headers"]).get(b"content-type", b"")
+            if kind == b"application/json" and self.path.startswith("/api/"):
+                self.start = message
+                return
+        elif self.start is not None:
+            self.body += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            start, self.start = self.start, None
+            value = translated(json.loads(self.body), self.path) if self.body else None
+            whole = json.dumps(value, ensure_ascii=False).encode() if self.body else b""
+            headers = [one for one in start["headers"] if one[0] != b"content-length"]
+            length = (b"content-length", b"%d" % len(whole))
+            await self.to({**start, "headers": [*headers, length]})
+            message = {"type": "http.response.body", "body": whole}
+        await self.to(message)
+
+
+def translated(value: Any, path: str) -> Any:
+    """Return the answer of a route with our texts in the current language, the user's untouched."""
+    if isinstance(value, dict) and isinstance(value.get("error"), dict) and len(value) == 1:
+        return _walk(value, frozenset({"text"}))
+    routes = [route for route in OURS if path.startswith(route)]
+    return _walk(value, OURS[max(routes, key=len)]) if routes else value
+
+
+def _walk(value: Any, keys: frozenset[str], ours: bool = False) -> Any:
+    if isinstance(value, str):
+        return say(value) if ours else value
+    if isinstance(value, list):
+        return [_walk(one, keys, ours) for one in value]
+    if not isinstance(value, dict):
+        return value
+    made = {name: _walk(one, keys, ours or name in keys) for name, one in value.items()}
+    if isinstance(value.get("choices"), list):  # of a field: pairs of a value and its label
+        made["choices"] = [[one, say(label)] for one, label in map(_pair, value["choices"])]
+    if isinstance(value.get("words"), dict):
+        made["words"] = {say(word): one for word, one in value["words"].items()}
+    return made
+
+
+def _pair(choice: Any) -> tuple[Any, str]:
+    return (choice[0], choice[1]) if isinstance(choice, list) else (choice, choice)
