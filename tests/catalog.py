@@ -23,6 +23,11 @@ ERRORS = re.compile(
     r"\w+Error$|OutOfMemory|DiskFull|Unreached|JudgeFailed|Diverged|\w+Lost$|GateFailed|WeightsToo"
 )
 SILENT = {"debug", "info", "warning", "exception", "execute", "compile", "sub", "match", "search"}
+NO_SENTENCES = re.compile(
+    r"^(ID\||Iterator\[|Method Trainable|\{0\}=\{1\}; Path|Tell me a|What (is|sound) |You can call|"
+    r"no stubs|Address  |part.(aria-|ia3_l|studio\.db))"
+)
+MODELS_READ = {"SAMPLE_PROMPTS", "RUBRIC", "QUESTION", "TEXTS"}
 Texts = dict[str, str]  # by key: the expressions of its variable parts
 
 
@@ -94,23 +99,28 @@ def texts() -> tuple[Texts, Texts]:
         for file in sorted((ROOT / root).rglob("*.py")):
             if not LEFT_OUT.search(file.relative_to(ROOT).as_posix()):
                 _Reader(strict, sentences).visit(ast.parse(file.read_text()))
-    return strict, {key: parts for key, parts in sentences.items() if key not in strict}
+    strict |= dict.fromkeys((PART + word for word in closed_sets()), "")
+    return strict, {
+        key: parts
+        for key, parts in sentences.items()
+        if key not in strict and not NO_SENTENCES.match(key)
+    }
 
 
 def field_texts() -> Texts:
     """Return titles, helps, units and words of fields, actions and methods, and pages' titles."""
     from jobs.actions import ACTIONS
+    from jobs.actions.registry import schema
     from studio.chat.lanes import Sampling
     from studio.methods import methods
     from ui.pages import PAGES as OPENED
-    from ui.train_page import PARTS, form_fields, shown
+    from ui.train_page import PARTS, explained, form_fields, shown
 
     found: list[Any] = [page.title for page in OPENED]
     fields = [shown(one) for part, record in PARTS.items() for one in form_fields(record, part)]
     for method in methods().values():
         fields += [shown(one) for one in form_fields(method, "method")]
-        found += [method.title, *_words(method.manual())]
-    from jobs.actions.registry import schema
+        found += [method.title, *explained(method)["manual"].split("\n"), explained(method)["use"]]
 
     for action in ACTIONS.values():
         if not action.terminal:
@@ -122,12 +132,8 @@ def field_texts() -> Texts:
     for one in fields:
         found += [one["title"], one["help"], one["unit"], one["heading"], *one["words"]]
         found += [label for value, label in one["choices"] if label != value]
-    return {text: "" for text in found if text and re.search("[A-Za-z]{2}", text)}
-
-
-def _words(manual: Any) -> list[str]:
-    values = manual.values() if isinstance(manual, dict) else manual
-    return [one for one in values if isinstance(one, str) and " " in one]
+    readable = r"[A-Za-z]{3,}(?![^`]*`(?:[^`]*`[^`]*`)*[^`]*$)"  # not in code alone
+    return {one: "" for one in found if one and re.search(readable, one) and "arXiv" not in one}
 
 
 class _Reader(ast.NodeVisitor):
@@ -147,13 +153,17 @@ class _Reader(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-        if name in SILENT or name in ("knob", "field", "Field"):
+        if name in SILENT or name in ("knob", "field", "Field", "_rows"):
             return
         if name == "say" and isinstance(node.args[0], ast.Constant):
             self.strict[node.args[0].value] = ""
         elif ERRORS.match(name) and node.args:
             self._add(node.args[0], sure=True)
         self.generic_visit(node)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        if getattr(node.targets[0], "id", "") not in MODELS_READ:
+            self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> None:
         self._add(node)

@@ -32,7 +32,7 @@ OURS: dict[str, frozenset[str]] = {
     route: frozenset(keys.split())
     for route, keys in {
         "/api/actions": "title help unit heading",
-        "/api/train": "title help unit heading auto unknown warnings notes titles text",
+        "/api/train": "title help unit heading auto unknown warnings notes titles text use manual",
         "/api/live": "note phase text advice finding evidence",
         "/api/data": "reason problem text help title heading unit",
         "/api/do/": "text note notes why reason warnings lacks says words title label what help "
@@ -233,7 +233,8 @@ def _walk(value: Any, keys: frozenset[str], ours: bool = False) -> Any:
     if isinstance(value.get("choices"), list):  # of a field: pairs of a value and its label
         made["choices"] = [[one, say(label)] for one, label in map(_pair, value["choices"])]
     if isinstance(value.get("words"), dict):
-        made["words"] = {say(word): one for word, one in value["words"].items()}
+        words = value["words"].items()
+        made["words"] = {word if word == "auto" else say(word): one for word, one in words}
     return made
 
 

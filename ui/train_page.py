@@ -22,11 +22,13 @@ from studio.errors import StudioError
 from studio.fields import Parameter, parameter, parse_assignment
 from studio.home import Home
 from studio.methods import methods
+from studio.methods.method import Method
 from studio.models import sources as models
 from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
 from studio.spec_text import command_line, differences
 from studio.training import objectives
 from ui import form_state, sources
+from ui.language import say
 from ui.wording import with_titles
 
 PARTS: dict[str, type[BaseModel]] = {
@@ -82,13 +84,23 @@ def drawn(home: Home) -> dict[str, Any]:
         "methods": [
             {
                 "name": name, "title": method.title, "phase": method.phase.value,
-                "manual": method.manual(),
+                **explained(method),
                 "fields": [shown(one) for one in form_fields(method, "method")],
             }
             for name, method in methods().items()
         ],
         "choices": {path: [(value, label) for label, value in found] for path, found in choices},
     }  # fmt: skip
+
+
+def explained(method: type[Method]) -> dict[str, str]:
+    """Return what a method is for, and the other paragraphs of its manual, a sentence a line."""
+    text = re.sub(r"(?<![.:\n])\n(?!\n)", " ", method.manual())
+    use = re.search(r"When to use it: (.*?)(?=\nCost:|\n\n|\Z)", text, re.DOTALL)
+    assert use is not None
+    words = " ".join(use[1].split())
+    rest = (text[: use.start()] + text[use.end() :]).strip()
+    return {"use": words[0].upper() + words[1:], "manual": re.sub(r"\n{3,}", "\n\n", rest)}
 
 
 def _asked(asked: Asked, home: Home) -> RunSpec:
@@ -132,8 +144,9 @@ def typed(values: Values) -> Values:
             continue
         field = known.get(path)
         if isinstance(text, str) and field is not None:
-            if text in field.words:
-                text = field.words[text]
+            words = field.words | {say(word): code for word, code in field.words.items()}
+            if text in words:
+                text = words[text]
             elif field.kind == "number" or (field.kind == "text" and field.default == "auto"):
                 text = parse_assignment(f"value={text}")[1]
             elif field.kind == "open_choice" and text not in field.choices:

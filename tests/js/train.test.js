@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 const { pickedDevices, written } = await import('../../ui/assets/train/settings.js');
-const { picture, purpose } = await import('../../ui/assets/train/methods.js');
+const { picture } = await import('../../ui/assets/train/methods.js');
 const { isOld } = await import('../../ui/assets/compare/answer.js');
 const { unmergeable } = await import('../../ui/assets/adapters/actions.js');
 
@@ -25,10 +25,7 @@ test('GPUs are picked together, everything else alone', () => {
   assert.deepEqual(pickedDevices(['cuda:1', 'cpu']), ['cpu']);
 });
 
-test('a method says what it is for, and one without a picture of its own has that of its phase', () => {
-  const manual = '`y = W x`.\n\nWhen to use it: for a very\nsmall adapter.\nCost: one number.';
-  assert.equal(purpose(manual), 'For a very small adapter.');
-  assert.equal(purpose('No manual.'), '');
+test('a method without a picture of its own has that of its phase', () => {
   document.createElementNS = (_, tag) => document.createElement(tag);
   assert.equal(picture('new one', 'weights').outline, picture('full', 'weights').outline);
 });

@@ -43,13 +43,6 @@ export function picture(name, phase) {
   return svg;
 }
 
-/** What a method is for, from its manual. */
-export function purpose(manual) {
-  const [, words = ''] = manual.match(/When to use it: ([^]*?)(?:\nCost:|\n\n|$)/) ?? [];
-  const flowing = words.replace(/\s+/g, ' ').trim();
-  return flowing.charAt(0).toUpperCase() + flowing.slice(1);
-}
-
 export class Methods {
   /** `choose` is called with the name of a method. */
   constructor(methods, choose) {
@@ -66,8 +59,8 @@ export class Methods {
     this.unfold(false);
   }
 
-  card({ name, title, phase, manual }, choose) {
-    const size = h('span.s-size', {}), use = purpose(manual);
+  card({ name, title, phase, use }, choose) {
+    const size = h('span.s-size', {});
     const input = h('input', { type: 'radio', name: 'method', value: name, onchange: () => choose(name) });
     const label = h('label', { class: 's-method', title: use }, input, picture(name, phase), h('b', {}, title), size,
       h('span.s-use', {}, use));
@@ -88,7 +81,7 @@ export class Methods {
     input.checked = true;
     this.shown = method;
     this.unfold(this.unfolded);
-    this.manual.lastChild.replaceChildren(...manual(this.methods.find((one) => one.name === method).manual));
+    this.manual.lastChild.replaceChildren(...manual(this.methods.find((one) => one.name === method)));
   }
 
   /** Show how many parameters each trains on the model, and the size of its file. */
@@ -103,9 +96,6 @@ export class Methods {
   }
 }
 
-/** A manual, first when to use the method; a line ends only where a sentence does. */
-function manual(words) {
-  const parts = words.replace(/(?<![.:\n])\n(?!\n)/g, ' ').split('\n\n');
-  parts.sort((a, b) => b.startsWith('When to use it') - a.startsWith('When to use it'));
-  return parts.map((part) => h('p', {}, part.split('`').map((piece, at) => (at % 2 ? h('code', {}, piece) : piece))));
-}
+/** A manual, first what the method is for. */
+const manual = (one) => [one.use, ...one.manual.split('\n\n')].map((part) => h('p', {}, part.split('`').map(
+  (piece, at) => (at % 2 ? h('code', {}, piece) : piece))));
