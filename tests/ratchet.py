@@ -66,6 +66,11 @@ def tree_of(file: Path) -> ast.Module:
     return ast.parse(text_of(file))
 
 
+@cache
+def nodes(file: Path) -> list[ast.AST]:
+    return list(ast.walk(tree_of(file)))
+
+
 def sources() -> list[Path]:
     """Return every Python source of the three floors."""
     return files(*FLOORS, suffixes={".py"})
@@ -97,11 +102,19 @@ def known_modules() -> frozenset[str]:
 
 
 @cache
-def imports(file: Path, *, lazy: bool = True) -> set[str]:
-    """Return our modules that a file imports; those inside functions unless `lazy` is false."""
+def imports(file: Path) -> set[str]:
+    """Return our modules that a file imports, inside functions too, but not for types only."""
     known = known_modules()
     found: set[str] = set()
-    for node in _nodes(tree_of(file), lazy):
+    typing_only = {
+        inner
+        for node in nodes(file)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in nodes(file):
+        if node in typing_only:
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -111,16 +124,6 @@ def imports(file: Path, *, lazy: bool = True) -> set[str]:
                 name if (name := f"{base}.{alias.name}") in known else base for alias in node.names
             }
     return {name for name in found if name.partition(".")[0] in FLOORS}
-
-
-def _nodes(node: ast.AST, lazy: bool) -> Iterator[ast.AST]:
-    """Yield what runs, not what stands there for types only."""
-    yield node
-    for child in ast.iter_child_nodes(node):
-        inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
-        if not typing_only and (lazy or not inside):
-            yield from _nodes(child, lazy)
 
 
 def circles() -> list[str]:
@@ -157,7 +160,7 @@ def upward_imports() -> list[str]:
 
 def forget() -> None:
     """Read every file again."""
-    for function in (text_of, tree_of, known_modules, imports):
+    for function in (text_of, tree_of, nodes, known_modules, imports):
         function.cache_clear()
 
 
@@ -188,7 +191,7 @@ def sql_fstrings() -> list[str]:
     return [
         f"{file}:{node.lineno}"
         for file in sources()
-        for node in ast.walk(tree_of(file))
+        for node in nodes(file)
         if isinstance(node, ast.JoinedStr)
         and any(isinstance(part, ast.FormattedValue) for part in node.values)
         and isinstance(first := node.values[0], ast.Constant)
@@ -202,7 +205,7 @@ def sql_fstrings() -> list[str]:
 def texts() -> Iterator[tuple[str, str]]:
     """Yield every text that somebody may read, with its place."""
     for file in sources():
-        for node in ast.walk(tree_of(file)):
+        for node in nodes(file):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield f"{file}:{node.lineno}", node.value
         for number, line in enumerate(text_of(file).splitlines(), 1):
@@ -217,8 +220,11 @@ def texts() -> Iterator[tuple[str, str]]:
 def phrase_hits() -> dict[str, list[str]]:
     """Return the places of each banned phrase."""
     found: dict[str, list[str]] = {phrase: [] for phrase in BANNED}
+    some = re.compile("|".join(BANNED), re.IGNORECASE)
     for place, text in texts():
         flat = " ".join(text.split())
+        if not some.search(flat):
+            continue
         for phrase in BANNED:
             found[phrase] += [place] * len(re.findall(phrase, flat, re.IGNORECASE))
     return found
@@ -230,7 +236,7 @@ def question_docstrings() -> list[str]:
     return [
         f"{file}:{node.lineno} {node.name}"
         for file in sources()
-        for node in ast.walk(tree_of(file))
+        for node in nodes(file)
         if isinstance(node, kinds) and QUESTION.match(ast.get_docstring(node) or "")
     ]
 
@@ -260,7 +266,7 @@ def routes() -> list[str]:
     return [
         f"{node.func.attr} {node.args[0].value}"
         for file in sources()
-        for node in ast.walk(tree_of(file))
+        for node in nodes(file)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr in methods

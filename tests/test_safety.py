@@ -13,8 +13,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).resolve().parents[1]
-FILES = sorted(file for part in ("studio", "jobs", "ui") for file in (ROOT / part).rglob("*.py"))
+from tests import ratchet
+from tests.ratchet import ROOT, nodes, sources, text_of
+
+FILES = sources()
 
 # Each floor carries the fixes of known holes: remote code and `weights_only` bypasses, file reads.
 FLOORS = {"transformers": "5.5", "gradio": "6.16", "torch": "2.10"}
@@ -32,9 +34,21 @@ def test_a_dependency_is_new_enough_to_carry_its_fixes(package):
     assert Version(version(package)) >= Version(FLOORS[package])
 
 
-def calls(file: Path) -> list[ast.Call]:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    return [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+@cache
+def calls() -> list[tuple[Path, ast.Call, str]]:
+    """Every call of our sources, with the name that is called."""
+    return [
+        (file, node, ast.unparse(node.func))
+        for file in FILES for node in nodes(file) if isinstance(node, ast.Call)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten():
+    """Free the trees of all files after the last test."""
+    yield
+    calls.cache_clear()
+    ratchet.forget()
 
 
 FORBIDDEN = {
@@ -44,10 +58,9 @@ FORBIDDEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(file):
-    for call in calls(file):
-        name, named = ast.unparse(call.func), {k.arg: ast.unparse(k.value) for k in call.keywords}
+def test_nothing_is_unpickled_evaluated_or_given_to_a_shell():
+    for file, call, name in calls():
+        named = {k.arg: ast.unparse(k.value) for k in call.keywords}
         assert name not in FORBIDDEN, f"{file}:{call.lineno} calls {name}"
         assert named.get("shell", "False") == "False", f"{file}:{call.lineno} opens a shell"
         assert named.get("trust_remote_code", "False") == "False", f"{file}:{call.lineno}"
@@ -63,13 +76,12 @@ def test_every_model_of_a_person_is_loaded_without_its_code():
         "ui/bench/peers.py",
         "ui/bench/chat_speed.py",
     }  # own folders
-    for file in FILES:
-        if str(file.relative_to(ROOT)) in ours or "bench" in file.parts:
+    for file, call, name in calls():
+        if str(file) in ours or "bench" in file.parts:
             continue
-        for call in calls(file):
-            if re.match(r"Auto\w+\.from_(pretrained|config)$", ast.unparse(call.func)):
-                named = {keyword.arg for keyword in call.keywords}
-                assert "trust_remote_code" in named or None in named, f"{file}:{call.lineno}"
+        if re.match(r"Auto\w+\.from_(pretrained|config)$", name):
+            named = {keyword.arg for keyword in call.keywords}
+            assert "trust_remote_code" in named or None in named, f"{file}:{call.lineno}"
 
 
 def test_a_token_is_compared_in_constant_time():
@@ -115,13 +127,13 @@ INSTALLED_AS = {"yaml": "pyyaml", "mlflow": "mlflow-skinny", "lm_eval": "lm-eval
 def test_everything_that_is_imported_is_declared():
     missing = {}
     for file in FILES:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in nodes(file):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
             for name in (name.split(".")[0] for name in names):
                 ours = name in ("studio", "jobs", "ui") or name in sys.stdlib_module_names
                 if not ours and canonicalize_name(INSTALLED_AS.get(name, name)) not in declared():
-                    missing[name] = str(file.relative_to(ROOT))
+                    missing[name] = str(file)
     assert missing == {}
 
 
@@ -129,22 +141,22 @@ FOREIGN = {"modeling_auto.py"}  # files of other projects that our comments cite
 
 
 def test_a_file_that_is_mentioned_exists():
-    ends = "\n".join(f"/{other.relative_to(ROOT)}\n" for other in FILES)
+    ends = "\n".join(f"/{other}\n" for other in FILES)
     for file in FILES:
-        for name in re.findall(r"(?<![\w*{}])[\w/]+\.py\b", file.read_text(encoding="utf-8")):
+        for name in re.findall(r"(?<![\w*{}])[\w/]+\.py\b", text_of(file)):
             assert f"/{name.lstrip('/')}\n" in ends or name in FOREIGN, f"{file} mentions {name}"
 
 
 SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|CREATE|DROP|ALTER|PRAGMA|WITH)\s", re.I)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_no_sql_is_put_together_from_values(file):
+def test_no_sql_is_put_together_from_values():
     """Statements are constants, of constants in capitals at most; values are parameters."""
-    for call in calls(file):
-        if ast.unparse(call.func).endswith((".execute", ".executemany", ".query")) and call.args:
+    for file, call, name in calls():
+        if name.endswith((".execute", ".executemany", ".query")) and call.args:
             assert not interpolated(call.args[0]), f"{file}:{call.lineno}"
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
-            sql = SQL.match(str(node.values[0].value)) and "jobs" in file.parts
-            assert not (sql and interpolated(node)), f"{file}:{node.lineno}"
+    for file in (file for file in FILES if "jobs" in file.parts):
+        for node in nodes(file):
+            if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+                sql = SQL.match(str(node.values[0].value))
+                assert not (sql and interpolated(node)), f"{file}:{node.lineno}"

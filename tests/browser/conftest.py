@@ -30,6 +30,17 @@ def chromium():
     pytest.skip(message)
 
 
+@pytest.fixture(scope="package")
+def browser(chromium):
+    """One browser for the tests of this folder; each page has a context of its own."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=QUIET)
+        yield opened
+        opened.close()
+
+
 @pytest.fixture(scope="module")
 def studio(chromium, tmp_path_factory):
     """A running studio with an empty home."""
@@ -111,24 +122,18 @@ class Watch:
 
 
 @pytest.fixture
-def page(request, chromium, studio):
-    """A fresh browser page; the test fails on a console error or an outside request.
+def page(request, browser, studio):
+    """A page of a fresh context; the test fails on a console error or an outside request.
 
     The mark `refused` names the routes whose refusal the test is about; the browser logs it.
     """
     mark = request.node.get_closest_marker("refused")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
-        context = browser.new_context(
-            viewport={"width": 1280, "height": 800}, base_url=studio.address
-        )
-        context.grant_permissions(["clipboard-read", "clipboard-write"])
-        opened, watch = context.new_page(), Watch(studio.address, mark.args if mark else ())
-        opened.set_default_timeout(30_000)
-        watch.follow(opened)
-        yield opened
-        browser.close()
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, base_url=studio.address)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    opened, watch = context.new_page(), Watch(studio.address, mark.args if mark else ())
+    opened.set_default_timeout(30_000)
+    watch.follow(opened)
+    yield opened
+    context.close()
     assert watch.outside == []
     assert watch.errors == []

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from contextlib import closing
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -13,7 +14,7 @@ from jobs import settings
 from jobs.store import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
-from tests.browser.conftest import QUIET, surely
+from tests.browser.conftest import surely
 from tests.jobs.conftest import begin
 from tests.served import served
 
@@ -102,13 +103,9 @@ def one_notification(page: Page, store: JobStore) -> None:
     ]
 
 
-def test_a_queue_survives_its_server(chromium, held):
-    from playwright.sync_api import sync_playwright
-
+def test_a_queue_survives_its_server(browser, held):
     home = held.home.path
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
+    with closing(browser.new_page(viewport={"width": 1280, "height": 800})) as page:
         page.set_default_timeout(SLOW)
         with served(home) as studio:
             page.goto(f"{studio.address}/runs?run=1")
@@ -185,6 +182,5 @@ def test_a_queue_survives_its_server(chromium, held):
             expect(detail).to_contain_text("cancelled", timeout=SLOW)
             one_notification(page, held)
             expect(page.get_by_test_id("queue-notice")).to_contain_text("The queue is held")
-        browser.close()
     assert [job.name for job in held.queue()] == ["gamma", "alpha"]
     assert held.get("beta").state == "paused"
