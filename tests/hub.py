@@ -8,9 +8,10 @@ import contextlib
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LFS = (".safetensors", ".bin", ".gguf")
+LFS = (".safetensors", ".bin", ".gguf", ".parquet")
 TOKEN = "hf_right"  # the only token that this hub knows
 DENIED = {
     "gated": (403, "GatedRepo", "Access to this model is restricted: accept its licence."),
@@ -41,6 +42,7 @@ class Repo:
     license: str = "apache-2.0"
     downloads: int = 10
     tags: tuple[str, ...] = ()
+    card: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sha(self) -> str:
@@ -65,6 +67,19 @@ class Repo:
             {"lfs": lfs} if name.endswith(LFS) else {}
         )
 
+    def listing(self, folder: str, wanted: Collection[str], query: Any) -> list[dict[str, Any]]:
+        """What `tree/…` answers of a folder and `paths-info/…` of the wanted paths."""
+        folders = {one.rpartition("/")[0] for one in self.files} - {""}
+        entries = [{"type": "file", "path": one, "oid": self.entry(one)["blobId"],
+                    **self.entry(one)} for one in sorted(self.files)]  # fmt: skip
+        entries += [{"type": "directory", "path": one, "oid": "0" * 40} for one in folders]
+        deep = "recursive" in query and query["recursive"] != ["False"]
+        return [
+            one for one in entries
+            if (one["path"] in wanted if wanted else one["path"].rpartition("/")[0] == folder
+                or (deep and f"{one['path']}".startswith(f"{folder}/" if folder else "")))
+        ]  # fmt: skip
+
     def info(self, name: str, *, blobs: bool = False) -> dict[str, Any]:
         """What `/api/models/…` answers."""
         config = json.loads(self.files.get("config.json", b"{}") or b"{}")
@@ -81,7 +96,8 @@ class Repo:
             "gated": self.gated, "disabled": False, "downloads": self.downloads, "likes": 1,
             "tags": [*self.tags, f"license:{self.license}"], "pipeline_tag": "text-generation",
             "library_name": "transformers", "createdAt": "2026-08-01T00:00:00.000Z",
-            "config": known, "cardData": {"license": self.license}, "siblings": siblings,
+            "config": known, "cardData": {"license": self.license} | self.card,
+            "siblings": siblings,
             "safetensors": {"parameters": {"F32": sum(weights) // 4}, "total": sum(weights) // 4}
             if weights else None,
         }  # fmt: skip
@@ -93,6 +109,25 @@ NAME = "org/small"
 def repo_of(folder: Path, **more: Any) -> Repo:
     """Return a repository with the files of a model folder."""
     return Repo({one.name: one.read_bytes() for one in folder.iterdir() if one.is_file()}, **more)
+
+
+def dataset(num_rows: int) -> Repo:
+    """Return a dataset of question and answer: a configuration of two splits, in Parquet."""
+    import pyarrow
+    from pyarrow import parquet
+
+    files = {}
+    for split, count in (("train", num_rows), ("test", 7)):
+        rows = [{"question": f"What is {n} and {n}?", "answer": str(2 * n)} for n in range(count)]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), buffer := pyarrow.BufferOutputStream())
+        files[f"main/{split}-0.parquet"] = buffer.getvalue().to_pybytes()
+    parts = [{"split": split, "path": f"main/{split}-*"} for split in ("train", "test")]
+    known = [{"name": "train", "num_examples": num_rows, "num_bytes": 40 * num_rows},
+             {"name": "test", "num_examples": 7, "num_bytes": 280}]  # fmt: skip
+    card = {"license": "mit", "configs": [{"config_name": "main", "data_files": parts}],
+            "dataset_info": [{"config_name": "main", "splits": known}]}  # fmt: skip
+    files["README.md"] = f"---\n{json.dumps(card)}\n---\n".encode()
+    return Repo(files, card=card)
 
 
 @dataclass
@@ -114,7 +149,7 @@ class Hub:
     def __init__(self, server: ThreadingHTTPServer) -> None:
         self.server = server
         self.repos: dict[str, Repo] = {}
-        self.datasets: dict[str, dict[str, Any]] = {}  # what `/api/datasets/…` answers
+        self.datasets: dict[str, Repo] = {}
         self.faults: list[Fault] = []
         self.asked: list[tuple[str, str, int]] = []
         self.trusted: list[str] = []  # the paths that the token was sent to
@@ -159,12 +194,19 @@ class Handler(BaseHTTPRequestHandler):
         """Answer without content."""
         self.answer()
 
+    def do_POST(self) -> None:
+        """List some paths of a repository."""
+        length = int(self.headers.get("Content-Length") or 0)
+        asked = self.rfile.read(length).decode()
+        paths = json.loads(asked)["paths"] if asked.startswith("{") else parse_qs(asked)["paths"]
+        self.answer({*paths})
+
     def do_GET(self) -> None:
         """Answer."""
         self.answer()
 
-    def answer(self) -> None:
-        """Find what is asked for, and what should go wrong."""
+    def answer(self, wanted: Collection[str] = ()) -> None:
+        """Find what is asked for (all paths by default), and what should go wrong."""
         hub: Hub = self.server.hub  # type: ignore[attr-defined]
         path, query = unquote(urlsplit(self.path).path), parse_qs(urlsplit(self.path).query)
         first = int((re.findall(r"bytes=(\d+)", self.headers.get("Range", "")) or [0])[0])
@@ -179,27 +221,27 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/whoami-v2":
             found = {"type": "user", "name": "me", "auth": {"type": "access_token"}}
             return self.json(found) if bearer else self.deny("token")
-        if path == "/api/datasets":
-            words = (query.get("search") or [""])[0].lower()
-            return self.json([one for name, one in hub.datasets.items() if words in name.lower()])
-        if match := re.fullmatch(r"/api/datasets/(.+)", path):
-            found = hub.datasets.get(match[1])
-            return self.json(found) if found else self.deny("missing")
-        if path == "/api/models":
-            return self.search(hub, query)
+        self.kind = "datasets/" if re.match("/((api|storage)/)?datasets(/|$)", path) else ""
+        known = hub.datasets if self.kind else hub.repos
+        if path in ("/api/models", "/api/datasets"):
+            return self.search(known, query)
+        path = path.replace("/datasets/" if self.kind else "/api/models/",
+                            "/" if self.kind else "/api/", 1)  # fmt: skip
         if match := re.fullmatch(r"/storage/(.+)/(\w+)", path):
-            repo = hub.repos[match[1]]
+            repo = known[match[1]]
             content = next(c for n, c in repo.files.items() if repo.etag(n) == match[2])
             return self.content(content, match[2], {})
         for pattern, reply in (
-            (r"/api/models/(?P<id>.+?)(?:/revision/(?P<rev>[^/]+))?", self.info),
+            (r"/api/(?P<id>.+?)(?:/revision/(?P<rev>[^/]+))?", self.info),
             (r"/(?P<id>.+?)/resolve/(?P<rev>[^/]+)/(?P<file>.+)", self.resolve),
         ):
-            tree = re.fullmatch(r"/api/models/(?P<id>.+?)/tree/(?P<rev>[^/]+)(?P<file>)", path)
+            tree = re.fullmatch(
+                r"/api/(?P<id>.+?)/(tree|paths-info)/(?P<rev>[^/]+)(?P<file>/.*)?", path
+            )
             match = tree or re.fullmatch(pattern, path)
             if match is None:
                 continue
-            name, repo = match["id"], hub.repos.get(match["id"])
+            name, repo = match["id"], known.get(match["id"])
             if repo is None:
                 return self.deny("missing")
             if repo.moved_to:
@@ -208,15 +250,14 @@ class Handler(BaseHTTPRequestHandler):
             if match["rev"] not in (None, "main", repo.sha):
                 return self.deny("revision")
             if tree:
-                return self.json([{"type": "file", "path": file, "oid": repo.entry(file)["blobId"],
-                                   **repo.entry(file)} for file in sorted(repo.files)])  # fmt: skip
+                return self.json(repo.listing((match["file"] or "").strip("/"), wanted, query))
             return reply(name, repo, query, match.groupdict().get("file") or "")
         self.deny("entry")
 
-    def search(self, hub: Hub, query: dict[str, list[str]]) -> None:
-        """List models by text, most downloaded first."""
+    def search(self, known: dict[str, Repo], query: dict[str, list[str]]) -> None:
+        """List repositories by text, most downloaded first."""
         words = (query.get("search") or [""])[0].lower()
-        found = [(one.downloads, name, one) for name, one in hub.repos.items()
+        found = [(one.downloads, name, one) for name, one in known.items()
                  if words in name.lower() and not one.moved_to]  # fmt: skip
         order = sorted(found, key=lambda one: (-one[0], one[1]))
         self.json(
@@ -241,19 +282,19 @@ class Handler(BaseHTTPRequestHandler):
             return self.content(content, etag, known)
         hub: Hub = self.server.hub  # type: ignore[attr-defined]
         known |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(content)),
-                  "Location": f"{hub.storage_url}/storage/{name}/{etag}"}  # fmt: skip
+                  "Location": f"{hub.storage_url}/storage/{self.kind}{name}/{etag}"}  # fmt: skip
         self.send(302, b"", known)
 
     def content(self, content: bytes, etag: str, more: dict[str, str]) -> None:
         """Send the bytes of a file from the first that was asked for."""
         hub: Hub = self.server.hub  # type: ignore[attr-defined]
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "") * hub.takes_ranges)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "") * hub.takes_ranges)
         first = int(asked[1]) if asked else 0
         headers = more | {"ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
-        if asked:
-            headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
         fault = self.fault or Fault("")
-        sent = content[first:]
+        sent = content[first : int(asked[2]) + 1 if asked and asked[2] else len(content)]
+        if asked:
+            headers["Content-Range"] = f"bytes {first}-{first + len(sent) - 1}/{len(content)}"
         if fault.spoil:
             sent = sent[:-1] + bytes([sent[-1] ^ 1])
         cut = max(fault.cut_after, fault.stall_after)
@@ -314,6 +355,7 @@ def environment(hub: Hub, cache: Path) -> dict[str, str]:
         "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "0",
         "HF_TOKEN_PATH": str(cache / "token"), "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_STORED_TOKENS_PATH": str(cache / "stored_tokens"),
+        "HF_DATASETS_CACHE": str(cache / "datasets"),
     }  # fmt: skip
 
 
@@ -337,6 +379,10 @@ def use(monkeypatch: Any, hub: Hub, cache: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(cache / "stored_tokens"))
+    if "datasets" in sys.modules:
+        monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.url)
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache / "datasets")
     impatient = SimpleNamespace(**vars(time) | {"sleep": lambda _: None})
     for module in (file_download, _http):
         monkeypatch.setattr(module, "time", impatient)

@@ -36,9 +36,14 @@ Name = Annotated[str, Query(max_length=120)]
 
 
 class SourcePreview(BaseModel):
-    """A source to preview; a mapping or a format when the user chose one."""
+    """A source to preview; a mapping or a format when the user chose one.
+
+    Of the hub, only the first rows are streamed.
+    """
 
     path: str
+    subset: str = ""
+    split: str = ""
     format: str = ""
     mapping: dict[str, Any] | None = None
 
@@ -149,33 +154,52 @@ def preview_source(home: Home, wanted: SourcePreview) -> dict[str, Any]:
         DataError: Nothing of it can be read.
     """
     path = wanted.path.strip()
+    hub: dict[str, Any] | None = None
+    data = DataSource(path=path)
     if origin_of(path, home).kind == "hub":
-        return {"hub": True}
-    columns = preview.columns(path, home)
+        hub, part = _hub_part(wanted)
+        data = DataSource(path=path, **part)
+    columns = preview.columns(data, home)
     corrected = validated(Mapping, wanted.mapping) if wanted.mapping is not None else None
     problem, sure = "", True
     try:
         if corrected is not None:
             mapping, reason = corrected.checked(), "by hand"
         else:
-            mapping, reason, sure = preview.guess(path, home, format=wanted.format or "auto")
-        rows = preview.preview(path, mapping, count=5, home=home)
+            mapping, reason, sure = preview.guess(data, home, format=wanted.format or "auto")
+        rows = preview.preview(data, mapping, count=5, home=home)
     except DataError as error:
         if not columns:
             raise
         # The user can still say what the columns are, looking at the rows as they stand.
         mapping = corrected or preview.blank(wanted.format)
         problem, reason, sure = error.text, "", False
-        rows = preview.preview(path, None, count=5, home=home)
+        rows = preview.preview(data, None, count=5, home=home)
     same = [
         s.meta.name
         for s in snapshots.snapshots(home)
         if not s.meta.parent and s.meta.original.name == path.rstrip("/").split("/")[-1]
     ]
     return {
-        "hub": False, "problem": problem, "reason": reason, "sure": sure, "columns": columns,
+        "hub": hub, "problem": problem, "reason": reason, "sure": sure, "columns": columns,
         "mapping": mapping.model_dump(mode="json"), "same_name": same[:1], "rows": rows,
     }  # fmt: skip
+
+
+def _hub_part(wanted: SourcePreview) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what the hub says of a dataset, and the part to look at: its training split if none.
+
+    A page that has chosen a part knows what the hub says already.
+    """
+    from studio.data.hub_search import look_up
+
+    if wanted.split:
+        return {}, {"subset": wanted.subset, "split": wanted.split}
+    facts = look_up(wanted.path.strip())
+    usual = {"subset": "", "split": "train"}
+    found = sorted(facts["parts"], key=lambda part: part["split"] != "train")
+    part = {key: found[0][key] for key in usual} if found else usual
+    return facts | {"part": part}, part
 
 
 def short(snapshot: Snapshot) -> dict[str, Any]:

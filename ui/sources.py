@@ -23,14 +23,14 @@ from studio.devices import CLUSTER
 from studio.errors import DataError, SpecError, StudioError
 from studio.home import Home
 from studio.methods import methods
-from studio.models import inventory, sources
+from studio.models import inventory, remote_facts, sources
 from studio.models.hub_cache import size_on_disk
 from studio.names import readable
 from studio.spec import DataSource, ModelSource, RunSpec
 from ui.uploads import kept_uploads
 from ui.wording import with_titles
 
-HUB_ID = "A hub id: it is downloaded once, when the run starts."
+HUB_ID = "Of the hub: downloaded when the run starts. The Data page shows its rows before."
 CHECKED_BYTES = 20 * 1024**2
 ESTIMATED_BYTES = 16 * 2**20
 MOST_RATES = 30  # times the usual learning rate before it is remarked on
@@ -77,23 +77,48 @@ def device_choices() -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def model_line(source: ModelSource) -> str:
+def looked_at(spec: RunSpec, home: Home, *, ask: bool = False) -> RunSpec:
+    """Return a run on the facts of its hub model, if these are known before its download.
+
+    Args:
+        spec: The run.
+        home: Where facts are kept.
+        ask: Ask the hub for them.
+
+    Raises:
+        StudioError: The hub does not have the model, or does not answer.
+    """
+    if sources.origin_of(spec.model.path, spec.model.revision).kind != "hub":
+        return spec
+    folder = remote_facts.look(spec.model, home) if ask else remote_facts.known(spec.model, home)
+    return spec.with_parts(model={"path": str(folder), "revision": ""}) if folder else spec
+
+
+def model_line(source: ModelSource, home: Home) -> str:
     """Say what the model is: `Llama · 3.2 M parameters · …`.
 
     Raises:
         ModelError: It cannot be used; says why.
     """
+    to_download = ""
     if sources.origin_of(source.path, source.revision).kind == "hub":
-        return _to_download(source)
-    facts = sources.facts(source)
+        folder = remote_facts.known(source, home)
+        if folder is None:
+            return _to_download(source)
+        facts = sources.facts(ModelSource(path=str(folder)))
+        left = max(0, facts.size_bytes - size_on_disk(source.path))
+        to_download = f"{_bytes(left)} to download, for which a run waits"
+    else:
+        facts = sources.facts(source)
     parts = [
         facts.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel"),
         f"{_compact(facts.parameters)} parameters",
         f"{facts.num_layers} layers",
         f"context {facts.context_length:,}".replace(",", "\u202f"),
         "own chat template" if facts.has_chat_template else "no chat template",
+        to_download,
     ]
-    return " · ".join(parts)
+    return " · ".join(filter(None, parts))
 
 
 def _to_download(source: ModelSource) -> str:
@@ -240,12 +265,18 @@ def forecast(spec: RunSpec, home: Home, store: JobStore) -> dict[str, Any]:
     """
     from studio.training.estimate import estimate
 
+    try:
+        seen = looked_at(spec, home, ask="/" in spec.model.path)
+    except StudioError as error:
+        return {"unknown": error.text}
+    news = {"looked": True} if seen is not spec else {}
+    spec = seen
     if why := unknown(spec, home):
-        return {"unknown": why}
+        return {"unknown": why} | news
     try:
         found = estimate(spec, home).as_dict() | {"titles": TITLES} | _plan(spec, home)
         run, factor = _pace(spec, home, store)
-        return found | {"seconds": found["seconds"] * factor, "like": run and run.name}
+        return found | {"seconds": found["seconds"] * factor, "like": run and run.name} | news
     except SpecError as error:  # devices that are not here
         return {"unknown": with_titles(error.text)}
 
@@ -310,6 +341,7 @@ def first_rays(spec: RunSpec, home: Home) -> dict[str, Any]:
     """Return the first rows of a run as the trainer sees them, or why they are not known."""
     from studio.data.first_rows import first_xrays
 
+    spec = looked_at(spec, home)
     if why := unknown(spec, home):
         return {"unknown": why}
     shown = first_xrays(spec, home, SHOWN_ROWS)

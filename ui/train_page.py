@@ -162,12 +162,12 @@ def judged(spec: RunSpec, home: Home) -> dict[str, Any]:
         StudioError: A setting of the loss is missing, or the method does not allow the loss.
     """
     objectives.check(spec)
-    changed = differences(spec)
+    changed, seen = differences(spec), sources.looked_at(spec, home)
     lines: dict[str, Any] = {"warnings": []}
     for name, line in (
-        ("model", lambda: sources.model_line(spec.model)),
-        ("data", lambda: sources.data_note(spec, home)),
-        ("warnings", lambda: list(sources.warnings(spec, home))),
+        ("model", lambda: sources.model_line(spec.model, home)),
+        ("data", lambda: sources.data_note(seen, home)),
+        ("warnings", lambda: list(sources.warnings(seen, home))),
     ):
         try:
             lines[name] = line()
@@ -176,11 +176,11 @@ def judged(spec: RunSpec, home: Home) -> dict[str, Any]:
                 lines[name], lines[f"{name}_wrong"] = with_titles(error.text), True
     device = spec.train.device
     gpu = device.startswith("cuda") or (device in ("auto", "all") and len(hardware.devices()) > 1)
-    kinds = [models.origin_of(spec.model.path).kind, *sources.model_traits(spec.model)]
+    kinds = [models.origin_of(spec.model.path).kind, *sources.model_traits(seen.model)]
     return {
         "values": changed, "set": form_state.assignments(spec),
         "command": command_line(spec), "yaml": form_state.minimal_yaml(spec),
-        "sizes": sources.method_sizes(spec),
+        "sizes": sources.method_sizes(seen),
         "facts": {
             "device": ["gpu" if gpu else CPU, *["several"] * spec.train.may_use_several_processes],
             "model": kinds, "data": [origin_of(spec.data.path, home).kind],

@@ -101,11 +101,10 @@ def import_dataset(
             metavar="N",
             ge=0,
             title="Rows to take",
-            advanced=True,
         ),
     ] = 0,
-    pick: Annotated[Literal["first", "random"], field("Which rows.", advanced=True)] = "first",
-    seed: Annotated[int, field("Seed of random rows.", advanced=True)] = 0,
+    pick: Annotated[Literal["first", "random"], field("Which rows.", title="Which")] = "first",
+    seed: Annotated[int, field("Seed of random rows.", when={"pick": ("random",)})] = 0,
 ) -> Request:
     """Keep a dataset as an immutable snapshot with hash, mapping and report."""
     data = DataSource(path=source.strip(), subset=subset, split=split)
@@ -211,6 +210,9 @@ def xray_rows(
     thoughts: Annotated[Literal["template", "turns", "keep"], field("Cut thoughts.")] = "template",
     seed: Annotated[int, field("Seed of random rows.")] = 0,
     plain: Annotated[bool, field("Preferences as train.loss=sft reads them.")] = False,
+    subset: Annotated[str, field("Configuration on the hub.")] = "",
+    split: Annotated[str, field("Split on the hub.")] = "train",
+    whole: Annotated[dict[str, Any] | None, field("The whole mapping.", flag="-")] = None,
 ) -> list[dict[str, Any]]:
     """Show rows as the trainer sees them: [[trained]], masked, and what is cut off."""
     from studio.data.tokenizer_files import backend_for
@@ -220,11 +222,12 @@ def xray_rows(
     found = facts(ModelSource(path=model))
     data = DataSource.parse(
         {"path": source, "max_length": max_length, "train_on": train_on,
-         "chat_template": chat_template, "thoughts": thoughts}
+         "chat_template": chat_template, "thoughts": thoughts, "subset": subset, "split": split}
     )  # fmt: skip
     shown = xray(
         data, backend_for(found.path, home), context_length=found.context_length,
         rows=list(row) or None, pick=pick, count=count, seed=seed, home=home, plain=plain,
+        mapping=Mapping.parse(whole).checked() if whole else None,
     )  # fmt: skip
     return [one.model_dump(mode="json") for one in shown]
 

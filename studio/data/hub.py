@@ -1,4 +1,4 @@
-"""Load datasets by hub id through the `datasets` library; the only module here that downloads.
+"""Load datasets by hub id through the `datasets` library.
 
 The library retries for half a minute and logs each attempt. So one quick request comes first; if
 the hub does not answer it, only downloaded datasets are read.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from studio.data.origins import Origin
 from studio.data.readers.arrow import has_structs, without_nulls
 from studio.data.records import Problem, Row
 from studio.errors import DataError, InputError, Unreached, is_transient
+from studio.models.repositories import Repository, remote_file
 from studio.spec import DataSource
 
 ANSWER_SECONDS = 10.0
@@ -57,24 +60,9 @@ def from_hub(source: DataSource, *, first: int = 0) -> Origin:
         DataError: It is not there, needs a subset, or wants to run code.
         Unreached: The hub does not answer.
     """
-    import datasets
-    import huggingface_hub
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    huggingface_hub.logging.set_verbosity_error()
-    reached = is_reached(source.path)
-    first = first if reached else 0  # what is downloaded is whole
-    try:
-        with contextlib.nullcontext() if reached else _offline():
-            loaded = datasets.load_dataset(
-                source.path, source.subset or None, split=source.split or "train",
-                streaming=bool(first),
-            )  # fmt: skip
-            if first:
-                loaded = datasets.Dataset.from_list(list(loaded.take(first)))
-    except Exception as error:  # the library raises dozens of kinds, some of them undocumented
-        raise _meaning(source, error) from None
+    load = _loaded if first else _loaded.__wrapped__
+    minutes = int(time.monotonic() // 60)
+    loaded = load(source.path, source.subset, source.split or "train", first, minutes)
 
     def rows() -> Iterator[Row | Problem]:
         nested = [f.name for f in loaded.features.arrow_schema if has_structs(f.type)]
@@ -87,6 +75,64 @@ def from_hub(source: DataSource, *, first: int = 0) -> Origin:
     name = "/".join(filter(None, [source.path, source.subset, source.split]))
     key = f"{name}@{loaded._fingerprint}"
     return Origin(name, (), False, rows, lambda: hashlib.sha256(key.encode()).hexdigest())
+
+
+@lru_cache(maxsize=4)  # a page asks for the columns, a guess and the rows of one dataset
+def _loaded(path: str, subset: str, split: str, first: int, _minutes: int) -> Any:
+    datasets = _library()
+    reached = is_reached(path)
+    first = first if reached else 0  # what is downloaded is whole
+    try:
+        with contextlib.nullcontext() if reached else _offline():
+            loaded = datasets.load_dataset(
+                path, subset or None, split=split, streaming=bool(first)
+            )  # fmt: skip
+            return datasets.Dataset.from_list(list(loaded.take(first))) if first else loaded
+    except Exception as error:  # the library raises dozens of kinds, some of them undocumented
+        raise _meaning(DataSource(path=path, subset=subset, split=split), error) from None
+
+
+def to_fetch(source: DataSource) -> Repository | None:
+    """Return the files that loading a dataset needs; None where only the library knows.
+
+    Raises:
+        DataError: The hub refuses it, or it wants to run code.
+        Unreached: The hub does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    if not is_reached(source.path):
+        return None
+    try:
+        builder = _library().load_dataset_builder(source.path, source.subset or None)
+        start = f"hf://datasets/{source.path}@"
+        urls = [url for files in (builder.config.data_files or {}).values() for url in files]
+        named = [url.removeprefix(start).partition("/") for url in urls if url.startswith(start)]
+        if not named or len(named) < len(urls):
+            return None
+        info = HfApi().dataset_info(
+            source.path, revision=named[0][0], files_metadata=True, timeout=ANSWER_SECONDS
+        )
+    except Exception as error:  # as above
+        raise _meaning(source, error) from None
+    wanted = {file for _, _, file in named}
+    files = [remote_file(one) for one in info.siblings or () if one.rfilename in wanted]
+    revision = str(info.sha)
+    return Repository(
+        id=info.id, kind="dataset", revision=revision, branch=revision, files=tuple(files)
+    )
+
+
+def _library() -> Any:
+    """Return the library: silent, and without torch, which no rows need."""
+    import datasets
+    import huggingface_hub
+
+    datasets.config.TORCH_AVAILABLE = False
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    huggingface_hub.logging.set_verbosity_error()
+    return datasets
 
 
 @contextlib.contextmanager

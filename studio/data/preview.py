@@ -24,20 +24,20 @@ MAX_ROWS_READ = 100_000
 KINDS = ("columns", "templates", "constants")
 
 
-def guess(path: str, home: Home | None = None, *, format: str = "auto") -> Guess:
+def guess(data: str | DataSource, home: Home | None = None, *, format: str = "auto") -> Guess:
     """Guess how a source is read, or return what was settled at its import.
 
     Raises:
         DataError: It cannot be read, or nothing fits.
     """
-    source = DataSource(path=path, format=format)
+    source = _source(data).model_copy(update={"format": format})
     return guess_origin(find(source, home, first=SAMPLE_ROWS), source)
 
 
-def columns(path: str, home: Home | None = None, *, count: int = 50) -> dict[str, str]:
+def columns(data: str | DataSource, home: Home | None = None, *, count: int = 50) -> dict[str, str]:
     """Return the columns of a source (dotted where objects lie inside) with an example each."""
     found: dict[str, str] = {}
-    for row in _first(path, home, count):
+    for row in _first(data, home, count):
         _collect(row.values, "", found)
     return found
 
@@ -136,12 +136,12 @@ def _has(values: dict[str, Any], path: str) -> bool:
 
 
 def preview(
-    path: str, mapping: Mapping | None, *, count: int = 5, home: Home | None = None
+    data: str | DataSource, mapping: Mapping | None, *, count: int = 5, home: Home | None = None
 ) -> list[dict[str, Any]]:
     """Return the first rows as they are and, with a mapping, as what they become."""
     convert = record_converter(mapping) if mapping else None
     shown: list[dict[str, Any]] = []
-    for row in _first(path, home, count):
+    for row in _first(data, home, count):
         entry: dict[str, Any] = {"line": row.line, "row": row.values}
         if convert:
             entry |= as_read(convert(row))
@@ -179,9 +179,13 @@ def shortened(value: Any, limit: int = MAX_SHOWN) -> Any:
     return value if isinstance(value, int | float | bool | None) else str(value)[:limit]
 
 
-def _first(path: str, home: Home | None, count: int) -> list[Row]:
+def _source(data: str | DataSource) -> DataSource:
+    return DataSource(path=data) if isinstance(data, str) else data
+
+
+def _first(data: str | DataSource, home: Home | None, count: int) -> list[Row]:
     first = max(count, SAMPLE_ROWS)
-    items = islice(find(DataSource(path=path), home, first=first).rows(), MAX_ROWS_READ)
+    items = islice(find(_source(data), home, first=first).rows(), MAX_ROWS_READ)
     return list(islice((item for item in items if isinstance(item, Row)), count))
 
 

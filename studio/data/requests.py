@@ -28,6 +28,7 @@ class ImportRequest(Request):
     """Keep a source as a snapshot."""
 
     kind: ClassVar[str] = "import"
+    retries: ClassVar[int] = 4  # of a download
     data: DataSource = DataSource()
     dataset: str = knob("", "What to call it; the source's name when empty.", max_length=120)
     mapping: Mapping | None = None
@@ -50,7 +51,17 @@ class ImportRequest(Request):
         return self
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
-        """Read everything and publish it."""
+        """Download what is not here, read everything and publish it."""
+        from studio.data.datasets import origin_of
+
+        streamed = self.num_rows and self.pick == "first"
+        if not streamed and origin_of(self.data.path, home).kind == "hub":
+            from studio.data.hub import to_fetch
+            from studio.models.download import followed
+
+            yield Loading(text=f"Asking the hub for {self.data.path}")
+            if found := to_fetch(self.data):
+                yield from followed(found, home)
 
         def work(told: Told) -> dict[str, Any]:
             from studio.data.importing import import_dataset
@@ -63,7 +74,7 @@ class ImportRequest(Request):
                 forget_upload(home, Path(self.data.path))
             return {"already": made.already, **_facts(made.snapshot.meta)}
 
-        return _told("Looking at the file", work)
+        yield from _told("Looking at the file", work)
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the dataset with its report; `asked` is the name that was asked for."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from studio.data.cutting import fit, fit_alike
 from studio.data.datasets import find
+from studio.data.mapping import Mapping
 from studio.data.origins import Origin, guess_origin
 from studio.data.prepare import prepare, row_limit
 from studio.data.recognise import SAMPLE_ROWS
@@ -90,6 +91,7 @@ def xray(
     home: Home | None = None,
     plain: bool = False,
     prompts: bool = False,
+    mapping: Mapping | None = None,
 ) -> list[XRow]:
     """Show some rows as tokens: by number, or the first, longest, shortest or random ones.
 
@@ -104,13 +106,14 @@ def xray(
         home: Where imported datasets live and tokens are cached.
         prompts: Show rows that end with a question too, as GRPO reads them.
         plain: Show preferences as `train.loss=sft` reads them, not as pairs and judged answers.
+        mapping: How rows are read; guessed when absent.
 
     Raises:
         DataError: The dataset cannot be used, or has no such row.
     """
     first = max([*(rows or ()), count, SAMPLE_ROWS]) if rows or pick == "first" else 0
     origin, template = find(source, home, first=first), choose_for(tokenizer, source)
-    guess = guess_origin(origin, source)
+    guess = guess_origin(origin, source, mapping)
     is_text = origin.plain and guess.mapping.format == "text"
     examples = None
     if is_text or (rows is None and pick != "first"):

@@ -1,4 +1,4 @@
-"""Download models into the hub's own cache: resumed after a kill, checked by hash, never half used.
+"""Download from the hub into its own cache: resumed after a kill, checked by hash, never half used.
 
 The hub's library keeps nothing of a file that was interrupted and checks only its size. So each
 blob is fetched here with that library's transfer function into a partial file of a fixed name,
@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -37,13 +37,13 @@ PARTS = 1000
 
 def missing(found: Repository) -> list[RemoteFile]:
     """Return the files of a repository that are not in the cache yet."""
-    blobs = repository_folder(found.id) / "blobs"
+    blobs = repository_folder(found.id, found.kind) / "blobs"
     return [file for file in found.files if not (blobs / file.etag).exists()]
 
 
 def arrived_bytes(found: Repository) -> int:
     """Return how much of a repository is in the cache, whole and partial files."""
-    blobs = repository_folder(found.id) / "blobs"
+    blobs = repository_folder(found.id, found.kind) / "blobs"
     return sum(
         file.size if (blobs / file.etag).exists() else _size(blobs / f"{file.etag}{PARTIAL}")
         for file in found.files
@@ -59,11 +59,12 @@ def check(found: Repository) -> None:
     """
     if found.why_not:
         raise ModelError(found.why_not)
+    folder = repository_folder(found.id, found.kind)
     needed = found.size_bytes - arrived_bytes(found) + SPARE_BYTES
     free = free_bytes()
     if needed > free:
         raise DiskFull(
-            f"{found.id} needs {readable(needed)} in {repository_folder(found.id).parent}, where "
+            f"{found.id} needs {readable(needed)} in {folder.parent}, where "
             f"{readable(free)} are free: free some room, or set HF_HUB_CACHE to another disk."
         )
 
@@ -104,7 +105,7 @@ def _fetch_blob(found: Repository, file: RemoteFile) -> None:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
 
-    folder = repository_folder(found.id)
+    folder = repository_folder(found.id, found.kind)
     blob, partial = folder / "blobs" / file.etag, folder / "blobs" / f"{file.etag}{PARTIAL}"
     lock = folder.parent / ".locks" / folder.name / f"{file.etag}.lock"  # as the library names it
     try:
@@ -115,7 +116,9 @@ def _fetch_blob(found: Repository, file: RemoteFile) -> None:
                 return
             with Hashed(partial, file) as writer:
                 http_get(
-                    hf_hub_url(found.id, file.name, revision=found.revision), writer,  # type: ignore[arg-type]
+                    hf_hub_url(  # type: ignore[arg-type]
+                        found.id, file.name, revision=found.revision, repo_type=found.kind
+                    ), writer,
                     resume_size=writer.size, headers=headers(), expected_size=file.size,
                     displayed_filename=file.name, tqdm_class=_silent(),
                 )  # fmt: skip
@@ -127,7 +130,7 @@ def _fetch_blob(found: Repository, file: RemoteFile) -> None:
                 )
             os.replace(partial, blob)
     except Exception as error:  # the library raises dozens of kinds
-        raise refused(found.id, error, found.branch) from None
+        raise refused(found.id, error, found.branch, found.kind) from None
 
 
 class Hashed:
@@ -207,16 +210,18 @@ def _link(found: Repository) -> Path:
     """Let the library link the blobs into a snapshot, then note what the branch stands for."""
     from huggingface_hub import snapshot_download
 
-    mark, ref = linking_mark(found.id, found.revision), ref_file(found.id, found.branch)
+    mark = linking_mark(found.id, found.revision, found.kind)
+    ref = ref_file(found.id, found.branch, found.kind)
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
         made = snapshot_download(
-            found.id, revision=found.revision, allow_patterns=[file.name for file in found.files],
+            found.id, repo_type=found.kind, revision=found.revision,
+            allow_patterns=[file.name for file in found.files],
             tqdm_class=_silent(),
         )  # fmt: skip
     except Exception as error:  # as above
-        raise refused(found.id, error, found.branch) from None
+        raise refused(found.id, error, found.branch, found.kind) from None
     if found.branch != found.revision:
         ref.parent.mkdir(parents=True, exist_ok=True)
         atomic.write(ref, found.revision)
@@ -265,30 +270,32 @@ class DownloadRequest(Request):
         """Fetch the files, and say how many bytes are here."""
         yield Loading(text=f"Asking the hub for {self.repo}")
         found = replace(look_up(self.repo, self.commit), branch=self.revision or "main")
-        begun, at_first = time.monotonic(), arrived_bytes(found)
-        outcome: list[Path | BaseException] = []
-        worker = threading.Thread(target=_into(outcome, lambda: fetch(found)), daemon=True)
-        worker.start()
-        while worker.is_alive():
-            worker.join(LOOK_SECONDS)
-            if worker.is_alive() and offline.is_offline(home):
-                raise Unreached(
-                    f"{found.id} waits: this studio is offline. What has arrived is kept."
-                )
-            yield _progress(found, arrived_bytes(found), at_first, time.monotonic() - begun)
-        if isinstance(
-            outcome[0], DiskFull
-        ):  # the queue would resume it as soon as the home has room
-            raise ModelError(outcome[0].text)
-        if isinstance(outcome[0], BaseException):
-            raise outcome[0]
+        folder = yield from followed(found, home)
         facts = {"model": found.id, "revision": found.revision, "bytes": found.size_bytes,
-                 "folder": str(outcome[0])}  # fmt: skip
+                 "folder": str(folder)}  # fmt: skip
         yield Finished(step=PARTS, facts=facts)
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the model and where it is."""
         return {key: result.get(key) for key in ("model", "revision", "bytes", "folder")}
+
+
+def followed(found: Repository, home: Home) -> Generator[Event, None, Path]:
+    """Fetch a repository as `fetch` does, and yield how many bytes are here meanwhile."""
+    begun, at_first = time.monotonic(), arrived_bytes(found)
+    outcome: list[Path | BaseException] = []
+    worker = threading.Thread(target=_into(outcome, lambda: fetch(found)), daemon=True)
+    worker.start()
+    while worker.is_alive():
+        worker.join(LOOK_SECONDS)
+        if worker.is_alive() and offline.is_offline(home):
+            raise Unreached(f"{found.id} waits: this studio is offline. What has arrived is kept.")
+        yield _progress(found, arrived_bytes(found), at_first, time.monotonic() - begun)
+    if isinstance(outcome[0], DiskFull):  # the queue would resume it as soon as the home has room
+        raise ModelError(outcome[0].text)
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
 
 
 def _into(outcome: list[Any], work: Callable[[], Path]) -> Callable[[], None]:

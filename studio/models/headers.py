@@ -11,6 +11,7 @@ from pathlib import Path
 from studio.errors import ModelError
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own bound
+SIZES = "sizes.json"  # of weight files that end after their header, see remote_facts.py
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -93,7 +94,7 @@ def read_header(file: Path) -> Header:
         ModelError: The file is truncated or not a safetensors file.
     """
     try:
-        size = file.stat().st_size
+        size = _size(file)
         with file.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             if not 2 <= length <= min(MAX_HEADER_BYTES, max(size - 8, 0)):
@@ -108,10 +109,17 @@ def read_header(file: Path) -> Header:
         raise ModelError(f"{file} cannot be read: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(
-            f"{file} is truncated or not a safetensors file ({file.stat().st_size} bytes): "
+            f"{file} is truncated or not a safetensors file ({_size(file)} bytes): "
             "download it again."
         ) from None
     expected = 8 + length + max((t.end for t in tensors), default=0)
     if size < expected:
         raise ModelError(f"{file} is truncated: {size:,} of {expected:,} bytes. Download it again.")
     return Header(file, 8 + length, size, tensors)
+
+
+def _size(file: Path) -> int:
+    sizes = file.with_name(SIZES)
+    if sizes.is_file():
+        return int(json.loads(sizes.read_text(encoding="utf-8")).get(file.name, 0))
+    return file.stat().st_size

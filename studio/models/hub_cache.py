@@ -28,12 +28,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or Path(root) / "hub").expanduser()
 
 
-def repository_folder(name: str) -> Path:
-    """Return the folder of a model in the cache."""
-    return cache_folder() / f"models--{name.replace('/', '--')}"
+def repository_folder(name: str, kind: str = "model") -> Path:
+    """Return the folder of a model, or of another kind of repository, in the cache."""
+    return cache_folder() / f"{kind}s--{name.replace('/', '--')}"
 
 
-def ref_file(name: str, branch: str) -> Path:
+def ref_file(name: str, branch: str, kind: str = "model") -> Path:
     """Return the file that notes the commit of a branch or tag.
 
     Raises:
@@ -41,12 +41,12 @@ def ref_file(name: str, branch: str) -> Path:
     """
     if not branch or re.search(r"[\\\0:]", branch) or {"", ".", ".."} & set(branch.split("/")):
         raise ModelError(f'"{branch[:80]}" is not a revision: give a branch, tag or commit.')
-    return repository_folder(name) / "refs" / branch
+    return repository_folder(name, kind) / "refs" / branch
 
 
-def linking_mark(name: str, commit: str) -> Path:
+def linking_mark(name: str, commit: str, kind: str = "model") -> Path:
     """Return the file that is there while a snapshot's links are made, and after a kill then."""
-    return cache_folder() / ".locks" / repository_folder(name).name / f"{commit}.linking"
+    return cache_folder() / ".locks" / repository_folder(name, kind).name / f"{commit}.linking"
 
 
 def cached(name: str, revision: str = "") -> Path | None:

@@ -45,12 +45,14 @@ class RemoteFile:
 class Repository:
     """A model on the hub at one commit; `config` is partial where the hub keeps it gated.
 
-    `why_not` is the reason why it cannot be trained here, empty where it can.
+    The files of a dataset are fetched as one, too (`kind`). `why_not` is the reason why it cannot
+    be trained here, empty where it can.
     """
 
     id: str
     revision: str
     branch: str = "main"
+    kind: Literal["model", "dataset"] = "model"
     config: dict[str, Any] = field(default_factory=dict)
     files: tuple[RemoteFile, ...] = ()
     parameters: int = 0
@@ -190,17 +192,25 @@ def _wanted(siblings: Any) -> tuple[RemoteFile, ...]:
     """Return the files that a run needs: no pickles, no code, nothing in folders."""
     from fnmatch import fnmatch
 
-    found = []
-    for one in siblings:
-        if not {*"/\\"} & {*one.rfilename} and any(fnmatch(one.rfilename, p) for p in WANTED):
-            etag = str((one.lfs.sha256 if one.lfs else one.blob_id) or "")
-            if not re.fullmatch(r"[0-9a-f]{64}" if one.lfs else r"[0-9a-f]{40}", etag):
-                raise ModelError(
-                    f"The hub names no hash of {one.rfilename}, so its download could not be "
-                    "checked: use another mirror."
-                )
-            found.append(RemoteFile(one.rfilename, one.size or 0, etag, bool(one.lfs)))
-    return tuple(found)
+    return tuple(
+        remote_file(one) for one in siblings
+        if not {*"/\\"} & {*one.rfilename} and any(fnmatch(one.rfilename, p) for p in WANTED)
+    )  # fmt: skip
+
+
+def remote_file(one: Any) -> RemoteFile:
+    """Return a file as the hub's library lists it.
+
+    Raises:
+        ModelError: It has no hash to check a download by.
+    """
+    etag = str((one.lfs.sha256 if one.lfs else one.blob_id) or "")
+    if not re.fullmatch(r"[0-9a-f]{64}" if one.lfs else r"[0-9a-f]{40}", etag):
+        raise ModelError(
+            f"The hub names no hash of {one.rfilename}, so its download could not be "
+            "checked: use another mirror."
+        )
+    return RemoteFile(one.rfilename, one.size or 0, etag, bool(one.lfs))
 
 
 def _why_not(info: Any, config: dict[str, Any], *, listed: bool) -> str:
@@ -227,24 +237,25 @@ def _why_not(info: Any, config: dict[str, Any], *, listed: bool) -> str:
     return ""
 
 
-def refused(name: str, error: Exception, revision: str = "") -> StudioError:
+def refused(name: str, error: Exception, revision: str = "", kind: str = "model") -> StudioError:
     """Return a failure of the hub's library as an error with one sentence for the user.
 
     Args:
         name: The model that was asked for; empty where it was none.
         error: What the library raised.
         revision: The branch, tag or commit that was asked for.
+        kind: "model" or "dataset".
     """
     from huggingface_hub import errors, get_token
 
-    label = f'The model "{name}"'
+    label = f'The {kind} "{name}"'
     status = getattr(getattr(error, "response", None), "status_code", 0)
     said = str(getattr(getattr(error, "response", None), "headers", {}).get("X-Error-Message", ""))
     if isinstance(error, StudioError):
         return error
     if is_disk_full(error):
         return DiskFull(
-            f'The disk ran full while the model "{name}" was downloaded: free some room, then try '
+            f'The disk ran full while the {kind} "{name}" was downloaded: free some room, then try '
             "again; what has arrived is kept."
         )
     if isinstance(error, errors.GatedRepoError):
@@ -269,8 +280,8 @@ def refused(name: str, error: Exception, revision: str = "") -> StudioError:
     unknown = errors.RepositoryNotFoundError | errors.HFValidationError
     if isinstance(error, unknown) or status in (401, 404):
         return ModelError(
-            f"{label} is neither a folder here nor a model on the hub: check the spelling. A "
-            "private model needs a token."
+            f"{label} is neither a folder here nor a {kind} on the hub: check the spelling. A "
+            f"private {kind} needs a token."
         )
     if status == 403:
         return ModelError(f"{label} is closed to your token (403): its owner must grant access.")

@@ -1,5 +1,6 @@
 """The Data page's routes: looking, paged reads, X-ray, steps, uploads; all without torch."""
 
+import importlib
 import json
 import urllib.error
 import urllib.request
@@ -12,7 +13,9 @@ from studio.data.curate import apply_step, parse_step
 from studio.data.importing import import_dataset
 from studio.home import Home, open_home
 from studio.spec import DataSource
+from tests import hub
 from tests.served import Served
+from ui.datasets import SourcePreview, preview_source
 
 ROWS = [
     {"prompt": f"Say {n} ahoy.", "completion": "Ahoy! " * (n % 7 + 1), "group": n % 3}
@@ -71,8 +74,21 @@ def test_what_cannot_be_looked_at_is_one_sentence(studio, body, words):
     assert words in refused(studio, "/api/data/look", body)
 
 
-def test_columns_that_nothing_fits_can_still_be_mapped_and_a_hub_id_is_not_asked(studio, tmp_path):
-    assert studio.json("/api/data/look", {"path": "some/dataset"}) == {"hub": True}
+def test_a_hub_dataset_is_looked_at_part_by_part_before_its_download(monkeypatch, tmp_path, home):
+    importlib.import_module("datasets")  # which reads its endpoint once
+    with hub.running() as server:
+        hub.use(monkeypatch, server, tmp_path / "cache")
+        server.datasets["org/rows"] = hub.dataset(300)
+        found = preview_source(home, SourcePreview(path="org/rows"))
+        assert found["hub"]["part"] == {"subset": "main", "split": "train"}
+        assert [part["rows"] for part in found["hub"]["parts"]] == [300, 7]
+        assert found["mapping"]["format"] == "question_answer"
+        assert found["rows"][1]["messages"][1]["content"] == "2"
+        test = SourcePreview(path="org/rows", subset="main", split="test", format="text")
+        assert preview_source(home, test)["hub"] == {}
+
+
+def test_columns_that_nothing_fits_can_still_be_mapped(studio, tmp_path):
     file = tmp_path / "odd.csv"
     file.write_text("colA,colB,colC\n" + "".join(f"what {n}?,so {n},x\n" for n in range(20)))
 

@@ -1,37 +1,65 @@
 """The lines beside the form."""
 
 import json
+from contextlib import closing
 
 import pytest
 
+from jobs.store import JobStore
 from studio.data.importing import import_dataset
 from studio.errors import DataError, ModelError
 from studio.models import inventory
 from studio.models.hub_cache import repository_folder
 from studio.names import readable
 from studio.spec import DataSource, ModelSource, RunSpec
+from studio.starter import MODEL_DIR
+from tests import hub
 from ui import sources
+from ui.train_page import judged
 
 
 def test_the_starter_and_its_demos_are_offered_first_and_what_is_missing_is_a_sentence(home):
     assert sources.model_choices(home)[0][1] == "starter"
     assert sources.data_choices(home)[0][1] == "starter:pirate"
     with pytest.raises(ModelError, match="/no/such/model"):
-        sources.model_line(ModelSource(path="/no/such/model"))
+        sources.model_line(ModelSource(path="/no/such/model"), home)
     with pytest.raises(DataError, match=r"/no/such\.jsonl"):
         sources.data_line(DataSource(path="/no/such.jsonl"), home)
 
 
-def test_a_model_that_is_not_here_is_described_without_asking_the_hub(monkeypatch, tmp_path):
+def test_a_model_that_is_not_here_is_described_without_asking_the_hub(monkeypatch, tmp_path, home):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     known = next(one for one in inventory.curated() if one.bytes)
     blobs = repository_folder(known.path) / "blobs"
     blobs.mkdir(parents=True)
-    line = sources.model_line(ModelSource(path=known.path))
+    line = sources.model_line(ModelSource(path=known.path), home)
     assert readable(known.bytes).replace(" ", "\u202f") + " to download" in line
     (blobs / "x").write_bytes(bytes(64 << 20))
-    assert sources.model_line(ModelSource(path=known.path)) != line
-    assert sources.model_line(ModelSource(path="org/other")).startswith("Not here yet")
+    assert sources.model_line(ModelSource(path=known.path), home) != line
+    assert sources.model_line(ModelSource(path="org/other"), home).startswith("Not here yet")
+
+
+def test_a_hub_model_is_estimated_and_its_rows_are_seen_before_its_download(
+    monkeypatch, tmp_path, home
+):
+    with hub.running() as server, closing(JobStore(home)) as store:
+        hub.use(monkeypatch, server, tmp_path / "cache")
+        server.repos[hub.NAME] = hub.repo_of(MODEL_DIR)
+        here, remote = RunSpec(), RunSpec(model=ModelSource(path=hub.NAME))
+        assert judged(remote, home)["sizes"] == {} and server.asked == []
+        found = sources.forecast(remote, home, store)
+        assert found["looked"] and server.sent < 500_000  # of 4.7 MB
+        asked = len(server.asked)
+        expected = sources.forecast(here, home, store)
+        same = ("parts", "total_steps", "auto", "rows", "cut")
+        assert {key: found[key] for key in same} == {key: expected[key] for key in same}
+        assert judged(remote, home)["sizes"] == judged(here, home)["sizes"]
+        assert "to download, for which a run waits" in judged(remote, home)["model"]
+        assert sources.first_rays(remote, home) == sources.first_rays(here, home)
+        assert sources.forecast(remote, home, store)["parts"] and len(server.asked) == asked
+        nowhere = RunSpec(model=ModelSource(path="org/none"))
+        assert "org/none" in sources.forecast(nowhere, home, store)["unknown"]
+        assert not list((tmp_path / "cache").glob("models--*/snapshots/*"))
 
 
 def test_rows_are_counted_before_launch(tmp_path, home):

@@ -9,11 +9,15 @@ interrupted. With `--json` exactly one JSON document goes to standard output, er
 
 from __future__ import annotations
 
+import _thread
 import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -91,15 +95,35 @@ def serve(
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Print the address only.")
     ] = False,
+    window: Annotated[
+        bool,
+        typer.Option("--window", help="Open a window of its own; closing it ends the page."),
+    ] = False,
 ) -> None:
     """Open the studio in the browser (the default command)."""
+    from ui.window import find_browser, open_window
+
     opened = open_home(home)
-    _refuse_second_page(opened, port)
+    browser = find_browser() if window else ""
+    running = _address_of(opened, port)
+    if running and window:
+        open_window(browser, running, opened.state / "window")
+        return
+    if running:
+        raise ServeError(
+            f"The studio is already running at {running}. Open that address, or end it with "
+            "`studio stop`."
+        )
     from ui.app import serve as serve_page
 
     def ready(address: str) -> None:
         print(f"Adapter Studio is at {address} (Ctrl-C ends the page, not the runs)", flush=True)
-        if not no_browser:
+        if window:
+            shown = open_window(browser, address, opened.state / "window")
+            threading.Thread(
+                target=lambda: (shown.wait(), _thread.interrupt_main()), daemon=True
+            ).start()
+        elif not no_browser:
             import webbrowser
 
             webbrowser.open(address)
@@ -109,19 +133,34 @@ def serve(
     )
 
 
-def _refuse_second_page(home: Home, port: int) -> None:
-    """Refuse to open a page where this home's own already listens.
-
-    Raises:
-        ServeError: Says at which address it is.
-    """
+def _address_of(home: Home, port: int) -> str:
+    """Return where this home's page already listens at a port; empty if it does not."""
     with closing(JobStore(home)) as store:
         for row in store.processes():
             if row["role"] == "web" and port and str(row["url"]).rstrip("/").endswith(f":{port}"):
-                raise ServeError(
-                    f"The studio is already running at {row['url']}. Open that address, or end it "
-                    "with `studio stop`."
-                )
+                return str(row["url"])
+    return ""
+
+
+@app.command()
+def shortcut(
+    remove: Annotated[bool, typer.Option("--remove", help="Delete the entry.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """Put the studio into the system's menu of programs, to open in a window of its own."""
+    from ui.window import menu_entry, remove_entry, write_entry
+
+    python = Path(sys.executable)
+    quiet = python.with_name("pythonw.exe")  # without a console, on Windows
+    command = [str(quiet if quiet.is_file() else python), "-m", "ui.cli.main", "serve", "--window",
+               "--home", str(open_home(home).path)]  # fmt: skip
+    entries = menu_entry(sys.platform, command, Path.home(), os.environ)
+    if remove:
+        gone = remove_entry(entries)
+        print(f"Removed {gone[0]}." if gone else "There is no such entry.")
+        return
+    write_entry(entries)
+    print(f'"Adapter Studio" is in the menu now ({entries[0].path}).')
 
 
 # -- runs ------------------------------------------------------------------------------------------

@@ -7,9 +7,14 @@ import huggingface_hub
 import pytest
 
 from studio.data import hub_search, preview
+from studio.data.first_rows import lens
 from studio.data.hub import from_hub, is_reached
+from studio.data.mapping import Mapping
+from studio.data.requests import ImportRequest
+from studio.data.xray import xray
 from studio.errors import DataError, Unreached
-from studio.spec import DataSource
+from studio.spec import DataSource, ModelSource
+from studio.training.events import Working
 from tests import hub
 
 
@@ -76,29 +81,70 @@ def test_first_rows_are_streamed_and_nothing_more_is_loaded(monkeypatch):
     assert max(taken) < 1000
 
 
-def test_search_and_facts_before_the_download(monkeypatch, tmp_path):
-    splits = [{"name": "train", "num_examples": 7473, "num_bytes": 3963202}]
-    card = {"license": "mit", "dataset_info": {"config_name": "main", "splits": splits},
-            "configs": [{"config_name": "main", "data_files": "x"},
-                        {"config_name": "more", "data_files": [{"split": "test"}]}]}  # fmt: skip
-    info = {"id": "org/rows", "_id": "1", "sha": "a" * 40, "downloads": 5, "likes": 1,
-            "private": False, "gated": False, "disabled": False, "tags": [], "cardData": card,
-            "siblings": [{"rfilename": "main.parquet", "size": 900}, {"rfilename": "README.md"}],
-            "lastModified": "2026-09-01T00:00:00.000Z"}  # fmt: skip
-    with hub.running() as server:
-        hub.use(monkeypatch, server, tmp_path)
-        server.datasets["org/rows"] = info
-        (found,) = hub_search.search("ROWS")
-        assert (found["id"], found["license"]) == ("org/rows", "mit")
-        assert hub_search.search("nothing like it") == []
-        facts = hub_search.look_up("org/rows")
-        assert facts["files"] == 1 and facts["bytes"] == 900
-        assert facts["parts"] == [
-            {"subset": "main", "split": "train", "rows": 7473, "bytes": 3963202},
-            {"subset": "more", "split": "test", "rows": None, "bytes": None},
-        ]
-        with pytest.raises(DataError, match="org/none"):
-            hub_search.look_up("org/none")
-        server.fail("/api/datasets", status=503)
-        with pytest.raises(Unreached, match="cannot be reached"):
-            hub_search.search("rows")
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    with hub.running() as running:
+        hub.use(monkeypatch, running, tmp_path / "cache")
+        running.datasets["org/rows"] = hub.dataset(3000)
+        yield running
+
+
+def test_search_and_facts_before_the_download(server):
+    (found,) = hub_search.search("ROWS")
+    assert (found["id"], found["license"]) == ("org/rows", "mit")
+    assert hub_search.search("nothing like it") == []
+    facts = hub_search.look_up("org/rows")
+    files = server.datasets["org/rows"].files
+    assert facts["files"] == 2
+    assert facts["bytes"] == sum(len(files[one]) for one in files if one.endswith(".parquet"))
+    assert facts["parts"] == [
+        {"subset": "main", "split": "train", "rows": 3000, "bytes": 120_000},
+        {"subset": "main", "split": "test", "rows": 7, "bytes": 280},
+    ]
+    server.datasets["org/rows"].card = {
+        "configs": [{"config_name": "main", "data_files": "x"},
+                    {"config_name": "more", "data_files": [{"split": "test"}]}]
+    }  # fmt: skip
+    unknown = {"rows": None, "bytes": None}
+    assert hub_search.look_up("org/rows")["parts"] == [
+        {"subset": "more", "split": "test", **unknown}
+    ]
+    with pytest.raises(DataError, match="org/none"):
+        hub_search.look_up("org/none")
+    server.fail("/api/datasets", status=503)
+    with pytest.raises(Unreached, match="cannot be reached"):
+        hub_search.search("rows")
+
+
+def test_rows_of_a_part_are_seen_as_tokens_before_the_download(server, tmp_path):
+    part = DataSource(path="org/rows", subset="main", split="test")
+    found = preview.preview(part, preview.guess(part).mapping, count=1)
+    assert found[0]["messages"][1]["content"] == "0"
+    columns = {"question": "answer", "answer": "question"}
+    swapped = Mapping(format="question_answer", columns=columns)
+    seen = lens(ModelSource(), None)
+    (row,) = xray(part, seen.backend, context_length=256, rows=[3], mapping=swapped)
+    trained = "".join(one.text for one in row.tokens if one.state == "trained")
+    assert "What is 2 and 2?" in trained
+    assert not list((tmp_path / "cache").rglob("*.parquet"))
+
+
+def test_a_broken_download_of_a_dataset_goes_on_where_it_was(server, home, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    request = ImportRequest(data=DataSource(path="org/rows", subset="main"), num_rows=100,
+                            pick="random", seed=1)  # fmt: skip
+    train = server.datasets["org/rows"].etag("main/train-0.parquet")
+    server.fail(f"GET /storage/.*{train}", cut_after=2500, times=1)
+    server.fail(f"GET /storage/.*{train}", status=503)
+    with pytest.raises(Unreached, match="what has arrived is kept"):
+        list(request.perform(home))
+    server.faults.clear()
+    server.asked.clear()
+    events = list(request.perform(home))
+    assert events[-1].facts["rows"]["kept"] == 100
+    assert any(" of " in event.text for event in events if isinstance(event, Working))
+    (first,) = {first for _, path, first in server.asked if train in path}
+    assert first >= 2000
+    server.asked.clear()
+    list(request.perform(home))
+    assert not [path for _, path, _ in server.asked if path.startswith("/storage/")]

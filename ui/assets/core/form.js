@@ -100,12 +100,12 @@ function read(node, { type, title, lines, default: usual }) {
 /** The texts of a list. */
 export const list = (words, between = ',') => words.split(between).map((one) => one.trim()).filter(Boolean);
 
-/** An ordered stack of adapters with weights, as a field that begins with `adapters`. */
-function stackField(known, adapters, bare) {
+/** An ordered list of `known` adapters (or datasets) with weights, as a field that begins with `chosen`. */
+export function weighted(known, chosen, title = t`Stack, with weights`, noun = t`Adapter`) {
   const part = ({ name, path }) => ({ name, path, weight: 1 });
-  const stack = (adapters.length || bare ? adapters : known.slice(0, 1)).map(part);
+  const stack = chosen.map(part);
   const rows = h('div.s-stack-rows', {});
-  const add = button(t`+ Adapter`, () => {
+  const add = button(`+ ${noun}`, () => {
     const next = known.find((one) => !stack.some(({ path }) => path === one.path));
     if (next) stack.push(part(next));
     show();
@@ -114,20 +114,20 @@ function stackField(known, adapters, bare) {
     const names = known.map(({ path, name }) => [path, name]);
     if (!names.some(([path]) => path === one.path)) names.push([one.path, one.name]);
     return h('div.s-stack-row', {},
-      select(names, one.path, (path) => { one.path = path; }, { 'aria-label': t`Adapter ${place + 1}` }),
+      select(names, one.path, (path) => { one.path = path; }, { 'aria-label': `${noun} ${place + 1}` }),
       h('input', { type: 'number', min: -10, max: 10, step: 0.05, value: String(one.weight), 'aria-label':
         t`Weight ${place + 1}`, oninput: (event) => { one.weight = event.target.valueAsNumber; } }),
       button('×', () => { stack.splice(place, 1); show(); }, 's-tool',
-        { 'aria-label': t`Remove adapter ${place + 1}` }));
+        { 'aria-label': t`Remove: ${noun} ${place + 1}` }));
   };
   function show() {
     rows.replaceChildren(...stack.map(row));
     add.hidden = stack.length >= known.length;
   }
   show();
-  return { element: h('div.s-stack-edit', {}, h('h3', {}, t`Stack, with weights`), rows, add),
+  return { element: h('div.s-stack-edit', {}, h('h3', {}, title), rows, add),
     value: () => stack.map(({ path, weight }) => {
-      if (!Number.isFinite(weight)) throw new Error(t`Every adapter needs a weight between −10 and 10.`);
+      if (!Number.isFinite(weight)) throw new Error(t`Every weight is a number between −10 and 10.`);
       return { name: path, weight };
     }) };
 }
@@ -188,7 +188,8 @@ export async function actionForm(name, { fixed = {}, only = null, choices = {}, 
     .map((one) => ({ ...one, choices: (choices[one.name] ?? one.choices)
       .filter(([value]) => allow[one.name]?.includes(value) ?? true) }));
   const adapters = settings.known?.adapters?.filter((one) => !one.is_model) ?? [];
-  const nodes = drawn.some((field) => field.type === 'stack') ? { stack: stackField(adapters, stack, bare) } : {};
+  const nodes = drawn.some((field) => field.type === 'stack') ? { stack: weighted(adapters,
+    stack.length || bare ? stack : adapters.slice(0, 1)) } : {};
   const form = new Fields(drawn, { nodes, ...settings });
   return { title, help, element: form.element,
     submit: (more = {}) => api(`/api/do/${name}`, { ...fixed, ...form.value(), ...more }) };

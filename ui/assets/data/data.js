@@ -4,6 +4,7 @@
 import { actOn, ago, api, badge, bar, button, bytes, choose, count, fill, h, keyed, matcher, menu, query, remember,
   send, sureButton, t, tabs, text, toast, word } from '../core/dom.js';
 import { isLive, poke, share, subscribe } from '../core/live.js';
+import { askAction, weighted } from '../core/form.js';
 import { Import, Mapping } from './import.js';
 import { Report } from './report.js';
 import { Change, Rows } from './rows.js';
@@ -39,7 +40,9 @@ export class Data extends HTMLElement {
           button(t`Import a dataset`, async () => {
             await this.open(null);
             this.main.querySelector('input[type=text], input:not([type])')?.focus();
-          }, 's-primary'), this.search),
+          }, 's-primary'), button(t`Mix …`, () => this.askMix(), '',
+            { title: t`Several datasets by weight as one` }),
+          this.search),
         this.jobs, this.rows, this.none),
       this.main));
   }
@@ -68,6 +71,14 @@ export class Data extends HTMLElement {
       h('span', { class: 's-row-what' }, [t`${count(one.rows)} rows`, one.format.replace('_', ' '),
         one.parent ? t`${one.step.kind} of ${one.parent}` : one.original.name].join(' · ')),
       h('span', { class: 's-row-loss' }, bytes(one.bytes))));
+  }
+
+  askMix() {
+    const known = [...this.datasets.map(({ name }) => ({ name, path: name })),
+      ...this.demos.map((name) => ({ name: t`Demo · ${name}`, path: `starter:${name}` }))];
+    const field = weighted(known, known.slice(0, 2), t`Datasets and their weights`, t`Dataset`);
+    const sources = { element: field.element, value: () => field.value().map((one) => `${one.name}:${one.weight}`) };
+    return askAction('data.mix', { nodes: { sources }, done: (job) => this.openResult(job) });
   }
 
   /** Show a dataset, or the import where there is no name. */
@@ -134,15 +145,16 @@ export class Data extends HTMLElement {
   }
 
   family(found) {
-    if (!found.parent && !found.children.length) return null;
+    if (!found.step && !found.children.length) return null;
     const link = (name) => h('a', { href: `/data?name=${name}`, onclick: (event) => {
       event.preventDefault();
       this.open(name);
     } }, name);
     const here = this.datasets.some((one) => one.name === found.parent);
     return h('p', { class: 's-meta', 'data-testid': 'family' },
-      found.parent && [t`${step(found.step)} of `, here ? link(found.parent) : `${found.parent} (deleted)`],
-      found.parent && found.children.length > 0 && ' · ', found.children.length > 0 && t`led to `,
+      found.step && (found.parent ? t`${step(found.step)}, made of ` : step(found.step)),
+      found.parent && (here ? link(found.parent) : t`${found.parent} (deleted)`),
+      found.step && found.children.length > 0 && ' · ', found.children.length > 0 && t`led to `,
       found.children.flatMap((name, at) => [at ? ', ' : '', link(name)]));
   }
 
@@ -218,17 +230,21 @@ class Remap {
 /** The loss that learns from all that rows of a format say. */
 const LOSS = { preference: '&set=train.loss=dpo', scored: '&set=train.loss=dpo', judged: '&set=train.loss=kto' };
 
-const NAMES = { filter: t`Filtered`, dedupe: t`Deduplicated`, split: t`Split`, drop: t`Rows dropped`,
-  remap: t`Remapped` };
+const NAMES = { part: t`Taken in part`, filter: t`Filtered`, dedupe: t`Deduplicated`, split: t`Split`,
+  drop: t`Rows dropped`, remap: t`Remapped` };
 
 /** A step in words: "Split (20 rows, seed 0)". */
 function step(values) {
+  if (values.kind === 'mix') {
+    const parts = values.sources.map((one) => t`${one.name} (${count(one.rows)} of ${count(one.of)} rows)`);
+    return t`Mixed of ${parts.join(', ')}`;
+  }
   const parts = Object.entries(values).filter(([name, value]) =>
     name !== 'kind' && name !== 'mapping' && value !== '' && value !== 0 && value !== false
     && !(name === 'operator' && !values.column))
     .map(([name, value]) => `${name.replaceAll('_', ' ')} ${Array.isArray(value)
       ? value.length > 5 ? t`${value.length} numbers` : value.join(', ') : value === true ? '' : value}`.trim());
-  return t`${NAMES[values.kind]}${parts.length ? ` (${parts.join(', ')})` : ''}, made`;
+  return `${NAMES[values.kind]}${parts.length ? ` (${parts.join(', ')})` : ''}`;
 }
 
 customElements.define('studio-data', Data);

@@ -1,15 +1,17 @@
 // Importing a dataset (file, upload, folder or hub id) and the mapping panel: row format, which column
 // is which part, and the first rows rendered with that mapping.
 
-import { api, bar, button, errorLine, fill, h, quiet, say, t, table, text } from '../core/dom.js';
+import { api, bar, button, bytes, compact, count, dots, errorLine, fill, h, quiet, say, send, t, table, text }
+  from '../core/dom.js';
 import { actionForm, labelled, list, select } from '../core/form.js';
 import { sendFile } from '../core/upload.js';
+import { drawn } from './xray.js';
 
 export class Import {
   constructor(page) {
     this.page = page;
     this.uploaded = false;
-    this.path = h('input', { placeholder: t`/path/to/file or folder, owner/dataset, starter:pirate`,
+    this.path = h('input', { placeholder: t`A file or folder, owner/dataset, or words to search the hub for`,
       'data-testid': 'import-path', 'aria-label': t`Path, folder or hub id`, spellcheck: 'false',
       onkeydown: (event) => { if (event.key === 'Enter') this.look(); },
       oninput: () => { this.uploaded = false; } });
@@ -31,7 +33,8 @@ export class Import {
       quiet(t`jsonl, json, csv, tsv, Excel (xlsx), parquet, txt, md, and gzip or zstd of these`));
     this.element = h('section', { class: 's-card s-stack' }, h('h1', {}, t`Import a dataset`), drop, this.file,
       h('div', { class: 's-import-path' }, this.path,
-        button(t`Preview`, () => { this.look(); }, '', { 'data-testid': 'look' })),
+        button(t`Preview`, () => { this.look(); }, '', { 'data-testid': 'look' }),
+        button(t`Search the hub`, () => this.searchHub())),
       quiet(t`Embedded demos: `, page.demos?.flatMap((name, at) => [at ? ', ' : '',
         h('button', { type: 'button', class: 's-link', onclick: () => {
           this.path.value = `starter:${name}`;
@@ -64,6 +67,18 @@ export class Import {
     this.look(file.name);
   }
 
+  async searchHub() {
+    const found = await send('/api/do/data.search', { words: this.path.value.trim() });
+    if (!found) return;
+    this.fail('');
+    this.looked.replaceChildren(found.length ? table([t`Dataset`, t`Licence`, t`Downloads`], found.map((one) => [
+      h('button.s-link', { type: 'button', onclick: () => {
+        this.path.value = one.id;
+        this.look();
+      } }, one.id), dots(one.license, one.gated && t`gated`), compact(one.downloads)]), { 'data-testid': 'found' })
+      : quiet(t`The hub has no dataset with these words.`));
+  }
+
   async look(shown = this.path.value.trim()) {
     const path = this.path.value.trim();
     this.looked.replaceChildren();
@@ -79,30 +94,69 @@ export class Import {
   }
 
   async settle(path, found) {
-    const form = await actionForm('data.import', { kind: 's-lens',
-      only: found.hub ? ['name', 'subset', 'split'] : ['name'] });
-    let panel = null;
+    const { hub } = found, part = hub?.part ?? {}, asks = hub && !hub.parts.length;
+    const form = await actionForm('data.import', { kind: 's-lens', only: ['name', 'rows', 'pick', 'seed',
+      ...(asks ? ['subset', 'split'] : [])] });
     const failed = (words) => { this.fail(words); go.disabled = false; };
     const go = button(t`Import`, async () => {
-      if (await panel?.refused()) return;
+      if (await panel.refused()) return;
       go.disabled = true;
       try {
-        const job = await form.submit({ source: path, uploaded: this.uploaded,
-          mapping: panel?.changed ? panel.mapping : null });
+        const job = await form.submit({ source: path, uploaded: this.uploaded, ...(asks ? {} : part),
+          mapping: panel.changed ? panel.mapping : null });
         this.progress(t`The import is queued; the list on the left shows its progress.`);
         this.page.openResult(job, failed);
       } catch (error) { failed(error.message); }
     }, 's-primary', { 'data-testid': 'import-go' });
     const top = h('div', { class: 's-lens' }, form.element, go);
-    if (found.hub) {
-      this.looked.replaceChildren(quiet(t`${path} is a hub id: the import downloads it. Its mapping can be corrected
-        afterwards.`), top);
-      return;
-    }
-    panel = new Mapping(this.page, path, { found, onchange: () => this.fail('') });
+    const rays = this.xray(path, part, () => panel.mapping);
+    const panel = new Mapping(this.page, path, { found, part, onchange: () => { this.fail(''); rays.stale(); } });
     const before = found.same_name[0];
-    this.looked.replaceChildren(top, before ? quiet(t`A file of this name was imported before, as ${before}; the same
-      content is recognised.`) : '', panel.element);
+    const again = t`A file of this name was imported before, as ${before}; the same content is recognised.`;
+    this.looked.replaceChildren(hub ? this.parts(hub) : '', top, before ? quiet(again) : '', panel.element,
+      rays.element);
+  }
+
+  /** What the hub says of a dataset; its parts to choose from. Nothing of it is downloaded yet. */
+  parts(hub) {
+    const choose = async (one) => {
+      this.progress(t`Streaming the first rows of ${one.subset} ${one.split} …`);
+      const part = { subset: one.subset, split: one.split };
+      try {
+        const found = await api('/api/data/look', { path: hub.id, ...part });
+        this.fail('');
+        await this.settle(hub.id, { ...found, hub: { ...hub, part } });
+      } catch (error) { this.fail(error.message); }
+    };
+    const is = (one) => one.subset === hub.part.subset && one.split === hub.part.split;
+    return h('div.s-stack', { 'data-testid': 'hub-parts' }, quiet(dots(t`${hub.id} on the hub`,
+      hub.license || t`no licence stated`, hub.gated && t`gated`, t`${bytes(hub.bytes)} in ${count(hub.files)} files`,
+      t`only its first rows are here yet`)),
+    hub.parts.length ? table([t`Configuration`, t`Split`, t`Rows`, t`Size`], hub.parts.map((one) => [one.subset,
+      h('label.s-check', {}, h('input.s-box', { type: 'radio', name: 'part', checked: is(one),
+        onchange: () => choose(one) }), one.split), count(one.rows), bytes(one.bytes)])) : '');
+  }
+
+  /** The first rows as the trainer would see them, drawn when it is opened and after each change. */
+  xray(source, part, mapping) {
+    const words = h('p.s-quiet', { role: 'status' }), tokens = h('div.s-tokens', {});
+    const model = select(this.page.models.map(([label, value]) => [value, label]), 'starter', () => show());
+    const show = async () => {
+      if (!element.open) return;
+      try {
+        const asked = { source, ...part, model: model.value, whole: mapping(), count: 5 };
+        const found = await api('/api/do/data.xray', asked);
+        const sum = (name) => found.reduce((total, row) => total + row[name], 0);
+        text(words, t`${count(sum('num_tokens'))} tokens in the first ${found.length} rows · ${
+          count(sum('num_trained'))} trained · ${count(sum('num_truncated'))} cut off`);
+        tokens.replaceChildren(...found.flatMap((row) => [h('div.s-quiet', {}, row.problem
+          ? t`Row ${row.row} is dropped: ${row.problem}` : t`Row ${row.row}`), ...drawn([row])]));
+      } catch (error) { text(words, error.message); }
+    };
+    const element = h('details.s-same', { 'data-testid': 'import-xray', ontoggle: show },
+      h('summary', {}, t`X-ray of the first rows`), h('div.s-stack', {}, labelled(t`Model`, model), words,
+        tokens));
+    return { element, stale: () => { clearTimeout(this.later); this.later = setTimeout(show, 400); } };
   }
 }
 
@@ -120,8 +174,8 @@ export const writePairs = (pairs) => Object.entries(pairs).map(([name, value]) =
   `${name} = ${value.replaceAll('\n', '\\n')}`).join('\n');
 
 export class Mapping {
-  constructor(page, path, { found = null, save = null, onchange = null } = {}) {
-    Object.assign(this, { page, path, onchange, changed: false });
+  constructor(page, path, { found = null, save = null, onchange = null, part = {} } = {}) {
+    Object.assign(this, { page, path, part, onchange, changed: false });
     this.why = h('p', { class: 's-quiet', 'data-testid': 'guess' });
     this.error = errorLine({ 'data-testid': 'mapping-error' });
     this.controls = h('div', { class: 's-stack' });
@@ -140,7 +194,7 @@ export class Mapping {
 
   async ask(format) {
     const asked = this.asked = {};
-    const body = { path: this.path, format, mapping: format || !this.mapping ? null : this.mapping };
+    const body = { path: this.path, ...this.part, format, mapping: format || !this.mapping ? null : this.mapping };
     try {
       const found = await api('/api/data/look', body);
       if (asked === this.asked) this.take(found, !body.mapping);

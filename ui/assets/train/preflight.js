@@ -28,7 +28,9 @@ export class Preflight {
   async look() {
     const turn = ++this.turn;
     const found = await api('/api/train/estimate', { set: this.set }).catch(() => null);
-    if (turn === this.turn) this.show(found);
+    if (turn !== this.turn) return;
+    if (found?.looked && !this.page.found.sizes.lora) return this.page.changed(); // its sizes are known now
+    this.show(found);
   }
 
   /** Hidden while the form has an error, which is shown beside its field. */

@@ -1,0 +1,113 @@
+"""Read a hub model's facts before its download: configuration, tokenizer and weight headers only.
+
+They are kept in a folder that reads like the model's own, whose weight files end after their
+headers. So estimates, the X-ray and the form work on it as on a model that is here; `sizes.json`
+tells `headers.read_header` how long the files would be.
+"""
+
+import json
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from studio import atomic
+from studio.errors import InputError, ModelError, Unreached
+from studio.home import Home
+from studio.models.headers import SIZES
+from studio.models.repositories import (
+    ANSWER_SECONDS,
+    WEIGHTS,
+    RemoteFile,
+    Repository,
+    endpoint,
+    headers,
+    look_up,
+    refused,
+)
+from studio.spec import ModelSource
+
+FRESH_SECONDS = 86_400
+MOST_BYTES = 64 << 20  # of configuration and tokenizer
+WORKERS = 8  # headers at once
+_failures: dict[tuple[str, str], tuple[float, InputError]] = {}  # by hub and model, or hub and ""
+
+
+def known(source: ModelSource, home: Home) -> Path | None:
+    """Return the folder of a model that was looked at before, without asking the hub."""
+    folder = _folder(source, home)
+    return folder if (folder / SIZES).is_file() else None
+
+
+def look(source: ModelSource, home: Home) -> Path:
+    """Return the folder with a model's facts; the hub is asked at most once a day.
+
+    Raises:
+        ModelError: The hub does not have it, refuses it, or it cannot be trained here.
+        Unreached: The hub does not answer.
+    """
+    folder, hub = _folder(source, home), endpoint()
+    if known(source, home) and time.time() - folder.stat().st_mtime < FRESH_SECONDS:
+        return folder
+    for when, failure in (_failures.get((hub, key), (0.0, None)) for key in ("", folder.name)):
+        if failure is not None and time.monotonic() - when < ANSWER_SECONDS:
+            raise failure
+    try:
+        found = look_up(source.path, source.revision)
+        if found.why_not:
+            raise ModelError(found.why_not)
+        _write(found, folder)
+    except InputError as error:
+        _failures[hub, "" if isinstance(error, Unreached) else folder.name] = (
+            time.monotonic(),
+            error,
+        )
+        raise
+    return folder
+
+
+def _folder(source: ModelSource, home: Home) -> Path:
+    name = f"{source.path}@{source.revision or 'main'}".replace("/", "--").replace("\\", "--")
+    return home.state / "looked-at" / name
+
+
+def _write(found: Repository, folder: Path) -> None:
+    """Fetch the small files and the headers, then publish the folder."""
+    small = [file for file in found.files if not file.name.endswith(WEIGHTS)]
+    if sum(file.size for file in small) > MOST_BYTES:
+        raise ModelError(f"The configuration and tokenizer of {found.id} are unusually large.")
+    made = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(parents=True)
+    try:
+        with ThreadPoolExecutor(WORKERS) as pool:
+            list(pool.map(lambda file: _fetch(found, file, made), found.files))
+    except Exception as error:  # the library raises dozens of kinds
+        raise refused(found.id, error, found.branch) from None
+    sizes = {file.name: file.size for file in found.files if file.name.endswith(WEIGHTS)}
+    atomic.write(made / SIZES, json.dumps(sizes))
+    shutil.rmtree(folder, ignore_errors=True)
+    made.replace(folder)
+
+
+def _fetch(found: Repository, file: RemoteFile, folder: Path) -> None:
+    from huggingface_hub import HfApi, get_session, hf_hub_url, hf_raise_for_status
+
+    if file.name.endswith(WEIGHTS):
+        read = HfApi().parse_safetensors_file_metadata(
+            found.id, file.name, revision=found.revision, timeout=ANSWER_SECONDS
+        )
+        table = {
+            name: {"dtype": one.dtype, "shape": one.shape, "data_offsets": one.data_offsets}
+            for name, one in read.tensors.items()
+        }
+        end = max((one.data_offsets[1] for one in read.tensors.values()), default=0)
+        header = json.dumps(table, separators=(",", ":")).encode().ljust(file.size - 8 - end)
+        (folder / file.name).write_bytes(len(header).to_bytes(8, "little") + header)
+        return
+    answer = get_session().get(
+        hf_hub_url(found.id, file.name, revision=found.revision), headers=headers(),
+        timeout=ANSWER_SECONDS, follow_redirects=True,
+    )  # fmt: skip
+    hf_raise_for_status(answer)
+    (folder / file.name).write_bytes(answer.content)

@@ -1,0 +1,121 @@
+"""Every page and dialog at three widths, light and dark: no finding of axe, nothing too wide.
+
+axe-core comes from npm: `STUDIO_AXE` names its axe.min.js (`.ci/run` sets it).
+"""
+
+import os
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from jobs.curves import Progress
+from jobs.store import JobStore
+from studio.data.importing import import_dataset
+from studio.home import open_home
+from studio.spec import DataSource, RunSpec
+from tests.browser.conftest import put_adapters
+from tests.jobs.conftest import begin
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+AXE = Path(os.environ.get("STUDIO_AXE", "axe.min.js"))
+WIDTHS = (360, 768, 1440)
+PAGES = (
+    "/", "/models", "/data", "/data?name=terse", "/data?name=terse&tab=xray",
+    "/data?name=terse&tab=rows", "/data?name=terse&tab=mapping", "/data?name=terse&tab=change",
+    "/runs", "/runs?run=1", "/adapters", "/adapters?adapter=sea", "/results", "/system",
+    "/compare?lane=starter&lane=starter~sea:1",
+)  # fmt: skip
+DIALOGS = {
+    "/": (["Help"], ["Guided start …"], ["Sweep: several values of some fields …"],
+          ["Bake-off: these settings with several methods …"], ["Save as …"]),
+    "/models": (["Folders …"], ["Token …"], ["Add tokens …"]),
+    "/data": (["Mix …"],),
+    "/runs?run=1": (["More", "Rename …"],),
+    "/adapters": (),
+    "/compare?lane=starter&lane=starter~sea:1": (["Settings"],),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def filled(studio):
+    """A home with a dataset, adapters and a run that has ended."""
+    home = open_home(studio.home)
+    import_dataset(home, DataSource(path="starter:terse"))
+    put_adapters(studio, {"sea": ("lora", {"r": 4}), "salt": ("ia3", {})}, 0.02)
+    with closing(JobStore(home)) as store:
+        job = store.submit(RunSpec.parse({"name": "kept", "train": {"device": "cuda:7"}}))
+        claim = begin(store, "cuda:7", wanted=["cuda:7"])
+        rows = [("loss", step, 5 / step, 0.0) for step in range(1, 9)]
+        rows += [("eval_loss", step, 5 / step, 0.0) for step in range(2, 9, 2)]
+        told = Progress(metrics=rows, samples=[(8, "Who?", "Me.")], step=8, total_steps=8)
+        store.claims.report(claim, told)
+        store.claims.finish(claim, "succeeded")
+        assert job.id == 1
+    return studio
+
+
+@pytest.fixture
+def axe(page):
+    """Return the findings on the page as it stands, in each width and theme."""
+    if not AXE.is_file():
+        pytest.skip("STUDIO_AXE names no axe.min.js: `npm install axe-core` brings it")
+    source = AXE.read_text(encoding="utf-8")
+
+    def findings(where: str) -> list[str]:
+        page.evaluate(source)
+        found = []
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            for dark in (False, True):
+                page.evaluate(_THEME, dark)
+                at = f"{where} {width} {'dark' if dark else 'light'}"
+                found += [f"{at}: {one}" for one in page.evaluate(_FINDINGS)]
+        return found
+
+    return findings
+
+
+def settle(page) -> None:
+    """Wait until the page shows what it loads."""
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(300)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_has_no_finding_and_nothing_too_wide(page, filled, axe, path):
+    page.goto(path)
+    expect(page.locator("h1").first).to_be_attached()
+    settle(page)
+    assert axe(path) == []
+
+
+@pytest.mark.parametrize("path", [one for one in DIALOGS if DIALOGS[one]])
+def test_a_dialog_has_no_finding_and_nothing_too_wide(page, filled, axe, path):
+    found = []
+    for clicks in DIALOGS[path]:
+        page.set_viewport_size({"width": 1440, "height": 900})
+        page.goto(path)
+        settle(page)
+        for name in clicks:
+            named = page.get_by_role("button", name=name, exact=True)
+            named.or_(page.get_by_text(name, exact=True)).first.click()
+        settle(page)
+        found += axe(f"{path} {clicks[-1]}")
+    assert found == []
+
+
+_THEME = """dark => {
+  for (const node of [document.documentElement, document.body]) node.classList.toggle('dark', dark);
+}"""
+_FINDINGS = """async () => {
+  const found = (await axe.run(document, { resultTypes: ['violations'] })).violations.map(
+    one => `${one.impact} ${one.id}: ` + one.nodes.slice(0, 3).map(
+      node => node.html.slice(0, 160)).join(' | '));
+  const wide = document.documentElement.scrollWidth - innerWidth;
+  if (wide > 0) found.push(`${wide} pixels too wide`);
+  const dialog = document.querySelector('dialog[open]');
+  if (dialog && dialog.scrollWidth > dialog.clientWidth) found.push('the dialog scrolls sideways');
+  return found;
+}"""

@@ -1,0 +1,82 @@
+"""The window of its own and the entry in the system's menu."""
+
+import plistlib
+import shlex
+import subprocess
+import sys
+from pathlib import Path, PureWindowsPath
+
+import pytest
+
+from studio.errors import ServeError
+from tests.served import ROOT
+from ui.window import find_browser, menu_entry, remove_entry, write_entry
+
+COMMAND = ["/opt/my env/python", "-m", "ui.cli.main", "--home", "/home/al/50% $x"]
+
+
+@pytest.mark.parametrize(
+    ("system", "place"),
+    [
+        ("linux", "applications/adapter-studio.desktop"),
+        ("win32", "Programs/Adapter Studio.cmd"),
+        ("darwin", "Applications/Adapter Studio.app/Contents/MacOS/studio"),
+    ],
+)
+def test_the_entry_of_each_system_starts_the_command_and_goes_again(system, place, tmp_path):
+    (tmp_path / "Applications").mkdir()
+    entries = menu_entry(system, COMMAND, tmp_path, {})
+    write_entry(entries)
+    files = [one.path for one in entries]
+    assert files[0].as_posix().endswith(place)
+    text = files[0].read_text()
+    if system == "linux":
+        line = next(one for one in text.splitlines() if one.startswith("Exec="))
+        for escaped, plain in (("%%", "%"), ("\\\\", "\\"), ("\\$", "$")):
+            line = line.replace(escaped, plain)
+        assert shlex.split(line.removeprefix("Exec=")) == COMMAND
+        assert files[1].read_text().startswith("<svg xmlns=")
+    elif system == "win32":
+        assert text.startswith('@start "" "/opt/my env/python" "-m"') and "50%% $x" in text
+    else:
+        program = text.splitlines()[1].removeprefix("exec ")
+        assert shlex.split(program) == COMMAND and files[0].stat().st_mode & 0o111
+        assert plistlib.loads(files[1].read_bytes())["CFBundleExecutable"] == files[0].name
+    assert remove_entry(entries) == files and remove_entry(entries) == []
+    assert not list(tmp_path.rglob("*.app")) and (tmp_path / "Applications").is_dir()
+
+
+def test_folders_that_the_system_names_are_used(tmp_path):
+    share = menu_entry("linux", COMMAND, Path("/u"), {"XDG_DATA_HOME": "/share"})[0].path
+    assert share == Path("/share/applications/adapter-studio.desktop")
+    menu = menu_entry("win32", COMMAND, Path("/u"), {"APPDATA": "/roaming"})[0].path
+    assert PureWindowsPath(menu).parts[1] == "roaming"
+
+
+def test_without_a_browser_a_window_is_refused(monkeypatch):
+    monkeypatch.setenv("STUDIO_BROWSER", "/no/such/browser")
+    monkeypatch.setattr("ui.window.BROWSERS", ())
+    monkeypatch.setattr("ui.window.PLACES", ())
+    with pytest.raises(ServeError, match="STUDIO_BROWSER"):
+        find_browser()
+
+
+def test_closing_the_window_ends_the_page(tmp_path, monkeypatch):
+    browser = tmp_path / "browser"
+    browser.write_text(
+        f"#!{sys.executable}\nimport sys, urllib.request\n"
+        "app = next(one for one in sys.argv if one.startswith('--app='))\n"
+        "page = urllib.request.urlopen(app.removeprefix('--app=')).read()\n"
+        f"open({str(tmp_path / 'seen')!r}, 'wb').write(page)\n"
+    )
+    browser.chmod(0o755)
+    monkeypatch.setenv("STUDIO_BROWSER", str(browser))
+    command = [sys.executable, "-m", "ui.cli.main"]
+    home = ["--home", str(tmp_path / "home")]
+    try:
+        done = subprocess.run([*command, "serve", "--port", "0", "--window", *home], cwd=ROOT,
+                              timeout=60, capture_output=True, text=True)  # fmt: skip
+        assert done.returncode in (0, 130), done.stderr
+        assert b"Adapter Studio" in (tmp_path / "seen").read_bytes()
+    finally:
+        subprocess.run([*command, "stop", *home], cwd=ROOT, timeout=60, check=False)

@@ -1,0 +1,137 @@
+"""A window of its own: the browser's app mode, and the entry in the system's menu that opens it.
+
+The browser runs on a profile of this home, so that its process lives as long as the window.
+"""
+
+import os
+import plistlib
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from studio.errors import ServeError
+from ui.frame import FAVICON
+
+NAME = "Adapter Studio"
+ABOUT = "Fine-tune language models on this machine"
+BROWSERS = (
+    "google-chrome", "google-chrome-stable", "chromium", "chromium-browser", "microsoft-edge",
+    "brave-browser", "chrome", "msedge",
+)  # fmt: skip
+PLACES = (
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Microsoft Edge.app/Contents/MacOS/Microsoft Edge",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
+    r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",
+)
+
+
+def find_browser() -> str:
+    """Return a browser that has an app mode: `STUDIO_BROWSER`, else one of the usual ones.
+
+    Raises:
+        ServeError: There is none.
+    """
+    known = [os.environ.get("STUDIO_BROWSER", ""), *map(shutil.which, BROWSERS), *PLACES]
+    for one in known:
+        if one and Path(one).is_file():
+            return one
+    raise ServeError(
+        "No Chrome, Chromium or Edge was found to open a window with: install one, set "
+        "STUDIO_BROWSER to it, or leave --window out."
+    )
+
+
+def open_window(browser: str, address: str, profile: Path) -> subprocess.Popen[bytes]:
+    """Open the page in a window without tabs; the process ends when it is closed."""
+    command = [
+        browser, f"--app={address}", f"--user-data-dir={profile}", "--no-first-run",
+        "--no-default-browser-check",
+    ]  # fmt: skip
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file of the entry in the system's menu."""
+
+    path: Path
+    text: str
+    is_program: bool = False
+
+
+def menu_entry(
+    system: str, command: Sequence[str], user: Path, variables: Mapping[str, str]
+) -> list[Entry]:
+    """Return the files that put the studio into the menu of a system.
+
+    Args:
+        system: As `sys.platform` names it.
+        command: The program and its arguments.
+        user: The user's own folder.
+        variables: The environment, for the folders it names.
+    """
+    if system == "win32":
+        roaming = Path(variables.get("APPDATA") or user / "AppData" / "Roaming")
+        words = " ".join(f'"{word}"' for word in command).replace("%", "%%")
+        menu = roaming / "Microsoft" / "Windows" / "Start Menu" / "Programs"
+        return [Entry(menu / f"{NAME}.cmd", f'@start "" {words}\r\n')]
+    if system == "darwin":
+        bundle = user / "Applications" / f"{NAME}.app" / "Contents"
+        about = {
+            "CFBundleName": NAME, "CFBundleExecutable": "studio", "CFBundlePackageType": "APPL",
+            "CFBundleIdentifier": "org.adapter-studio.studio",
+        }  # fmt: skip
+        return [
+            Entry(bundle / "MacOS" / "studio", f"#!/bin/sh\nexec {shlex.join(command)}\n", True),
+            Entry(bundle / "Info.plist", plistlib.dumps(about).decode()),
+        ]
+    share = Path(variables.get("XDG_DATA_HOME") or user / ".local" / "share")
+    icon = share / "icons" / "hicolor" / "scalable" / "apps" / "adapter-studio.svg"
+    lines = [
+        "[Desktop Entry]", "Type=Application", f"Name={NAME}", f"Comment={ABOUT}",
+        f"Exec={' '.join(map(_quoted, command))}", "Icon=adapter-studio", "Terminal=false",
+        "Categories=Development;Science;",
+    ]  # fmt: skip
+    return [
+        Entry(share / "applications" / "adapter-studio.desktop", "\n".join([*lines, ""])),
+        Entry(icon, FAVICON),
+    ]
+
+
+def _quoted(word: str) -> str:
+    """Return an argument as `Exec=` reads it: the string's own escapes, then those of the line."""
+    for special in '\\"`$':
+        word = word.replace(special, f"\\{special}")
+    return '"' + word.replace("\\", "\\\\").replace("%", "%%") + '"'
+
+
+def write_entry(entries: Sequence[Entry]) -> None:
+    """Write the files of an entry.
+
+    Raises:
+        ServeError: A file cannot be written.
+    """
+    for one in entries:
+        try:
+            one.path.parent.mkdir(parents=True, exist_ok=True)
+            one.path.write_text(one.text, encoding="utf-8", newline="")
+            if one.is_program:
+                one.path.chmod(0o755)
+        except OSError as error:
+            raise ServeError(f"{one.path} cannot be written ({error.strerror}).") from None
+
+
+def remove_entry(entries: Sequence[Entry]) -> list[Path]:
+    """Delete the files of an entry and the folders of its bundle; return those that were there."""
+    gone = [one.path for one in entries if one.path.is_file()]
+    for path in gone:
+        path.unlink()
+    for folder in sorted({up for path in gone for up in path.parents}, reverse=True):
+        if f"{NAME}.app" in folder.parts and folder.is_dir():
+            folder.rmdir()
+    return gone
