@@ -83,8 +83,8 @@ def test_from_an_empty_home_to_a_report_that_opens_from_disk(page, studio, hub, 
 
     # Download it; the process is killed in the middle and the rest is fetched.
     page.get_by_role("link", name="Look at it on the Models page").click()
-    row = page.get_by_test_id(f"model-{MODEL}").first
-    row.get_by_role("button", name="Download …").click()
+    row = page.get_by_test_id(f"model-{MODEL}")
+    row.get_by_role("button", name="Download …").first.click()
     expect(page.get_by_role("dialog")).to_contain_text("in 6 files")
     picture("what-is-downloaded")
     hub.fail("GET /storage/", stall_after=HALF, times=1)
@@ -96,6 +96,7 @@ def test_from_an_empty_home_to_a_report_that_opens_from_disk(page, studio, hub, 
         until(lambda: "MiB" in store.get(job.id).phase)
         os.kill(store.get(job.id).pid, signal.SIGKILL)
     expect(row.get_by_role("link", name="Train")).to_be_visible(timeout=SLOW)
+    expect(row.get_by_role("button", name="Download …")).to_have_count(0)
     firsts = [first for how, path, first in hub.asked if how == "GET" and "/storage/" in path]
     assert firsts[0] == 0 and firsts[-1] > 0
 

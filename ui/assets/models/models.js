@@ -128,9 +128,10 @@ export class Models extends HTMLElement {
   remote(one) {
     const meta = dots(one.parameters && t`${compact(one.parameters)} parameters`,
       one.active && t`${compact(one.active)} active`, one.bytes && bytes(one.bytes),
-      one.context && t`context ${count(one.context)}`, one.license, one.gated && 'gated',
+      one.context && t`context ${count(one.context)}`, one.license, one.gated && t`gated`,
       one.downloads && t`${compact(one.downloads)} downloads`);
-    return this.row(one, one.id, meta, [one.here ? badge('succeeded', 'downloaded')
+    const here = one.here || this.models.some(({ path, kind }) => kind === 'hub' && path === one.id);
+    return this.row(one, one.id, meta, [here ? badge('succeeded', 'downloaded')
       : !one.why_not && button(t`Download …`, () => this.askDownload(one.id))]);
   }
 
