@@ -75,7 +75,7 @@ function evaluated(found) {
     found.accuracy != null && [t`Macro F1`, number(found.macro_f1, 3)],
     found.accuracy != null && [t`Calibration error`, number(found.ece, 3)], ...scores]);
   const head = found.accuracy == null ? t`Loss ${number(found.eval_loss)}` : t`Accuracy ${percent(found.accuracy)}`;
-  return [h('details', { class: 's-evaluation', open: location.pathname.endsWith('/runs') },
+  return [h('details.s-evaluation', { open: location.pathname.endsWith('/runs') },
     h('summary', {}, head), figures, found.general ? forgettingCard(found.general) : '',
     found.confusions ? confusions(found) : '')];
 }
@@ -92,7 +92,7 @@ function measuredTasks({ names, tasks, examples }) {
     ...names.map((_, place) => cell(one, place))]);
   const [first] = tasks;
   const head = `${first.task}: ${first.metric} ${first.values.map((one) => number(one)).join(', ')}`;
-  return [h('details', { class: 's-evaluation', open: location.pathname.endsWith('/runs') }, h('summary', {}, head),
+  return [h('details.s-evaluation', { open: location.pathname.endsWith('/runs') }, h('summary', {}, head),
     h('div.s-scroll', {}, table([t`Task`, t`Figure`, t`Documents`, ...names], rows)),
     quiet(t`Second line: standard error.${names.length > 1
       ? t` Third: difference from ${names[0]} over the same documents, with its 95\u202f% interval.` : ''}`),
@@ -117,7 +117,7 @@ function confusions({ labels, confusions: all }) {
     return h('td', { class: times / most > 0.55 ? 's-heat s-heat-dark' : 's-heat',
       style: `--share:${100 * times / most}%` }, count(times));
   });
-  return h('div', { class: 's-scroll s-heatmap', 'data-testid': 'confusions' },
+  return h('div.s-scroll.s-heatmap', { 'data-testid': 'confusions' },
     table([t`Right ↓ taken for →`, ...labels],
       labels.map((wanted) => [h('th', { scope: 'row' }, wanted), ...cells(wanted)]), { class: '' }));
 }
@@ -159,7 +159,7 @@ function mixed({ how, error, adapter }) {
 function certificate({ certificate: found, out }) {
   if (!found || found.max_error === undefined) return [quiet(t`Merged into ${out}; its certificate is missing.`)];
   const error = t`${number(found.max_error, 2)} (allowed ${number(found.tolerance, 2)})`;
-  return [h('details', { class: 's-certificate', 'data-testid': 'certificate' },
+  return [h('details.s-certificate', { 'data-testid': 'certificate' },
     h('summary', {}, t`Certificate: reloaded, it answers like the stack; largest logit error ${error}`),
     pairs([
       [t`Largest logit error`, error], [t`Mean logit error`, number(found.mean_error, 2)],

@@ -47,16 +47,16 @@ export class Adapters extends HTMLElement {
     this.give = button(t`Export …`, () => askExport(this, this.selection()));
     this.together = button(t`Compare`, () => { go(compareAdapters(this.selection())); });
     this.count = h('span.s-quiet', {});
-    this.notice = h('p', { class: 's-notice', role: 'status', hidden: true });
-    this.jobs = h('ol', { class: 's-activity', 'aria-label': t`Jobs`, 'data-testid': 'activity' });
-    this.cards = h('ol', { class: 's-cards', 'data-testid': 'adapters' });
-    this.bin = h('details', { class: 's-bin', hidden: true });
+    this.notice = h('p.s-notice', { role: 'status', hidden: true });
+    this.jobs = h('ol.s-activity', { 'aria-label': t`Jobs`, 'data-testid': 'activity' });
+    this.cards = h('ol.s-cards', { 'data-testid': 'adapters' });
+    this.bin = h('details.s-bin', { hidden: true });
     this.passport = new Passport(this);
     this.results = new Results(() => this.results.hide());
-    this.welcome = h('div', { class: 's-welcome', hidden: true }, h('h2', {}, t`No adapters yet`),
+    this.welcome = h('div.s-welcome', { hidden: true }, h('h2', {}, t`No adapters yet`),
       h('p', {}, t`Every training run adds its adapter here. Adapters from PEFT or AdapterHub can be imported from a
         folder or a hub id.`),
-      h('a', { class: 's-button s-primary', href: '/' }, t`Train the first adapter`));
+      h('a.s-button.s-primary', { href: '/' }, t`Train the first adapter`));
     this.append(h('h1.s-hidden', {}, t`Adapters`), h('div.s-library', {},
       h('div.s-library-bar', {}, this.search, this.order, this.count,
         h('span.s-actions', {}, this.together, this.merge, this.mix, this.give,
@@ -104,8 +104,8 @@ export class Adapters extends HTMLElement {
   card(one) {
     const box = h('input', { type: 'checkbox', class: 's-box', 'aria-label': t`Choose ${one.name}`,
       onchange: (event) => { this.picked[event.target.checked ? 'add' : 'delete'](one.id); this.chose(); } });
-    return h('li', { class: 's-adapter', 'data-testid': `adapter-${one.id}` }, h('header', {}, box,
-      h('button', { type: 'button', class: 's-adapter-name', onclick: () => this.open(one.id) }),
+    return h('li.s-adapter', { 'data-testid': `adapter-${one.id}` }, h('header', {}, box,
+      h('button.s-adapter-name', { onclick: () => this.open(one.id) }),
       h('span', {})), h('p.s-quiet.s-adapter-what', {}), h('dl', {}),
     h('footer', {}, h('span.s-tags', {}), h('span.s-actions', {})));
   }
@@ -124,10 +124,10 @@ export class Adapters extends HTMLElement {
       [t`Size`, bytes(one.size_bytes)]].map(([name, value]) =>
       h('div', {}, h('dt', {}, name), h('dd', {}, value))));
     foot.firstChild.replaceChildren(h('span.s-quiet', {}, ago(one.created)),
-      ...one.tags.map((tag) => h('button', { type: 'button', class: 's-tag', title: t`Show only these`,
+      ...one.tags.map((tag) => h('button.s-tag', { title: t`Show only these`,
         onclick: () => { this.search.value = tag; this.list(); } }, tag)));
     foot.lastChild.replaceChildren(
-      h('a', { class: 's-button', href: compareAdapters([one]) }, t`Compare`),
+      h('a.s-button', { href: compareAdapters([one]) }, t`Compare`),
       button(t`Passport`, () => this.open(one.id)));
   }
 

@@ -49,7 +49,7 @@ export class Results {
     this.closed = closed;
     this.table = new RankedTable(COLUMNS, { order: t`Held-out`, rest: (row) => row.state !== 'succeeded'
       && h('span', { class: row.error ? 's-error' : 's-quiet' }, row.error || row.state) });
-    this.element = h('section', { class: 's-results', hidden: true, 'data-testid': 'bakeoff' });
+    this.element = h('section.s-results', { hidden: true, 'data-testid': 'bakeoff' });
   }
 
   async show(name) {
@@ -84,7 +84,7 @@ export class Results {
     this.element.hidden = false;
     this.element.replaceChildren(h('header', {}, h('h2', {}, this.name),
       h('span.s-quiet', {}, ended.length < rows.length ? t`${ended.length} of ${rows.length} trained` : ''),
-      h('span.s-actions', {}, h('a', { class: 's-button',
+      h('span.s-actions', {}, h('a.s-button', {
         href: `/runs?run=${rows.flatMap((row) => row.runs).join()}` },
         t`Overlay the curves`), takeTable(t`Bake-off ${this.name}`, this.table.element),
       this.closed && button(t`Close`, () => this.closed()))),

@@ -13,7 +13,7 @@ import { heatmap } from './heatmap.js';
 export class Passport {
   constructor(page) {
     this.page = page;
-    this.element = h('aside', { class: 's-drawer', hidden: true, tabindex: '-1', 'aria-label': t`Passport`,
+    this.element = h('aside.s-drawer', { hidden: true, tabindex: '-1', 'aria-label': t`Passport`,
       'data-testid': 'passport', onkeydown: (event) => { if (event.key === 'Escape') this.hide(); } });
     subscribe({
       element: page,
@@ -60,10 +60,10 @@ export class Passport {
 
   actions(one) {
     return h('div.s-actions', {},
-      h('a', { class: 's-button s-primary', href: compareAdapters([one]) }, t`Compare with the base`),
-      h('a', { class: 's-button', href: blindTest(one),
+      h('a.s-button.s-primary', { href: compareAdapters([one]) }, t`Compare with the base`),
+      h('a.s-button', { href: blindTest(one),
         title: t`Against what it was trained from, without names; your votes give the win rate` }, t`Blind test`),
-      one.run && h('a', { class: 's-button', href: `/runs?run=${one.run}` }, t`Its run`),
+      one.run && h('a.s-button', { href: `/runs?run=${one.run}` }, t`Its run`),
       button(t`Export …`, () => askExport(this.page, [one])),
       sureButton(t`Delete`, t`Really delete?`, () => this.page.remove(one)));
   }

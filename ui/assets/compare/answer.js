@@ -16,10 +16,10 @@ export class Answer {
   constructor(lane, page) {
     this.lane = lane;
     this.unfolded = new Set();
-    this.name = h('header', { class: 's-cell-name', hidden: true });
-    this.words = h('div', { class: 's-words', 'data-testid': `answer-${lane}` });
+    this.name = h('header.s-cell-name', { hidden: true });
+    this.words = h('div.s-words', { 'data-testid': `answer-${lane}` });
     this.figures = h('span', { title: PROOF, 'data-testid': `figures-${lane}` });
-    this.note = h('p', { class: 's-cell-note', hidden: true });
+    this.note = h('p.s-cell-note', { hidden: true });
     this.go = button(t`Continue`, () => page.goOn(lane), 's-tool', { title: t`Continue the truncated answer` });
     this.tools = h('span.s-cell-tools', {}, this.go,
       button(t`Again`, () => page.again(lane), 's-tool', { title: t`Another answer, with the next seed` }),
@@ -82,7 +82,7 @@ export class Answer {
       if (part === 'call') return [code(readable(words), t`Tool call`)];
       if (part === 'text') return markdown(words);
       const open = this.unfolded.has(place);
-      return [h('details', { class: 's-thought', open, ontoggle: (event) =>
+      return [h('details.s-thought', { open, ontoggle: (event) =>
         this.unfolded[event.target.open ? 'add' : 'delete'](place) },
       h('summary', {}, t`Thought`), markdown(words.trim()))];
     });
@@ -103,7 +103,7 @@ function token([piece, logprob, others]) {
   const share = Math.exp(logprob);
   const line = ([words, value]) => `${percent(Math.exp(value)).padStart(6)}  ${JSON.stringify(words)}`;
   const title = [t`${percent(share)} sure (logprob ${logprob.toFixed(2)})`, ...others.map(line)].join('\n');
-  return h('span', { class: 's-sure', title, tabindex: '0', style: `--doubt:${(1 - share).toFixed(3)}` },
+  return h('span.s-sure', { title, tabindex: '0', style: `--doubt:${(1 - share).toFixed(3)}` },
     piece);
 }
 

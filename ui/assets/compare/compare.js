@@ -45,7 +45,7 @@ export class Compare extends HTMLElement {
 
   build() {
     this.heads = h('div.s-lane-heads', {});
-    this.scroll = h('div', { class: 's-turns', 'data-testid': 'turns' });
+    this.scroll = h('div.s-turns', { 'data-testid': 'turns' });
     this.votes = new Votes(this);
     this.composer = new Composer(this.choices.sampling, {
       send: (prompt) => this.send(prompt),
@@ -73,7 +73,7 @@ export class Compare extends HTMLElement {
     this.serve = button(t`Use elsewhere`, () => showEndpoint(this.conversation.lanes), 's-tool',
       { title: t`These lanes in other programs, over an OpenAI-compatible address` });
     this.tabs = new Tabs(this);
-    this.root = h('div', { class: 's-compare', hidden: true }, // until the lanes are known
+    this.root = h('div.s-compare', { hidden: true }, // until the lanes are known
       h('div.s-compare-bar', {}, this.tabs.tabs, h('span.s-grow', {}), this.newChat,
         this.report, this.confidence, this.reference, this.blind, this.alone, this.serve),
       this.heads, this.scroll, this.tabs.element, this.composer.element);

@@ -44,7 +44,7 @@ export class Composer {
     this.whose = h('select', { 'aria-label': t`Whose settings`, onchange: (event) => {
       this.choose(event.target.value === '' ? null : Number(event.target.value));
     } });
-    this.panel = h('div', { class: 's-sampling', hidden: true, id: 's-sampling' },
+    this.panel = h('div.s-sampling', { hidden: true, id: 's-sampling' },
       h('label', {}, h('span', {}, t`Settings of`), this.whose),
       h('label', {}, h('span', {}, t`System prompt`), this.system),
       this.fields.map(({ title, note, input }) => h('label', { title: note },

@@ -13,7 +13,7 @@ export class LaneHead {
     Object.assign(this, { lane, index, page });
     const models = page.choices.models.map((model) => [model.path, model.label]);
     if (!models.some(([path]) => path === lane.model)) models.push([lane.model, short(lane.model)]);
-    this.element = h('section', { class: 's-lane', style: `--hue:${hueOf(index)}`,
+    this.element = h('section.s-lane', { style: `--hue:${hueOf(index)}`,
       'aria-label': t`Lane ${page.letter}`, 'data-testid': `lane-${index}` },
     h('div.s-lane-top', {}, h('b.s-letter', {}, page.letter),
       choice(t`Model`, models, lane.model, (path) => {

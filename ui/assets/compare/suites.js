@@ -34,7 +34,7 @@ export class Suites {
       if (picked) { this.cases.value = await picked.text(); this.name.value ||= picked.name.replace(/\.\w+$/, ''); }
     } });
     this.list = h('div.s-suites', {});
-    this.results = h('div', { class: 's-board', 'data-testid': 'suite' });
+    this.results = h('div.s-board', { 'data-testid': 'suite' });
     const lanes = this.page.conversation.lanes.map(laneName).join('  ·  ');
     element.replaceChildren(h('div.s-tab-head', {}, h('h2', {}, t`Prompt suites`), h('span',
       { class: 's-quiet' },
@@ -109,7 +109,7 @@ function line({ prompt, expected, pattern, json_schema: schema }) {
 
 function judgement(found) {
   const state = isLive(found) ? t`${found.step} of ${count(found.total_steps)} pairs` : ago(found.created);
-  return h('section', { class: 's-card s-judgement', 'data-testid': 'judgement' },
+  return h('section.s-card.s-judgement', { 'data-testid': 'judgement' },
     h('div.s-tab-head', {}, h('h4', {}, found.name), badge(found.state), h('span.s-quiet', {},
       state), h('span.s-grow', {}), found.evidence && verdictsDataset(found)),
     found.error ? h('p.s-error', {}, found.error) : '',

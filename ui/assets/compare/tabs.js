@@ -18,7 +18,7 @@ export class Tabs {
     this.tabs = tabs(TABS, (tab) => { remember({ view: tab === 'chat' ? null : tab }, true); this.open(tab); },
       { class: 's-tool' });
     addEventListener('popstate', () => this.open(query().get('view') ?? 'chat'));
-    this.element = h('section', { class: 's-compare-tab', hidden: true, 'data-testid': 'compare-tab' });
+    this.element = h('section.s-compare-tab', { hidden: true, 'data-testid': 'compare-tab' });
   }
 
   async open(name) {
@@ -43,7 +43,7 @@ export class Tabs {
 
 async function conversations(element, page) {
   let timer = 0;
-  const list = h('ul', { class: 's-talks', 'data-testid': 'conversations' });
+  const list = h('ul.s-talks', { 'data-testid': 'conversations' });
   const search = h('input', { type: 'search', placeholder: t`Search prompts and answers …`,
     'aria-label': t`Search conversations`, oninput: () => { clearTimeout(timer); timer = setTimeout(refresh, 200); } });
   const item = ({ id, title, lanes, turns, updated, parent }) => h('li', {}, h('a', { href: `/compare?chat=${id}` },
@@ -66,7 +66,7 @@ async function conversations(element, page) {
 }
 
 async function recipes(element, page) {
-  const list = h('ul', { class: 's-talks', 'data-testid': 'recipes' });
+  const list = h('ul.s-talks', { 'data-testid': 'recipes' });
   const refresh = async () => {
     page.choices = await send('/api/chat/choices') ?? page.choices;
     const found = page.choices.recipes;
@@ -125,5 +125,5 @@ export function welcome(page) {
       : t`This lane is the base alone. Train an adapter, or add a lane, to see a difference.`),
     h('div.s-prompts', {}, page.choices.prompts.slice(0, 6).map((prompt) =>
       button(prompt, () => page.send(prompt), 's-chip'))),
-    tuned ? '' : h('a', { class: 's-button', href: '/' }, t`Train an adapter`));
+    tuned ? '' : h('a.s-button', { href: '/' }, t`Train an adapter`));
 }

@@ -14,9 +14,9 @@ export class Votes {
   }
 
   bar(turn) {
-    const words = h('span', { class: 's-quiet', role: 'status' });
+    const words = h('span.s-quiet', { role: 'status' });
     const choices = h('span.s-actions', {});
-    const element = h('div', { class: 's-vote', tabindex: '-1', 'data-testid': 'vote' }, words, choices);
+    const element = h('div.s-vote', { tabindex: '-1', 'data-testid': 'vote' }, words, choices);
     this.bars.set(turn, { element, words, choices });
     return element;
   }
@@ -114,7 +114,7 @@ export async function leaderboard(element) {
   const files = exports('votes');
   const make = button(t`Make a dataset …`, () => makeDataset({ blind: blind.checked }, known), '', {
     title: t`Pairs, answers or verdicts from these votes, to train on` });
-  const body = h('div', { class: 's-board', 'data-testid': 'leaderboard' });
+  const body = h('div.s-board', { 'data-testid': 'leaderboard' });
   element.replaceChildren(h('div.s-tab-head', {}, h('h2', {}, t`Leaderboard`),
     h('label.s-check', {}, blind, t`Blind votes only`), h('span.s-grow', {}), make, files), body);
   const draw = async () => {

@@ -54,14 +54,14 @@ export class Chart {
     this.empty = h('p.s-chart-empty', {}, this.options.empty ?? t`No values yet`);
     this.plot = h('div.s-plot', {}, this.canvas, this.empty);
     this.legend = h('ul.s-legend', {});
-    this.table = h('div', { class: 's-chart-table', hidden: true, tabindex: '0' });
+    this.table = h('div.s-chart-table', { hidden: true, tabindex: '0' });
     this.logButton = button('log', () => this.toggleLog(), 's-tool',
       { 'aria-pressed': String(this.log), title: t`Logarithmic axis` });
     this.tableButton = button('table', () => this.toggleTable(), 's-tool',
       { 'aria-pressed': 'false', title: t`Show the values as a table` });
     this.resetButton = button(t`reset zoom`, () => this.group.set({ zoom: null }), 's-tool',
       { hidden: true });
-    return h('figure', { class: 's-chart', 'data-metric': this.options.name, 'data-draws': '0',
+    return h('figure.s-chart', { 'data-metric': this.options.name, 'data-draws': '0',
       hidden: Boolean(this.options.optional) },
       h('figcaption', {}, h('strong', {}, title), unit && h('span.s-unit', {}, unit),
         this.legend, h('span.s-tools', {}, this.resetButton, this.logButton, this.tableButton,

@@ -24,6 +24,7 @@ export const go = (path) => { location.href = at(path); };
 export function h(kind, props = {}, ...children) {
   const [tag, ...classes] = kind.split('.'), node = document.createElement(tag);
   if (classes.length) node.className = classes.join(' ');
+  if (tag === 'button') node.type = 'button';
   for (const [name, value] of Object.entries(props)) {
     if (value === undefined || value === null || value === false) continue;
     if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
@@ -171,7 +172,7 @@ export function actOn(job, name, values = {}, done = undefined) {
 export function toast(message, kind = 'info') {
   const node = h('div', { class: `s-toast s-${kind}`, role: kind === 'error' ? 'alert' : 'status' },
     h('span', {}, message),
-    h('button', { type: 'button', 'aria-label': t`Close`, onclick: () => node.remove() }, '×'));
+    h('button', { 'aria-label': t`Close`, onclick: () => node.remove() }, '×'));
   let stack = document.querySelector('.s-toasts');
   if (!stack) document.body.append(stack = h('div.s-toasts', {}));
   for (const old of stack.children) if (old.firstChild.textContent === message) old.remove();
@@ -181,7 +182,7 @@ export function toast(message, kind = 'info') {
 
 /** A button; while its promise is pending it is marked busy and ignores a second press. A refusal is a toast. */
 export function button(label, onclick, kind = '', props = {}) {
-  const node = h('button', { type: 'button', class: `s-button ${kind}`, ...props, onclick: async (event) => {
+  const node = h('button', { class: `s-button ${kind}`, ...props, onclick: async (event) => {
     if (node.ariaBusy) return;
     const done = onclick(event);
     if (!done?.then) return;
@@ -213,7 +214,7 @@ export const snippet = (title, code) => h('div.s-snippet', {},
   h('header', {}, title, button(t`Copy`, (e) => copy(code, e.currentTarget), 's-tool')), h('pre', {}, code));
 
 /** An error line, hidden until `say` gives it words. */
-export const errorLine = (props = {}) => h('p', { class: 's-error', role: 'alert', hidden: true, ...props });
+export const errorLine = (props = {}) => h('p.s-error', { role: 'alert', hidden: true, ...props });
 
 /** Show a line with these words, or hide it without any. */
 export function say(line, words) {
@@ -224,7 +225,7 @@ export function say(line, words) {
 /** A table of `heads` (texts or th) and `rows` (arrays of texts, nodes or td). */
 export function table(heads, rows, props = {}) {
   const cell = (tag, value, more) => (['td', 'th'].includes(value?.localName) ? value : h(tag, more, value ?? ''));
-  return h('table', { class: 's-table', ...props },
+  return h('table.s-table', { ...props },
     heads && h('thead', {}, h('tr', {}, heads.map((head) => cell('th', head, { scope: 'col' })))),
     h('tbody', {}, rows.map((row) => h('tr', {}, row.map((value) => cell('td', value, {}))))));
 }
@@ -245,8 +246,8 @@ export function fill(track, share, waiting = false) {
 }
 
 /** A row of tabs from [[id, label]]; `choose(tabs, id)` marks one. */
-export const tabs = (entries, picked, props = {}) => h('div', { class: 's-tabs', role: 'tablist' },
-  entries.map(([id, label]) => h('button', { type: 'button', role: 'tab', id: `tab-${id}`, 'data-view': id, ...props,
+export const tabs = (entries, picked, props = {}) => h('div.s-tabs', { role: 'tablist' },
+  entries.map(([id, label]) => h('button', { role: 'tab', id: `tab-${id}`, 'data-view': id, ...props,
     onclick: () => picked(id) }, label)));
 
 export function choose(list, id) {
@@ -258,7 +259,7 @@ export const dots = (...parts) => parts.flat().filter(Boolean).join(' · ');
 
 /** A button that opens a list of buttons or links. */
 export function menu(label, ...items) {
-  const node = h('details', { class: 's-menu', onfocusout: (event) => {
+  const node = h('details.s-menu', { onfocusout: (event) => {
     if (!node.contains(event.relatedTarget)) node.open = false;
   }, onkeydown: (event) => {
     if (event.key === 'Escape') { node.open = false; node.firstChild.focus(); }
@@ -280,7 +281,7 @@ export function matcher(search) {
 }
 
 export function badge(state, note = '') {
-  return h('span', { class: 's-badge', 'data-state': state }, note || word(state));
+  return h('span.s-badge', { 'data-state': state }, note || word(state));
 }
 
 export async function copy(value, node) {

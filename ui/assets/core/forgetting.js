@@ -13,7 +13,7 @@ export function forgettingCard(found) {
     [t`Answers changed`, t`${count(found.changed)} of ${count(found.prompts)}`, t`greedy, to neutral prompts`],
     [t`General loss`, `${number(found.loss_before, 3)} → ${number(found.loss_after, 3)}`, range(found.rise_interval)],
   ];
-  return h('section', { class: 's-forgetting', 'data-testid': 'forgetting' },
+  return h('section.s-forgetting', { 'data-testid': 'forgetting' },
     h('h2', {}, t`What it forgot`),
     h('dl', {}, figures.map(([name, value, note]) => h('div', {}, h('dt.s-quiet', {}, name),
       h('dd', {}, h('b', {}, value), ' ', h('span.s-quiet', {}, note))))),

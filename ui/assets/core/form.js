@@ -8,8 +8,8 @@ import { poke } from './live.js';
  *  `submit` the dialog only informs. */
 export function dialog(title, body, label, submit) {
   const wrong = errorLine();
-  const go = h('button', { class: 's-button s-primary', type: 'submit' }, label);
-  const node = h('dialog', { class: 's-dialog', 'aria-label': title, onclose: () => node.remove() },
+  const go = h('button.s-button.s-primary', { type: 'submit' }, label);
+  const node = h('dialog.s-dialog', { 'aria-label': title, onclose: () => node.remove() },
     h('form', { method: 'dialog', onsubmit: async (event) => {
       event.preventDefault();
       go.disabled = true;
@@ -55,7 +55,7 @@ function choicesOf({ choices, of, default: usual }, known, value) {
 function ticks(field, choices, value) {
   const boxes = choices.map(([name, label]) => [h('input', { type: 'checkbox', class: 's-box', value: name,
     checked: !value || list(value).includes(name) }), label]);
-  return { element: h('div', { class: 's-labelled', role: 'group', 'aria-label': field.title },
+  return { element: h('div.s-labelled', { role: 'group', 'aria-label': field.title },
     h('span', {}, field.title), h('div.s-ticks', {}, boxes.map(([box, label]) =>
       h('label.s-check', {}, box, label)))),
   value() {
@@ -154,7 +154,7 @@ class Fields {
 
   row({ name, title, unit, help }) {
     const node = this.controls.get(name);
-    if (node.type === 'checkbox') return h('label', { class: 's-check', title: help }, node, title);
+    if (node.type === 'checkbox') return h('label.s-check', { title: help }, node, title);
     return labelled(unit ? `${title} (${unit})` : title, node, help);
   }
 

@@ -15,7 +15,7 @@ export const share = ({ count: own, of, low, high }) => (of ? t`${some(own)} of 
 /** `found`: a judgement as the action `judge` shows it. */
 export function trust(found) {
   const { agreement, evidence, first, self_agreement: self, unreadable, why } = found;
-  return h('div', { class: 's-trust', 'data-testid': 'trust' },
+  return h('div.s-trust', { 'data-testid': 'trust' },
     h('p', { class: evidence ? '' : 's-warning' }, evidence
       ? t`It agrees with you in ${some(agreement.count)} of ${count(agreement.of)} votes.` : why),
     pairs([[t`Agreement with your votes`, share(agreement)],

@@ -11,7 +11,7 @@ export class RankedTable {
   constructor(columns, { rest = () => null, first = () => false, order = null, falls = false,
     onSort = () => {} } = {}) {
     Object.assign(this, { columns, rest, first, order, falls, onSort });
-    this.element = h('div', { class: 's-scroll', tabindex: '0', role: 'group', 'aria-label': t`Table` });
+    this.element = h('div.s-scroll', { tabindex: '0', role: 'group', 'aria-label': t`Table` });
   }
 
   draw(rows) {
@@ -28,7 +28,7 @@ export class RankedTable {
       || (key ? (this.falls ? -1 : 1) * compare(key.value(a), key.value(b)) : 0));
     const head = (one) => h('th', { scope: 'col', title: one.hint ?? '', class: one.words && 's-plain',
       'aria-sort': one === key ? (this.falls ? 'descending' : 'ascending') : 'none' },
-    h('button', { type: 'button', class: 's-sort', onclick: () => this.sort(one) }, one.title,
+    h('button.s-sort', { onclick: () => this.sort(one) }, one.title,
       one === key && h('span', { 'aria-hidden': 'true' }, this.falls ? ' ↓' : ' ↑')));
     const cell = (row, one) => {
       const value = one.value(row), text = one.show ? one.show(row) : value ?? '–';
@@ -95,7 +95,7 @@ export function scatter(points, { x: xTitle, y: yTitle }) {
     svg('text', { x: -base / 2, y: 12, transform: 'rotate(-90)', 'text-anchor': 'middle', class: 's-tick' },
       `${yTitle} →`),
     [...points].sort((a, b) => b.y - a.y).map(mark));
-  return h('figure', { class: 's-scatter', 'data-testid': 'scatter' }, drawn,
+  return h('figure.s-scatter', { 'data-testid': 'scatter' }, drawn,
     h('figcaption.s-quiet.s-row-between', {}, t`Lower left is better. Filled: no other is better on both.`,
       takeAway(t`${yTitle} against ${xTitle}`, { drawing: () => ({ markup: resolved(drawn), width, height }),
         rows: () => [[t`Name`, xTitle, yTitle], ...points.map((one) => [one.label, one.x, one.y])] })));

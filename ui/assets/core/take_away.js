@@ -68,7 +68,7 @@ function own(node, label) {
 
 function item(label, act) {
   const words = h('span', { 'aria-live': 'polite' }, label);
-  return h('button', { type: 'button', class: 's-button', onclick: async () => {
+  return h('button.s-button', { onclick: async () => {
     try { await act(words); } catch (error) { toast(error.message, 'error'); }
   } }, words);
 }

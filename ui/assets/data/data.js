@@ -30,13 +30,13 @@ export class Data extends HTMLElement {
   build() {
     this.search = h('input', { type: 'search', placeholder: t`Search datasets`,
       'aria-label': t`Search datasets`, oninput: () => this.list() });
-    this.rows = h('ol', { class: 's-rows', 'data-testid': 'datasets' });
-    this.jobs = h('ol', { class: 's-rows s-data-jobs' });
-    this.none = h('p', { class: 's-quiet' }, t`No dataset is imported yet.`);
-    this.main = h('div', { class: 's-main' });
-    this.append(h('div', { class: 's-runs s-data' },
-      h('aside', { class: 's-list' },
-        h('div', { class: 's-list-head' },
+    this.rows = h('ol.s-rows', { 'data-testid': 'datasets' });
+    this.jobs = h('ol.s-rows.s-data-jobs', {});
+    this.none = h('p.s-quiet', {}, t`No dataset is imported yet.`);
+    this.main = h('div.s-main', {});
+    this.append(h('div.s-runs.s-data', {},
+      h('aside.s-list', {},
+        h('div.s-list-head', {},
           button(t`Import a dataset`, async () => {
             await this.open(null);
             this.main.querySelector('input[type=text], input:not([type])')?.focus();
@@ -64,13 +64,13 @@ export class Data extends HTMLElement {
   }
 
   row(one) {
-    return h('li', {}, h('button', { type: 'button', class: 's-row-open',
+    return h('li', {}, h('button.s-row-open', {
       'data-testid': `dataset-${one.name}`, onclick: () => this.open(one.name) },
-      h('span', { class: 's-row-name' }, one.name),
-      h('span', { class: 's-row-state s-quiet' }, ago(Date.parse(one.created) / 1000)),
-      h('span', { class: 's-row-what' }, [t`${count(one.rows)} rows`, one.format.replace('_', ' '),
+      h('span.s-row-name', {}, one.name),
+      h('span.s-row-state.s-quiet', {}, ago(Date.parse(one.created) / 1000)),
+      h('span.s-row-what', {}, [t`${count(one.rows)} rows`, one.format.replace('_', ' '),
         one.parent ? t`${one.step.kind} of ${one.parent}` : one.original.name].join(' · ')),
-      h('span', { class: 's-row-loss' }, bytes(one.bytes))));
+      h('span.s-row-loss', {}, bytes(one.bytes))));
   }
 
   askMix() {
@@ -88,7 +88,7 @@ export class Data extends HTMLElement {
     remember({ name, tab: name && tab !== 'report' ? tab : null, ...(other ? { row: null } : {}) }, other);
     this.list();
     if (!this.datasets.some((one) => one.name === name)) {
-      const gone = name && h('p', { class: 's-error', role: 'alert' },
+      const gone = name && h('p.s-error', { role: 'alert' },
         t`There is no dataset “${name}”: it was renamed or deleted.`);
       this.main.replaceChildren(...[gone, new Import(this).element].filter(Boolean));
       return;
@@ -97,7 +97,7 @@ export class Data extends HTMLElement {
       const found = await api(`/api/data/${encodeURIComponent(name)}`);
       if (name === this.name) this.show(found);
     } catch (error) {
-      this.main.replaceChildren(h('p', { class: 's-error', role: 'alert' }, error.message));
+      this.main.replaceChildren(h('p.s-error', { role: 'alert' }, error.message));
     }
   }
 
@@ -109,8 +109,8 @@ export class Data extends HTMLElement {
       remember({ tab: id === 'report' ? null : id });
       this.fill();
     });
-    this.panel = h('div', { class: 's-data-panel', role: 'tabpanel', 'data-testid': 'data-panel' });
-    this.main.replaceChildren(this.head(found), h('section', { class: 's-panels' }, this.tabs, this.panel));
+    this.panel = h('div.s-data-panel', { role: 'tabpanel', 'data-testid': 'data-panel' });
+    this.main.replaceChildren(this.head(found), h('section.s-panels', {}, this.tabs, this.panel));
     this.fill();
   }
 
@@ -125,18 +125,18 @@ export class Data extends HTMLElement {
     const parts = found.validation_rows ? ['', 'train', 'validation'] : [''];
     const exports = menu(t`Export`, ['jsonl', 'csv'].flatMap((form) => parts.map((part) => h('a', { download: '',
       href: `/api/data/${found.name}/export?format=${form}&part=${part}` }, t`${part || 'all'} rows as ${form}`))));
-    return h('section', { class: 's-detail' },
-      h('div', { class: 's-detail-head' }, h('h1', {}, found.name), badge('queued', found.format.replace('_', ' ')),
-        h('div', { class: 's-actions' },
-          h('a', { class: 's-button s-primary', 'data-testid': 'train-on-this',
+    return h('section.s-detail', {},
+      h('div.s-detail-head', {}, h('h1', {}, found.name), badge('queued', found.format.replace('_', ' ')),
+        h('div.s-actions', {},
+          h('a.s-button.s-primary', { 'data-testid': 'train-on-this',
             href: `/?set=data.path=${encodeURIComponent(found.name)}${LOSS[found.format] ?? ''}` }, t`Train on this`),
           exports,
           sureButton(t`Delete`, t`Really delete?`, () => this.remove(found.name)))),
-      h('p', { class: 's-meta' }, t`from `, found.original.name,
+      h('p.s-meta', {}, t`from `, found.original.name,
         [found.original.container, found.original.encoding].filter(Boolean).map((word) => ` · ${word}`),
         t` · read as ${found.format.replace('_', ' ')}: ${found.reason}`),
       this.family(found),
-      h('dl', { class: 's-figures' }, [
+      h('dl.s-figures', {}, [
         [t`Rows`, count(found.rows)], [t`Dropped at import`, count(found.findings.rows.dropped)],
         [t`Held out`, count(found.validation_rows)], [t`Size`, bytes(found.bytes)],
         [t`Imported`, ago(Date.parse(found.created) / 1000), new Date(found.created).toLocaleString()],
@@ -151,7 +151,7 @@ export class Data extends HTMLElement {
       this.open(name);
     } }, name);
     const here = this.datasets.some((one) => one.name === found.parent);
-    return h('p', { class: 's-meta', 'data-testid': 'family' },
+    return h('p.s-meta', { 'data-testid': 'family' },
       found.step && (found.parent ? t`${step(found.step)}, made of ` : step(found.step)),
       found.parent && (here ? link(found.parent) : t`${found.parent} (deleted)`),
       found.step && found.children.length > 0 && ' · ', found.children.length > 0 && t`led to `,
@@ -208,9 +208,9 @@ export class Data extends HTMLElement {
   }
 
   job(job) {
-    return h('li', {}, h('div', { class: 's-row-open', 'data-testid': `job-${job.id}` },
-      h('span', { class: 's-row-name' }), h('span', { class: 's-row-state s-quiet' }),
-      h('span', { class: 's-row-what' }),
+    return h('li', {}, h('div.s-row-open', { 'data-testid': `job-${job.id}` },
+      h('span.s-row-name', {}), h('span.s-row-state.s-quiet', {}),
+      h('span.s-row-what', {}),
       sureButton(t`Cancel`, t`Sure?`, () => actOn(job.id, 'cancel').then(poke), 's-tool'), bar('')));
   }
 }
@@ -219,7 +219,7 @@ export class Data extends HTMLElement {
 class Remap {
   constructor(page) {
     const { found } = page;
-    const panel = new Mapping(page, found.name, { save: h('div', { class: 's-actions' },
+    const panel = new Mapping(page, found.name, { save: h('div.s-actions', {},
       button(t`Save as a new dataset`, async () => page.openResult(await api('/api/do/data.map',
         { source: found.name, whole: panel.mapping, save: true })), 's-primary')) });
     this.element = panel.element;

@@ -19,24 +19,24 @@ export class Import {
       onchange: () => this.upload(this.file.files[0]) });
     this.error = errorLine({ 'data-testid': 'import-error' });
     this.track = bar('s-wide', { hidden: true });
-    this.going = h('p', { class: 's-quiet', hidden: true, role: 'status' });
-    this.looked = h('div', { class: 's-stack' });
-    const drop = h('div', { class: 's-drop', ondragover: (event) => { event.preventDefault(); drop.dataset.over = ''; },
+    this.going = h('p.s-quiet', { hidden: true, role: 'status' });
+    this.looked = h('div.s-stack', {});
+    const drop = h('div.s-drop', { ondragover: (event) => { event.preventDefault(); drop.dataset.over = ''; },
       ondragleave: () => delete drop.dataset.over,
       ondrop: (event) => {
         event.preventDefault();
         delete drop.dataset.over;
         if (event.dataTransfer.files[0]) this.upload(event.dataTransfer.files[0]);
       } },
-      h('p', {}, t`Drop a file here, or `, h('button', { type: 'button', class: 's-link',
+      h('p', {}, t`Drop a file here, or `, h('button.s-link', {
         onclick: () => this.file.click() }, t`choose one`), '.'),
       quiet(t`jsonl, json, csv, tsv, Excel (xlsx), parquet, txt, md, and gzip or zstd of these`));
-    this.element = h('section', { class: 's-card s-stack' }, h('h1', {}, t`Import a dataset`), drop, this.file,
-      h('div', { class: 's-import-path' }, this.path,
+    this.element = h('section.s-card.s-stack', {}, h('h1', {}, t`Import a dataset`), drop, this.file,
+      h('div.s-import-path', {}, this.path,
         button(t`Preview`, () => { this.look(); }, '', { 'data-testid': 'look' }),
         button(t`Search the hub`, () => this.searchHub())),
       quiet(t`Embedded demos: `, page.demos?.flatMap((name, at) => [at ? ', ' : '',
-        h('button', { type: 'button', class: 's-link', onclick: () => {
+        h('button.s-link', { onclick: () => {
           this.path.value = `starter:${name}`;
           this.uploaded = false;
           this.look();
@@ -72,7 +72,7 @@ export class Import {
     if (!found) return;
     this.fail('');
     this.looked.replaceChildren(found.length ? table([t`Dataset`, t`Licence`, t`Downloads`], found.map((one) => [
-      h('button.s-link', { type: 'button', onclick: () => {
+      h('button.s-link', { onclick: () => {
         this.path.value = one.id;
         this.look();
       } }, one.id), dots(one.license, one.gated && t`gated`), compact(one.downloads)]), { 'data-testid': 'found' })
@@ -108,7 +108,7 @@ export class Import {
         this.page.openResult(job, failed);
       } catch (error) { failed(error.message); }
     }, 's-primary', { 'data-testid': 'import-go' });
-    const top = h('div', { class: 's-lens' }, form.element, go);
+    const top = h('div.s-lens', {}, form.element, go);
     const rays = this.xray(path, part, () => panel.mapping);
     const panel = new Mapping(this.page, path, { found, part, onchange: () => { this.fail(''); rays.stale(); } });
     const before = found.same_name[0];
@@ -176,13 +176,13 @@ export const writePairs = (pairs) => Object.entries(pairs).map(([name, value]) =
 export class Mapping {
   constructor(page, path, { found = null, save = null, onchange = null, part = {} } = {}) {
     Object.assign(this, { page, path, part, onchange, changed: false });
-    this.why = h('p', { class: 's-quiet', 'data-testid': 'guess' });
+    this.why = h('p.s-quiet', { 'data-testid': 'guess' });
     this.error = errorLine({ 'data-testid': 'mapping-error' });
-    this.controls = h('div', { class: 's-stack' });
-    this.preview = h('div', { class: 's-preview', 'data-testid': 'preview' });
-    this.element = h('div', { class: 's-mapping' },
-      h('div', { class: 's-stack' }, this.why, this.controls, this.error, save),
-      h('div', { class: 's-stack' }, h('h3', {}, t`The first rows`), this.preview));
+    this.controls = h('div.s-stack', {});
+    this.preview = h('div.s-preview', { 'data-testid': 'preview' });
+    this.element = h('div.s-mapping', {},
+      h('div.s-stack', {}, this.why, this.controls, this.error, save),
+      h('div.s-stack', {}, h('h3', {}, t`The first rows`), this.preview));
     if (found) this.take(found, true);
   }
 
@@ -238,7 +238,7 @@ export class Mapping {
     const others = this.page.datasets.filter((one) => one.name !== this.path).map((one) => one.name);
     const reuse = others.length > 0 && labelled(t`Same as in`, select([['', '–'], ...others], '',
       (name) => this.reuse(name)));
-    this.controls.replaceChildren(h('div', { class: 's-lens' }, labelled(t`The rows are`, format), reuse),
+    this.controls.replaceChildren(h('div.s-lens', {}, labelled(t`The rows are`, format), reuse),
       this.columnTable(), [...needed, ...optional].includes('system') ? this.systemPrompt() : '', this.pairs());
   }
 
@@ -267,7 +267,7 @@ export class Mapping {
       queueMicrotask(() => this.draw());
     });
     const drawn = table([t`Column`, t`Example`, t`Its part`], names.map((column) => [
-      h('td', { class: 's-path' }, column), h('span', { class: 's-example' }, this.columns?.[column] ?? ''),
+      h('td.s-path', {}, column), h('span.s-example', {}, this.columns?.[column] ?? ''),
       select(parts, chosen(column) ?? '', choose(column), { 'data-testid': `part-${column}`,
         'aria-label': t`Part of ${column}` })]), { class: 's-table s-columns' });
     if (hidden > 0) drawn.append(h('caption', {}, t`and ${hidden} more columns`));
@@ -303,34 +303,34 @@ export class Mapping {
       return [node.value, labelled(title, node)];
     };
     const areas = PAIRS.slice(0, ['messages', 'sharegpt'].includes(this.mapping.format) ? 3 : 2).map(area);
-    return h('details', { class: 's-same', open: areas.some(([used]) => used) }, h('summary', {}, t`More parts`),
-      h('div', { class: 's-stack' }, areas.map(([, node]) => node)));
+    return h('details.s-same', { open: areas.some(([used]) => used) }, h('summary', {}, t`More parts`),
+      h('div.s-stack', {}, areas.map(([, node]) => node)));
   }
 }
 
 function renderedRow(row) {
   const raw = !row.messages && row.text === undefined && !row.problem;
-  return h('article', { class: 's-rendered' }, h('header', {}, t`line ${row.line}`), rendered(row),
-    raw ? null : h('details', { class: 's-same' }, h('summary', {}, t`As it is in the file`),
+  return h('article.s-rendered', {}, h('header', {}, t`line ${row.line}`), rendered(row),
+    raw ? null : h('details.s-same', {}, h('summary', {}, t`As it is in the file`),
       h('pre', {}, JSON.stringify(row.row, null, 1))));
 }
 
 /** A row as it is read: messages (of a pair with both answers, of a judged answer with its verdict), a text, or why
  *  it is dropped. */
 export function rendered(row) {
-  if (row.problem) return h('p', { class: 's-error' }, t`Dropped: ${row.problem}`);
+  if (row.problem) return h('p.s-error', {}, t`Dropped: ${row.problem}`);
   if (!row.messages && row.text === undefined) return h('pre', {}, JSON.stringify(row.row, null, 1));
-  if (row.text !== undefined) return h('p', { class: 's-said' }, row.text);
+  if (row.text !== undefined) return h('p.s-said', {}, row.text);
   const sides = row.rejected ? ['chosen', 'rejected'] : [];
-  return h('div', { class: 's-stack' }, messages(row.messages),
-    sides.length ? h('div', { class: 's-sides' }, sides.map((side) =>
+  return h('div.s-stack', {}, messages(row.messages),
+    sides.length ? h('div.s-sides', {}, sides.map((side) =>
       h('section', { 'data-side': side }, h('h4', {}, side), messages(row[side])))) : null,
-    row.good === undefined ? null : h('p', { class: 's-quiet' }, t`Judged as ${row.good ? 'good' : 'bad'}`),
-    row.tools?.length ? h('p', { class: 's-quiet' }, t`${row.tools.length} tools may be called`) : null);
+    row.good === undefined ? null : h('p.s-quiet', {}, t`Judged as ${row.good ? 'good' : 'bad'}`),
+    row.tools?.length ? h('p.s-quiet', {}, t`${row.tools.length} tools may be called`) : null);
 }
 
-const messages = (list) => h('div', { class: 's-messages' }, list.map((message) => h('div',
+const messages = (list) => h('div.s-messages', {}, list.map((message) => h('div',
   { 'data-role': message.role },
-  h('span', { class: 's-role' }, message.role),
-  h('p', { class: 's-said' }, message.content ?? '',
+  h('span.s-role', {}, message.role),
+  h('p.s-said', {}, message.content ?? '',
     message.tool_calls ? h('code', {}, JSON.stringify(message.tool_calls)) : null))));

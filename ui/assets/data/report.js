@@ -12,20 +12,20 @@ export class Report {
   constructor(page) {
     this.page = page;
     this.found = page.found;
-    this.tokens = h('div', { class: 's-stack' }, quiet(t`Counting tokens …`));
-    this.element = h('div', { class: 's-report', 'data-testid': 'report' },
-      h('div', { class: 's-stack' }, h('h2', {}, t`On this model`), this.tokens),
-      h('div', { class: 's-stack' }, this.rows(), this.contents()));
+    this.tokens = h('div.s-stack', {}, quiet(t`Counting tokens …`));
+    this.element = h('div.s-report', { 'data-testid': 'report' },
+      h('div.s-stack', {}, h('h2', {}, t`On this model`), this.tokens),
+      h('div.s-stack', {}, this.rows(), this.contents()));
     this.measure();
   }
 
   async measure() {
     const { name } = this.found;
-    const failed = (words) => this.tokens.replaceChildren(h('p', { class: 's-error', role: 'alert' }, words));
+    const failed = (words) => this.tokens.replaceChildren(h('p.s-error', { role: 'alert' }, words));
     try {
       const made = await api(`/api/data/${name}/tokens?${this.page.lens.query()}`);
       if (!made.id) return this.show(made);
-      this.tokens.replaceChildren(h('p', { class: 's-quiet', role: 'status' },
+      this.tokens.replaceChildren(h('p.s-quiet', { role: 'status' },
         t`The dataset is large: a queued job counts its tokens once. The list on the left shows its progress.`));
       this.page.await(made, () => this.measure(), failed);
     } catch (error) { failed(error.message); }
@@ -51,13 +51,13 @@ export class Report {
         [t`Context of the model`, t`${count(report.context_length)} tokens; rows are cut at ${count(report.limit)}`],
         [t`Held out`, t`${count(report.validation_examples)} rows`],
         [t`Tokens cut off`, count(report.truncated_tokens)]]),
-      ...report.warnings.map((words) => h('p', { class: 's-warning' }, words)));
+      ...report.warnings.map((words) => h('p.s-warning', {}, words)));
   }
 
   rows() {
     const { rows, problem_counts: counts, problems } = this.found.findings;
     const total = Object.values(counts).reduce((sum, n) => sum + n, 0);
-    return h('div', { class: 's-stack' }, h('h2', {}, t`Rows`),
+    return h('div.s-stack', {}, h('h2', {}, t`Rows`),
       figures([[t`Read`, count(rows.read)], [t`Kept`, count(rows.kept)],
         [t`Dropped`, count(rows.dropped), t`each with a reason`, rows.dropped > 0]]),
       total > 0 && [table([t`Line`, t`Reason`], problems.slice(0, 12).map((one) => [count(one.line), one.text]),
@@ -70,7 +70,7 @@ export class Report {
   overlap() {
     const others = this.page.datasets.map((one) => one.name).filter((name) => name !== this.found.name);
     if (!others.length) return null;
-    const answer = h('span', { class: 's-quiet', role: 'status', 'data-testid': 'overlap' });
+    const answer = h('span.s-quiet', { role: 'status', 'data-testid': 'overlap' });
     const ask = async (other) => {
       text(answer, other ? t`Comparing …` : '');
       if (!other) return;
@@ -79,14 +79,14 @@ export class Report {
         text(answer, rows ? t`${count(rows)} rows are in both, word for word` : t`no row is in both`);
       } catch (error) { text(answer, error.message); }
     };
-    return h('div', { class: 's-lens' }, labelled(t`Overlap with`, select([['', '–'], ...others], '', ask,
+    return h('div.s-lens', {}, labelled(t`Overlap with`, select([['', '–'], ...others], '', ask,
       { 'data-testid': 'overlap-with' })), answer);
   }
 
   contents() {
     const found = this.found.findings;
     const near = found.near_duplicates;
-    return h('div', { class: 's-stack' }, h('h2', {}, t`Contents`),
+    return h('div.s-stack', {}, h('h2', {}, t`Contents`),
       pairs([
         [t`Exact duplicates`, count(found.duplicates)],
         near !== null && [t`Near duplicates`, `${count(near)}${found.near_compared < found.rows.kept
@@ -96,7 +96,7 @@ export class Report {
         [t`Scripts`, shares(found.scripts)], [t`Languages`, shares(found.languages)],
       ]), this.overlap(),
       found.suspicious.length ? [h('h3', {}, t`Check these rows`), table(null, found.suspicious.map((one) => [one.text,
-        count(one.rows), h('td', { class: 's-path' },
+        count(one.rows), h('td.s-path', {},
           t`line${one.rows > 1 ? 's' : ''} ${one.lines.slice(0, 6).join(', ')}${
           one.rows > 6 ? ' …' : ''}`)]))] : quiet(t`No damaged, hidden or secret-looking text was found.`));
   }
@@ -105,7 +105,7 @@ export class Report {
 const shares = (parts) => Object.entries(parts).sort((a, b) => b[1] - a[1]).slice(0, 5)
   .map(([name, share]) => `${name} ${percent(share, 0)}`).join(', ') || '–';
 
-const figures = (rows) => h('dl', { class: 's-figures s-small-figures' }, rows.map(([name, value, title, bad]) =>
+const figures = (rows) => h('dl.s-figures.s-small-figures', {}, rows.map(([name, value, title, bad]) =>
   h('div', { title, class: bad ? 's-bad' : '' }, h('dt', {}, name), h('dd', {}, h('b', {}, value)))));
 
 /** A histogram of row lengths; the part of a bar beyond the limit is cut. */
@@ -125,7 +125,7 @@ function bars({ length_histogram: { edges, counts }, limit }) {
     svg('path', { d: `M${left} ${base}H${width - 8}`, class: 's-axis' }),
     ticks(0, last, 6, true).map((tokens) => svg('text', { x: x(tokens), y: base + 16, 'text-anchor': 'middle',
       class: 's-tick' }, count(tokens))));
-  return h('figure', { class: 's-bars', 'data-testid': 'lengths' }, drawn, h('figcaption', { class: 's-row-between' },
+  return h('figure.s-bars', { 'data-testid': 'lengths' }, drawn, h('figcaption.s-row-between', {},
     t`Tokens per row`, takeAway(t`Rows by token length`, { drawing: () => ({ markup: resolved(drawn), width, height }),
       rows: () => [[t`From tokens`, t`To tokens`, t`Rows`], ...counts.map((rows, at) => [edges[at], edges[at + 1] - 1,
         rows])] })));

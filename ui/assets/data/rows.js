@@ -11,13 +11,13 @@ export class Rows {
     this.page = page;
     this.ticked = new Set();
     this.offset = 0;
-    this.where = h('span', { class: 's-quiet' });
+    this.where = h('span.s-quiet', {});
     this.at = h('input', { type: 'number', min: 1, value: '1', 'aria-label': t`Go to row`, onchange: () =>
       this.go((Number(this.at.value) || 1) - 1) });
-    this.actions = h('span', { class: 's-actions' });
-    this.list = h('div', { class: 's-preview', 'data-testid': 'rows' });
+    this.actions = h('span.s-actions', {});
+    this.list = h('div.s-preview', { 'data-testid': 'rows' });
     const turn = (label, by, name) => button(label, () => this.go(this.offset + by), '', { 'aria-label': name });
-    this.element = h('div', { class: 's-stack' }, h('div', { class: 's-xray-bar' }, turn('‹', -PAGE, t`Previous page`),
+    this.element = h('div.s-stack', {}, h('div.s-xray-bar', {}, turn('‹', -PAGE, t`Previous page`),
       h('label', {}, t`Row `, this.at), turn('›', PAGE, t`Next page`), this.where, this.actions), this.list);
     this.go(0);
   }
@@ -34,7 +34,7 @@ export class Rows {
 
   row(row) {
     const { number, line, part } = row;
-    return h('article', { class: 's-rendered' }, h('header', {}, h('label', {}, h('input', { type: 'checkbox',
+    return h('article.s-rendered', {}, h('header', {}, h('label', {}, h('input', { type: 'checkbox',
       class: 's-box', checked: this.ticked.has(number), 'aria-label': t`Row ${number}`,
       onchange: (event) => this.tick(number, event.target.checked) }),
     t` row ${count(number)} · line ${count(line)}${part === 'validation' ? t` · held out` : ''}`)), rendered(row));
@@ -50,7 +50,7 @@ export class Rows {
   async apply(keep) {
     const rows = [...this.ticked].sort((a, b) => a - b);
     this.page.openResult(await api('/api/do/data.drop', { name: this.page.found.name, row: rows, keep }));
-    this.actions.replaceChildren(h('span', { class: 's-quiet', role: 'status' }, t`Making the new dataset …`));
+    this.actions.replaceChildren(h('span.s-quiet', { role: 'status' }, t`Making the new dataset …`));
   }
 }
 
@@ -61,9 +61,9 @@ export class Change {
   constructor(page) {
     this.page = page;
     this.error = errorLine({ 'data-testid': 'change-error' });
-    this.status = h('p', { class: 's-quiet', role: 'status' });
-    this.cards = h('div', { class: 's-changes' });
-    this.element = h('div', { class: 's-stack' },
+    this.status = h('p.s-quiet', { role: 'status' });
+    this.cards = h('div.s-changes', {});
+    this.element = h('div.s-stack', {},
       quiet(t`Each step makes a new dataset and leaves this one unchanged, so this one is the undo. The command line
         has the same steps: `, h('code', {}, 'studio data'), '.'), this.status, this.error, this.cards);
     this.draw();
@@ -74,7 +74,7 @@ export class Change {
     const settings = { fixed: { name }, known: { columns: Object.keys(columns).slice(0, 200) }, kind: 's-lens',
       values: { fraction: 0.1 } };
     const forms = await Promise.all(STEPS.map((step) => actionForm(`data.${step}`, settings)));
-    this.cards.replaceChildren(...forms.map((form, i) => h('form', { class: 's-change', onsubmit: async (event) => {
+    this.cards.replaceChildren(...forms.map((form, i) => h('form.s-change', { onsubmit: async (event) => {
       event.preventDefault();
       say(this.error, '');
       try {

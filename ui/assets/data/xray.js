@@ -14,24 +14,24 @@ export class XRay {
     this.row = Number(query().get('row')) || 1;
     this.number = h('input', { type: 'number', min: 1, value: String(this.row), 'aria-label': t`Row number`,
       'data-testid': 'xray-row', onchange: () => this.jump(Number(this.number.value) || 1) });
-    this.summary = h('p', { class: 's-quiet', role: 'status', 'data-testid': 'xray-summary' });
-    this.tokens = h('div', { class: 's-tokens', 'data-testid': 'tokens' });
-    this.decoded = h('pre', { class: 's-decoded' });
-    this.other = h('div', { class: 's-tokens', 'data-testid': 'tokens-rejected' });
+    this.summary = h('p.s-quiet', { role: 'status', 'data-testid': 'xray-summary' });
+    this.tokens = h('div.s-tokens', { 'data-testid': 'tokens' });
+    this.decoded = h('pre.s-decoded', {});
+    this.other = h('div.s-tokens', { 'data-testid': 'tokens-rejected' });
     const turn = (label, by, name) => button(label, () => this.jump(this.row + by), '', { 'aria-label': name });
-    this.element = h('div', { class: 's-stack' },
-      h('div', { class: 's-xray-bar' },
-        h('div', { class: 's-segments' }, Object.entries(PICKS).map(([pick, label]) =>
-          h('button', { type: 'button', 'data-testid': `pick-${pick}`, onclick: () => this.load({ pick }) }, label))),
+    this.element = h('div.s-stack', {},
+      h('div.s-xray-bar', {},
+        h('div.s-segments', {}, Object.entries(PICKS).map(([pick, label]) =>
+          h('button', { 'data-testid': `pick-${pick}`, onclick: () => this.load({ pick }) }, label))),
         turn('‹', -1, t`Previous row`), h('label', {}, t`Row `, this.number, t` of ${count(page.found.rows)}`),
         turn('›', 1, t`Next row`),
-        h('span', { class: 's-xray-legend' }, Object.entries(STATES).map(([state, words]) =>
+        h('span.s-xray-legend', {}, Object.entries(STATES).map(([state, words]) =>
           (state === 'shared' && !['preference', 'scored'].includes(page.found.mapping.format) ? null
-            : h('span', {}, h('i', { class: 's-token',
+            : h('span', {}, h('i.s-token', {
               'data-state': { special: 'masked', lost: 'truncated', shared: 'masked' }[state] ?? state,
               'data-special': state === 'special', 'data-shared': state === 'shared' }, 'Aa'), words))))),
       this.summary,
-      h('div', { class: 's-xray' }, this.tokens, this.decoded, this.other));
+      h('div.s-xray', {}, this.tokens, this.decoded, this.other));
     this.jump(this.row);
   }
 
@@ -93,19 +93,19 @@ t`${count(row.num_truncated)} cut off`, row.tokens.length < row.num_tokens
 /** The tokens of one view after the other, a side of a pair with its figures. */
 export const drawn = (views) => views.flatMap((view) => [
   ['chosen', 'rejected'].includes(view.side) && view.part === 1
-    && h('div', { class: 's-quiet', 'data-side': view.side }, `${view.side} · ${view.problem || figures(view)}`),
-  view.part > 1 && h('div', { class: 's-quiet' }, t`Turn ${view.part} of ${view.num_parts}`),
+    && h('div.s-quiet', { 'data-side': view.side }, `${view.side} · ${view.problem || figures(view)}`),
+  view.part > 1 && h('div.s-quiet', {}, t`Turn ${view.part} of ${view.num_parts}`),
   ...view.tokens.flatMap((one, index) => [
     ...view.lost.filter((part) => part.before === index).map(lost), token(one, index < view.shared)]),
   ...view.lost.filter((part) => part.before >= view.tokens.length).map(lost),
 ]).filter(Boolean);
 
-const token = ({ id, state, special, text: words }, shared) => h('span', { class: 's-token',
+const token = ({ id, state, special, text: words }, shared) => h('span.s-token', {
   'data-state': state, 'data-special': special, 'data-shared': shared,
   title: `${id} · ${STATES[state]}${special ? t` · special` : ''}` },
 words === '' ? '·' : words.replaceAll('\n', '↵\n')); // line ends and parts of a character are tokens too
 
-const lost = ({ message, kind, text: words }) => h('del', { class: 's-token', 'data-state': 'truncated',
+const lost = ({ message, kind, text: words }) => h('del.s-token', { 'data-state': 'truncated',
   title: `${STATES.lost}: ${kind}${message ? t` of message ${message}` : ''}` }, words);
 
 /** The model and the settings through which a dataset is seen; the address holds them. */
@@ -114,7 +114,7 @@ export class Lens {
     const all = [{ name: 'model', title: t`Model`, default: 'starter', choices: [] }, ...fields];
     this.values = Object.fromEntries(all.map((one) => [one.name, query().get(one.name) ?? String(one.default)]));
     const list = h('datalist', { id: 'lens-models' }, models.map(([label, value]) => h('option', { value }, label)));
-    this.element = h('div', { class: 's-lens' }, list,
+    this.element = h('div.s-lens', {}, list,
       all.map(({ name, title, choices, default: usual, ...bounds }) => {
       const set = (value) => {
         this.values[name] = value.trim() || String(usual);

@@ -36,14 +36,14 @@ export class Models extends HTMLElement {
       onkeydown: (event) => { if (event.key === 'Enter') this.searchHub(); } });
     this.sort = select(SORTS, 'downloads', () => this.found && this.searchHub(), { 'aria-label': t`Order of the hub` });
     this.device = h('select', { 'aria-label': t`Device`, hidden: true, onchange: () => this.refresh() });
-    this.notice = h('p', { class: 's-notice', role: 'status', hidden: true });
-    this.jobs = h('ol', { class: 's-activity', 'aria-label': t`Downloads`, 'data-testid': 'downloads' });
-    this.body = h('div', { class: 's-model-groups', 'data-testid': 'models' });
-    this.legend = h('p', { class: 's-quiet s-model-legend' });
-    this.append(h('h1', { class: 's-hidden' }, t`Models`), h('div', { class: 's-library' },
-      h('div', { class: 's-library-bar' }, this.search, this.sort,
+    this.notice = h('p.s-notice', { role: 'status', hidden: true });
+    this.jobs = h('ol.s-activity', { 'aria-label': t`Downloads`, 'data-testid': 'downloads' });
+    this.body = h('div.s-model-groups', { 'data-testid': 'models' });
+    this.legend = h('p.s-quiet.s-model-legend', {});
+    this.append(h('h1.s-hidden', {}, t`Models`), h('div.s-library', {},
+      h('div.s-library-bar', {}, this.search, this.sort,
         button(t`Search the hub`, () => this.searchHub()), this.device,
-        h('span', { class: 's-actions' }, button(t`Folders …`, () => this.askFolders()),
+        h('span.s-actions', {}, button(t`Folders …`, () => this.askFolders()),
           button(t`Token …`, () => this.askToken()))),
       this.notice, this.jobs, this.body, this.legend));
   }
@@ -74,13 +74,13 @@ export class Models extends HTMLElement {
     const groups = [[t`On this machine`, here.map((one) => this.local(one))],
       [t`To begin with, from the hub`, others.map((one) => this.remote({ ...one, id: one.path }))]];
     if (this.found) groups.unshift([t`Found on the hub`, this.found.map((one) => this.remote(one))]);
-    const gone = this.folders?.filter((one) => one.trouble).map((one) => h('p', { class: 's-error' }, one.trouble));
+    const gone = this.folders?.filter((one) => one.trouble).map((one) => h('p.s-error', {}, one.trouble));
     this.body.replaceChildren(...(gone ?? []), ...groups.filter(([, inside]) => inside.length).map(([title, inside]) =>
-      h('section', { class: 's-panel-card s-model-group' }, h('header', {}, h('h2', {}, title),
-        ...Object.values(WAYS).map((way) => h('span', { class: 's-model-head' }, way))),
+      h('section.s-panel-card.s-model-group', {}, h('header', {}, h('h2', {}, title),
+        ...Object.values(WAYS).map((way) => h('span.s-model-head', {}, way))),
       h('ol', {}, inside))));
     if (!rows.length && !this.found) {
-      this.body.append(h('div', { class: 's-welcome' }, h('p', {}, t`No model here has this name.`),
+      this.body.append(h('div.s-welcome', {}, h('p', {}, t`No model here has this name.`),
         button(t`Search the hub`, () => this.searchHub(), 's-primary')));
     }
     if (this.found && !this.found.length) {
@@ -92,23 +92,23 @@ export class Models extends HTMLElement {
   }
 
   row(one, title, meta, actions) {
-    return h('li', { class: 's-model', 'data-testid': `model-${one.path ?? one.id}` },
-      h('div', { class: 's-model-name' }, h('b', { title: one.folder || one.id }, title),
-        h('span', { class: 's-quiet' }, meta), one.what && h('span', { class: 's-quiet' }, one.what)),
-      one.why_not ? h('p', { class: 's-quiet s-model-why' }, one.why_not)
+    return h('li.s-model', { 'data-testid': `model-${one.path ?? one.id}` },
+      h('div.s-model-name', {}, h('b', { title: one.folder || one.id }, title),
+        h('span.s-quiet', {}, meta), one.what && h('span.s-quiet', {}, one.what)),
+      one.why_not ? h('p.s-quiet.s-model-why', {}, one.why_not)
         : Object.keys(WAYS).map((way) => this.fit(one, way)),
-      h('div', { class: 's-actions' }, actions));
+      h('div.s-actions', {}, actions));
   }
 
   /** Three lengths as tinted marks, or the memory that the shortest needs. */
   fit(one, way) {
     const fits = one.fits?.ways[way];
-    if (!fits) return h('span', { class: 's-fit s-quiet', 'data-way': WAYS[way] }, '–');
+    if (!fits) return h('span.s-fit.s-quiet', { 'data-way': WAYS[way] }, '–');
     const about = one.fits.exact ? '' : '≈\u202f';
     if (fits.every(({ state }) => state === 'no' || state === 'short')) {
-      return h('span', { class: 's-fit s-quiet', 'data-way': WAYS[way] }, t`needs ${about}${bytes(fits[0].bytes)}`);
+      return h('span.s-fit.s-quiet', { 'data-way': WAYS[way] }, t`needs ${about}${bytes(fits[0].bytes)}`);
     }
-    return h('span', { class: 's-fit', 'data-way': WAYS[way] }, fits.map((each) => h('i', { 'data-state': each.state,
+    return h('span.s-fit', { 'data-way': WAYS[way] }, fits.map((each) => h('i', { 'data-state': each.state,
       title: t`${WAYS[way]} on rows of ${count(each.tokens)} tokens ${WORDS[each.state]}${each.bytes
         ? t`: ${about}${bytes(each.bytes)} of ${bytes(this.machine.bytes)}` : ''}` }, length(each.tokens))));
   }
@@ -118,7 +118,7 @@ export class Models extends HTMLElement {
       one.context && t`context ${count(one.context)}`, one.license, one.last_used && t`used ${ago(one.last_used)}`,
       one.adapters.length && t`${one.adapters.length} adapter${one.adapters.length > 1 ? 's' : ''}`);
     return this.row(one, one.name, meta, [
-      !one.why_not && h('a', { class: 's-button', href: `/?set=model.path=${encodeURIComponent(one.path)}` }, t`Train`),
+      !one.why_not && h('a.s-button', { href: `/?set=model.path=${encodeURIComponent(one.path)}` }, t`Train`),
       !one.why_not && button(t`Add tokens …`, () => askAction('models.extend', { fixed: { 'model.path': one.path },
         title: t`Add tokens to ${one.name}`, values: { name: `${one.name} extended` } }), 's-tool',
       { title: t`As a new model; runs on it train their embeddings` }),
@@ -154,11 +154,11 @@ export class Models extends HTMLElement {
       return;
     }
     const left = one.bytes - one.arrived_bytes;
-    const steps = one.gated && h('ol', { class: 's-steps' }, h('li', {}, t`Accept its licence on `,
+    const steps = one.gated && h('ol.s-steps', {}, h('li', {}, t`Accept its licence on `,
       h('a', { href: one.page, target: '_blank', rel: 'noreferrer' }, t`its page`), '.'),
     h('li', {}, t`Enter a token with read access: “Token …” on this page.`));
     const body = [one.asked !== one.id && quiet(t`${one.asked} was renamed to ${one.id}.`),
-      one.why_not && h('p', { class: 's-error' }, one.why_not),
+      one.why_not && h('p.s-error', {}, one.why_not),
       steps && h('div', {}, h('h3', {}, t`Gated: its owner asks for two steps first`), steps),
       pairs([[t`To download`, t`${bytes(left)} in ${one.files.length} files`],
         one.arrived_bytes && [t`Here already`, bytes(one.arrived_bytes)],
@@ -166,14 +166,14 @@ export class Models extends HTMLElement {
         one.parameters && [t`Parameters`, compact(one.parameters)],
         one.context && [t`Context`, t`${count(one.context)} tokens`],
         [t`Commit`, h('code', {}, one.revision.slice(0, 12))],
-        [t`Goes to`, h('span', { class: 's-path' }, one.folder)]]),
-      one.fits && h('div', { class: 's-model-fits' }, Object.keys(WAYS).map((way) =>
-        h('div', {}, h('span', { class: 's-quiet' }, WAYS[way]), this.fit(one, way)))),
-      h('details', { class: 's-spec' }, h('summary', {}, t`Files`), pairs(one.files.map((file) =>
+        [t`Goes to`, h('span.s-path', {}, one.folder)]]),
+      one.fits && h('div.s-model-fits', {}, Object.keys(WAYS).map((way) =>
+        h('div', {}, h('span.s-quiet', {}, WAYS[way]), this.fit(one, way)))),
+      h('details.s-spec', {}, h('summary', {}, t`Files`), pairs(one.files.map((file) =>
         [file.name, bytes(file.bytes)]))),
       quiet(t`Only configuration, tokenizer and safetensors weights are fetched, into the hub’s own cache. It can be
         paused, and goes on where it was.`)];
-    dialog(one.id, h('div', { class: 's-dialog-parts' }, body.filter(Boolean)), t`Download`, one.why_not ? null
+    dialog(one.id, h('div.s-dialog-parts', {}, body.filter(Boolean)), t`Download`, one.why_not ? null
       : async () => { await api('/api/do/models.get', { repo: one.id, commit: one.revision }); });
   }
 
@@ -181,7 +181,7 @@ export class Models extends HTMLElement {
     const what = await send('/api/do/models.remove', { model: one.path });
     if (!what) return;
     dialog(t`Delete ${one.name}`, [h('p', {}, t`This frees ${bytes(what.bytes)}. It can be downloaded again.`),
-      what.adapters.length > 0 && h('p', { class: 's-error' }, t`${what.adapters.join(', ')}: without their base, these
+      what.adapters.length > 0 && h('p.s-error', {}, t`${what.adapters.join(', ')}: without their base, these
         adapters cannot be used until it is downloaded again.`)].filter(Boolean), t`Delete`, async () => {
       await api('/api/do/models.remove', { model: one.path, yes: true });
       toast(t`${one.name} is deleted.`);
@@ -208,7 +208,7 @@ export class Models extends HTMLElement {
   }
 
   askFolders() {
-    const list = this.folders.map((one) => h('div', { class: 's-folder' }, h('span', { class: 's-path' }, one.path),
+    const list = this.folders.map((one) => h('div.s-folder', {}, h('span.s-path', {}, one.path),
       sureButton(t`Leave out`, t`Sure?`, async () => {
         await api('/api/do/models.folders', { forget: one.path });
         document.querySelector('.s-dialog')?.close();
@@ -238,27 +238,27 @@ export class Models extends HTMLElement {
 
   job(node, job) {
     if (!changed(node, `${job.state} ${job.phase} ${job.error?.text}`)) return;
-    const track = h('span', { class: 's-bar-track s-wide', role: 'progressbar', 'aria-label': job.name,
+    const track = h('span.s-bar-track.s-wide', { role: 'progressbar', 'aria-label': job.name,
       'aria-valuemin': 0, 'aria-valuemax': 100, 'aria-valuenow': Math.round(100 * share(job)) }, h('span', {
       style: `width:${100 * share(job)}%` }));
     const acts = { pause: t`Pause`, resume: t`Resume`, hold: t`Hold` };
     node.replaceChildren(badge(job.state), h('a', { href: `/runs?run=${job.id}` }, h('b', {}, job.name)),
-      h('span', { class: 's-quiet' }, job.state === 'queued' ? t`waits for what is before it` : job.phase),
-      h('span', { class: 's-actions' }, job.actions.filter((name) => acts[name]).map((name) =>
+      h('span.s-quiet', {}, job.state === 'queued' ? t`waits for what is before it` : job.phase),
+      h('span.s-actions', {}, job.actions.filter((name) => acts[name]).map((name) =>
         button(acts[name], () => actOn(job.id, name).then(poke), 's-tool')),
       isLive(job) || job.state === 'paused' ? sureButton(t`Cancel`, t`Really cancel?`,
         () => actOn(job.id, 'cancel').then(poke), 's-tool') : ''),
-      h('div', {}, job.error?.text ? h('p', { class: 's-error' }, job.error.text) : track));
+      h('div', {}, job.error?.text ? h('p.s-error', {}, job.error.text) : track));
   }
 }
 
 /** The hub's card of the System page: the offline switch. */
 export function hubCard(card) {
-  const body = h('div', { class: 's-stack' });
+  const body = h('div.s-stack', {});
   const show = (found) => body.replaceChildren(pairs([[t`Address`, found.endpoint],
-    [t`Cache`, h('span', { class: 's-path' }, found.cache)],
+    [t`Cache`, h('span.s-path', {}, found.cache)],
     [t`State`, found.offline ? t`offline: nothing is asked` : t`used when something is asked of it`]]),
-  h('div', { class: 's-actions' }, button(found.offline ? t`Go online` : t`Go offline`, async () => {
+  h('div.s-actions', {}, button(found.offline ? t`Go online` : t`Go offline`, async () => {
     show(await api('/api/do/offline', found.offline ? { off: true } : { on: true }));
   })));
   send('/api/do/offline', {}).then((found) => found && show(found));

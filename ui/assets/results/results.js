@@ -21,11 +21,11 @@ class ResultsPage extends HTMLElement {
       onchange: () => { this.data = this.datasets.value; this.keep(); } });
     this.columns = h('details.s-columns-choice', {});
     this.body = h('div.s-stack', {});
-    this.append(h('h1.s-hidden', {}, t`Results`), h('div', { class: 's-library', 'data-testid': 'results' },
+    this.append(h('h1.s-hidden', {}, t`Results`), h('div.s-library', { 'data-testid': 'results' },
       h('div.s-library-bar', {}, this.search, this.datasets, this.columns, h('span.s-actions', {},
         button(t`Evaluate …`, () => this.evaluate()),
-        h('a', { class: 's-button', href: '/compare?view=suites' }, t`Suites`),
-        h('a', { class: 's-button', href: '/compare?view=leaderboard' }, t`Leaderboard`),
+        h('a.s-button', { href: '/compare?view=suites' }, t`Suites`),
+        h('a.s-button', { href: '/compare?view=leaderboard' }, t`Leaderboard`),
         ['csv', 'markdown'].map((form) => button(form === 'csv' ? 'CSV' : 'Markdown', () => saveAs(form))),
         button('PNG', () => this.table && saveTable(t`Results`, this.table.element)))),
       this.body));
@@ -64,7 +64,7 @@ class ResultsPage extends HTMLElement {
       this.body.replaceChildren(h('div.s-welcome', {}, h('h2', {}, t`Nothing is measured yet`),
         h('p', {}, t`Every training run adds a row: what it learned, what it forgot, its size. Evaluations, suites and
           votes add columns.`),
-        h('a', { class: 's-button s-primary', href: '/' }, t`Train the first adapter`)));
+        h('a.s-button.s-primary', { href: '/' }, t`Train the first adapter`)));
       return;
     }
     const matches = matcher(this.search.value);

@@ -17,10 +17,10 @@ export class QueueBar {
       if (refused) toast(refused, 'error');
       this.show(this.queue, true, !this.keys.hidden);
     }, 's-tool', { title: t`A desktop notification when a run ends` });
-    this.keys = h('p', { class: 's-keys', 'data-testid': 'queue-keys' },
+    this.keys = h('p.s-keys', { 'data-testid': 'queue-keys' },
       h('kbd', {}, 'Alt ↑'), ' ', h('kbd', {}, 'Alt ↓'), t` move a run, `, h('kbd', {}, 'Alt Home'),
       t` puts it first.`);
-    this.element = h('div', { class: 's-queue-bar', hidden: true }, this.holding, this.onError, this.notifying,
+    this.element = h('div.s-queue-bar', { hidden: true }, this.holding, this.onError, this.notifying,
       button(t`Webhook`, planWebhook, 's-tool'), this.keys);
   }
 

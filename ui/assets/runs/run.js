@@ -36,19 +36,19 @@ export class Detail {
     this.actions = h('div.s-actions', {});
     this.meta = h('p.s-meta', {});
     this.progress = new JobProgress();
-    this.remarks = h('p', { class: 's-remarks', hidden: true });
-    this.failure = h('div', { class: 's-failure', role: 'alert', hidden: true });
+    this.remarks = h('p.s-remarks', { hidden: true });
+    this.failure = h('div.s-failure', { role: 'alert', hidden: true });
     this.outcome = new JobOutcome();
     this.figures = h('dl.s-figures', {});
     this.reading = new Reading();
-    this.group_ = h('details', { class: 's-same', hidden: true, open: true, 'data-testid': 'group' });
-    this.element = h('section', { class: 's-detail', 'data-testid': 'detail' },
+    this.group_ = h('details.s-same', { hidden: true, open: true, 'data-testid': 'group' });
+    this.element = h('section.s-detail', { 'data-testid': 'detail' },
       h('div.s-detail-head', {}, this.dot, this.title, this.state, this.actions),
       this.meta, this.remarks, this.failure, this.progress.element, this.outcome.element, this.figures,
       this.reading.element, this.forgot = h('div', {}), this.group_);
     this.tabs = tabs(Object.entries(VIEWS), (id) => this.turn(id), { 'aria-controls': 's-panel' });
     choose(this.tabs, this.view);
-    this.body = h('div', { class: 's-panel', id: 's-panel', role: 'tabpanel', tabindex: '0' });
+    this.body = h('div.s-panel', { id: 's-panel', role: 'tabpanel', tabindex: '0' });
     this.panels = h('section.s-panels', {}, this.tabs, this.body);
   }
 
@@ -179,7 +179,7 @@ export class Detail {
     more.open = Boolean(this.actions.querySelector('.s-menu')?.open); // a change must not close it
     this.actions.replaceChildren(...[
       job.adapter && COMPARED.has(job.kind)
-        && h('a', { class: 's-button s-primary', href: compareAddress(job) }, t`Compare`),
+        && h('a.s-button.s-primary', { href: compareAddress(job) }, t`Compare`),
       job.adapter && job.kind === 'train' && button(t`Blind test`, async () => {
         const found = await send('/api/do/adapters.show', { adapter: `run-${job.id}` });
         if (found) go(blindTest(found));
@@ -283,7 +283,7 @@ class JobOutcome {
     this.line = quiet();
     this.result = h('div', { 'data-testid': 'outcome' });
     this.contest = new Results();
-    this.element = h('section', { class: 's-outcome', hidden: true }, this.line, this.result, this.contest.element);
+    this.element = h('section.s-outcome', { hidden: true }, this.line, this.result, this.contest.element);
   }
 
   show(job, jobs) {

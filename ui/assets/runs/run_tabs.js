@@ -16,7 +16,7 @@ export const views = {
       h('h3', {}, prompt),
       h('ol', { tabindex: '0', 'aria-label': prompt }, shots.map((shot, i) => {
         const same = i > 0 && shot.text === shots[i - 1].text;
-        return h('li', { class: 's-sample', 'data-same': same },
+        return h('li.s-sample', { 'data-same': same },
           h('header', {}, shot.step ? t`Step ${count(shot.step)}` : t`Before training`, same && t` · the same`),
           h('p', {}, shot.text || '–'));
       }))));
@@ -41,7 +41,7 @@ export const views = {
  *  change; the failed run stays as it is. */
 export function remedies(job) {
   const intro = quiet();
-  const list = h('ul', { class: 's-remedies', 'aria-label': t`Ways to make it fit` });
+  const list = h('ul.s-remedies', { 'aria-label': t`Ways to make it fit` });
   api('/api/do/refit', { job, listing: true }).then((found) => {
     text(intro, found.length ? t`Train it again with one of these changes:`
       : t`No setting makes it small enough: choose a smaller model, or a device with more memory.`);

@@ -57,12 +57,12 @@ export class Runs extends HTMLElement {
     this.detail = new Detail(() => this.jobs, (ids) => this.overlay(ids));
     this.search = h('input', { type: 'search', placeholder: t`Search runs`, 'aria-label':
       t`Search runs`, oninput: () => this.list() });
-    this.tabs = h('div', { class: 's-segments', role: 'group', 'aria-label': t`Which runs` },
-      Object.keys(FILTERS).map((name) => h('button', { type: 'button', 'data-filter': name,
+    this.tabs = h('div.s-segments', { role: 'group', 'aria-label': t`Which runs` },
+      Object.keys(FILTERS).map((name) => h('button', { 'data-filter': name,
         'aria-pressed': String(name === this.filter), onclick: () => this.choose(name) })));
-    this.rows = h('ol', { class: 's-rows', 'data-testid': 'runs' });
-    this.nothing = h('p', { class: 's-quiet', hidden: true }, t`No run matches.`);
-    this.warning = h('p', { class: 's-warning', role: 'status', hidden: true,
+    this.rows = h('ol.s-rows', { 'data-testid': 'runs' });
+    this.nothing = h('p.s-quiet', { hidden: true }, t`No run matches.`);
+    this.warning = h('p.s-warning', { role: 'status', hidden: true,
       'data-testid': 'queue-notice' });
     this.bar = new QueueBar();
     const slider = h('input', { type: 'range', min: 0, max: 0.98, step: 0.01, value: 0.0,
@@ -77,14 +77,14 @@ export class Runs extends HTMLElement {
       t`The selected runs beside each other, as one HTML file` });
     this.curves = [h('div.s-chart-bar', {}, this.overlays, this.together,
       h('label.s-smooth', {}, t`Smoothing`, slider, this.smoothed)),
-    h('section', { class: 's-charts', 'aria-label': t`Curves` }, loss, small)];
-    this.main = h('div', { class: 's-main', hidden: true }, this.detail.element, this.curves,
+    h('section.s-charts', { 'aria-label': t`Curves` }, loss, small)];
+    this.main = h('div.s-main', { hidden: true }, this.detail.element, this.curves,
       this.detail.panels);
-    this.welcome = h('div', { class: 's-welcome', hidden: true },
+    this.welcome = h('div.s-welcome', { hidden: true },
       h('h1', {}, t`No runs yet`),
       h('p', {}, t`A run trains one adapter. The Train page has defaults for model, dataset and method: press Train,
         and the curves appear here.`),
-      h('a', { class: 's-button s-primary', href: '/' }, t`Train the first adapter`));
+      h('a.s-button.s-primary', { href: '/' }, t`Train the first adapter`));
     this.append(h('div.s-runs', {},
       h('aside.s-list', {},
         h('div.s-list-head', {}, this.search, this.tabs, this.bar.element), this.warning,
@@ -215,7 +215,7 @@ export class Runs extends HTMLElement {
   row(job) {
     const box = h('input', { type: 'checkbox', onchange: (e) => this.toggle(job.id, e.target.checked),
       'aria-label': t`Overlay ${job.name}`, 'data-testid': `overlay-${job.id}` });
-    const open = h('button', { type: 'button', class: 's-row-open', 'data-testid': `run-${job.id}`,
+    const open = h('button.s-row-open', { 'data-testid': `run-${job.id}`,
       onclick: () => this.open(job.id) },
       h('span.s-row-name', {}), h('span.s-row-state', {}),
       h('span.s-row-what', {}), h('span.s-row-loss', {}), bar(''));

@@ -14,7 +14,7 @@ export class Machine extends HTMLElement {
     this.hub = hubCard(card);
     this.devices = column();
     this.facts = column();
-    this.body = h('div', { class: 's-system', 'data-testid': 'system' });
+    this.body = h('div.s-system', { 'data-testid': 'system' });
     this.append(h('h1.s-hidden', {}, t`System`), this.body);
     this.wake = () => { if (!document.hidden) this.refresh(); };
     document.addEventListener('visibilitychange', this.wake);
@@ -62,7 +62,7 @@ const card = (title, ...content) => h('section.s-panel-card', {}, h('h2', {}, ti
 const column = (...cards) => h('div.s-column', {}, cards);
 
 function deviceRow(label, name, used, share, status, props = {}) {
-  return h('div', { class: 's-device', ...props }, h('header', {}, h('span', {}, h('b', {}, label), ` ${name}`),
+  return h('div.s-device', { ...props }, h('header', {}, h('span', {}, h('b', {}, label), ` ${name}`),
     h('span', {}, used)), fill(bar(), share), status);
 }
 
@@ -125,7 +125,7 @@ class Storage {
   constructor() {
     this.parts = h('div.s-shares', {});
     this.runs = h('div', {});
-    this.items = h('div', { class: 's-found', 'data-testid': 'spare' });
+    this.items = h('div.s-found', { 'data-testid': 'spare' });
     this.rules = h('div', {});
     this.element = card(t`Storage`, this.parts, this.runs, this.rules, h('div.s-actions', {},
       button(t`What can be removed?`, () => this.clean(false)),

@@ -10,11 +10,11 @@ export class FirstRows {
     this.warning = h('div', { role: 'status', 'data-testid': 'cut' });
     this.words = quiet('');
     this.marked = h('span', {}, 'trained');
-    this.list = h('div', { class: 's-first-rows', 'data-testid': 'first-rows' });
-    this.element = h('section', { class: 's-card', hidden: true }, h('header.s-row-between', {},
+    this.list = h('div.s-first-rows', { 'data-testid': 'first-rows' });
+    this.element = h('section.s-card', { hidden: true }, h('header.s-row-between', {},
       h('h2', {}, t`The first rows`), h('span.s-xray-legend', {}, [['trained', this.marked],
         ['masked', 'read'], ['truncated', 'cut']].map(([state, words]) => h('span', {},
-        h('i', { class: 's-token', 'data-state': state }, 'Aa'), words)))), this.warning, this.words, this.list);
+        h('i.s-token', { 'data-state': state }, 'Aa'), words)))), this.warning, this.words, this.list);
   }
 
   async take(found) {
@@ -32,7 +32,7 @@ export class FirstRows {
       ? t`Row ${row.row} is dropped: ${row.problem}`
       : t`Row ${row.row}${row.side && `, ${row.side}`}: ${count(row.num_tokens)} tokens, ${
         count(row.num_trained)} ${what}${row.num_truncated ? t`, ${count(row.num_truncated)} cut` : ''}`),
-    h('div', { class: 's-tokens', tabindex: '0', role: 'group', 'aria-label': t`Row ${row.row} as tokens` },
+    h('div.s-tokens', { tabindex: '0', role: 'group', 'aria-label': t`Row ${row.row} as tokens` },
       drawn([row]), row.tokens.length < row.num_tokens && '…'))));
   }
 

@@ -11,10 +11,10 @@ export class Launch {
   constructor() {
     this.board = board(SHOWN);
     this.board.group.smoothing = Number(localStorage.getItem('studio.smoothing') ?? 0.6);
-    this.line = h('p', { class: 's-launched', role: 'status', 'data-testid': 'launched' });
+    this.line = h('p.s-launched', { role: 'status', 'data-testid': 'launched' });
     this.progress = new JobProgress();
     this.actions = h('div.s-actions', {});
-    this.show = h('section', { class: 's-live', hidden: true }, this.line, this.progress.element,
+    this.show = h('section.s-live', { hidden: true }, this.line, this.progress.element,
       this.pace = quiet(),
       this.board.charts.map((chart) => chart.element), this.actions);
     this.before = h('p.s-before', {}, t`The loss appears here within seconds of pressing Train.`);
@@ -80,13 +80,13 @@ export class Launch {
     const can = new Set(job.actions);
     const act = (action) => actOn(job.id, action).then(poke);
     this.actions.replaceChildren(...[
-      job.adapter && h('a', { class: 's-button s-primary', href: compareAddress(job) },
+      job.adapter && h('a.s-button.s-primary', { href: compareAddress(job) },
         t`Compare with the base`),
       can.has('resume') && button(t`Resume`, () => act('resume'), 's-primary'),
       can.has('pause') && button(t`Pause`, () => act('pause')),
       can.has('cancel') && job.intent !== 'cancel'
         && sureButton(t`Cancel`, t`Really cancel?`, () => act('cancel')),
-      h('a', { class: 's-button', href: `/runs?run=${job.id}` }, t`Open in Runs`),
+      h('a.s-button', { href: `/runs?run=${job.id}` }, t`Open in Runs`),
     ].filter(Boolean));
   }
 }

@@ -51,9 +51,9 @@ export class Methods {
     const rank = ({ name }) => ['lora', 'qlora', 'full', 'ia3'].indexOf(name) + 1 || 99;
     this.methods.sort((a, b) => rank(a) - rank(b));
     this.nodes = new Map(this.methods.map((one) => [one.name, this.card(one, choose)]));
-    this.more = h('button', { type: 'button', class: 's-tool', onclick: () => this.unfold(!this.unfolded) });
+    this.more = h('button.s-tool', { onclick: () => this.unfold(!this.unfolded) });
     this.manual = h('details.s-manual', {}, h('summary', {}, t`How it works`), h('div', {}));
-    this.element = h('div.s-stack', {}, h('div', { class: 's-methods', role: 'radiogroup',
+    this.element = h('div.s-stack', {}, h('div.s-methods', { role: 'radiogroup',
       'aria-label': t`Method` }, [...this.nodes.values()].map(({ label }) => label)),
     h('div.s-row-between', {}, this.manual, this.more));
     this.unfold(false);
@@ -62,7 +62,7 @@ export class Methods {
   card({ name, title, phase, use }, choose) {
     const size = h('span.s-size', {});
     const input = h('input', { type: 'radio', name: 'method', value: name, onchange: () => choose(name) });
-    const label = h('label', { class: 's-method', title: use }, input, picture(name, phase), h('b', {}, title), size,
+    const label = h('label.s-method', { title: use }, input, picture(name, phase), h('b', {}, title), size,
       h('span.s-use', {}, use));
     return { label, input, size };
   }

@@ -12,7 +12,7 @@ export class Preflight {
   constructor(page) {
     this.page = page;
     this.turn = 0;
-    this.element = h('section', { class: 's-card s-preflight', 'data-testid': 'preflight' });
+    this.element = h('section.s-card.s-preflight', { 'data-testid': 'preflight' });
   }
 
   /** Look at the form as it was judged; null while it has an error. */
@@ -60,9 +60,9 @@ export class Preflight {
       found.processes > 1 && quiet(t`Below: one process of ${found.processes}, ${bytes(found.process_bytes)}.
         The time assumes that ${found.processes} are ${(found.efficiency * found.processes).toFixed(1)} times
         as fast as one.`),
-      !found.fits && h('p', { class: 's-error', role: 'alert' },
+      !found.fits && h('p.s-error', { role: 'alert' },
         t`This does not fit. “Make it fit” keeps the result: smaller batches, accumulated to the same size.`),
-      h('div', { class: 's-parts', role: 'img', 'aria-label': t`Memory by part` }, parts.map(([part, size]) =>
+      h('div.s-parts', { role: 'img', 'aria-label': t`Memory by part` }, parts.map(([part, size]) =>
         h('i', { style: `${colour(part)}; width: ${(100 * size) / whole}%`,
           title: `${found.titles[part]}: ${bytes(size)}` }))),
       h('ul.s-legend', {}, parts.map(([part, size]) => h('li', {}, h('i', { style: colour(part) }),
@@ -73,7 +73,7 @@ export class Preflight {
     const started = await send('/api/do/preflight', { set: this.set, measure: true });
     if (!started) return;
     const turn = ++this.turn;
-    const words = h('p', { class: 's-quiet', role: 'status' }, t`Measuring …`);
+    const words = h('p.s-quiet', { role: 'status' }, t`Measuring …`);
     this.element.append(words);
     while (turn === this.turn && this.element.isConnected) {
       await later(700);

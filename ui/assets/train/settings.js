@@ -36,7 +36,7 @@ export class Setting {
     const isSwitch = field.type === 'switch';
     this.element = h('div', { class: `s-setting ${isSwitch ? 's-setting-switch' : ''}`, id },
       h('div.s-setting-head', {}, isSwitch && this.control, title, this.back),
-      !isSwitch && this.control, field.help && h('p', { class: 's-help', id: `${id}-help` }, field.help));
+      !isSwitch && this.control, field.help && h('p.s-help', { id: `${id}-help` }, field.help));
     this.fill();
     this.usual = this.value();
     const usual = written(field) || 'auto';
@@ -83,7 +83,7 @@ export class Setting {
       picked = names;
       for (const [name, box] of boxes) box.checked = names.includes(name);
     } };
-    return h('div', { class: 's-ticks', role: 'group', 'aria-label': this.field.title },
+    return h('div.s-ticks', { role: 'group', 'aria-label': this.field.title },
       boxes.map(([, box, label]) => h('label.s-check', {}, box, label)));
   }
 
@@ -143,7 +143,7 @@ async function pickTargets(setting) {
   const at = new Map(modules.map((one) => [`${one.layer} ${one.name}`, one]));
   const written_ = setting.input.value || setting.usual;
   const chosen = new Set(modules.filter((one) => targets(written_, one)).map((one) => one.key));
-  const words = h('p', { class: 's-quiet', role: 'status' });
+  const words = h('p.s-quiet', { role: 'status' });
   const boxes = new Map();
   const show = () => {
     for (const [key, box] of boxes) box.checked = chosen.has(key);
@@ -172,7 +172,7 @@ async function pickTargets(setting) {
     button(t`All`, () => flip([...at.values()].filter((one) => !chosen.has(one.key))), 's-tool'),
     button(t`Attention`, () => flip(modules.filter((one) => /att/.test(one.name))), 's-tool'),
     button('MLP', () => flip(modules.filter((one) => !/att/.test(one.name))), 's-tool'), words),
-  h('div', { class: 's-targets', 'data-testid': 'targets' }, boxesOf)], t`Use these`, async () => {
+  h('div.s-targets', { 'data-testid': 'targets' }, boxesOf)], t`Use these`, async () => {
     if (!chosen.size) throw new Error(t`Choose at least one linear layer.`);
     const { targets: found } = await api('/api/do/modules', { 'model.path': path, chosen: [...chosen] });
     setting.input.value = found.join(', ');

@@ -46,15 +46,15 @@ export class Train extends HTMLElement {
     this.welcome = new Welcome(this);
     if (first) this.welcome.open();
     this.error = errorLine({ 'data-testid': 'form-error' });
-    this.warnings = h('div', { class: 's-warnings', role: 'status' });
-    this.says = h('p', { class: 's-says', 'data-testid': 'says' });
+    this.warnings = h('div.s-warnings', { role: 'status' });
+    this.says = h('p.s-says', { 'data-testid': 'says' });
     this.same = h('div', {});
-    this.notes = Object.fromEntries(['model', 'data'].map((name) => [name, h('p', { class: 's-note',
+    this.notes = Object.fromEntries(['model', 'data'].map((name) => [name, h('p.s-note', {
       id: `${name}-note` })]));
     modelsAt(() => this.settings.get('model.path').value());
     this.append(h('div.s-train', {},
       h('h1.s-hidden', {}, t`Train an adapter`),
-      h('div', { class: 's-form', oninput: () => this.changed(), onchange: () => this.changed() },
+      h('div.s-form', { oninput: () => this.changed(), onchange: () => this.changed() },
         this.welcome.element, this.presets.element,
         h('section.s-card', {}, h('header.s-row-between', {}, h('h2', {}, t`What to train`),
           this.upload.element), h('div.s-pair', {}, ['model', 'data'].map((name) => h('div', {},
@@ -83,8 +83,8 @@ export class Train extends HTMLElement {
     const sift = (event) => { event.stopPropagation(); this.sift(); };
     this.groups = [group('', this.moreOfMethod), ...[...groups].map(([title, some]) => group(title,
       h('div.s-fields', {}, some.map(({ element }) => element))))];
-    return h('details', { class: 's-card s-advanced', id: 'advanced' }, h('summary', {}, h('h2', {}, t`Advanced`),
-      this.count = h('span.s-quiet', {})), h('div', { class: 's-sift', oninput: sift, onchange: sift },
+    return h('details.s-card.s-advanced', { id: 'advanced' }, h('summary', {}, h('h2', {}, t`Advanced`),
+      this.count = h('span.s-quiet', {})), h('div.s-sift', { oninput: sift, onchange: sift },
       this.search, h('label.s-check', {}, this.onlyChanged, t`Only changed`)), this.groups, this.none);
   }
 
@@ -227,7 +227,7 @@ export class Train extends HTMLElement {
 
   showSame({ command, yaml, set }) {
     const open = this.same.firstChild?.open ?? localStorage.getItem('studio.same') === '1';
-    this.same.replaceChildren(h('details', { class: 's-same', open,
+    this.same.replaceChildren(h('details.s-same', { open,
       ontoggle: (e) => localStorage.setItem('studio.same', e.target.open ? '1' : '0') },
     h('summary', {}, t`The same as a command or a file`), snippet(t`Command line`, command),
     snippet('spec.yaml', yaml)),

@@ -37,7 +37,7 @@ const doors = (train, taken) => h('div.s-doors', {}, [
 export class Welcome {
   constructor(page) {
     this.page = page;
-    this.element = h('section', { class: 's-card s-first', hidden: true, 'data-testid': 'welcome' });
+    this.element = h('section.s-card.s-first', { hidden: true, 'data-testid': 'welcome' });
   }
 
   async open() {
