@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from jobs.job import OPEN
-from jobs.store import JobStore
-from studio.adapters.descent import built_on
+from jobs.job_queue import JobStore
+from jobs.job_record import OPEN
+from studio.adapters.adapter_lineage import built_on
 from studio.errors import AdapterError
 
 

@@ -10,13 +10,12 @@ from itertools import groupby, product
 from statistics import fmean, stdev
 from typing import Any
 
-from jobs import jobs_table
-from jobs.job import Job
-from jobs.jobs_table import summary
-from jobs.memory import needed_bytes
-from jobs.store import JobStore
+from jobs import job_table
+from jobs.job_queue import JobStore
+from jobs.job_record import Job, summary
+from jobs.needed_memory import needed_bytes
 from studio.errors import QueueError
-from studio.evaluation.bakeoff import REPORT, BakeoffRequest
+from studio.evaluation.bakeoff_measurements import REPORT, BakeoffRequest
 from studio.methods import methods, named
 from studio.spec import RunSpec
 from studio.training import objectives
@@ -72,14 +71,14 @@ def submit(
     memory = [needed_bytes(one, store.home) for one in specs]
     with store.database.writing() as db:
         runs = [
-            jobs_table.insert(db, one, {"sweep": name, "memory": needed})
+            job_table.insert(db, one, {"sweep": name, "memory": needed})
             for one, needed in zip(specs, memory, strict=True)
         ]
         request = BakeoffRequest(
             name=f"{name} table", model=spec.model, runs=tuple(runs), prompts=tuple(prompts)
         )
         measuring = {"kind": "bakeoff", "sweep": name}
-        last = jobs_table.insert(db, request.model_dump(mode="json"), measuring)
+        last = job_table.insert(db, request.model_dump(mode="json"), measuring)
     return [store.get(job) for job in (*runs, last)]
 
 

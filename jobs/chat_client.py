@@ -18,9 +18,9 @@ from typing import Any
 
 import httpx
 
-from jobs.locks import FileLock
-from jobs.processes import Identity
-from jobs.spawning import spawn
+from jobs.file_locks import FileLock
+from jobs.process_identity import Identity
+from jobs.runner_processes import spawn
 from studio.errors import ChatError
 from studio.home import Home
 
@@ -95,7 +95,7 @@ def ensure_host(home: Home, *, idle_seconds: float | None = None) -> Endpoint:
 
 
 def generate(home: Home, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Send a request and yield its events (`studio.chat.lanes`); closing the iterator stops it.
+    """Send a request and yield its events (`lanes.py`); closing the iterator stops it.
 
     Raises:
         ChatError: The request is refused, or the host cannot be started or died.

@@ -23,12 +23,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from jobs import chat_openai
+from jobs import openai_api
 from jobs.chat_client import LEAVING_STATUS, state_path
-from jobs.chat_events import RunningRequest
+from jobs.chat_event_buffer import RunningRequest
 from jobs.chat_worker import ChatWorker
-from jobs.locks import FileLock
-from jobs.processes import exit_now, me
+from jobs.file_locks import FileLock
+from jobs.process_identity import exit_now, me
 from studio import atomic, offline
 from studio.chat.lanes import ChatRequest, Event, NewWeights
 from studio.errors import ChatError, StudioError
@@ -95,19 +95,19 @@ def make_app(worker: ChatWorker, port: int) -> ASGIApp:
         return JSONResponse({"leaving": True})
 
     async def models(request: Request) -> Response:
-        return JSONResponse(chat_openai.model_list(worker.home))
+        return JSONResponse(openai_api.model_list(worker.home))
 
     async def completions(request: Request) -> Response:
         try:
             values = await read_json(request)
-            running = worker.submit(chat_openai.chat_request(values, worker.home))
+            running = worker.submit(openai_api.chat_request(values, worker.home))
         except StudioError as error:
-            return JSONResponse(chat_openai.error_body(error.as_dict()), 400)
+            return JSONResponse(openai_api.error_body(error.as_dict()), 400)
         found = batches(running)
         if values.get("stream"):
-            chunks = chat_openai.chunks(found, running.request.id, values)
+            chunks = openai_api.chunks(found, running.request.id, values)
             return StreamingResponse(chunks, media_type="text/event-stream")
-        body = await chat_openai.completion(found, running.request.id, values)
+        body = await openai_api.completion(found, running.request.id, values)
         return JSONResponse(body, 400 if "error" in body else 200)
 
     app = Starlette(

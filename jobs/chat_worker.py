@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from jobs.chat_client import log_path
-from jobs.chat_events import RunningRequest
+from jobs.chat_event_buffer import RunningRequest
 from jobs.claims import device_of
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
 from studio.chat.lanes import (
     ChatRequest,
     NewWeights,
@@ -253,7 +253,7 @@ class ChatWorker:
 
     def _get_residents(self) -> Any:
         if self._residents is None:
-            from studio.chat.residents import ResidentModels, import_everything
+            from studio.chat.resident_models import ResidentModels, import_everything
 
             import_everything()
 

@@ -12,12 +12,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from jobs.curves import Progress, finite, write_measurements
 from jobs.database import Database, now
-from jobs.job import Intent, State
-from jobs.processes import Identity
-from jobs.schema import Tables
-from studio.devices import CLUSTER
+from jobs.database_schema import Tables
+from jobs.job_record import Intent, State
+from jobs.process_identity import Identity
+from jobs.run_curves import Progress, finite, write_measurements
+from studio.device_setting import CLUSTER
 
 UNBOUNDED = 2**62
 PLACE = "#"

@@ -19,9 +19,9 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.locks import FileLock, refuse_unsafe
-from jobs.schema import Tables, sqlite_library, unknown_migration
-from jobs.wakeup import wake
+from jobs.database_schema import Tables, sqlite_library, unknown_migration
+from jobs.file_locks import FileLock, refuse_unsafe
+from jobs.supervisor_wakeup import wake
 from studio.errors import DiskFull, HomeError
 from studio.home import Home
 

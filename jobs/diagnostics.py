@@ -7,9 +7,9 @@ from contextlib import closing
 from typing import Any
 
 from jobs.doctor import examine
-from jobs.job import Job
-from jobs.run_files import log_tail
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
+from jobs.job_record import Job
+from jobs.run_folder import log_tail
 from studio.errors import StudioError
 from studio.home import Home
 from studio.names import readable

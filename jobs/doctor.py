@@ -13,13 +13,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from jobs import cluster as clusters
+from jobs import ray_cluster as clusters
 from jobs.database import damage
-from jobs.store import JobStore
-from studio import hardware, openmp
+from jobs.job_queue import JobStore
+from studio import hardware
 from studio.errors import StudioError
 from studio.home import open_home
 from studio.names import readable
+from studio.training import allocator
 
 logger = logging.getLogger(__name__)
 PACKAGES = (
@@ -50,7 +51,7 @@ def examine(home_path: Path | None, model: str = "") -> dict[str, Any]:
              "free_bytes": d.free_bytes}
             for d in hardware.devices()
         ],
-        "allocator": os.environ.get("LD_PRELOAD") or openmp.preload().get("LD_PRELOAD", ""),
+        "allocator": os.environ.get("LD_PRELOAD") or allocator.preload().get("LD_PRELOAD", ""),
         "home": None,
     }  # fmt: skip
     busy = hardware.busy_cores()
@@ -59,7 +60,7 @@ def examine(home_path: Path | None, model: str = "") -> dict[str, Any]:
             f"Other programs keep {busy:.1f} of {hardware.physical_cores()} cores busy: runs and "
             "chat on the processor take longer."
         ))  # fmt: skip
-    if sentence := openmp.missing_preload():
+    if sentence := allocator.missing_preload():
         findings.append(_note(sentence))
     for name in ("torch", "transformers", "gradio"):
         if facts["packages"][name] is None:
@@ -118,7 +119,7 @@ def _home_facts(home_path: Path | None, findings: list[dict[str, str]]) -> dict[
 def _model_facts(model: str, findings: list[dict[str, str]]) -> dict[str, Any]:
     """Return what works on a model, measured in a process of its own, which may load torch."""
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "studio.evaluation.model_support", model],
+        [sys.executable, "-P", "-m", "studio.evaluation.examine_model", model],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     logger.debug("%s", done.stderr)

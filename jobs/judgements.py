@@ -1,4 +1,4 @@
-"""Judgements as jobs of the queue: ask a judge, read its verdicts; votes are never touched.
+"""Judgements: ask a judge about a suite as a job, read its verdicts; votes are never touched.
 
 A judge first sees the user's own votes, so that its agreement with them is known. Its verdicts
 become rows of a dataset only when asked, and only if it agrees often enough.
@@ -6,12 +6,12 @@ become rows of a dataset only when asked, and only if it agrees often enough.
 
 from typing import Any
 
-from jobs import suites
-from jobs.conversations import Conversations
+from jobs import suite_results
 from jobs.database import Database
-from jobs.job import Job
-from jobs.store import JobStore
-from jobs.vote_rows import Said, VotedTurn
+from jobs.dataset_from_votes import Said, VotedTurn
+from jobs.job_queue import JobStore
+from jobs.job_record import Job
+from jobs.saved_conversations import Conversations
 from jobs.votes import Votes
 from studio.chat.lanes import LaneSettings
 from studio.errors import ChatError, QueueError
@@ -27,7 +27,7 @@ def request(store: JobStore, suite: int | str, *, votes: int, **settings: Any) -
     Raises:
         StudioError: There is no such suite, or a setting is invalid.
     """
-    found = suites.table(store, suite)
+    found = suite_results.table(store, suite)
     recent = _ballots(store.database)[-votes:] if votes else []
     ballots = [pair for own in recent for pair in own]
     values = {"suite": found["id"], "lanes": found["lanes"], "votes": ballots, **settings}

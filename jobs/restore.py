@@ -19,7 +19,7 @@ from typing import IO, Any
 from jobs import supervisor
 from jobs.backup import MANIFEST, VERSION, refuse_too_large
 from jobs.database import damage
-from jobs.schema import unknown_migration
+from jobs.database_schema import unknown_migration
 from studio import atomic
 from studio.errors import HomeError
 from studio.home import Home, open_home

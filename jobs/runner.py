@@ -21,17 +21,16 @@ from typing import Any
 
 import yaml
 
-from jobs import cluster, kinds, tracking
+from jobs import job_kinds, ray_cluster, send_to_trackers
 from jobs.claims import Claim, Fenced, device_of
-from jobs.derived_runs import settled_spec
-from jobs.kinds import BESIDE, Work
-from jobs.locks import FileLock
-from jobs.processes import exit_now, me
-from jobs.reporting import Reporter, exit_fenced
-from jobs.run_files import newest_step
-from jobs.store import JobStore
+from jobs.copy_and_extend_runs import settled_spec
+from jobs.file_locks import FileLock
+from jobs.job_kinds import BESIDE, Work
+from jobs.job_queue import JobStore
+from jobs.process_identity import exit_now, me
+from jobs.progress_reporter import Reporter, exit_fenced
+from jobs.run_folder import newest_step
 from studio import atomic, offline
-from studio.accelerator import visible_devices
 from studio.errors import (
     DiskFull,
     OutOfMemory,
@@ -40,8 +39,9 @@ from studio.errors import (
     is_disk_full,
     is_out_of_memory,
 )
+from studio.gpus import visible_devices
 from studio.home import Home, open_home, sweep
-from studio.training import events
+from studio.training import training_events
 
 LOG_STEP_SECONDS = 2.0
 
@@ -55,16 +55,16 @@ class Attempt:
         """Prepare the run's folder, which is locked, for the claim, which is registered."""
         self._store, self._claim, self._log = store, claim, log
         self._logged = 0.0
-        self._finished: events.Finished | None = None
+        self._finished: training_events.Finished | None = None
         self.run_dir = store.home.run(claim.job)
         self.job = store.get(claim.job)
         self.reporter = Reporter(
             store, claim, seconds_before=float(self.job.result.get("seconds", 0))
         )
         newest = newest_step(self.run_dir)
-        self.trackers = tracking.live(store, self.job, log, first_step=newest)
+        self.trackers = send_to_trackers.live(store, self.job, log, first_step=newest)
         # Siblings would end with this process, and a cluster's job must be stopped there.
-        self.reporter.interruptible = alone and not cluster.is_slot(claim.device)
+        self.reporter.interruptible = alone and not ray_cluster.is_slot(claim.device)
         spec = yaml.safe_dump(self.job.spec, sort_keys=False, allow_unicode=True)
         atomic.write(self.run_dir / "spec.yaml", spec)
         sweep(self.run_dir)
@@ -76,18 +76,21 @@ class Attempt:
         return Work(
             spec=settled_spec(self._store, self.job), run_dir=self.run_dir, home=self._store.home,
             control=self.reporter.control, intent=lambda: self.reporter.intent,
-            cluster=cluster.chosen(self._store), device=self._claim.device,
+            cluster=ray_cluster.chosen(self._store), device=self._claim.device,
         )  # fmt: skip
 
-    def record(self, event: events.Event) -> None:
+    def record(self, event: training_events.Event) -> None:
         """Report, track and log an event."""
         self.reporter.record(event)
-        self.trackers.record(event.step, tracking.values_of(event))
-        if isinstance(event, events.Finished):
+        self.trackers.record(event.step, send_to_trackers.values_of(event))
+        if isinstance(event, training_events.Finished):
             self._finished = event
-        if isinstance(event, events.Saving):
+        if isinstance(event, training_events.Saving):
             return
-        if not isinstance(event, events.Step) or time.monotonic() - self._logged > LOG_STEP_SECONDS:
+        if (
+            not isinstance(event, training_events.Step)
+            or time.monotonic() - self._logged > LOG_STEP_SECONDS
+        ):
             self._logged = time.monotonic()
             self._log.info("%s", _as_line(event))
 
@@ -173,7 +176,7 @@ def as_studio_error(error: Exception, *, kind: str = "train") -> StudioError:
     )
 
 
-def _as_line(event: events.Event) -> str:
+def _as_line(event: training_events.Event) -> str:
     """Return an event in words; its tables are in the report and on the page."""
     values = event.as_dict()
     kind, step = values.pop("event"), values.pop("step")
@@ -193,7 +196,7 @@ logger = logging.getLogger(__name__)
 
 WARM = (
     "torch", "transformers", "accelerate", "studio.models.loading", "studio.backbone",
-    "studio.data.prepare", "studio.training.run", "studio.training.siblings",
+    "studio.data.prepare_run_data", "studio.training.train_run", "studio.training.siblings",
     "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
     "transformers.tokenization_utils_tokenizers",
 )  # fmt: skip
@@ -281,7 +284,7 @@ def _begin(
 def _work(attempt: Attempt) -> None:
     attempt.reporter.start()
     try:
-        for event in kinds.named(attempt.job.kind)(attempt.work):
+        for event in job_kinds.named(attempt.job.kind)(attempt.work):
             attempt.record(event)
     except Fenced:
         raise
@@ -296,12 +299,12 @@ def _work_together(attempts: Sequence[Attempt]) -> None:
     for attempt in attempts:
         attempt.reporter.start()
     try:
-        for number, event in kinds.train_together([attempt.work for attempt in attempts]):
+        for number, event in job_kinds.train_together([attempt.work for attempt in attempts]):
             if isinstance(event, Exception):
                 left.pop(number).fail(event)
                 continue
             left[number].record(event)
-            if isinstance(event, events.Finished):
+            if isinstance(event, training_events.Finished):
                 left.pop(number).end()
     except Fenced:
         raise

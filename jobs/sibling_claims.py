@@ -12,13 +12,13 @@ from itertools import islice, takewhile
 from typing import Any
 
 from jobs.claims import PLACE, Claim, Slot, leased_devices, start_attempt, startable
-from jobs.cluster import is_slot
 from jobs.database import Database
-from jobs.kinds import BESIDE
-from jobs.processes import Identity
+from jobs.job_kinds import BESIDE
+from jobs.process_identity import Identity
+from jobs.ray_cluster import is_slot
 from studio.errors import SpecError
 from studio.spec import RunSpec
-from studio.training.grouping import sibling_key
+from studio.training.sibling_key import sibling_key
 
 MOST, MOST_CANDIDATES = 8, 100
 

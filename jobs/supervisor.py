@@ -2,8 +2,8 @@
 
 One per home, by a file lock that is freed with its process. It loads no model and never imports
 torch, so it may run for weeks. All its state is in the database: after a kill the next one adopts
-the living runners and queues again what died. It waits for a wake-up (`wakeup.py`) instead of
-polling, and ends when there is nothing to do and no page is open.
+the living runners and queues again what died. It waits for a wake-up (`supervisor_wakeup.py`)
+instead of polling, and ends when there is nothing to do and no page is open.
 """
 
 import argparse
@@ -19,20 +19,20 @@ from pathlib import Path
 
 import psutil
 
-from jobs import backup, retries, settings
+from jobs import backup, ended_jobs, queue_settings
 from jobs.claims import NO_PROGRESS_LIMIT, Claim, Slot
-from jobs.cluster import Watch
-from jobs.kinds import BESIDE
-from jobs.locks import FileLock
-from jobs.placement import Placement
-from jobs.processes import Identity, me, of
-from jobs.rescue import Rescue
-from jobs.run_files import checkpoint_folders, newest_step
+from jobs.device_placement import Placement
+from jobs.disk_usage import size
+from jobs.file_locks import FileLock
+from jobs.job_kinds import BESIDE
+from jobs.job_queue import JobStore
+from jobs.process_identity import Identity, me, of
+from jobs.ray_cluster import Watch
+from jobs.rescue_dead_jobs import Rescue
+from jobs.run_folder import checkpoint_folders, newest_step
+from jobs.runner_processes import RUNNER, Runners, spawn
 from jobs.sibling_claims import claim_siblings
-from jobs.spawning import RUNNER, Runners, spawn
-from jobs.storage import size
-from jobs.store import JobStore
-from jobs.wakeup import Wakeup, wake
+from jobs.supervisor_wakeup import Wakeup, wake
 from jobs.webhook import Webhook
 from studio import hardware
 from studio.errors import HomeError, StudioError
@@ -164,7 +164,7 @@ class Supervisor:
         """Do once what is to do now."""
         self.rescue.look()
         self.rescue.requeue_interrupted()
-        retries.follow_up(self.store)
+        ended_jobs.follow_up(self.store)
         self.webhook.look()
         self.cluster.look()
         self._claim()
@@ -179,7 +179,7 @@ class Supervisor:
         if short != self._short:
             logger.warning("%s", short or "there is space again")
             self._short = short
-        if short or settings.read(self.store, "held"):
+        if short or queue_settings.read(self.store, "held"):
             return
         resume_paused_by_full_disk(self.store)
         if not self.store.counts().get("queued"):

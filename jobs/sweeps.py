@@ -1,4 +1,4 @@
-"""Sweeps: one run for each combination of some values, queued and changed as a group."""
+"""Sweeps: read the values, queue one run for each combination, change them as a group."""
 
 import itertools
 import json
@@ -8,11 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from jobs.job import Job
-from jobs.memory import needed_by_each
-from jobs.store import JobStore
-from studio.errors import QueueError
-from studio.spec import RunSpec
+from jobs.job_queue import JobStore
+from jobs.job_record import Job
+from jobs.needed_memory import needed_by_each
+from studio.errors import QueueError, SpecError
+from studio.fields import Record, parameter, parse_assignment
+from studio.methods import methods
+from studio.spec import DataSource, ModelSource, RunSpec
+from studio.train_args import TrainArgs
 
 MOST_POINTS = 1000
 
@@ -114,3 +117,35 @@ def for_sweep(store: JobStore, sweep: str, action: Literal["hold", "release", "c
     for job in chosen:
         act(job)
     return len(chosen)
+
+
+def titled_fields() -> dict[str, str]:
+    """Return the paths of a run's settings by their titles in lower case, as pages write them."""
+    found: dict[str, str] = {}
+    records: list[tuple[str, type[Record]]] = [
+        *(("method", one) for one in reversed(methods().values())), ("model", ModelSource),
+        ("data", DataSource), ("train", TrainArgs), ("", RunSpec),
+    ]  # fmt: skip
+    for part, record in records:
+        for name, info in record.model_fields.items():
+            path = f"{part}.{name}" if part else name
+            found[parameter(path, info).title.split(" (")[0].casefold()] = path
+    return found | {"method": "method.name"}
+
+
+def parse_values(text: str) -> tuple[str, list[Any]]:
+    """Split `method.r=4,8,16` or `Rank=4,8,16` into the setting and its values.
+
+    Brackets keep a comma inside a value.
+
+    Raises:
+        SpecError: There is no `=`, or a value is empty.
+    """
+    path, value = parse_assignment(text)
+    path = titled_fields().get(path.casefold(), path)
+    if isinstance(value, list):
+        return path, value
+    words = [word.strip() for word in str(text.partition("=")[2]).split(",")]
+    if not all(words):
+        raise SpecError(f'"{text}" has no values: write it as method.r=4,8,16.', field=path)
+    return path, [parse_assignment(f"value={word}")[1] for word in words]

@@ -1,4 +1,4 @@
-"""Votes on the answers of Compare, in the database, and the leaderboard made of them."""
+"""Votes on the answers of Compare in the database: cast, take back, list, rank."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.database import Database, now
 from studio.errors import ChatError
-from studio.evaluation.ranking import Match, leaderboard, wins_of
+from studio.evaluation.vote_ranking import Match, leaderboard, wins_of
 
 Rows = list[dict[str, Any]]
 MIN_LANES = 2

@@ -2,7 +2,7 @@
 
 The supervisor finds ended jobs and a thread sends, so that a slow address delays nothing. The last
 event sent is a setting: if the supervisor dies in between, the same `event` is sent again. The
-address is a secret (`secrets.py`). Redirects are not followed.
+address is a secret (`secret_store.py`). Redirects are not followed.
 """
 
 import logging
@@ -12,8 +12,8 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs import secrets, settings
-from jobs.store import JobStore
+from jobs import queue_settings, secret_store
+from jobs.job_queue import JobStore
 from studio import offline
 from studio.errors import QueueError, StudioError
 from studio.home import Home
@@ -33,13 +33,13 @@ def choose(store: JobStore, url: str) -> None:
     parts = _parts(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise QueueError("A webhook is an address such as https://example.org/hook.")
-    settings.write(store, "ends_told", settings.last_event(store))
-    secrets.keep(store.home, "webhook", url)
+    queue_settings.write(store, "ends_told", queue_settings.last_event(store))
+    secret_store.keep(store.home, "webhook", url)
 
 
 def shown(home: Home) -> str | None:
     """Return the webhook's address without its secret path, or None."""
-    url = secrets.read(home, "webhook")
+    url = secret_store.read(home, "webhook")
     return f"{_parts(url).scheme}://{_parts(url).hostname}/…" if url else None
 
 
@@ -54,12 +54,12 @@ class Webhook:
         """Start sending the jobs that ended since the last time, unless a thread does."""
         if self._thread is not None and self._thread.is_alive():
             return
-        if not secrets.where(self._store.home, "webhook"):
+        if not secret_store.where(self._store.home, "webhook"):
             return
         with self._store.database.reading() as db:
-            sent = settings.read(self._store, "ends_told")
+            sent = queue_settings.read(self._store, "ends_told")
             ends = list(db.query(_ENDS, (sent,)))
-        url = secrets.read(self._store.home, "webhook") if ends else ""
+        url = secret_store.read(self._store.home, "webhook") if ends else ""
         if url:
             self._thread = threading.Thread(target=self._send, args=(url, ends), daemon=True)
             self._thread.start()
@@ -69,7 +69,7 @@ class Webhook:
         try:
             for end in ends:
                 send(url, end)
-                settings.write(self._store, "ends_told", end["event"])
+                queue_settings.write(self._store, "ends_told", end["event"])
         except StudioError as error:
             logger.error("the webhook waits: %s", error.text)
 

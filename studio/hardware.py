@@ -1,6 +1,6 @@
 """Devices, memory, CPU features and threads of this machine, without importing torch.
 
-GPUs are those that torch can use (`studio.accelerator`), so that the queue, the page and training
+GPUs are those that torch can use (`studio.gpus`), so that the queue, the page and training
 agree; their free memory comes from the driver, without a CUDA context.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from studio import accelerator, openmp
+from studio import gpus, openmp
 
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
@@ -36,9 +36,9 @@ def devices() -> list[Device]:
     return [*_gpus(), *_apple(), _cpu()]
 
 
-def blocked() -> list[accelerator.Card]:
+def blocked() -> list[gpus.Card]:
     """Return the GPUs that torch cannot use, each with the reason and what to do."""
-    return [card for card in accelerator.cards() if card.why]
+    return [card for card in gpus.cards() if card.why]
 
 
 def physical_cores() -> int:
@@ -187,7 +187,7 @@ def cpu_name() -> str:
 
 
 def _apple() -> list[Device]:
-    if not accelerator.has_mps():
+    if not gpus.has_mps():
         return []
     memory = psutil.virtual_memory()
     return [Device(name="mps", label="Apple GPU", total_bytes=int(memory.total),
@@ -205,6 +205,6 @@ def _gpus() -> list[Device]:
             utilization=card.utilization,
             flops=card.flops,
         )
-        for card in accelerator.cards()
+        for card in gpus.cards()
         if card.name
     ]

@@ -1,4 +1,4 @@
-"""The home folder: where everything a person made lives, and how folders get there whole.
+"""The home folder: the place of everything the user made, and how folders are written whole.
 
 Layout (a contract): `studio.db`, `runs/<id>/{spec.yaml, log.txt, checkpoints/step-00000100/,
 adapter/, report.json}`, `adapters/<name>/`, `datasets/<name>/`, `models/`. A folder that matters is

@@ -1,4 +1,4 @@
-"""OpenMP threads, and the memory allocator, of processes that compute. Never imports torch.
+"""OpenMP of processes that compute: a bounded spin, no more threads than usable cores (no torch).
 
 At each barrier libgomp spins about 300,000 turns before it sleeps. Beside one busy process the
 thread that is waited for has no core meanwhile, and a run takes nine times as long. A bounded spin
@@ -12,7 +12,7 @@ was freed last, which is still in the cache: a 30 M model trains 18 % faster, in
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -55,35 +55,6 @@ def cgroup_cores(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
         return None if quota == "max" else max(1, int(quota) // int(period))
     except (OSError, ValueError, ZeroDivisionError):
         return None
-
-
-LIBRARIES = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4", "libjemalloc.so.2")
-FOLDERS = ("/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib", "/lib64")
-
-
-def preload(
-    variables: Mapping[str, str] = os.environ, folders: Iterable[str] = FOLDERS
-) -> dict[str, str]:
-    """Return `LD_PRELOAD` with an installed allocator, for processes that train on Linux.
-
-    Empty if there is none, or if the user set the variable, to nothing or to another library.
-    """
-    if "LD_PRELOAD" in variables or not sys.platform.startswith("linux"):
-        return {}
-    found = (
-        {"LD_PRELOAD": str(path)}
-        for library in LIBRARIES
-        for folder in folders
-        for path in sorted(Path("/").glob(f"{folder.lstrip('/')}/{library}"))
-    )
-    return next(found, {})
-
-
-def missing_preload(variables: Mapping[str, str] = os.environ) -> str:
-    """Return a sentence on preloaded libraries that are missing; empty if there are none."""
-    names = variables.get("LD_PRELOAD", "").replace(":", " ").split()
-    gone = [name for name in names if "/" in name and not Path(name).exists()]
-    return f"LD_PRELOAD names {gone[0]}, which does not exist: it is ignored." if gone else ""
 
 
 def _is_positive(number: str) -> bool:

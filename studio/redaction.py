@@ -2,8 +2,7 @@
 
 import os
 import re
-
-from studio.locations import tilde
+from pathlib import Path
 
 _NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)S?$")
 _SHAPES = (
@@ -23,3 +22,11 @@ def redacted(text: str) -> str:
     for shape, instead in _SHAPES:
         text = shape.sub(instead, text)
     return tilde(text)
+
+
+def tilde(text: str) -> str:
+    """Return a text in which the user's own folder is `~`, for what leaves the machine."""
+    own = Path.home()
+    for path in {str(own), own.as_posix()} - {"/", "."}:
+        text = re.sub(re.escape(path) + r"(?![\w-])", "~", text)
+    return text

@@ -84,7 +84,7 @@ def _closing(source: str, at: int) -> int:
 
 def closed_sets() -> list[str]:
     """Return the words that pages show as they come: states, how runs ended, kinds of jobs."""
-    from jobs.job import STATES
+    from jobs.job_record import STATES
 
     return [*STATES, "imported", "mixed", "train", "validation", "good", "bad"]
 

@@ -5,7 +5,7 @@ import os
 from contextlib import closing
 from pathlib import Path
 
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
 from tests.dashboard import answering
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -21,8 +21,8 @@ from typing import Any
 
 from jobs import chat_client, supervisor
 from jobs.actions import ask
-from jobs.job import ENDED, Job
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
+from jobs.job_record import ENDED, Job
 from studio.adapters.library import PASSPORT
 from studio.adapters.merge import read_certificate
 from studio.home import Home, open_home

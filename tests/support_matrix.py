@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from studio.evaluation.model_support import columns, examine_model, packs, reason
+from studio.evaluation.examine_model import columns, examine_model, packs, reason
 from studio.spec import ModelSource
 from tests.families import CONFIG_MAPPING, FAMILIES, random_model, type_config, write_family
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from studio.backbone.probe import CAPABILITIES
+from studio.backbone.method_capabilities import CAPABILITIES
 from studio.methods import methods
-from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
+from studio.spec import DataSource, ModelSource, RunSpec
+from studio.train_args import TrainArgs
 from ui.cli.main import app
 
 ROOT = Path(__file__).parents[1]
@@ -73,12 +74,13 @@ def _first_sentence(command) -> str:
 
 
 def map_table() -> str:
-    """Return one line a module: its path and the first sentence of its docstring."""
+    """Return one line a module: its path and the first paragraph of its docstring."""
     lines, room = [], Path()
-    for file in sorted(f for part in ("studio", "jobs", "ui") for f in (ROOT / part).rglob("*.py")):
+    files = (f for part in ("studio", "jobs", "ui") for f in (ROOT / part).rglob("*.py"))
+    for file in sorted(files, key=lambda file: (file.parent, file.name)):
         path = file.relative_to(ROOT)
         first = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").strip()
-        sentence = re.split(r"(?<=[.:?])\s", first)[0].rstrip(".:")
+        sentence = first.split("\n\n")[0].rstrip(".:")
         if path.parent != room:
             room = path.parent
             lines += ["", f"### {room.as_posix()}/", "", "| file | what it is for |", "|---|---|"]

@@ -22,17 +22,17 @@ except SystemExit:
     pass
 """
 SUPERVISOR = """
-import jobs.supervisor, jobs.doctor, jobs.chat_client, jobs.jobs_table
-from jobs.store import JobStore
+import jobs.supervisor, jobs.doctor, jobs.chat_client, jobs.job_table
+from jobs.job_queue import JobStore
 JobStore(home).close()
 """
 DATA_PAGE = """
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from jobs.store import JobStore
-from studio.data.importing import import_dataset
+from jobs.job_queue import JobStore
+from studio.data.import_dataset import import_dataset
 from studio.spec import DataSource
-from ui.datasets import data_routes
+from ui.data_page import data_routes
 import_dataset(home, DataSource(path="starter:pirate"), name="p")
 app = FastAPI()
 app.include_router(data_routes(home, JobStore(home)))
@@ -42,8 +42,8 @@ for path in ("", "/p", "/p/rows", "/p/tokens", "/p/xray?pick=longest", "/p/expor
 assert page.post("/api/data/look", json={"path": "starter:pirate"}).status_code == 200
 """
 PREPARED = """
-from studio.data.prepare import prepare
-from studio.data.template.backend import backend_from_folder
+from studio.data.prepare_run_data import prepare
+from studio.data.model_tokenizer import backend_from_folder
 from studio.spec import DataSource
 from studio.starter import MODEL_DIR
 backend = backend_from_folder(MODEL_DIR)
@@ -53,10 +53,10 @@ ROWS: dict[str, tuple[str, set[str]]] = {
     "the help": (HELP, TORCH | {"gradio", "pandas", "sqlite_utils"}),
     "the supervisor": (SUPERVISOR, EVERYTHING),
     "the library": ("import studio.adapters.library", TORCH),
-    "devices and models": ("import studio.hardware, studio.models.sources", TORCH),
+    "devices and models": ("import studio.hardware, studio.models.find_model", TORCH),
     "the starter": ("import studio.starter", TORCH),
-    "data": ("import studio.data.check_dataset, studio.data.importing, studio.data.curate, "
-             "studio.data.xray, studio.data.preview", TORCH),
+    "data": ("import studio.data.check_dataset, studio.data.import_dataset, "
+             "studio.data.curate_dataset, studio.data.xray, studio.data.mapping_preview", TORCH),
     "the data page": (DATA_PAGE, TORCH),
     "the page": ("from ui.app import build_app; build_app(home)", TORCH),
     "preparing rows": (PREPARED, {"torch", "transformers"}),

@@ -16,8 +16,10 @@ from typing import Any
 from studio import offline
 from studio.errors import ServeError, StudioError
 from studio.home import Home
-from ui.frame import FAVICON, Frame
+from ui.gradio_patches import import_gradio
 from ui.language import LANGUAGES, Language, page_script
+from ui.page_frame import FAVICON, Frame
+from ui.page_words import with_titles
 from ui.reverse_proxy import Below, checked_root
 from ui.security import (
     LOOPBACK,
@@ -31,8 +33,6 @@ from ui.security import (
     token_of,
     warning,
 )
-from ui.wake import import_gradio
-from ui.wording import with_titles
 
 ASSETS = Path(__file__).parent / "assets"
 MAX_UPLOAD_BYTES = 2 * 1024**3
@@ -65,12 +65,12 @@ def build_app(
     from fastapi.responses import RedirectResponse
     from fastapi.staticfiles import StaticFiles
 
-    from jobs.store import JobStore
-    from ui.actions import action_routes
-    from ui.compare import compare_routes
-    from ui.datasets import data_routes
-    from ui.live import routes
-    from ui.system import system_routes
+    from jobs.job_queue import JobStore
+    from ui.action_routes import action_routes
+    from ui.compare_page import compare_routes
+    from ui.data_page import data_routes
+    from ui.live_queue import routes
+    from ui.system_page import system_routes
     from ui.train_page import train_routes
 
     store = JobStore(home)
@@ -111,8 +111,8 @@ def build_app(
 def _mount(app: Any, pages: Any, root: str) -> None:
     import gradio as gr
 
+    from ui.gradio_patches import slow_down
     from ui.theme import gradio_theme
-    from ui.wake import slow_down
 
     slow_down(pages)
     gr.mount_gradio_app(
@@ -254,7 +254,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _wake_queue(home: Home, address: str) -> None:
     from jobs import supervisor
-    from jobs.store import JobStore
+    from jobs.job_queue import JobStore
     from ui.uploads import sweep
 
     store = JobStore(home)

@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import psutil
 
-from jobs import secrets
+from jobs import secret_store
 from studio.home import Home
 
 Scope = MutableMapping[str, Any]
@@ -260,10 +260,10 @@ ASK = (
 
 def token_of(home: Home) -> str:
     """Return the home's token, made at the first need; 256 random bits in a private file."""
-    found = secrets.read(home, "token")
+    found = secret_store.read(home, "token")
     if len(found) < 32:
         found = randomness.token_urlsafe(32)
-        secrets.keep(home, "token", found)
+        secret_store.keep(home, "token", found)
     return found
 
 

@@ -12,24 +12,25 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from jobs import settings
+from jobs import queue_settings
 from jobs.actions.registry import shown_field
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
 from studio import hardware, presets
-from studio.data.datasets import origin_of
-from studio.devices import CPU
+from studio.data.find_dataset import origin_of
+from studio.device_setting import CPU
 from studio.errors import StudioError
 from studio.fields import Parameter, parameter, parse_assignment
 from studio.home import Home
 from studio.methods import methods
 from studio.methods.method import Method
-from studio.models import sources as models
-from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
+from studio.models import find_model as models
+from studio.spec import DataSource, ModelSource, RunSpec
 from studio.spec_text import command_line, differences
+from studio.train_args import TrainArgs
 from studio.training import objectives
-from ui import form_state, sources
+from ui import form_state, train_page_facts
 from ui.language import say
-from ui.wording import with_titles
+from ui.page_words import with_titles
 
 PARTS: dict[str, type[BaseModel]] = {
     "": RunSpec, "model": ModelSource, "data": DataSource, "train": TrainArgs,
@@ -54,10 +55,12 @@ def train_routes(home: Home, store: JobStore) -> APIRouter:
     """Return the route of the Train page, with an answer for each part of it."""
     router = APIRouter(prefix="/api/train")
     parts: dict[str, Callable[[Asked], dict[str, Any]]] = {
-        "form": lambda _: drawn(home) | {"first": settings.is_first_start(store)},
+        "form": lambda _: drawn(home) | {"first": queue_settings.is_first_start(store)},
         "judge": lambda asked: judged(_asked(asked, home), home),
-        "estimate": lambda asked: sources.forecast(form_state.from_query(asked.set), home, store),
-        "rows": lambda asked: sources.first_rays(form_state.from_query(asked.set), home),
+        "estimate": lambda asked: train_page_facts.forecast(
+            form_state.from_query(asked.set), home, store
+        ),
+        "rows": lambda asked: train_page_facts.first_rays(form_state.from_query(asked.set), home),
     }
 
     @router.post("/{part}")
@@ -73,9 +76,10 @@ def train_routes(home: Home, store: JobStore) -> APIRouter:
 def drawn(home: Home) -> dict[str, Any]:
     """Return what the form is drawn from: fields, methods and what to choose from."""
     choices = (
-        ("model.path", sources.model_choices(home)), ("data.path", sources.data_choices(home)),
-        ("train.device", sources.device_choices()),
-        ("train.init_adapter", sources.adapter_choices(home)),
+        ("model.path", train_page_facts.model_choices(home)),
+        ("data.path", train_page_facts.data_choices(home)),
+        ("train.device", train_page_facts.device_choices()),
+        ("train.init_adapter", train_page_facts.adapter_choices(home)),
     )  # fmt: skip
     return {
         "fields": [
@@ -162,12 +166,12 @@ def judged(spec: RunSpec, home: Home) -> dict[str, Any]:
         StudioError: A setting of the loss is missing, or the method does not allow the loss.
     """
     objectives.check(spec)
-    changed, seen = differences(spec), sources.looked_at(spec, home)
+    changed, seen = differences(spec), train_page_facts.looked_at(spec, home)
     lines: dict[str, Any] = {"warnings": []}
     for name, line in (
-        ("model", lambda: sources.model_line(spec.model, home)),
-        ("data", lambda: sources.data_note(seen, home)),
-        ("warnings", lambda: list(sources.warnings(seen, home))),
+        ("model", lambda: train_page_facts.model_line(spec.model, home)),
+        ("data", lambda: train_page_facts.data_note(seen, home)),
+        ("warnings", lambda: list(train_page_facts.warnings(seen, home))),
     ):
         try:
             lines[name] = line()
@@ -176,11 +180,11 @@ def judged(spec: RunSpec, home: Home) -> dict[str, Any]:
                 lines[name], lines[f"{name}_wrong"] = with_titles(error.text), True
     device = spec.train.device
     gpu = device.startswith("cuda") or (device in ("auto", "all") and len(hardware.devices()) > 1)
-    kinds = [models.origin_of(spec.model.path).kind, *sources.model_traits(seen.model)]
+    kinds = [models.origin_of(spec.model.path).kind, *train_page_facts.model_traits(seen.model)]
     return {
         "values": changed, "set": form_state.assignments(spec),
         "command": command_line(spec), "yaml": form_state.minimal_yaml(spec),
-        "sizes": sources.method_sizes(seen),
+        "sizes": train_page_facts.method_sizes(seen),
         "facts": {
             "device": ["gpu" if gpu else CPU, *["several"] * spec.train.may_use_several_processes],
             "model": kinds, "data": [origin_of(spec.data.path, home).kind],

@@ -12,10 +12,10 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from jobs.job import OPEN
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
+from jobs.job_record import OPEN
+from studio.data.dataset_requests import uploads
 from studio.data.readers import data_suffix
-from studio.data.requests import uploads
 from studio.errors import DataError
 from studio.home import Home, slug
 

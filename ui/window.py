@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from studio.errors import ServeError
-from ui.frame import FAVICON
+from ui.page_frame import FAVICON
 
 NAME = "Adapter Studio"
 ABOUT = "Fine-tune language models on this machine"

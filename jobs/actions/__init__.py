@@ -3,8 +3,18 @@
 To add one, write a function with `@action` in the module of its area (see `registry.py`).
 """
 
-from jobs.actions import adapters, comparisons, datasets, guide, home, models, queue, runs, training
+from jobs.actions import (
+    adapters,
+    chat_and_compare,
+    datasets,
+    guide,
+    home,
+    models,
+    queue,
+    runs,
+    train_and_sweep,
+)
 from jobs.actions.registry import ACTIONS, Action, Reply, ask, outcome
 
-AREAS = (adapters, comparisons, datasets, guide, home, models, queue, runs, training)
+AREAS = (adapters, chat_and_compare, datasets, guide, home, models, queue, runs, train_and_sweep)
 __all__ = ["ACTIONS", "AREAS", "Action", "Reply", "ask", "outcome"]

@@ -4,38 +4,38 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from jobs import results as results_table
+from jobs import results_table
 from jobs.actions.registry import action, field, request_action
 from jobs.adapter_users import refuse_needed
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
 from jobs.votes import Votes
 from studio.adapter_stack import Stack, StackItem, write_lane
 from studio.adapters import library
-from studio.adapters.gguf import GgufRequest
-from studio.adapters.gguf_write import PRECISION_LABELS
-from studio.adapters.library import Adapter, describe, resolve
-from studio.adapters.picture import drawn
-from studio.adapters.push import PushRequest
-from studio.adapters.requests import (
+from studio.adapters.adapter_requests import (
     BASE,
     STACK,
     ExportRequest,
-    ImportRequest,
+    ImportAdapterRequest,
     MergeRequest,
     MixRequest,
     PictureRequest,
 )
+from studio.adapters.gguf import GgufRequest
+from studio.adapters.gguf_write import PRECISION_LABELS
+from studio.adapters.library import StoredAdapter, describe, resolve
+from studio.adapters.push import PushRequest
+from studio.adapters.weight_changes import drawn
 from studio.errors import ModelError
-from studio.evaluation.evaluate import EvaluateRequest
-from studio.evaluation.promotion import PromoteRequest
-from studio.evaluation.ranking import win_rate
-from studio.evaluation.tasks import TasksRequest
+from studio.evaluation.evaluate_on_dataset import EvaluateRequest
+from studio.evaluation.promote_checkpoint import PromoteRequest
+from studio.evaluation.standard_tasks import TasksRequest
+from studio.evaluation.vote_ranking import win_rate
 from studio.fields import merge_values, parse_assignment
 from studio.home import Home
+from studio.job_request import Request
 from studio.methods import capabilities, is_low_rank, methods
 from studio.models.architecture import linear_modules, targets
-from studio.models.sources import origin_of as locate_model
-from studio.request import Request
+from studio.models.find_model import origin_of as locate_model
 from studio.spec import DataSource, ModelSource, RunSpec
 
 AdapterName = Annotated[
@@ -76,7 +76,7 @@ def import_adapter(
     ] = OWN_BASE,
 ) -> Request:
     """Copy a PEFT or AdapterHub adapter into the library."""
-    return ImportRequest(source=source, adapter=name, model=model if model.path else None)
+    return ImportAdapterRequest(source=source, adapter=name, model=model if model.path else None)
 
 
 @action("export", title="Export adapter", follow=True)
@@ -356,7 +356,7 @@ def modules(
     ]
 
 
-def card(adapter: Adapter, best: dict[int, float]) -> dict[str, Any]:
+def card(adapter: StoredAdapter, best: dict[int, float]) -> dict[str, Any]:
     """Return what is shown of an adapter without opening it."""
     from studio.adapters.export import suitable_formats
 
@@ -378,7 +378,7 @@ def card(adapter: Adapter, best: dict[int, float]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def lanes_of(adapter: Adapter) -> list[str]:
+def lanes_of(adapter: StoredAdapter) -> list[str]:
     """Return the lanes of what an adapter was trained from, and of the adapter itself."""
     model = adapter.base or "starter"
     if adapter.is_model:

@@ -13,10 +13,10 @@ from pydantic import BeforeValidator
 
 from jobs import judgements
 from jobs.actions.registry import action, field
-from jobs.store import JobStore
-from jobs.vote_rows import LEFT_OUT, Kind, TurnFilter, rows_of
-from studio.data.mapping import OPERATORS, Mapping, Operator
-from studio.data.requests import (
+from jobs.dataset_from_votes import LEFT_OUT, Kind, TurnFilter, rows_of
+from jobs.job_queue import JobStore
+from studio.data.column_mapping import OPERATORS, Mapping, Operator
+from studio.data.dataset_requests import (
     CurateRequest,
     ImportRequest,
     MixtureRequest,
@@ -26,7 +26,7 @@ from studio.data.requests import (
 )
 from studio.errors import DataError, SpecError
 from studio.home import Home
-from studio.request import Request
+from studio.job_request import Request
 from studio.spec import DataSource, ModelSource
 
 NONE: Any = ()
@@ -71,7 +71,7 @@ def check(
     ],
 ) -> list[dict[str, Any]]:
     """Read files whole: rows that a run would keep, drop and why. Exit code 2 on a refusal."""
-    from studio.data.datasets import check_file
+    from studio.data.check_dataset import check_file
 
     return [check_file(file, home=home).model_dump(mode="json") for file in files]
 
@@ -113,7 +113,7 @@ def import_dataset(
         chosen = _read_mapping(mapping)
     changes = _changes(column, template, constant, role)
     if format or any(changes.values()):
-        from studio.data.preview import corrected
+        from studio.data.mapping_preview import corrected
 
         if chosen:
             raise DataError("Give a mapping file or --format and --column, not both.")
@@ -153,9 +153,9 @@ def search_datasets(
     limit: Annotated[int, field("Results.", ge=1, le=200)] = 30,
 ) -> list[dict[str, Any]]:
     """Search the hub for datasets."""
-    from studio.data import hub_search
+    from studio.data import hub_datasets
 
-    return hub_search.search(words, sort=sort, limit=limit)
+    return hub_datasets.search(words, sort=sort, limit=limit)
 
 
 @action("data.show")
@@ -164,9 +164,9 @@ def show_dataset(
     dataset: Annotated[str, field("Hub id.", positional=True, metavar="OWNER/NAME")],
 ) -> dict[str, Any]:
     """Show a hub dataset before its download: configurations, splits, rows, bytes, licence."""
-    from studio.data import hub_search
+    from studio.data import hub_datasets
 
-    return hub_search.look_up(dataset.strip())
+    return hub_datasets.look_up(dataset.strip())
 
 
 @action("data.map", title="Map columns", here=True)
@@ -183,7 +183,7 @@ def map_columns(
     whole: Annotated[dict[str, Any] | None, field("The whole mapping.", flag="-")] = None,
 ) -> Any:
     """Show how rows are read, correct it, and see the first rows rendered."""
-    from studio.data.preview import corrected, preview
+    from studio.data.mapping_preview import corrected, preview
 
     data = DataSource(path=source)
     changes = _changes(column, template, constant, role)
@@ -215,9 +215,9 @@ def xray_rows(
     whole: Annotated[dict[str, Any] | None, field("The whole mapping.", flag="-")] = None,
 ) -> list[dict[str, Any]]:
     """Show rows as the trainer sees them: [[trained]], masked, and what is cut off."""
-    from studio.data.tokenizer_files import backend_for
+    from studio.data.model_tokenizer import backend_for
     from studio.data.xray import xray
-    from studio.models.sources import facts
+    from studio.models.find_model import facts
 
     found = facts(ModelSource(path=model))
     data = DataSource.parse(
@@ -284,7 +284,7 @@ def votes_dataset(
     name: Annotated[str, field("Name of the dataset.", max_length=120)] = "",
 ) -> dict[str, Any]:
     """Make a dataset of votes and conversations of Compare; corrected answers count as chosen."""
-    from studio.data.importing import import_dataset
+    from studio.data.import_dataset import import_dataset
 
     if source and (search or since or until or blind or unvoted):
         raise DataError(
@@ -319,7 +319,7 @@ def export(
     force: Annotated[bool, field("Replace an existing file.")] = False,
 ) -> dict[str, Any]:
     """Write the rows of a dataset to a file."""
-    from studio.data.curate import export_rows
+    from studio.data.export_rows import export_rows
     from studio.data.snapshots import open_snapshot
 
     count = export_rows(open_snapshot(home, name), Path(target), part=part, replace=force)
@@ -406,7 +406,7 @@ def count_overlap(
     most: Annotated[int, field("Refuse more characters than this.", flag="-")] = 0,
 ) -> dict[str, Any]:
     """Count the rows that two datasets share, word for word."""
-    from studio.data.curate import overlap
+    from studio.data.curate_dataset import overlap
     from studio.data.snapshots import open_snapshot
 
     both = [open_snapshot(home, one).meta.findings.characters for one in (name, other) if most]

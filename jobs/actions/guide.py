@@ -4,19 +4,21 @@ import base64
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from jobs import doctor, settings
+from jobs import doctor, queue_settings
 from jobs.actions.models import device_named, fit_of
 from jobs.actions.registry import action, field
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
 from studio import goals, hardware, offline
-from studio.data.datasets import check_file, origin_of
+from studio.data.check_dataset import check_file
+from studio.data.find_dataset import origin_of
 from studio.data.snapshots import open_snapshot
 from studio.errors import DataError, StudioError
 from studio.fields import Record, parameter
 from studio.home import Home
 from studio.methods import methods
-from studio.models import inventory
-from studio.spec import DataSource, TrainArgs
+from studio.models import model_list
+from studio.spec import DataSource
+from studio.train_args import TrainArgs
 
 GoalName = Annotated[
     Literal["voice", "answers", "classify", "prefer", "texts"],
@@ -35,11 +37,12 @@ def welcome(
 ) -> dict[str, Any]:
     """Show device, memory and free disk, what the doctor found, and where to begin."""
     if done:
-        settings.write(store, "welcomed", True)
+        queue_settings.write(store, "welcomed", True)
     facts = doctor.examine(store.home.path)
     best = hardware.devices()[0]
     return {
-        "first": settings.is_first_start(store), "ok": facts["ok"], "findings": facts["findings"],
+        "first": queue_settings.is_first_start(store),
+        "ok": facts["ok"], "findings": facts["findings"],
         "device": {"name": best.name, "label": best.label, "total_bytes": best.total_bytes,
                    "free_bytes": best.free_bytes},
         "disk_bytes": facts["home"] and facts["home"]["free_bytes"],
@@ -139,7 +142,7 @@ def _checked(home: Home, chosen: goals.Goal, data: str) -> tuple[int, dict[str, 
 def _models(home: Home, chosen: goals.Goal, machine: hardware.Device) -> list[dict[str, Any]]:
     """Return the models for a goal that fit, those on this disk first, one of them suggested."""
     found: list[dict[str, Any]] = []
-    for model in inventory.models(home):
+    for model in model_list.models(home):
         here = model.kind != "curated"
         if model.kind == "curated" and offline.is_offline(home):
             continue
@@ -165,7 +168,7 @@ def _models(home: Home, chosen: goals.Goal, machine: hardware.Device) -> list[di
     return ready + [one for one in usable if not one["here"]][:SUGGESTED] + local
 
 
-def _way(model: inventory.Model, machine: hardware.Device) -> str | None:
+def _way(model: model_list.Model, machine: hardware.Device) -> str | None:
     """Return the method that fits at the shortest of the usual lengths; None if none does."""
     fits = fit_of(model, machine)
     if fits is None:

@@ -5,26 +5,26 @@ import signal
 from pathlib import Path
 from typing import Annotated, Any
 
-from jobs import cluster as clusters
-from jobs import settings, storage, supervisor
+from jobs import disk_usage, queue_settings, supervisor
+from jobs import ray_cluster as clusters
 from jobs.actions.queue import Assignments
 from jobs.actions.registry import action, field
-from jobs.actions.training import Data, Method, Model, SpecFile, read_spec
-from jobs.admission import admit
+from jobs.actions.train_and_sweep import Data, Method, Model, SpecFile, read_spec
 from jobs.backup import backup as write_backup
 from jobs.diagnostics import diagnostics
-from jobs.job import Job
+from jobs.job_queue import JobStore
+from jobs.job_record import Job
 from jobs.restore import restore as restore_backup
-from jobs.store import JobStore
+from jobs.submission_checks import admit
 from studio.errors import HomeError
 from studio.home import Home
-from studio.training import transfer
+from studio.training import transfer_run
 
 
 @action("storage")
 def show_storage(store: JobStore) -> dict[str, Any]:
     """Show what uses space in the home, and what the rules allow to remove."""
-    return {**storage.usage(store), "spare": storage.report(storage.spare(store))}
+    return {**disk_usage.usage(store), "spare": disk_usage.report(disk_usage.spare(store))}
 
 
 @action("diagnostics")
@@ -54,9 +54,9 @@ def clean(
     """List, and with --yes remove, spare checkpoints and files that nothing refers to."""
     for name, rule in {"keep_checkpoints": keep_checkpoints, "keep_days": keep_days}.items():
         if rule is not None:
-            settings.write(store, name, rule)
-    found = storage.clean(store) if yes else storage.spare(store)
-    return {**storage.report(found), "removed": yes}
+            queue_settings.write(store, name, rule)
+    found = disk_usage.clean(store) if yes else disk_usage.spare(store)
+    return {**disk_usage.report(found), "removed": yes}
 
 
 @action("backup", title="Back up the home")
@@ -99,7 +99,7 @@ def pack(
     """Write a run as a folder that trains elsewhere, with accelerate and Slurm scripts."""
     run = read_spec(home, spec, model=model, data=data, method=method, assignments=set)
     folder = Path(out).expanduser()
-    transfer.pack(admit(run, home, here=False), folder, home, with_model=with_model)
+    transfer_run.pack(admit(run, home, here=False), folder, home, with_model=with_model)
     return {"out": str(folder.absolute())}
 
 
@@ -113,7 +113,7 @@ def unpack(
 ) -> Job:
     """Import a run that was trained elsewhere: its curves, samples and adapter."""
     place = Path(folder).expanduser()
-    spec = transfer.read_spec(place)
+    spec = transfer_run.read_spec(place)
     values = spec.model_dump(mode="json")
     values |= {"folder": str(place.absolute()), "name": name or spec.name or place.name}
     return store.submit(values, kind="arrive")
@@ -138,7 +138,7 @@ def set_cluster(
 ) -> dict[str, Any] | None:
     """Set the Ray cluster for runs with train.device=ray, or show it."""
     if off:
-        settings.write(store, "cluster", None)
+        queue_settings.write(store, "cluster", None)
     elif address.strip() or storage.strip():
         before = clusters.chosen(store)
         clusters.choose(store, address or (before.address if before else ""), storage)

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from jobs.actions.registry import action, field, request_action, submit
-from jobs.job import OPEN, Job
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
+from jobs.job_record import OPEN, Job
 from studio import hardware, offline
 from studio.adapters import library
 from studio.errors import InputError, ModelError
 from studio.home import Home
-from studio.models import hub_cache, inventory, repositories
-from studio.models.download import DownloadRequest, arrived_bytes, free_bytes
+from studio.models import hub_cache, hub_models, model_list
+from studio.models.download_model import DownloadRequest, arrived_bytes, free_bytes
+from studio.models.find_model import origin_of, text_part
 from studio.models.new_tokens import ExtendRequest
-from studio.models.sources import origin_of, text_part
 from studio.spec import ModelSource
 
 NONE: Any = ()
@@ -27,7 +27,7 @@ HubId = Annotated[
 ]  # fmt: skip
 Device = Annotated[str, field("Device of the estimates; the first one by default.")]
 
-SHOWN = [one.name for one in fields(inventory.Model) if one.name != "config"]
+SHOWN = [one.name for one in fields(model_list.Model) if one.name != "config"]
 
 request_action("models.get", DownloadRequest, title="Download a model")
 request_action("models.extend", ExtendRequest, title="Add tokens to a model")
@@ -43,7 +43,7 @@ def listed(
     chosen = device_named(device)
     home, used, made = store.home, _last_used(store), _adapters(store.home)
     rows = []
-    for model in inventory.models(home):
+    for model in model_list.models(home):
         row = {name: getattr(model, name) for name in SHOWN}
         names = {model.path, model.folder} - {""}
         row["adapters"] = [name for base in names for name in made.get(base, ())]
@@ -74,23 +74,23 @@ def search(
     """Search the hub for models that can be trained here."""
     chosen = device_named(device)
     if "://" in words:
-        words, _ = repositories.read_name(words)
+        words, _ = hub_models.read_name(words)
     elif ":" in words or words.lower().startswith("ollama"):
-        repositories.read_name(words)  # raises for names of other programs
-    found = repositories.search(words, sort=sort, limit=limit)
+        hub_models.read_name(words)  # raises for names of other programs
+    found = hub_models.search(words, sort=sort, limit=limit)
     return [_remote(one, chosen) for one in found if all or not one.why_not]
 
 
 @action("models.show")
 def show(home: Home, model: HubId, device: Device = "") -> dict[str, Any]:
     """Show all of a hub model before its download: files, bytes, licence, commit, what fits."""
-    name, revision = repositories.read_name(model)
-    found = repositories.look_up(name, revision)
+    name, revision = hub_models.read_name(model)
+    found = hub_models.look_up(name, revision)
     return _remote(found, device_named(device)) | {
         "files": [{"name": file.name, "bytes": file.size} for file in found.files],
         "bytes": found.size_bytes, "arrived_bytes": arrived_bytes(found),
         "free_bytes": free_bytes(), "folder": str(hub_cache.repository_folder(found.id)),
-        "asked": name, "page": f"{repositories.endpoint()}/{found.id}",
+        "asked": name, "page": f"{hub_models.endpoint()}/{found.id}",
     }  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def remove(
     yes: Annotated[bool, field("Delete; without it only say what would happen.")] = False,
 ) -> dict[str, Any]:
     """Delete a downloaded model from the hub's cache; adapters on it lose their base."""
-    name, _ = repositories.read_name(model)
+    name, _ = hub_models.read_name(model)
     size = hub_cache.size_on_disk(name)
     if not hub_cache.repository_folder(name).is_dir():
         hub_cache.remove(name)  # raises
@@ -125,15 +125,15 @@ def folders(
 ) -> list[dict[str, Any]]:
     """List the folders that are searched for models, add one or leave one out."""
     if add:
-        inventory.register(home, Path(add))
+        model_list.register(home, Path(add))
     if forget:
-        inventory.forget(home, forget)
+        model_list.forget(home, forget)
     return _folders(home)
 
 
 def _folders(home: Home) -> list[dict[str, Any]]:
-    return [{"path": one, "trouble": inventory.trouble(Path(one))}
-            for one in inventory.registered(home)]  # fmt: skip
+    return [{"path": one, "trouble": model_list.trouble(Path(one))}
+            for one in model_list.registered(home)]  # fmt: skip
 
 
 @action("models.token", title="Token of the hub")
@@ -145,7 +145,7 @@ def token(
     off: Annotated[bool, field("Forget the stored token.")] = False,
 ) -> dict[str, Any]:
     """Store the hub's token where the hub's library keeps it, or say whose it is."""
-    return repositories.use_token(token.strip(), forget=off)
+    return hub_models.use_token(token.strip(), forget=off)
 
 
 @action("offline")
@@ -159,7 +159,7 @@ def go_offline(
         raise InputError("Go offline or online, not both.")
     if on or off:
         offline.switch(home, on)
-    address = repositories.endpoint()
+    address = hub_models.endpoint()
     cache = str(hub_cache.cache_folder())
     return {"offline": offline.is_offline(home), "endpoint": address, "cache": cache}
 
@@ -183,9 +183,9 @@ def download_for(store: JobStore, model: ModelSource) -> Job | None:
     return submit(store, request)
 
 
-def fit_of(model: inventory.Model, device: hardware.Device) -> dict[str, Any] | None:
+def fit_of(model: model_list.Model, device: hardware.Device) -> dict[str, Any] | None:
     """Return what fits of a model on a device; None where its size is not known."""
-    from studio.training.fit import fits, has_sizes
+    from studio.training.fits_on_device import fits, has_sizes
 
     if model.why_not or not model.parameters:
         return None
@@ -196,8 +196,8 @@ def fit_of(model: inventory.Model, device: hardware.Device) -> dict[str, Any] | 
     return {"ways": ways, "exact": has_sizes(model.config)}
 
 
-def _remote(found: repositories.Repository, device: hardware.Device) -> dict[str, Any]:
-    row = inventory.Model(
+def _remote(found: hub_models.Repository, device: hardware.Device) -> dict[str, Any]:
+    row = model_list.Model(
         path=found.id, name=found.id, kind="hub", parameters=found.parameters, config=found.config,
         why_not=found.why_not,
     )  # fmt: skip

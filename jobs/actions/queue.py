@@ -4,19 +4,26 @@ import json
 import time
 from typing import Annotated, Any, Literal
 
-from jobs import retries, schedules, secrets, settings, supervisor, sweeps, webhook
+from jobs import (
+    ended_jobs,
+    queue_settings,
+    secret_store,
+    start_conditions,
+    supervisor,
+    sweeps,
+    webhook,
+)
 from jobs.actions.registry import action, field
 from jobs.adapter_users import refuse_needed
-from jobs.derived_runs import duplicate as duplicate_job
-from jobs.derived_runs import extend as extend_run
-from jobs.derived_runs import then
-from jobs.job import Job
-from jobs.jobs_table import summary
-from jobs.run_requests import request
-from jobs.store import JobStore
+from jobs.copy_and_extend_runs import duplicate as duplicate_job
+from jobs.copy_and_extend_runs import extend as extend_run
+from jobs.copy_and_extend_runs import then
+from jobs.job_queue import JobStore
+from jobs.job_record import Job, summary
+from jobs.save_and_sample_requests import request
 from studio.errors import QueueError
 from studio.fields import parse_assignment
-from studio.spec import LOSSES
+from studio.train_args import LOSSES
 
 JobId = Annotated[
     int | str, field("Number or name of the job.", positional=True, metavar="ID", of="job")
@@ -42,7 +49,7 @@ Retries = Annotated[
         "Retry up to N times after a transient failure, e.g. out of memory.",
         metavar="N",
         ge=0,
-        le=retries.MOST_RETRIES,
+        le=ended_jobs.MOST_RETRIES,
     ),
 ]
 AfterError = Literal["continue", "stop"]
@@ -66,18 +73,18 @@ def queue(
     if hold and release:
         raise QueueError("Hold the queue or release it, not both.")
     if hold:
-        settings.hold_queue(store)
+        queue_settings.hold_queue(store)
     if release:
-        settings.release_queue(store)
+        queue_settings.release_queue(store)
     if on_error:
-        settings.on_error(store, on_error)
+        queue_settings.on_error(store, on_error)
     jobs = store.queue(limit=limit)
-    held = settings.read(store, "held")
+    held = queue_settings.read(store, "held")
     if release or (jobs and not held):
         supervisor.ensure_running(store.home)
     return {
         "held": held,
-        "on_error": settings.read(store, "on_error"),
+        "on_error": queue_settings.read(store, "on_error"),
         "jobs": [summary(job) for job in jobs],
     }
 
@@ -187,10 +194,10 @@ def schedule(
         return store.get(found.id)
     start = None
     if at.strip() or when or (needs is None and retries is None):
-        moment = schedules.parse_time(at, now=time.time()) if at.strip() else None
-        start = schedules.Start(moment, "" if when == "any" else when)
+        moment = start_conditions.parse_time(at, now=time.time()) if at.strip() else None
+        start = start_conditions.Start(moment, "" if when == "any" else when)
     others = None if needs is None else [one for one in needs if one != "none"]
-    return schedules.schedule(store, job, start, needs=others, retries=retries)
+    return start_conditions.schedule(store, job, start, needs=others, retries=retries)
 
 
 @action("extend", title="Train longer", starts=True)
@@ -285,11 +292,11 @@ def set_webhook(
 ) -> dict[str, Any]:
     """Post a message to an address whenever a job ends; the address is stored privately."""
     if off:
-        secrets.forget(store.home, "webhook")
+        secret_store.forget(store.home, "webhook")
     elif url.strip():
         webhook.choose(store, url)
     return {
-        "webhook": webhook.shown(store.home), "kept": secrets.where(store.home, "webhook"),
+        "webhook": webhook.shown(store.home), "kept": secret_store.where(store.home, "webhook"),
     }  # fmt: skip
 
 

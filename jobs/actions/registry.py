@@ -14,19 +14,19 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import create_model
 
-from jobs import bakeoff, judgements, preflight, suites, supervisor
-from jobs.job import OPEN, Job
-from jobs.jobs_table import free_name, summary
-from jobs.kinds import FILE_KINDS, request_of
-from jobs.store import JobStore
+from jobs import bakeoff, judgements, preflight_jobs, suite_results, supervisor
+from jobs.job_kinds import FILE_KINDS, request_of
+from jobs.job_names import free_name
+from jobs.job_queue import JobStore
+from jobs.job_record import OPEN, Job, summary
 from studio import offline
 from studio.adapters.library import name_of
 from studio.errors import QueueError, nearest
 from studio.fields import Parameter, Record, knob, merge_values, parameters
 from studio.home import Home
+from studio.job_request import Request
 from studio.names import cleaned
-from studio.request import Request
-from studio.training.events import Event, Finished
+from studio.training.training_events import Event, Finished
 
 Needs = Literal["store", "home", "any home", ""]
 Watch = Callable[[Event], None]
@@ -92,7 +92,7 @@ class Reply:
 
 ACTIONS: dict[str, Action] = {}
 OUTCOMES: dict[str, Callable[[JobStore, Job], dict[str, Any]]] = {
-    "bakeoff": bakeoff.outcome, "preflight": preflight.outcome, "suite": suites.outcome,
+    "bakeoff": bakeoff.outcome, "preflight": preflight_jobs.outcome, "suite": suite_results.outcome,
     "judge": judgements.outcome,
 }  # fmt: skip
 

@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from jobs import tracking
+from jobs import send_to_trackers
 from jobs.actions.queue import JobId, JobOrNone, SweepName, job_or_sweep
 from jobs.actions.registry import action, field
-from jobs.job import STATES, Job, State
-from jobs.jobs_table import summary
-from jobs.readings import reading
-from jobs.run_report import report
-from jobs.store import JobStore
+from jobs.html_reports import report
+from jobs.job_queue import JobStore
+from jobs.job_record import STATES, Job, State, summary
+from jobs.run_findings import reading
 from studio.errors import QueueError, nearest
 from studio.training.trackers import parse_trackers
 
@@ -85,7 +84,7 @@ def export_runs(
     report_to = parse_trackers(to)
     if report_to == "none" or not jobs:
         raise QueueError("Name at least one run and one tracker.")
-    return tracking.export(store, [store.get(one) for one in jobs], report_to)
+    return send_to_trackers.export(store, [store.get(one) for one in jobs], report_to)
 
 
 @action("report", title="Save a report")

@@ -13,17 +13,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from studio.adapters.card import adapter_card, write_card
 from studio.adapters.library import (
     CONFIG,
     PASSPORT,
     WEIGHTS,
-    Adapter,
+    StoredAdapter,
     describe,
     refuse_place,
     resolve,
 )
-from studio.adapters.verify import (
+from studio.adapters.model_card import adapter_card, write_card
+from studio.adapters.verify_logits import (
     EXPORT_REPORT,
     Comparison,
     compare,
@@ -75,7 +75,7 @@ def export_adapter(
             write_card(temporary, adapter_card(adapter, form=form))
         return out
     from studio.backbone import adapter_files
-    from studio.data.template.saved import keep_template
+    from studio.data.template.keep_named_template import keep_template
 
     base = model or adapter.base
     try:
@@ -113,7 +113,7 @@ def export_adapter(
     return out
 
 
-def refuse_form(adapter: Adapter, form: Format) -> None:
+def refuse_form(adapter: StoredAdapter, form: Format) -> None:
     """Refuse a method that a format does not support, judged by its name alone.
 
     Raises:
@@ -137,7 +137,7 @@ def refuse_form(adapter: Adapter, form: Format) -> None:
         )
 
 
-def suitable_formats(adapter: Adapter) -> list[Format]:
+def suitable_formats(adapter: StoredAdapter) -> list[Format]:
     """Return the formats that can hold an adapter, judged by its method."""
 
     def suits(form: Format) -> bool:
@@ -165,7 +165,7 @@ class _Beside:
     folder: Path
 
     @classmethod
-    def load(cls, base: str, adapter: Adapter) -> Self:
+    def load(cls, base: str, adapter: StoredAdapter) -> Self:
         from studio.backbone import Backbone
         from studio.models.loading import load
 
@@ -188,10 +188,10 @@ class _Beside:
         return compare(after, before, tolerance=TOLERANCE), float((before - base).abs().max())
 
 
-def _write_gguf_adapter(adapter: Adapter, beside: _Beside, out: Path) -> Path:
+def _write_gguf_adapter(adapter: StoredAdapter, beside: _Beside, out: Path) -> Path:
     """Write a GGUF adapter with a Modelfile, its report and its card."""
     from studio.adapters.gguf_adapter import export_gguf_adapter
-    from studio.data.template.saved import keep_template
+    from studio.data.template.keep_named_template import keep_template
 
     form = "gguf-adapter"
     if adapter.chat_template != "auto":
@@ -210,7 +210,9 @@ def _write_gguf_adapter(adapter: Adapter, beside: _Beside, out: Path) -> Path:
     return out
 
 
-def _write(adapter: Adapter, beside: _Beside | None, out: Path, *, form: Format, base: str) -> int:
+def _write(
+    adapter: StoredAdapter, beside: _Beside | None, out: Path, *, form: Format, base: str
+) -> int:
     """Write the files of a format; return the maximum rank a server must allow."""
     from studio.backbone import adapter_files
 
@@ -228,7 +230,7 @@ def _write(adapter: Adapter, beside: _Beside | None, out: Path, *, form: Format,
     return _fit_vllm(adapter, beside.original, out) if form == "vllm" else 0
 
 
-def _fit_vllm(adapter: Adapter, original: Loaded, out: Path) -> int:
+def _fit_vllm(adapter: StoredAdapter, original: Loaded, out: Path) -> int:
     """Adapt the config to vLLM, or refuse; return the smallest rank limit that admits it."""
     config = json.loads((out / CONFIG).read_text(encoding="utf-8"))
     outside = sorted({site.key for site in original.sites if site.layer < 0})

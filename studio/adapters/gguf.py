@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from studio.adapter_stack import Stack
-from studio.adapters.card import stack_card, write_card
-from studio.adapters.descent import resolve_stack
+from studio.adapters.adapter_lineage import resolve_stack
+from studio.adapters.adapter_requests import BASE, STACK
 from studio.adapters.gguf_families import numbers_of
 from studio.adapters.gguf_write import (
     PRECISION_LABELS,
@@ -29,9 +29,9 @@ from studio.adapters.gguf_write import (
     write,
 )
 from studio.adapters.library import name_of, refuse_place
+from studio.adapters.model_card import stack_card, write_card
 from studio.adapters.ollama import modelfile
-from studio.adapters.requests import BASE, STACK
-from studio.adapters.verify import (
+from studio.adapters.verify_logits import (
     CERTIFICATE,
     GGUF_REPORT,
     Comparison,
@@ -43,10 +43,10 @@ from studio.adapters.verify import (
 from studio.errors import AdapterError
 from studio.fields import knob
 from studio.home import Home, publishing, slug
+from studio.job_request import Request
 from studio.names import cleaned
-from studio.request import Request
 from studio.spec import ModelSource
-from studio.training.events import Event, Finished, Loading
+from studio.training.training_events import Event, Finished, Loading
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class GgufRequest(Request):
         Raises:
             StudioError: The model or an adapter is missing, or the folder exists.
         """
-        from studio.models.sources import facts
+        from studio.models.find_model import facts
 
         package()
         known = facts(self.model)
@@ -104,7 +104,7 @@ class GgufRequest(Request):
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Fold, write, read back."""
         from studio.adapters.merge import merge
-        from studio.models.sources import facts
+        from studio.models.find_model import facts
 
         out = Path(self.out)
         with tempfile.TemporaryDirectory(dir=home.state) as place:

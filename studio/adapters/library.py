@@ -39,7 +39,7 @@ Source = Literal["run", "library", "folder"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Adapter:
+class StoredAdapter:
     """One adapter on disk. Unknown parts are empty: a foreign adapter has no passport."""
 
     name: str
@@ -97,7 +97,7 @@ class Adapter:
         return trains_base(self.method)
 
 
-def adapters(home: Home) -> list[Adapter]:
+def adapters(home: Home) -> list[StoredAdapter]:
     """Return every adapter of the home, newest first; unreadable folders are left out."""
     folders = [*(run / "adapter" for run in home.runs.iterdir()), *home.adapters.iterdir()]
     found = []
@@ -108,7 +108,7 @@ def adapters(home: Home) -> list[Adapter]:
     return sorted(found, key=lambda adapter: (adapter.created, adapter.name), reverse=True)
 
 
-def describe(folder: Path, *, source: Source = "folder") -> Adapter:
+def describe(folder: Path, *, source: Source = "folder") -> StoredAdapter:
     """Read an adapter's config, passport and label.
 
     Raises:
@@ -127,7 +127,7 @@ def describe(folder: Path, *, source: Source = "folder") -> Adapter:
         raise AdapterError(_why_no_weights(folder))
     base = _part(passport, "base")
     place = folder.parent if source == "run" else folder
-    return Adapter(
+    return StoredAdapter(
         name=str(label.get("name") or passport.get("name") or place.name),
         path=folder,
         source=source,
@@ -283,7 +283,7 @@ class DeletedAdapter:
     deleted: float
 
 
-def find(home: Home, name: str) -> Adapter:
+def find(home: Home, name: str) -> StoredAdapter:
     """Return an adapter of this home by its id, name or run number.
 
     Raises:
@@ -298,7 +298,7 @@ def find(home: Home, name: str) -> Adapter:
     raise AdapterError(f"{path} is not in this home; import it first.")
 
 
-def rename(home: Home, name: str, new: str) -> Adapter:
+def rename(home: Home, name: str, new: str) -> StoredAdapter:
     """Rename an adapter, and its folder if it is in the library.
 
     Raises:
@@ -320,7 +320,7 @@ def rename(home: Home, name: str, new: str) -> Adapter:
     return describe(target, source=adapter.source)
 
 
-def set_tags(home: Home, name: str, tags: Sequence[str]) -> Adapter:
+def set_tags(home: Home, name: str, tags: Sequence[str]) -> StoredAdapter:
     """Replace an adapter's tags; an empty list removes them.
 
     Raises:
@@ -378,7 +378,7 @@ def trash(home: Home) -> list[DeletedAdapter]:
     return sorted(found, key=lambda one: one.deleted, reverse=True)
 
 
-def restore(home: Home, token_or_name: str = "") -> Adapter:
+def restore(home: Home, token_or_name: str = "") -> StoredAdapter:
     """Restore the named adapter, or the one deleted last.
 
     Raises:
@@ -409,7 +409,7 @@ def _is_taken(home: Home, name: str, *, apart_from: Path | None = None) -> bool:
     return name.casefold() in {adapter.name.casefold() for adapter in others}
 
 
-def _write_label(adapter: Adapter, **changes: Any) -> None:
+def _write_label(adapter: StoredAdapter, **changes: Any) -> None:
     """Write name and tags in one rename; the adapter's own files stay as they are."""
     label: dict[str, Any] = {"tags": list(adapter.tags)}
     if adapter.name != adapter.passport.get("name"):

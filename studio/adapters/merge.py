@@ -16,9 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio.adapters.card import stack_card, write_card
 from studio.adapters.library import describe, name_of, refuse_place
-from studio.adapters.verify import (
+from studio.adapters.model_card import stack_card, write_card
+from studio.adapters.verify_logits import (
     CERTIFICATE,
     Comparison,
     VerificationError,
@@ -30,7 +30,7 @@ from studio.adapters.verify import (
 from studio.errors import MethodError
 from studio.home import folder_hash, publishing, slug
 from studio.spec import ModelSource
-from studio.training.events import Event, Finished, Loading
+from studio.training.training_events import Event, Finished, Loading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,7 @@ def merge(
     """
     from studio.backbone import Backbone
     from studio.backbone.fold import fold
-    from studio.data.template.saved import keep_template
+    from studio.data.template.keep_named_template import keep_template
     from studio.models.loading import load
 
     refuse_place(out)
@@ -143,7 +143,7 @@ def write_model(
     import torch
 
     from studio.backbone import Anatomy
-    from studio.backbone.weights import stored_weight
+    from studio.backbone.dense_weights import stored_weight
     from studio.models.loading import load
 
     model = loaded.model
@@ -196,7 +196,7 @@ def _verify(
         }  # fmt: skip
         save_file({"logits": logits.contiguous()}, reference, {"plan": json.dumps(plan)})
         done = subprocess.run(
-            [sys.executable, "-m", "studio.adapters.verify", str(folder), str(reference)],
+            [sys.executable, "-m", "studio.adapters.verify_logits", str(folder), str(reference)],
             capture_output=True, text=True, timeout=VERIFY_SECONDS, check=False,
         )  # fmt: skip
     try:

@@ -35,7 +35,7 @@ CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Frame:
+class OllamaTemplate:
     """Texts around the messages of a conversation.
 
     Attributes:
@@ -89,13 +89,13 @@ class Frame:
         return self.start + default + loop + self.answer
 
 
-PLAIN = Frame(
+PLAIN = OllamaTemplate(
     start="", answer="Assistant: ",
     around={"system": ("", "\n\n"), "user": ("User: ", "\n"), "assistant": ("Assistant: ", "\n")},
 )  # fmt: skip
 
 
-def frame_of(tokenizer: Any) -> Frame | None:
+def frame_of(tokenizer: Any) -> OllamaTemplate | None:
     """Return the frame that renders conversations as the model's template does, if there is one."""
     if not tokenizer.chat_template:
         return None
@@ -134,7 +134,7 @@ def modelfile(
     return "\n".join(lines) + "\n", notes
 
 
-def stops(folder: Path, tokenizer: Any, frame: Frame) -> list[str]:
+def stops(folder: Path, tokenizer: Any, frame: OllamaTemplate) -> list[str]:
     """Return every text that ends an answer."""
     texts = [tokenizer.convert_ids_to_tokens(index) for index in end_ids(folder, tokenizer)]
     after = frame.around.get("assistant", ("", ""))[1].strip()
@@ -146,7 +146,7 @@ def stops(folder: Path, tokenizer: Any, frame: Frame) -> list[str]:
     return list(dict.fromkeys(text for text in texts if text))
 
 
-def _without_bos(frame: Frame, tokenizer: Any) -> Frame:
+def _without_bos(frame: OllamaTemplate, tokenizer: Any) -> OllamaTemplate:
     """Leave out the first token where Ollama adds it itself."""
     if not begins_with_bos(tokenizer):
         return frame
@@ -184,7 +184,7 @@ def _cut(text: str | None, *marks: str) -> list[str] | None:
     return [*parts, text or ""]
 
 
-def _common(tokenizer: Any) -> Frame | None:
+def _common(tokenizer: Any) -> OllamaTemplate | None:
     """Return the frame of conversations without a system message."""
     user, answer = {"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}
     more = {"role": "user", "content": SYSTEM}
@@ -204,11 +204,11 @@ def _common(tokenizer: Any) -> Frame | None:
         if three[0].endswith(before):
             start = three[0][: len(three[0]) - len(before)]
             around = {"user": (before, after), "assistant": (before_answer, ending)}
-            return Frame(start=start, around=around, answer=prompt)
+            return OllamaTemplate(start=start, around=around, answer=prompt)
     return None
 
 
-def _with_system_message(tokenizer: Any) -> Frame | None:
+def _with_system_message(tokenizer: Any) -> OllamaTemplate | None:
     frame = _common(tokenizer)
     system = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
     parts = _cut(_rendered(tokenizer, system), SYSTEM, USER)
@@ -225,7 +225,7 @@ def _with_system_message(tokenizer: Any) -> Frame | None:
     return _proven(tokenizer, replace(frame, start=start, default=default, around=around))
 
 
-def _with_system_in_user(tokenizer: Any) -> Frame | None:
+def _with_system_in_user(tokenizer: Any) -> OllamaTemplate | None:
     frame = _common(tokenizer)
     system = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
     parts = _cut(_rendered(tokenizer, system), SYSTEM, USER)
@@ -234,14 +234,14 @@ def _with_system_in_user(tokenizer: Any) -> Frame | None:
     return _proven(tokenizer, replace(frame, first_user=parts[1]))
 
 
-def _without_system(tokenizer: Any) -> Frame | None:
+def _without_system(tokenizer: Any) -> OllamaTemplate | None:
     frame = _common(tokenizer)
     system = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
     refuses = _rendered(tokenizer, system) is None
     return _proven(tokenizer, frame) if frame is not None and refuses else None
 
 
-def _proven(tokenizer: Any, frame: Frame) -> Frame | None:
+def _proven(tokenizer: Any, frame: OllamaTemplate) -> OllamaTemplate | None:
     """Return the frame if it renders every conversation as the model's own template does."""
     for messages in CONVERSATIONS:
         wanted = _rendered(tokenizer, messages)

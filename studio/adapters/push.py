@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Self
 from studio.errors import InputError, Unreached, is_transient
 from studio.fields import knob
 from studio.home import Home
-from studio.request import Request
-from studio.training.events import Event, Finished, Loading
+from studio.job_request import Request
+from studio.training.training_events import Event, Finished, Loading
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 SENT = ("*.safetensors", "*.gguf", "*.json", "*.md", "*.model", "*.txt", "*.jinja", "Modelfile")

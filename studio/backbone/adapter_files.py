@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from studio.backbone import expert_files, peft_variants, saved_modules
+from studio.backbone import expert_files, foreign_adapter_files, saved_modules
+from studio.backbone.foreign_adapter_files import own_keys
 from studio.backbone.sites import Anatomy, Site
-from studio.backbone.wrapper_keys import own_keys
 from studio.errors import AdapterError, nearest
 from studio.methods import methods
 from studio.methods.bottleneck import Bottleneck
@@ -213,13 +213,13 @@ def read(
     if is_adapterhub(config):
         return *read_adapterhub(config, read_tensors(folder, ADAPTERHUB_WEIGHTS), anatomy), {}
     method = read_method(config)
-    tensors = peft_variants.clean_keys(read_tensors(folder, WEIGHTS))
+    tensors = foreign_adapter_files.clean_keys(read_tensors(folder, WEIGHTS))
     if isinstance(method, Lora):
         saved_modules.check(config, tensors)
     tensors = expert_files.from_file(_without_copies(tensors, anatomy), anatomy, config)
     if not isinstance(method, Lora):
         return method, *method.from_tensors(tensors, anatomy), {}
-    method, tensors = peft_variants.one_scale(method, config, tensors, anatomy)
+    method, tensors = foreign_adapter_files.one_scale(method, config, tensors, anatomy)
     tensors, places, parts = saved_modules.split(method, config, tensors, anatomy)
     sites, params = method.from_tensors(tensors, anatomy) if tensors or not places else ([], [])
     beside: dict[str, Method] = {site.key: saved_modules.SavedModules() for site in places}
@@ -260,7 +260,7 @@ def read_method(config: dict[str, Any]) -> Method:
             f"{nearest(kind, known)}"
         )
     # Fields that are applied to the tensors.
-    left_out = NOT_MATHS | (peft_variants.FIELDS if kind == Lora.peft_type else set())
+    left_out = NOT_MATHS | (foreign_adapter_files.FIELDS if kind == Lora.peft_type else set())
     fields = {key: value for key, value in config.items() if key not in left_out}
     return known[kind].from_peft(fields)
 

@@ -107,7 +107,7 @@ class AttentionState:
         positions: `(B, T)`, counted from the first virtual token; kept while there are any.
         row_ends: The last position of each row of a padded batch, for rotary factors.
         capture: Collects each layer's own keys and values.
-        calls: Collects the module, keys and values of every call (`recording.py`).
+        calls: Collects the module, keys and values of every call (`forward_recording.py`).
         eager: Plain matrix products instead of torch's fused kernel.
         products: Matrix products in bfloat16 on a CPU, where they are faster.
         kernel: The variable-length kernel, which attends all packed rows in one call.

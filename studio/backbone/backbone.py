@@ -23,18 +23,18 @@ from studio.backbone import (
     attention,
     attention_kernels,
     experts,
-    packing,
+    packed_isolation,
     saved_modules,
 )
+from studio.backbone.activation_checkpointing import set_checkpointing
 from studio.backbone.adapter import Adapter
-from studio.backbone.checkpointing import set_checkpointing
 from studio.backbone.composition import Edit, Rows, SitePlan, Stack, group_rows
+from studio.backbone.forward_recording import Recording, accepted, record
 from studio.backbone.fused_layers import install_lean_forwards, keep_positions
-from studio.backbone.gradients import reached
-from studio.backbone.hooks import Hooks, Plans
-from studio.backbone.prompt_tokens import insert_packed
-from studio.backbone.recording import Recording, accepted, record
+from studio.backbone.gradient_reach import reached
+from studio.backbone.prompt_embeddings import insert_packed
 from studio.backbone.rotary import install_row_factors
+from studio.backbone.site_hooks import Hooks, Plans
 from studio.backbone.sites import Anatomy, Site
 from studio.backbone.virtual_tokens import VIRTUAL, VirtualTokens
 from studio.errors import MethodError, nearest
@@ -353,7 +353,7 @@ class Backbone:
             )
             given = {"input_ids": ids[None]}
         positions_T = torch.cat([torch.arange(n) for n in lengths]).to(device, non_blocking=True)
-        with packing.packed(self._state, lengths, device):
+        with packed_isolation.packed(self._state, lengths, device):
             skips = keep_positions(self.anatomy, self._state, keep_N, kept)
             try:
                 return self._logits(keep_N, skips=skips, position_ids=positions_T[None], **given)[0]

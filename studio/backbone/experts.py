@@ -23,9 +23,9 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from studio.backbone.attention import AttentionState
 from studio.backbone.composition import Edit, SitePlan
+from studio.backbone.dense_weights import dequantised
 from studio.backbone.expert_kernels import GroupedDelta, GroupedLinear, Groups, grouped_product
 from studio.backbone.sites import Site, is_experts
-from studio.backbone.weights import dequantised
 from studio.errors import MethodError
 
 NAME = "studio"

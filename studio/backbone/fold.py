@@ -13,8 +13,8 @@ from torch import Tensor
 from studio.backbone.adapter import Adapter
 from studio.backbone.backbone import Backbone
 from studio.backbone.composition import Stack
+from studio.backbone.dense_weights import dense_weight
 from studio.backbone.sites import Site
-from studio.backbone.weights import dense_weight
 from studio.methods.method import Method, Params, Phase
 
 

@@ -26,8 +26,8 @@ from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from studio.backbone.attention import AttentionState, packing
-from studio.backbone.hooks import Hooks
 from studio.backbone.linear_kernels import gated, recomputed, row_blocks
+from studio.backbone.site_hooks import Hooks
 from studio.backbone.sites import Anatomy
 from studio.models.architecture import LAST_LAYER_FAMILIES
 

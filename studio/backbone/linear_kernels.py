@@ -29,8 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from studio.backbone.dense_weights import dequantised
 from studio.backbone.sites import Site
-from studio.backbone.weights import dequantised
 
 Span = tuple[int, int]
 BLOCK_NUMBERS = 131_072  # of a row block: its tensors in 16 bit fit a second-level cache of 2 MB

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from studio.errors import MethodError, nearest
 
 if TYPE_CHECKING:
-    from studio.backbone.recording import Block, Keys, Recording
+    from studio.backbone.forward_recording import Block, Keys, Recording
 
 Kind = Literal["linear", "experts", "norm", "attention", "mlp", "embedding", "model"]
 # Small matrices of hybrids and mixtures that steer a layer; group targets leave them out.
@@ -99,16 +99,16 @@ class Anatomy:
 
     @cached_property
     def recording(self) -> Recording:
-        """What one short forward pass shows (`recording.py`)."""
+        """What one short forward pass shows (`forward_recording.py`)."""
         if self._record is not None:
             return self._record()
-        from studio.backbone.recording import record
+        from studio.backbone.forward_recording import record
 
         return record(self)
 
     @cached_property
     def _reached(self) -> set[str]:
-        from studio.backbone.gradients import reached
+        from studio.backbone.gradient_reach import reached
 
         return self._reach() if self._reach is not None else reached(self)
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from studio.backbone.adapter import Adapter
 from studio.backbone.attention import AttentionState, Prefix, packing
 from studio.backbone.composition import Stack
-from studio.backbone.prompt_tokens import Replaced, insert
+from studio.backbone.prompt_embeddings import Replaced, insert
 from studio.backbone.sites import Anatomy
 from studio.methods.method import Phase
 

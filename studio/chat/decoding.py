@@ -18,7 +18,7 @@ from torch.nn import Linear
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from studio.backbone.recording import accepted
+from studio.backbone.forward_recording import accepted
 from studio.backbone.rotary import rope_types
 from studio.backbone.sites import anatomy_of
 

@@ -20,8 +20,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from studio.adapter_stack import MAX_LANES, Stack, write_lane
-from studio.chat.answer_parser import Piece
-from studio.data.template.settings import ChatTemplateKwargs
+from studio.chat.thought_and_tool_parser import Piece
+from studio.data.template.template_settings import ChatTemplateKwargs
 from studio.errors import ChatError, StudioError
 from studio.fields import Record, knob
 

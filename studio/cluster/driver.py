@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio.cluster.orders import (  # fmt: skip
+from studio.cluster.cluster_records import (  # fmt: skip
     ADAPTER,
     CHECKPOINTS,
     CONTROL,
@@ -31,15 +31,15 @@ from studio.cluster.orders import (  # fmt: skip
     read_json,
     write_json,
 )
-from studio.cluster.storage import FOLDER, EventWriter, Storage
+from studio.cluster.shared_storage import FOLDER, EventWriter, Storage
 from studio.errors import ProcessLost, RunError, StudioError
 from studio.home import open_home
 from studio.spec import RunSpec
-from studio.training import transfer
-from studio.training.events import Event, Finished, Loading, Saved, Saving
+from studio.training import transfer_run
+from studio.training.training_events import Event, Finished, Loading, Saved, Saving
 
 if TYPE_CHECKING:
-    from studio.training.loop import Command
+    from studio.training.training_loop import Command
 
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def work(config: dict[str, Any]) -> None:
 
 
 def _train(storage: Storage, scratch: Path, *, leads: bool, size: int) -> None:
-    from studio.training.run import train
+    from studio.training.train_run import train
 
     order = order_in(storage)
     folder = storage.local_path(PACKED, scratch)
@@ -90,7 +90,7 @@ def _local_spec(order: Order, folder: Path, storage: Storage, scratch: Path, siz
     """Return the spec with this worker's device and paths."""
     from ray.train.torch import get_device
 
-    spec = transfer.spec_in(folder)
+    spec = transfer_run.spec_in(folder)
     changes: dict[str, Any] = {
         "train.device": str(get_device()), "train.num_processes": size,
         "train.fsdp": spec.train.fsdp and size > 1,

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from studio.cluster.orders import MARK
+from studio.cluster.cluster_records import MARK
 from studio.errors import ClusterError, StudioError, revived
 
 TIMEOUT_SECONDS = 5.0

@@ -1,8 +1,8 @@
 """Submit a run to the cluster once, follow it, and fetch what it made.
 
 `train` yields the run's events as if it trained in this process, without torch. `cluster.json` in
-the run's folder (`orders.py`) names the job, so a later call follows the same job from the last
-event that was read, and never submits a second one.
+the run's folder (`cluster_records.py`) names the job, so a later call follows the same job from the
+last event that was read, and never submits a second one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from studio.cluster import Cluster
-from studio.cluster.follow import Control, Follower, Intent
-from studio.cluster.orders import (
+from studio.cluster.cluster_records import (
     CHECKPOINTS,
     ORDER,
     PACKED,
@@ -28,13 +27,14 @@ from studio.cluster.orders import (
     read_submission,
     write_json,
 )
+from studio.cluster.follow_and_fetch import Control, Follower, Intent
 from studio.cluster.ray_api import ClusterFacts, NoAnswer, Ray
-from studio.cluster.storage import Storage, not_writable, open_storage
+from studio.cluster.shared_storage import Storage, not_writable, open_storage
 from studio.errors import ClusterError
 from studio.home import Home, is_whole, slug
 from studio.spec import RunSpec
-from studio.training import transfer
-from studio.training.events import Event, Loading
+from studio.training import transfer_run
+from studio.training.training_events import Event, Loading
 
 
 def submit(spec: RunSpec, *, run_dir: Path, home: Home, ray: Ray, storage: str) -> Submission:
@@ -70,7 +70,7 @@ def _prepared(
     packed = run_dir / ".tmp-packed"
     shutil.rmtree(packed, ignore_errors=True)
     try:
-        transfer.pack(spec, packed, home)
+        transfer_run.pack(spec, packed, home)
         place.send(packed, PACKED)
         for checkpoint in sorted((run_dir / CHECKPOINTS).glob("step-*")):
             if is_whole(checkpoint):
@@ -124,7 +124,7 @@ def train(
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     if (run_dir / "report.json").exists():
-        from studio.training.loop import already_finished
+        from studio.training.training_loop import already_finished
 
         if (finished := already_finished(run_dir)) is not None:
             yield finished

@@ -1,89 +1,56 @@
-"""Check a dataset in one pass: what is kept, dropped and why, repeated, suspicious.
-
-Knows no tokenizer. Checking a file and importing it make the same survey.
-"""
+"""Check a data file, folder or hub dataset: read it whole, report on its rows, store nothing."""
 
 from __future__ import annotations
 
-from studio.data.mapping import columns_read
-from studio.data.origins import Origin
-from studio.data.quality import Inspector, near_duplicates
-from studio.data.recognise import Guess
-from studio.data.records import AnyRecord, Document, Problem, Row, content_hash, messages_of
-from studio.data.report import Report, RowCounter
-from studio.data.rows import record_converter
+from pathlib import Path
 
-NEAR_ROWS, NEAR_ROWS_IN_CHECK = 20_000, 500  # an import has the time to compare more
-NEAR_CHARS = 2000
+from studio.data.column_mapping import Mapping
+from studio.data.dataset_report import Frozen, Report
+from studio.data.dataset_survey import NEAR_ROWS_IN_CHECK, Survey
+from studio.data.find_dataset import find
+from studio.data.recognise_format import guess_origin
+from studio.errors import DataError, StudioError
+from studio.home import Home
+from studio.spec import DataSource
 
 
-class Survey:
-    """Sees every row and problem of a dataset in order, then reports."""
+class Fault(Frozen):
+    """Why a file was refused."""
 
-    def __init__(self, origin: Origin, guess: Guess, *, near_rows: int = NEAR_ROWS) -> None:
-        self.origin, self.guess, self._near_rows = origin, guess, near_rows
-        self.counter, self._inspector = RowCounter(), Inspector()
-        self._characters = self._answer_characters = 0
-        self._texts: list[str] = []
-        self._plain = origin.plain and guess.mapping.format == "text"
-        self._convert, self._columns = record_converter(guess.mapping), columns_read(guess.mapping)
+    kind: str
+    text: str
 
-    def see(self, item: Row | Problem) -> None:
-        """Take one row."""
-        counter = self.counter
-        counter.read += 1
-        found: list[AnyRecord] | Problem
-        if isinstance(item, Problem):
-            found = item
-        elif self._plain:
-            found = [Document(item.values["text"], item.line)]
-        else:
-            counter.see(item, self._columns)
-            found = self._convert(item)
-        if isinstance(found, Problem):
-            counter.drop(found)
-            return
-        made = found[0]
-        counter.keep(made)
-        texts = []
-        for message in messages_of(made):
-            texts.append(message["content"])
-            if message["role"] == "assistant":
-                self._answer_characters += len(message["content"])
-        text = "\n".join(texts)
-        self._characters += len(text)
-        self._inspector.look(text, item.line)
-        if self._plain:
-            return
-        counter.hashes.append(content_hash(made))
-        if counter.kept <= self._near_rows:
-            self._texts.append(text[:NEAR_CHARS])
 
-    def report(self) -> Report:
-        """Sum up.
+class FileReport(Report):
+    """The report on one file, as `studio data check --json` prints it."""
 
-        Raises:
-            DataError: Not one row can be used.
-        """
-        fields = self.counter.fields(self.origin, self.guess)
-        repeats, kept = fields["duplicates"], self.counter.kept
-        near = None if self._plain else len(near_duplicates(self._texts))
-        suspicious = self._inspector.suspicions()
-        if repeats:
-            fields["warnings"].append(f"{repeats:,} rows are exact duplicates of earlier ones.")
-        if near and near > repeats:
-            among = f" among the first {len(self._texts):,}" if len(self._texts) < kept else ""
-            fields["warnings"].append(
-                f"{near - repeats:,} more rows{among} nearly repeat an earlier one."
-            )
-        fields["warnings"] += [f"{found.text}." for found in suspicious]
-        return Report(
-            **fields,
-            near_duplicates=near,
-            near_compared=len(self._texts),
-            suspicious=suspicious,
-            scripts=self._inspector.script_shares(),
-            languages=self._inspector.language_shares(),
-            characters=self._characters,
-            answer_share=round(self._answer_characters / max(1, self._characters), 4),
-        )
+    file: str
+    ok: bool
+    error: Fault | None = None
+
+
+def check_file(
+    path: str | Path, *, mapping: Mapping | None = None, home: Home | None = None
+) -> FileReport:
+    """Read a whole file (or folder, hub id, demo, imported dataset) and report on its rows.
+
+    Never raises for what is in the file: a refusal is in `error`.
+    """
+    shown = _encodable(str(path)[:1000])
+    source = DataSource(path=str(path))
+    try:
+        origin = find(source, home)
+        guess = guess_origin(origin, source, mapping)
+        survey = Survey(origin, guess, near_rows=NEAR_ROWS_IN_CHECK)
+        for item in origin.rows():
+            survey.see(item)
+        return FileReport(file=shown, ok=True, **dict(survey.report()))
+    except StudioError as error:
+        fault = Fault(kind=error.kind, text=_encodable(error.text))
+    except OSError as error:
+        fault = Fault(kind=DataError.kind, text=f"{shown} cannot be read ({error.strerror}).")
+    return FileReport(file=shown, ok=False, error=fault)
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import orjson
 
-from studio.data.check_dataset import Survey
-from studio.data.mapping import Mapping
-from studio.data.origins import Origin
+from studio.data.column_mapping import Mapping
+from studio.data.conversation_records import Problem, Row
+from studio.data.dataset_files import Origin
+from studio.data.dataset_report import Frozen, Report
+from studio.data.dataset_survey import Survey
 from studio.data.readers.json_lines import dumps, loads
-from studio.data.recognise import Guess
-from studio.data.records import Problem, Row
-from studio.data.report import Frozen, Report
+from studio.data.recognise_format import Guess
 from studio.errors import DataError, nearest
 from studio.home import Home, publishing, slug, sweep
 

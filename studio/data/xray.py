@@ -12,17 +12,25 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from studio.data.cutting import fit, fit_alike
-from studio.data.datasets import find
-from studio.data.mapping import Mapping
-from studio.data.origins import Origin, guess_origin
-from studio.data.prepare import prepare, row_limit
-from studio.data.recognise import SAMPLE_ROWS
-from studio.data.records import Conversation, Document, Judged, Pair, Problem, Row, num_equal
-from studio.data.report import Frozen
-from studio.data.rows import converter, prompt_converter, record_converter
+from studio.data.column_mapping import Mapping
+from studio.data.conversation_records import (
+    Conversation,
+    Document,
+    Judged,
+    Pair,
+    Problem,
+    Row,
+    num_equal,
+)
+from studio.data.dataset_files import Origin
+from studio.data.dataset_report import Frozen
+from studio.data.find_dataset import find
+from studio.data.prepare_run_data import prepare, row_limit
+from studio.data.recognise_format import SAMPLE_ROWS, guess_origin
+from studio.data.row_converters import converter, prompt_converter, record_converter
 from studio.data.template.template import Encoded, Template, View, choose_for
-from studio.data.tokens import Examples
+from studio.data.tokenise_rows import Examples
+from studio.data.truncation import fit, fit_alike
 from studio.errors import DataError
 from studio.home import Home
 from studio.spec import DataSource

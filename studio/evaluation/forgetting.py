@@ -31,22 +31,22 @@ import torch
 from torch import Tensor
 
 from studio.chat.decoding import Batch, shares_passes
-from studio.data.records import Conversation, Document, Problem
+from studio.data.conversation_records import Conversation, Document, Problem
 from studio.data.template.template import IGNORED, choose
-from studio.data.tokens import Example
-from studio.evaluation.ranking import NORMAL_95
+from studio.data.tokenise_rows import Example
+from studio.evaluation.vote_ranking import NORMAL_95
 from studio.spec import DataSource, RunSpec
-from studio.training.batch import pack
-from studio.training.events import Forgotten
+from studio.training.batching import pack
 from studio.training.loss import loss_sums
-from studio.training.samples import prompt_of
-from studio.training.start import num_tokens_before
+from studio.training.sample_answers import prompt_of
+from studio.training.starting_adapter import num_tokens_before
+from studio.training.training_events import Forgotten
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone
     from studio.home import Home
     from studio.models.loading import Loaded
-    from studio.training.session import Session
+    from studio.training.training_session import Session
 
 EMBEDDED, BEFORE = Path(__file__).with_name("general.jsonl"), "general-before.safetensors"
 MIN_SECONDS, TIME_FRACTION = 3.0, 0.05
@@ -97,7 +97,7 @@ def general_set(
     Raises:
         DataError: No row of the dataset can be used.
     """
-    from studio.data.prepare import prepare
+    from studio.data.prepare_run_data import prepare
 
     tokenizer = loaded.tokenizer
     room = min(MAX_TOKENS, loaded.facts.context_length - tokens_before)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studio.errors import GateFailed, SpecError, nearest
-from studio.evaluation.metrics import SCORES
+from studio.evaluation.answer_scores import SCORES
 
 CLASSIFIED = ("accuracy", "macro_f1", "ece")
 FORGOTTEN = ("forgetting", "rise", "changed")

@@ -24,12 +24,12 @@ from studio.adapter_stack import MAX_LANES
 from studio.chat.lanes import Delta, Lane, LaneSettings, Sampling
 from studio.errors import ChatError, JudgeFailed
 from studio.evaluation.judge_server import JudgeServer, checked_address
-from studio.evaluation.ranking import Match, leaderboard, wilson, wins_of
 from studio.evaluation.suites import lines_of, read_results, write_lines
+from studio.evaluation.vote_ranking import Match, leaderboard, wilson, wins_of
 from studio.fields import Record, knob
 from studio.home import Home
-from studio.request import Control, Request
-from studio.training.events import Event, Finished, Loading, Working
+from studio.job_request import Control, Request
+from studio.training.training_events import Event, Finished, Loading, Working
 
 VERDICTS = "judge.jsonl"
 MIN_VOTES, MAX_VOTES = 10, 200
@@ -170,7 +170,7 @@ class _LaneJudge:
     """A lane of this studio as judge: both orders in one batch."""
 
     def __init__(self, request: JudgeRequest, home: Home) -> None:
-        from studio.chat.residents import ResidentModels
+        from studio.chat.resident_models import ResidentModels
 
         sampling = Sampling(temperature=0, max_new_tokens=request.max_new_tokens)
         self._lane = request.lane.model_copy(update={"sampling": sampling})

@@ -21,7 +21,7 @@ from torch import Tensor
 from studio.chat.decoding import RowGroup, length_of_switch, shares_passes
 from studio.errors import MethodError
 from studio.training.allocator import WIDE_NUMBERS
-from studio.training.batch import PackedBatch
+from studio.training.batching import PackedBatch
 from studio.training.loss import packed_hidden, plain_head
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What a training step costs each method alone: seconds, and memory above the base.
+"""Measure what a training step costs each method alone: seconds, and memory above the base.
 
 Runs of a bake-off train together as siblings, so their own memory and time are those of the group.
 Here every method takes a few steps of its own run by itself on the same base, in turn and round by
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from studio import hardware
 from studio.errors import StudioError, is_out_of_memory
 from studio.training.allocator import trim
-from studio.training.estimate import base_model
+from studio.training.base_precision import base_model
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone
@@ -81,7 +81,7 @@ def _alone(spec: RunSpec, loaded: Loaded) -> RunSpec:
 def _in_turn(
     specs: Mapping[int, RunSpec], loaded: Loaded, backbone: Backbone, home: Home, run_dir: Path
 ) -> Costs:
-    from studio.training.session import prepare_data
+    from studio.training.open_session import prepare_data
 
     seconds: dict[int, list[float]] = {number: [] for number in specs}
     memory: dict[int, int] = {}
@@ -109,7 +109,7 @@ def _steps(
     spec: RunSpec, loaded: Loaded, backbone: Backbone, prepared: Any, run_dir: Path
 ) -> tuple[int, list[float]]:
     """Take a few steps; return the peak above what is in memory now, and the timed seconds."""
-    from studio.training.session import open_session
+    from studio.training.open_session import open_session
 
     weights = backbone.model.named_parameters() if spec.method.trains_base else ()
     kept = [(weight, weight.detach().to("cpu", copy=True)) for _, weight in weights]

@@ -19,7 +19,7 @@ from studio import atomic
 from studio.adapter_stack import MAX_LANES
 from studio.chat.lanes import Delta, Lane, LaneSettings
 from studio.errors import ChatError
-from studio.evaluation.metrics import (
+from studio.evaluation.answer_scores import (
     contains,
     equal_number,
     exact_match,
@@ -34,8 +34,8 @@ from studio.evaluation.metrics import (
 )
 from studio.fields import Record, knob
 from studio.home import Home
-from studio.request import Control, Request
-from studio.training.events import Event, Finished, Loading, Working
+from studio.job_request import Control, Request
+from studio.training.training_events import Event, Finished, Loading, Working
 
 RESULTS = "suite.jsonl"
 MAX_CASES = 2000
@@ -87,7 +87,7 @@ class SuiteRequest(Request):
         self, home: Home, run_dir: Path, control: Control = lambda: None
     ) -> Iterator[Event]:
         """Answer case by case and append each to `suite.jsonl`."""
-        from studio.chat.residents import ResidentModels
+        from studio.chat.resident_models import ResidentModels
 
         total = len(self.cases)
         yield Loading(text="Loading the models")
@@ -146,8 +146,8 @@ def check_lane(home: Home, lane: LaneSettings) -> None:
         StudioError: One of them is not.
     """
     from studio.adapters.library import resolve
-    from studio.chat.run_checkpoints import find_if_named
-    from studio.models.sources import facts
+    from studio.chat.checkpoint_adapters import find_if_named
+    from studio.models.find_model import facts
     from studio.spec import ModelSource
 
     facts(ModelSource(path=lane.model))

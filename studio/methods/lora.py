@@ -163,7 +163,7 @@ class Lora(LinearMethod):
         """
         import torch
 
-        from studio.backbone.weights import dense_weight
+        from studio.backbone.dense_weights import dense_weight
 
         if site.num_experts:
             size, rank = site.num_experts, self.rank(site)
@@ -232,14 +232,14 @@ class Lora(LinearMethod):
 
     def _gain(self, p: Params, site: Site) -> Tensor:
         """Return `m / ‖W + s B A‖` per row, with the norm detached as in the paper."""
-        from studio.backbone.weights import dense_weight
+        from studio.backbone.dense_weights import dense_weight
 
         row = dense_weight(site) + self.scaling * (p["lora_B"] @ p["lora_A"]).detach()
         return p["magnitude"] / row.norm(dim=1)
 
     def fold(self, p: Params, site: Site, weight: float) -> Params:
         """Return `ΔW = w s B A`, less the start (PiSSA), on renormalised rows (DoRA)."""
-        from studio.backbone.weights import dense_weight
+        from studio.backbone.dense_weights import dense_weight
 
         change = p["lora_B"].float() @ p["lora_A"].float()
         if "_lora_A0" in p:

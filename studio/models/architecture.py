@@ -8,10 +8,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from studio.models.headers import read_headers
-from studio.models.sources import resolve
-from studio.models.stored import whole_weights
-from studio.models.support import read_config, stored_quantization
+from studio.models.find_model import resolve
+from studio.models.quantized_checkpoints import whole_weights
+from studio.models.safetensors_headers import read_headers
+from studio.models.trainability import read_config, stored_quantization
 from studio.spec import ModelSource
 
 LAST_LAYER_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

@@ -11,8 +11,8 @@ import shutil
 from pathlib import Path
 
 from studio.errors import ModelError
-from studio.models.headers import weight_files
-from studio.models.support import is_usable
+from studio.models.safetensors_headers import weight_files
+from studio.models.trainability import is_usable
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.errors import ModelError, WeightsTooLarge
-from studio.models.quantization import quantising_options
-from studio.models.sources import ModelFacts, facts
-from studio.models.stored import open_stored
+from studio.models.find_model import ModelFacts, facts
+from studio.models.quantize_on_load import quantising_options
+from studio.models.quantized_checkpoints import open_stored
 from studio.spec import ModelSource
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def _compute_quantised(model: PreTrainedModel, device: torch.device) -> None:
     """
     import bitsandbytes
 
-    from studio.backbone.weights import QuantisedLinear, is_whole
+    from studio.backbone.dense_weights import QuantisedLinear, is_whole
 
     for module in model.modules():
         if not isinstance(module, bitsandbytes.nn.Linear4bit):

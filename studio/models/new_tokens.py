@@ -16,9 +16,9 @@ from studio import atomic
 from studio.errors import ModelError
 from studio.fields import knob
 from studio.home import Home, publishing, slug
-from studio.request import Request
+from studio.job_request import Request
 from studio.spec import ModelSource
-from studio.training.events import Event, Finished, Loading
+from studio.training.training_events import Event, Finished, Loading
 
 if TYPE_CHECKING:
     from studio.models.loading import Loaded
@@ -55,7 +55,7 @@ class ExtendRequest(Request):
             StudioError: The model is missing, a token is invalid, or the name is taken.
         """
         from studio.adapters.library import refuse_place
-        from studio.models.sources import facts
+        from studio.models.find_model import facts
 
         known = facts(self.model)
         read_tokens(self.token)
@@ -65,8 +65,8 @@ class ExtendRequest(Request):
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Load the base, add the tokens, write the folder."""
+        from studio.models.find_model import facts, file_dtype
         from studio.models.loading import load
-        from studio.models.sources import facts, file_dtype
 
         yield Loading(text="Loading the base")
         dtype = file_dtype(facts(self.model)) if self.model.dtype == "auto" else self.model.dtype

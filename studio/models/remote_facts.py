@@ -14,8 +14,7 @@ from pathlib import Path
 from studio import atomic
 from studio.errors import InputError, ModelError, Unreached
 from studio.home import Home
-from studio.models.headers import SIZES
-from studio.models.repositories import (
+from studio.models.hub_models import (
     ANSWER_SECONDS,
     WEIGHTS,
     RemoteFile,
@@ -25,6 +24,7 @@ from studio.models.repositories import (
     look_up,
     refused,
 )
+from studio.models.safetensors_headers import SIZES
 from studio.spec import ModelSource
 
 FRESH_SECONDS = 86_400

@@ -1,10 +1,15 @@
-"""Tune memory of a training process: glibc's allocator, oneDNN's kernel cache, logit chunks."""
+"""Allocators of a training process: glibc's, a preloaded one, oneDNN's cache, chunks of logits."""
 
 import ctypes
 import gc
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
+
+LIBRARIES = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4", "libjemalloc.so.2")
+FOLDERS = ("/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib", "/lib64")
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 REUSED_BYTES, GIVE_BYTES = 8 << 20, 1 << 20
@@ -76,3 +81,28 @@ def _tune(wanted: dict[int, int]) -> bool:
         return False
     taken = [mallopt(option, value) for option, value in wanted.items()]
     return taken == [1, 1, 1]
+
+
+def preload(
+    variables: Mapping[str, str] = os.environ, folders: Iterable[str] = FOLDERS
+) -> dict[str, str]:
+    """Return `LD_PRELOAD` with an installed allocator, for processes that train on Linux.
+
+    Empty if there is none, or if the user set the variable, to nothing or to another library.
+    """
+    if "LD_PRELOAD" in variables or not sys.platform.startswith("linux"):
+        return {}
+    found = (
+        {"LD_PRELOAD": str(path)}
+        for library in LIBRARIES
+        for folder in folders
+        for path in sorted(Path("/").glob(f"{folder.lstrip('/')}/{library}"))
+    )
+    return next(found, {})
+
+
+def missing_preload(variables: Mapping[str, str] = os.environ) -> str:
+    """Return a sentence on preloaded libraries that are missing; empty if there are none."""
+    names = variables.get("LD_PRELOAD", "").replace(":", " ").split()
+    gone = [name for name in names if "/" in name and not Path(name).exists()]
+    return f"LD_PRELOAD names {gone[0]}, which does not exist: it is ignored." if gone else ""

@@ -29,14 +29,14 @@ from studio.errors import MethodError, ProcessLost, RunError, SpecError, StudioE
 from studio.home import Home
 from studio.methods import Phase
 from studio.spec import RunSpec
-from studio.training.events import Event, event_from
+from studio.training.training_events import Event, event_from
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from studio.backbone import Backbone
-    from studio.training.loop import Control
+    from studio.training.training_loop import Control
 
 POLL_SECONDS, END_SECONDS = 0.1, 5.0
 CAUSE_SECONDS = 15.0  # a rank that fails makes others fail: wait for the first cause
@@ -157,7 +157,7 @@ class _Ranks:
         }
         self.processes = [
             subprocess.Popen(
-                (sys.executable, "-P", "-m", "studio.training.rank"), env=environment,
+                (sys.executable, "-P", "-m", "studio.training.distributed_rank"), env=environment,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
             )
             for _ in range(self.size)

@@ -1,4 +1,4 @@
-"""How evenly the routers of a mixture choose among their experts, and which experts saw no token.
+"""Measure how evenly the routers of a mixture choose their experts, and which saw no token.
 
 The routers are frozen, so the balance is a property of the data: an expert that its router never
 chooses keeps an untrained adapter.

@@ -1,7 +1,7 @@
 """The loss: a sum over trained tokens, divided once by all trained tokens of the step.
 
 Dividing by the step's count, not each batch's own, makes four small batches equal one large one.
-Losses of preferences (`preference.py`) take the sum of each row instead of the sum of all.
+Losses of preferences (`preference_loss.py`) take the sum of each row instead of the sum of all.
 
 The loss is computed at label positions only, and without holding all their logits: the head's
 product, the softmax and the gradient are computed chunk by chunk in the forward pass. The logits of
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from studio.training.allocator import WIDE_NUMBERS, chunk_numbers
-from studio.training.batch import PackedBatch, PaddedBatch
+from studio.training.batching import PackedBatch, PaddedBatch
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from studio.training.batch import PackedBatch, PaddedBatch
+from studio.training.batching import PackedBatch, PaddedBatch
 
 if TYPE_CHECKING:
     from studio.backbone import Adapter, Backbone

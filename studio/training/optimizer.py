@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from studio.errors import SpecError
-from studio.spec import TrainArgs
+from studio.train_args import TrainArgs
 
 Named = Sequence[tuple[str, nn.Parameter]]
 Groups = list[dict[str, Any]]

@@ -9,26 +9,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio import devices, hardware
+from studio import device_setting, hardware
 from studio.data.template.template import IGNORED
 from studio.home import Home
 from studio.spec import RunSpec
-from studio.training.activations import read_shape
-from studio.training.estimate import (
+from studio.training.activation_sizes import read_shape
+from studio.training.base_precision import base_model
+from studio.training.estimate_memory_and_time import (
     CUDA_RUNTIME_BYTES,
-    MOST_STEPS,
     START_SECONDS,
     Estimate,
-    base_model,
     estimate,
     save_speed,
     slowdown,
     step_flops,
 )
-from studio.training.events import Event, Finished, Loading
+from studio.training.row_and_batch_lengths import MOST_STEPS
+from studio.training.training_events import Event, Finished, Loading
 
 if TYPE_CHECKING:
-    from studio.training.session import Session
+    from studio.training.training_session import Session
 
 REPORT = "preflight.json"
 STEPS = 2
@@ -50,8 +50,8 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
         StudioError: The run itself would fail with it.
     """
     from studio.models.loading import load
-    from studio.training.remedies import explain_errors
-    from studio.training.session import open_session, prepare_data
+    from studio.training.memory_remedies import explain_errors
+    from studio.training.open_session import open_session, prepare_data
 
     started = time.monotonic()
     with explain_errors(spec, lambda: "in the first step"):
@@ -59,7 +59,7 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
         guessed = estimate(spec, home)
         whole = estimate(spec.with_parts(train={"fsdp": False}), home)
         yield Loading(text="Loading the model and the data")
-        device = device or devices.first_device(spec.train.device)
+        device = device or device_setting.first_device(spec.train.device)
         alone = spec.with_parts(train={"device": device, "num_processes": 1, "fsdp": False})
         loaded = load(base_model(alone), device)
         prepared = prepare_data(alone, loaded, home)

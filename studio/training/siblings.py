@@ -1,10 +1,10 @@
 """Train several runs on one base model in one process: sibling runs of a sweep.
 
 Each run keeps its own session: spec, rows, optimizer, schedule, metrics, checkpoints, and its own
-loop (`loop.py`), advanced one step at a time in turn. They share the base in memory, its loading,
-and forward and backward: where the rows of several runs fit into one pass, they go through the
-model together, each row under its own adapter. Large batches gain nothing from that and pass one
-after the other, so memory stays that of one run. A run that ends, stops or diverges leaves the
+loop (`training_loop.py`), advanced one step at a time in turn. They share the base in memory, its
+loading, and forward and backward: where the rows of several runs fit into one pass, they go through
+the model together, each row under its own adapter. Large batches gain nothing from that and pass
+one after the other, so memory stays that of one run. A run that ends, stops or diverges leaves the
 others untouched.
 
 A run's result is the same as alone: bit for bit where it passes alone, up to the order of float
@@ -29,15 +29,16 @@ from torch import Tensor
 from studio.errors import is_out_of_memory
 from studio.evaluation.forgetting import general_set_of
 from studio.methods import Phase
-from studio.training import loop
-from studio.training.batch import PackedBatch, PaddedBatch
-from studio.training.estimate import base_model
-from studio.training.events import Event, Loading, Started, Step
-from studio.training.loop import Control
+from studio.training import training_loop
+from studio.training.base_check import check_base
+from studio.training.base_precision import base_model
+from studio.training.batching import PackedBatch, PaddedBatch
 from studio.training.loss import loss_sums
-from studio.training.remedies import explain_errors
-from studio.training.self_test import check_base
-from studio.training.session import Pass, Session, forward_backward, open_session, prepare_data
+from studio.training.memory_remedies import explain_errors
+from studio.training.open_session import open_session, prepare_data
+from studio.training.training_events import Event, Loading, Started, Step
+from studio.training.training_loop import Control
+from studio.training.training_session import Pass, Session, forward_backward
 
 if TYPE_CHECKING:
     from studio.home import Home
@@ -111,7 +112,7 @@ class SiblingGroup:
         """Prepare a run's data, attach its adapter, and return the iterator of its events."""
         spec = sibling.spec
         sibling.run_dir.mkdir(parents=True, exist_ok=True)
-        if (finished := loop.already_finished(sibling.run_dir)) is not None:
+        if (finished := training_loop.already_finished(sibling.run_dir)) is not None:
             return iter([finished])
         with explain_errors(spec, lambda: "before the first step"):
             prepared = prepare_data(spec, self._loaded, home)
@@ -125,7 +126,7 @@ class SiblingGroup:
                     self.backbone, self._loaded, home, quantization=base_model(spec).quantization
                 )
         self.join(session)
-        events = loop.run(session, run_dir=sibling.run_dir, control=sibling.control)
+        events = training_loop.run(session, run_dir=sibling.run_dir, control=sibling.control)
         return self._events(session, events)
 
     def join(self, session: Session) -> None:

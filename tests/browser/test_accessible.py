@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from jobs.curves import Progress
-from jobs.store import JobStore
-from studio.data.importing import import_dataset
+from jobs.job_queue import JobStore
+from jobs.run_curves import Progress
+from studio.data.import_dataset import import_dataset
 from studio.home import open_home
 from studio.spec import DataSource, RunSpec
 from tests.browser.conftest import put_adapters

@@ -9,7 +9,7 @@ import torch
 from playwright.sync_api import expect
 
 from studio.backbone import Backbone
-from studio.data.prepare import prepare
+from studio.data.prepare_run_data import prepare
 from studio.models.loading import load
 from studio.spec import DataSource, ModelSource
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
 from tests.browser.conftest import longest_answer, put_adapters, surely

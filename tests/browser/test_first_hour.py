@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
 from studio.home import open_home
 from studio.starter import MODEL_DIR
 from tests import hub as hubs

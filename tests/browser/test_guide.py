@@ -8,7 +8,7 @@ import pytest
 from openpyxl import Workbook, load_workbook
 from playwright.sync_api import expect
 
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from playwright.sync_api import expect
 
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
 from jobs.votes import Votes
 from studio.evaluation.suites import RESULTS, SCORES
 from studio.home import open_home

@@ -10,8 +10,8 @@ from contextlib import closing
 import pytest
 from playwright.sync_api import Page, expect
 
-from jobs import settings
-from jobs.store import JobStore
+from jobs import queue_settings
+from jobs.job_queue import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
 from tests.browser.conftest import surely
@@ -26,7 +26,7 @@ SLOW = 240_000
 def held(tmp_path):
     """Five waiting runs of a queue that a person holds; the last one would train for very long."""
     store = JobStore(open_home(tmp_path / "home"))
-    settings.hold_queue(store)
+    queue_settings.hold_queue(store)
     for name in ("alpha", "beta", "gamma", "delta"):
         store.submit(RunSpec(name=name))
     long = {"max_steps": 100_000, "eval_steps": -1, "save_steps": -1, "num_samples": 0}

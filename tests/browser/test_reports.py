@@ -3,8 +3,8 @@
 import pytest
 from playwright.sync_api import expect
 
-from jobs.curves import Progress
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
+from jobs.run_curves import Progress
 from studio.home import open_home
 from studio.spec import RunSpec
 from tests.jobs.conftest import begin

@@ -5,8 +5,8 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from jobs import settings
-from jobs.store import JobStore
+from jobs import queue_settings
+from jobs.job_queue import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
 from ui.pages import PAGES
@@ -19,13 +19,13 @@ FOCUS = "document.activeElement.dataset.testid"
 def held(studio):
     """Three waiting runs of a queue that a person holds."""
     store = JobStore(open_home(studio.home))
-    settings.hold_queue(store)
+    queue_settings.hold_queue(store)
     jobs = [store.submit(RunSpec(name=name)).id for name in ("alpha", "beta", "gamma")]
     yield store
     for job in reversed(jobs):  # a later one may wait for an earlier one
         store.cancel(job)
         store.delete(job)
-    settings.release_queue(store)
+    queue_settings.release_queue(store)
     store.close()
 
 

@@ -20,8 +20,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from jobs.spawning import environment
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
+from jobs.runner_processes import environment
 from jobs.supervisor import living
 from studio.home import Home, open_home
 from studio.spec import RunSpec

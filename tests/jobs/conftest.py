@@ -14,9 +14,9 @@ import pytest
 
 from jobs.claims import Claim
 from jobs.database import Database
-from jobs.processes import me
-from jobs.spawning import environment
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
+from jobs.process_identity import me
+from jobs.runner_processes import environment
 from jobs.supervisor import Supervisor, living
 from studio.home import Home
 from studio.spec import RunSpec

@@ -10,13 +10,13 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
-from jobs import kinds, runner
-from jobs.kinds import Work
-from jobs.processes import Identity, me
-from jobs.run_files import newest_step
+from jobs import job_kinds, runner
+from jobs.job_kinds import Work
+from jobs.process_identity import Identity, me
+from jobs.run_folder import newest_step
 from studio.errors import DiskFull, Diverged
 from studio.home import publishing
-from studio.training.events import (
+from studio.training.training_events import (
     Evaluated,
     Event,
     Finished,
@@ -124,8 +124,8 @@ def misbehave(fault: str) -> None:
         time.sleep(1000)
 
 
-kinds.KINDS["train"] = train
-kinds.train_together = train_together
+job_kinds.KINDS["train"] = train
+job_kinds.train_together = train_together
 runner.WARM = ()
 
 if __name__ == "__main__":

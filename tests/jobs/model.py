@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.claims import Claim, Fenced
-from jobs.curves import Progress
-from jobs.job import ACTIVE, LEGAL
-from jobs.processes import me
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
+from jobs.job_record import ACTIVE, LEGAL
+from jobs.process_identity import me
+from jobs.run_curves import Progress
 from studio.errors import QueueError
 
 DEVICES = ("cpu", "cuda:0")

@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jobs import runner, spawning, supervisor
-from jobs.spawning import environment
+from jobs import runner, runner_processes, supervisor
+from jobs.runner_processes import environment
 from tests.jobs import fake_runner, workers
 
 assert fake_runner.train  # its import replaced the training of this process
@@ -176,7 +176,7 @@ def _supervise(arguments: Sequence[str]) -> None:
     def spawn(command: Sequence[str], log: Path, *, pipe: bool = False) -> Born:
         return own.born("runner", command[1:], log, pipe=pipe)
 
-    spawning.spawn = spawn
+    runner_processes.spawn = spawn
     supervisor.main(arguments, command=("runner",))
 
 

@@ -19,12 +19,12 @@ import psutil
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from jobs.curves import Progress
-from jobs.processes import me
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
+from jobs.process_identity import me
+from jobs.run_curves import Progress
 from studio.home import open_home
 from studio.spec import RunSpec
-from ui.live import routes
+from ui.live_queue import routes
 
 STEPS_A_REPORT, REPORTS_A_RUN, POLLS_A_RUN, KEPT_RUNS = 20, 12, 6, 200
 # Until the list is as long as it gets, and every tab's listing that is kept is of that length, what

@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from jobs.actions import adapters, queue
-from jobs.store import JobStore
-from studio.adapters.descent import built_on
+from jobs.job_queue import JobStore
+from studio.adapters.adapter_lineage import built_on
 from studio.errors import AdapterError
 from tests.jobs.conftest import a_spec, run_one
 

@@ -17,9 +17,9 @@ import pytest
 from jobs import backup as backups
 from jobs.backup import MANIFEST, backup, copy_daily
 from jobs.claims import Claim
-from jobs.curves import Progress
+from jobs.job_queue import JobStore
 from jobs.restore import restore
-from jobs.store import JobStore
+from jobs.run_curves import Progress
 from studio.errors import DiskFull, HomeError
 from studio.home import Home, is_whole, open_home, publishing
 from tests.jobs.conftest import a_spec, begin, run_one, start_supervisor, supervising, until

@@ -6,22 +6,22 @@ from contextlib import closing
 import pytest
 import torch
 
-from jobs import bakeoff, kinds
-from jobs.curves import Progress
-from jobs.processes import me
-from jobs.store import JobStore
+from jobs import bakeoff, job_kinds
+from jobs.job_queue import JobStore
+from jobs.process_identity import me
+from jobs.run_curves import Progress
 from studio.adapter_stack import StackItem
+from studio.adapters.adapter_requests import MergeRequest, MixRequest
 from studio.adapters.library import describe
 from studio.adapters.merge import read_certificate
-from studio.adapters.requests import MergeRequest, MixRequest
 from studio.backbone import Backbone
 from studio.errors import AdapterError, InputError, MethodError, QueueError
-from studio.evaluation.bakeoff import REPORT, BakeoffRequest
+from studio.evaluation.bakeoff_measurements import REPORT, BakeoffRequest
 from studio.evaluation.step_costs import step_costs
 from studio.models.loading import load
 from studio.spec import RunSpec
-from studio.training.estimate import base_model
-from studio.training.run import train
+from studio.training.base_precision import base_model
+from studio.training.train_run import train
 from tests.studio.tiny import tiny_spec
 
 
@@ -89,10 +89,10 @@ def test_the_measuring_job_fills_the_table(home, spec):
             store.claims.register(claim, me())
             result = {"forgetting": events[-1].facts["forgetting"]}
             store.claims.finish(claim, "succeeded", result=result)
-        work = kinds.Work(
+        work = job_kinds.Work(
             spec=jobs[3].spec, run_dir=home.run(jobs[3].id), home=home, control=lambda: None
         )
-        list(kinds.named("bakeoff")(work))
+        list(job_kinds.named("bakeoff")(work))
         rows = {row["method"]: row for row in bakeoff.table(store, "duel")}
     assert {name: row["forgetting"] for name, row in rows.items()} == forgot
     assert [row["title"] for row in rows.values()][1:] == ["Bottleneck adapter", "Full fine-tuning"]
@@ -121,9 +121,9 @@ def test_steps_are_measured_alone_and_leave_the_base_as_it_was(tmp_path, home, s
 
 
 def test_a_method_out_of_memory_leaves_the_others(tmp_path, home, spec, monkeypatch):
-    from studio.training import session
+    from studio.training import open_session as opening
 
-    opened = session.open_session
+    opened = opening.open_session
 
     def open_session(spec, **how):
         own = opened(spec, **how)
@@ -132,7 +132,7 @@ def test_a_method_out_of_memory_leaves_the_others(tmp_path, home, spec, monkeypa
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return own
 
-    monkeypatch.setattr(session, "open_session", open_session)
+    monkeypatch.setattr(opening, "open_session", open_session)
     loaded = load(base_model(spec), "cpu")
     backbone = Backbone(loaded.model)
     weight = next(loaded.model.parameters())
@@ -145,7 +145,7 @@ def test_a_method_out_of_memory_leaves_the_others(tmp_path, home, spec, monkeypa
 def test_the_table_is_written_before_steps_are_measured(tmp_path, home, spec, monkeypatch):
     folder = home.run(1)
     list(train(spec, run_dir=folder, home=home))
-    monkeypatch.setattr("studio.evaluation.bakeoff.step_costs", lambda *_: 1 / 0)
+    monkeypatch.setattr("studio.evaluation.bakeoff_measurements.step_costs", lambda *_: 1 / 0)
     asked = BakeoffRequest(name="x", model=spec.model, runs=(1,))
     with pytest.raises(ZeroDivisionError):
         list(asked.perform(home, tmp_path / "table"))
@@ -181,8 +181,8 @@ def test_merge_and_mix_are_kinds_of_jobs(home, spec):
     stack = (StackItem(name=folders[0], weight=0.5), StackItem(name="run 2"))
     merge = MergeRequest(name="Both", model=spec.model, stack=stack).checked(home)
     run = lambda kind, request: list(  # noqa: E731
-        kinds.named(kind)(
-            kinds.Work(
+        job_kinds.named(kind)(
+            job_kinds.Work(
                 spec=request.model_dump(mode="json"), run_dir=home.run(9), home=home,
                 control=lambda: None,
             )

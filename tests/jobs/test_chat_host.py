@@ -23,10 +23,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from jobs import chat_client
 from jobs.chat_client import state_path
-from jobs.chat_events import EventBuffer
+from jobs.chat_event_buffer import EventBuffer
 from jobs.chat_host import batches
 from jobs.chat_worker import ChatWorker
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
 from studio.backbone import Backbone
 from studio.chat.lanes import ChatRequest, Delta
 from studio.errors import ChatError

@@ -3,7 +3,7 @@
 import pytest
 
 from jobs.chat_worker import Leases
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
 
 
 class Board(JobStore):

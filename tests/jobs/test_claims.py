@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 
 from jobs.claims import Claim, Fenced
-from jobs.curves import Progress
-from jobs.processes import Identity, boot_id, me
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
+from jobs.process_identity import Identity, boot_id, me
+from jobs.run_curves import Progress
 from tests.jobs.conftest import a_spec, begin, curve, run_workers
 
 

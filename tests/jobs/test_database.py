@@ -8,9 +8,9 @@ from contextlib import closing
 import pytest
 
 from jobs.database import Database
-from jobs.locks import FileLock
-from jobs.schema import sqlite_library
-from jobs.store import JobStore
+from jobs.database_schema import sqlite_library
+from jobs.file_locks import FileLock
+from jobs.job_queue import JobStore
 from studio.errors import DiskFull, HomeError
 from tests.jobs.conftest import a_spec, run_workers
 

@@ -4,16 +4,16 @@ import os
 
 import pytest
 
-from jobs import kinds, runner
-from jobs.admission import admit
+from jobs import job_kinds, runner
 from jobs.claims import Slot
-from jobs.placement import Placement
-from jobs.processes import me
-from jobs.store import JobStore
+from jobs.device_placement import Placement
+from jobs.job_queue import JobStore
+from jobs.process_identity import me
+from jobs.submission_checks import admit
 from jobs.supervisor import Supervisor
 from studio import hardware
-from studio.accelerator import VISIBLE
 from studio.errors import SpecError
+from studio.gpus import VISIBLE
 from studio.hardware import Device
 from studio.spec import RunSpec
 from tests.jobs.conftest import a_spec, end
@@ -105,13 +105,13 @@ def test_a_device_that_is_not_here_any_more_is_waited_for_in_words(store):
 def test_a_run_sees_what_it_was_given_and_counts_it_from_zero(home, tmp_path, monkeypatch):
     seen: list[RunSpec] = []
     monkeypatch.setattr(
-        "studio.training.run.train", lambda spec, **_: seen.append(spec) or iter(())
+        "studio.training.train_run.train", lambda spec, **_: seen.append(spec) or iter(())
     )
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
         monkeypatch.setenv(name, "")
     for wish, given in (("all", "cuda:0,cuda:2"), ("cuda:2", "cuda:2"), ("auto", "cpu")):
         spec = a_spec(device=wish).model_dump(mode="json")
-        kinds.train(kinds.Work(
+        job_kinds.train(job_kinds.Work(
             spec=spec, run_dir=tmp_path, home=home, control=lambda: None, device=given
         ))  # fmt: skip
         runner._use_device(given)
@@ -148,22 +148,22 @@ def test_a_request_on_a_gpu_waits_for_that_one_and_counts_it_from_zero(store, mo
         def run(*_):
             return iter(())
 
-    monkeypatch.setattr(kinds, "request_of", lambda kind: Asked)
+    monkeypatch.setattr(job_kinds, "request_of", lambda kind: Asked)
     for device in ("cuda:1", "cpu"):
-        work = kinds.Work(
+        work = job_kinds.Work(
             spec={"device": "cuda:1"}, run_dir=None, home=None, control=lambda: None, device=device
         )
-        list(kinds.named("evaluate")(work))
+        list(job_kinds.named("evaluate")(work))
     assert seen == ["cuda:0", "cuda:1"]
 
 
 @pytest.mark.parametrize("kind", ["push", "picture", "export_adapter", "gguf", "promote"])
 def test_what_needs_no_gpu_takes_none(store, kind, monkeypatch):
     job = store.submit({"adapter": "a"}, kind=kind)
-    assert store.get(job.id).device_wanted == kinds.FILES
+    assert store.get(job.id).device_wanted == job_kinds.FILES
     for name in VISIBLE:
         monkeypatch.setenv(name, "0")
-    runner._use_device(kinds.FILES)
+    runner._use_device(job_kinds.FILES)
     assert {os.environ[name] for name in VISIBLE} == {"-1"}
 
 

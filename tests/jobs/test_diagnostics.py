@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.diagnostics import diagnostics
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
 from studio.home import open_home
 from studio.redaction import redacted
 from tests.jobs.conftest import a_spec, begin

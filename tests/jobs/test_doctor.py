@@ -6,7 +6,7 @@ import pytest
 
 from jobs.doctor import examine
 from tests.families import write_family
-from ui.cli.show_home import diagnosis
+from ui.cli.print_home import diagnosis
 
 
 def test_a_model_is_examined_and_its_reasons_are_printed(home, tmp_path, capsys):

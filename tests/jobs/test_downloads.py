@@ -10,12 +10,12 @@ import pytest
 
 from jobs import supervisor
 from jobs.actions import ask
-from jobs.spawning import environment
+from jobs.runner_processes import environment
 from studio import offline
-from studio.adapters.requests import ExportRequest
+from studio.adapters.adapter_requests import ExportRequest
 from studio.errors import ModelError, Unreached
+from studio.models.find_model import resolve
 from studio.models.hub_cache import cached, repository_folder
-from studio.models.sources import resolve
 from studio.spec import ModelSource
 from tests import hub as hubs
 from tests.hub import NAME

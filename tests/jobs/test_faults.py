@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import database, locks, supervisor
-from jobs.curves import Progress
-from jobs.jobs_table import seconds_left
-from jobs.store import JobStore
+from jobs import database, file_locks, supervisor
+from jobs.job_queue import JobStore
+from jobs.job_record import seconds_left
+from jobs.run_curves import Progress
 from studio.errors import DiskFull, HomeError
 from studio.home import is_whole, open_home, publishing
 from tests.jobs.conftest import a_spec, begin, supervising, until
@@ -217,20 +217,20 @@ tmpfs /home/fast tmpfs rw 0 0
 def test_the_file_system_of_a_folder_is_known(tmp_path, monkeypatch, place, kind):
     mounts = tmp_path / "mounts"
     mounts.write_text(MOUNTS)
-    monkeypatch.setattr(locks, "MOUNTS", mounts)
-    assert locks.kind_of(Path(place)) == kind
+    monkeypatch.setattr(file_locks, "MOUNTS", mounts)
+    assert file_locks.kind_of(Path(place)) == kind
 
 
 def test_a_home_on_a_network_share_or_without_locks_is_refused(home, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(locks, "kind_of", lambda _: "nfs4")
+        patched.setattr(file_locks, "kind_of", lambda _: "nfs4")
         with pytest.raises(HomeError, match=r"network share \(nfs4\)"):
             JobStore(home)
     with monkeypatch.context() as patched:
         patched.setattr("fcntl.flock", lambda *_: None)
         with pytest.raises(HomeError, match="without the locks"):
             JobStore(home)
-    assert locks.locks_exclude(home.state)
+    assert file_locks.locks_exclude(home.state)
     JobStore(home).close()
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from jobs import judgements, results
-from jobs.conversations import Conversations
-from jobs.vote_rows import TurnFilter, rows_of
+from jobs import judgements, results_table
+from jobs.dataset_from_votes import TurnFilter, rows_of
+from jobs.saved_conversations import Conversations
 from jobs.votes import Votes
 from studio.errors import QueueError
 from studio.evaluation.judge import JudgeRequest
@@ -89,7 +89,7 @@ def test_verdicts_of_a_judge_that_agrees_are_evidence_and_rows(store, suite):
     ]
     assert Votes(store.database).list() == before  # verdicts stay apart from votes
     column = "judge of quiz judged"
-    table = results.table(store)
+    table = results_table.table(store)
     assert {row["name"]: row.get(column) for row in table["rows"]} == {"starter": 0.0, "p": 1.0}
 
 
@@ -100,8 +100,8 @@ def test_verdicts_of_a_judge_that_disagrees_are_refused(store, suite):
         job = judge(store, suite, address)
     with pytest.raises(QueueError, match=r"cannot be used. Not evidence: it agrees .* 0 of 10"):
         judgements.turns(store, job)
-    assert results.table(store)["rows"] == [] or not any(
-        key.endswith("judged") for row in results.table(store)["rows"] for key in row
+    assert results_table.table(store)["rows"] == [] or not any(
+        key.endswith("judged") for row in results_table.table(store)["rows"] for key in row
     )
     with pytest.raises(QueueError, match="not a judgement"):
         judgements.table(store, suite)

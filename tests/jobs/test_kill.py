@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from jobs import supervisor
-from jobs.admission import admit
-from jobs.derived_runs import then
-from jobs.store import JobStore
-from studio.adapters.descent import frozen_below
+from jobs.copy_and_extend_runs import then
+from jobs.job_queue import JobStore
+from jobs.submission_checks import admit
+from studio.adapters.adapter_lineage import frozen_below
 from studio.adapters.library import describe
 from studio.home import folder_hash
 from tests.jobs.conftest import until

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import retries
+from jobs import ended_jobs
 from jobs.database import Database
-from jobs.processes import me
-from jobs.schema import Tables
-from jobs.store import JobStore
+from jobs.database_schema import Tables
+from jobs.job_queue import JobStore
+from jobs.process_identity import me
 from studio.home import open_home
 from tests.jobs.conftest import begin
 
@@ -62,7 +62,7 @@ ASK: dict[str, Callable[[JobStore], object]] = {
     "move between": lambda s: s.move("run 09998", before="run 00005"),
     "shift": lambda s: s.shift("run 05000", 3),
     "submit without a name": lambda s: s.submit({"name": ""}),
-    "settle": retries.follow_up,
+    "settle": ended_jobs.follow_up,
     "what lacks memory": lambda s: s.claims.waiting_for_memory(1000),
     "a claim that fits nothing": lambda s: s.claims.claim("x", owner=me(), wanted=["x"]),
 }

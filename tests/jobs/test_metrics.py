@@ -5,10 +5,10 @@ import random
 from contextlib import closing
 
 from jobs.claims import Claim
-from jobs.curves import Progress
-from jobs.reporting import Reporter
-from jobs.store import JobStore
-from studio.training.events import Forgotten
+from jobs.job_queue import JobStore
+from jobs.progress_reporter import Reporter
+from jobs.run_curves import Progress
+from studio.training.training_events import Forgotten
 from tests.jobs.conftest import a_spec, begin, curve
 
 
@@ -95,7 +95,7 @@ def test_a_growing_curve_keeps_its_drawn_points(store):
 
 
 def test_the_cursor_uses_its_index(store):
-    from jobs.curves import _DELTA
+    from jobs.run_curves import _DELTA
 
     with store.database.reading() as db:
         plan = db.conn.execute("EXPLAIN QUERY PLAN " + _DELTA, (1, 2, "[1]", '["a"]')).fetchall()

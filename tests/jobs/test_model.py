@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from jobs import claims
-from jobs import store as store_module
+from jobs import job_queue as store_module
 from jobs.claims import Fenced
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
 from studio.errors import StudioError
 from studio.home import open_home
 from tests.jobs.model import Queue, one_step, walk

@@ -3,7 +3,7 @@
 import asyncio
 import json
 
-from jobs.chat_openai import chat_request, chunks, completion
+from jobs.openai_api import chat_request, chunks, completion
 from studio.home import open_home
 
 DONE = {

@@ -7,16 +7,16 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from jobs import retries, settings, webhook
-from jobs.derived_runs import duplicate, extend, settled_spec, then
-from jobs.run_requests import request
-from jobs.schedules import parse_time
-from jobs.store import JobStore
+from jobs import ended_jobs, queue_settings, webhook
+from jobs.copy_and_extend_runs import duplicate, extend, settled_spec, then
+from jobs.job_queue import JobStore
+from jobs.save_and_sample_requests import request
+from jobs.start_conditions import parse_time
 from studio import offline
 from studio.errors import QueueError
 from tests.jobs.conftest import a_spec, curve, run_one, supervising, until
 from tests.jobs.fake_runner import fake_loss
-from tests.jobs.test_storage import checkpoint
+from tests.jobs.test_disk_usage import checkpoint
 
 
 def order(store: JobStore) -> list[int]:
@@ -37,32 +37,32 @@ def test_a_job_moves_by_places_and_stops_at_the_ends(store):
 
 def test_a_held_queue_starts_nothing_and_goes_on_when_released(store):
     job = store.submit(a_spec(steps=2)).id
-    settings.hold_queue(store)
+    queue_settings.hold_queue(store)
     with pytest.raises(QueueError, match="already held"):
-        settings.hold_queue(store)
+        queue_settings.hold_queue(store)
     with supervising(store.home):
         until(store.supervisor)
         time.sleep(0.3)
         assert store.get(job).state == "queued"
-        settings.release_queue(store)
+        queue_settings.release_queue(store)
         until(lambda: store.get(job).state == "succeeded")
     with pytest.raises(QueueError, match="not held"):
-        settings.release_queue(store)
+        queue_settings.release_queue(store)
 
 
 def test_the_queue_stops_at_an_error_when_asked(store):
     store.submit(a_spec(name="old"))
     run_one(store, "failed")
-    settings.on_error(store, "stop")
-    retries.follow_up(store)
-    assert settings.read(store, "held") is None, "what failed before was seen"
+    queue_settings.on_error(store, "stop")
+    ended_jobs.follow_up(store)
+    assert queue_settings.read(store, "held") is None, "what failed before was seen"
     store.submit(a_spec(name="new"))
     run_one(store, "failed")
-    retries.follow_up(store)
-    assert settings.read(store, "held") == '"new" failed, and the queue stops at an error.'
-    settings.release_queue(store)
-    retries.follow_up(store)
-    assert settings.read(store, "held") is None
+    ended_jobs.follow_up(store)
+    assert queue_settings.read(store, "held") == '"new" failed, and the queue stops at an error.'
+    queue_settings.release_queue(store)
+    ended_jobs.follow_up(store)
+    assert queue_settings.read(store, "held") is None
 
 
 def test_a_finished_run_goes_on_where_it_ended(store):

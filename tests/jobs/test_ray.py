@@ -19,17 +19,17 @@ from typing import Any
 import psutil
 import pytest
 
-from jobs import cluster, supervisor, sweeps
-from jobs.admission import admit
-from jobs.job import Job
-from jobs.store import JobStore
-from studio.cluster.orders import read_submission
+from jobs import ray_cluster, supervisor, sweeps
+from jobs.job_queue import JobStore
+from jobs.job_record import Job
+from jobs.submission_checks import admit
+from studio.cluster.cluster_records import read_submission
 from studio.cluster.ray_api import Ray
 from studio.errors import SpecError
 from studio.home import is_whole, open_home
 from studio.spec import RunSpec
-from studio.training.events import Step
-from studio.training.run import train
+from studio.training.train_run import train
+from studio.training.training_events import Step
 from tests.jobs.conftest import until
 from tests.studio.tiny import tiny_folder
 
@@ -71,7 +71,7 @@ def studio(two_machines, tmp_path):
     """A store whose queue is supervised, with the cluster chosen."""
     home = open_home(tmp_path / "home")
     store = JobStore(home)
-    cluster.choose(store, two_machines.address, str(tmp_path / "storage"))
+    ray_cluster.choose(store, two_machines.address, str(tmp_path / "storage"))
     supervisor.ensure_running(home)
     yield store
     supervisor.stop(home)

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from jobs.admission import admit
-from jobs.memory import needed_bytes
+from jobs.needed_memory import needed_bytes
 from jobs.runner import as_studio_error
+from jobs.submission_checks import admit
 from studio.data.file_hashes import SMALL_BYTES, hash_files
-from studio.data.first_rows import first_report
-from studio.data.importing import import_dataset
-from studio.data.prepare import prepare
-from studio.data.template.backend import backend_from_folder
+from studio.data.import_dataset import import_dataset
+from studio.data.model_tokenizer import backend_from_folder
+from studio.data.prepare_run_data import prepare
+from studio.data.tokenise_first_rows import first_report
 from studio.errors import DataError, Unreached
-from studio.models.sources import facts
+from studio.models.find_model import facts
 from studio.spec import DataSource, RunSpec
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from jobs.claims import Claim, Slot, device_of
-from jobs.placement import Placement
-from jobs.processes import me
+from jobs.device_placement import Placement
+from jobs.job_queue import JobStore
+from jobs.process_identity import me
 from jobs.sibling_claims import claim_siblings
-from jobs.store import JobStore
 from studio.spec import RunSpec
 from tests.jobs.conftest import a_spec, curve, supervising, until
 from tests.jobs.fake_runner import fake_loss

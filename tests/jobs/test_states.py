@@ -5,9 +5,9 @@ from itertools import product
 
 import pytest
 
-from jobs.job import ACTIVE, ENDED, LEGAL, STATES, State, actions
-from jobs.processes import me
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
+from jobs.job_record import ACTIVE, ENDED, LEGAL, STATES, State, actions
+from jobs.process_identity import me
 from tests.jobs.conftest import a_spec
 
 PAIRS = [(src, dst) for src, dst in product(STATES, STATES) if src != dst]

@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs import rescue, spawning, supervisor
-from jobs.job import LEGAL
-from jobs.processes import Identity, boot_id, me, of, session_members
-from jobs.spawning import environment
-from jobs.store import JobStore
+from jobs import rescue_dead_jobs, runner_processes, supervisor
+from jobs.job_queue import JobStore
+from jobs.job_record import LEGAL
+from jobs.process_identity import Identity, boot_id, me, of, session_members
+from jobs.runner_processes import environment
 from tests.jobs.conftest import FAST, SLOW, a_spec, curve, start_supervisor, supervising, until
 from tests.jobs.fake_runner import fake_loss
 
@@ -133,8 +133,8 @@ def test_a_run_that_dies_at_the_same_step_gives_up(store, monkeypatch):
 
 def test_a_run_that_does_not_stop_is_killed(store, monkeypatch):
     monkeypatch.setenv("FAKE_FAULT", "hang@3")
-    monkeypatch.setattr(rescue, "ASK_AGAIN_SECONDS", 0.5)
-    monkeypatch.setitem(rescue.KILL_SECONDS, "cancel", 1.5)
+    monkeypatch.setattr(rescue_dead_jobs, "ASK_AGAIN_SECONDS", 0.5)
+    monkeypatch.setitem(rescue_dead_jobs.KILL_SECONDS, "cancel", 1.5)
     job = store.submit(a_spec(steps=5)).id
     with supervising(store.home):
         until(lambda: store.get(job).step >= 2)
@@ -173,7 +173,7 @@ def test_a_silent_runner_is_not_taken_for_dead(store):
 
 
 def test_a_spare_takes_the_job(store, monkeypatch):
-    monkeypatch.setattr(spawning, "SPARE_NEEDS_BYTES", 0)
+    monkeypatch.setattr(runner_processes, "SPARE_NEEDS_BYTES", 0)
     with supervising(store.home, spare=True) as running:
         pid = until(lambda: running.runners.spare_pid)
         until(lambda: any(row["role"] == "spare" for row in store.processes()))

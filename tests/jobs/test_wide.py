@@ -5,8 +5,8 @@ import random
 import pytest
 
 from jobs.claims import Claim
-from jobs.processes import me
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
+from jobs.process_identity import me
 from tests.jobs.conftest import end
 
 pytestmark = [pytest.mark.usefixtures("no_power_cuts"), pytest.mark.timeout(900)]

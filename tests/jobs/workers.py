@@ -9,8 +9,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from jobs.processes import me
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
+from jobs.process_identity import me
 from studio.errors import StudioError
 from studio.home import open_home
 

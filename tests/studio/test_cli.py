@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from jobs import supervisor
-from jobs.spawning import environment
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
+from jobs.runner_processes import environment
 from studio.home import Home, open_home
 from studio.spec import RunSpec
 from tests.jobs.conftest import begin
 from ui.cli import main
-from ui.cli.show import exit_code
+from ui.cli.print_runs_and_queue import exit_code
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_our_own_page_is_named_instead_of_opened_twice(own_home, capsys):
 
 
 def test_an_unforeseen_error_is_one_sentence_too(own_home, capsys, monkeypatch):
-    monkeypatch.setattr("jobs.store.JobStore.list", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("jobs.job_queue.JobStore.list", lambda *a, **k: 1 / 0)
     code, out, _ = run(capsys, "runs", "--json")
     assert code == 1
     assert json.loads(out)["error"]["kind"] == "bug"

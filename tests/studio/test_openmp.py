@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from studio import openmp
+from studio.training import allocator
 
 NAMES = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 # Import a process' module and print what the environment holds when torch is first looked for.
@@ -36,8 +37,9 @@ def variables_at_torch(module: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["jobs.runner", "jobs.chat_host", "jobs.supervisor", "studio.training.rank",
-     "studio.adapters.verify", "ui.bench.peer_worker", "ui.cli.chat_commands", "ui.cli.main"],
+    ["jobs.runner", "jobs.chat_host", "jobs.supervisor", "studio.training.distributed_rank",
+     "studio.adapters.verify_logits", "ui.bench.peer_worker",
+     "ui.cli.chat_commands", "ui.cli.main"],
 )  # fmt: skip
 def test_every_process_that_computes_bounds_the_spin_before_torch_loads(module):
     seen = variables_at_torch(module)
@@ -98,13 +100,13 @@ def test_more_threads_than_cores_become_the_cores_with_a_sentence(monkeypatch, c
 @pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is Linux's")
 def test_an_installed_allocator_is_preloaded_and_the_users_own_wins(tmp_path):
     folders = [str(tmp_path / "*-linux-gnu"), str(tmp_path / "lib")]
-    assert openmp.preload({}, folders) == {}
+    assert allocator.preload({}, folders) == {}
     for name in ("x-linux-gnu/libjemalloc.so.2", "lib/libtcmalloc_minimal.so.4"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
     found = {"LD_PRELOAD": str(tmp_path / "lib/libtcmalloc_minimal.so.4")}
-    assert openmp.preload({}, folders) == found
-    assert openmp.preload({"LD_PRELOAD": ""}, folders) == {}
-    assert not openmp.missing_preload(found)
+    assert allocator.preload({}, folders) == found
+    assert allocator.preload({"LD_PRELOAD": ""}, folders) == {}
+    assert not allocator.missing_preload(found)
     gone = {"LD_PRELOAD": f"{tmp_path}/gone.so:libfound-by-name.so"}
-    assert f"{tmp_path}/gone.so, which does not exist" in openmp.missing_preload(gone)
+    assert f"{tmp_path}/gone.so, which does not exist" in allocator.missing_preload(gone)

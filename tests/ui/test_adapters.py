@@ -6,12 +6,12 @@ import pytest
 from fastapi.testclient import TestClient
 
 from jobs import supervisor
-from jobs.curves import Progress
+from jobs.run_curves import Progress
 from jobs.votes import Votes
 from studio.spec import RunSpec
 from tests.jobs.conftest import begin
 from tests.ui.conftest import client_of, put_adapter
-from ui.actions import action_routes
+from ui.action_routes import action_routes
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
 from tests.served import ROOT, served

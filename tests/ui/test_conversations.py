@@ -3,8 +3,8 @@
 import pytest
 
 from tests.ui.conftest import client_of
-from ui.actions import action_routes
-from ui.compare import compare_routes
+from ui.action_routes import action_routes
+from ui.compare_page import compare_routes
 
 LANES = [{"model": "starter", "stack": []}, {"model": "starter", "stack": [{"name": "p"}]}]
 ANSWERS = [{"text": "a", "lane": "starter"}, {"text": "<b>", "lane": "starter~p:1"}]

@@ -4,9 +4,9 @@ from jobs import supervisor
 from studio.spec import RunSpec
 from tests.jobs.conftest import begin
 from tests.ui.conftest import client_of
-from ui.actions import action_routes
-from ui.sources import unknown
+from ui.action_routes import action_routes
 from ui.train_page import train_routes
+from ui.train_page_facts import unknown
 
 
 @pytest.fixture

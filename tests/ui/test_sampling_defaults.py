@@ -6,13 +6,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from jobs import chat_client
-from jobs.chat_openai import chat_request
+from jobs.openai_api import chat_request
 from studio.chat.lanes import Delta, Lane, Sampling
 from studio.evaluation.suites import SuiteRequest, parse_cases
 from studio.home import Home
 from tests.ui.conftest import client_of
 from ui.cli.main import main
-from ui.compare import compare_routes
+from ui.compare_page import compare_routes
 
 PROMPT = "What is the capital of France?"
 MESSAGES = [{"role": "user", "content": PROMPT}]
@@ -31,7 +31,7 @@ def asked(monkeypatch):
             lanes.extend(asked)
             yield Delta(lane=0, text="Paris", done=True, reason="stop")
 
-    monkeypatch.setattr("studio.chat.residents.ResidentModels", Models)
+    monkeypatch.setattr("studio.chat.resident_models.ResidentModels", Models)
     return lanes
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ui.cli.show_data import fitted
+from ui.cli.print_data import fitted
 
 HEAD = ["ID", "Name", "State", "Steps", "Loss", "Eval loss", "Time"]
 ROWS = [

@@ -5,16 +5,16 @@ import math
 
 import pytest
 
-from jobs.actions.training import parse_values
-from studio.data.importing import import_dataset
+from jobs.sweeps import parse_values
+from studio.data.import_dataset import import_dataset
 from studio.errors import SpecError
 from studio.fields import parse_assignment
 from studio.methods import methods
 from studio.spec import DataSource, RunSpec
 from tests.jobs.conftest import begin
 from tests.ui.conftest import client_of
+from ui.page_words import with_titles
 from ui.train_page import PARTS, form_fields, train_routes, typed
-from ui.wording import with_titles
 
 
 @pytest.fixture

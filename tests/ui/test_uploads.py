@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.store import JobStore
-from studio.data.requests import ImportRequest, uploads
+from jobs.job_queue import JobStore
+from studio.data.dataset_requests import ImportRequest, uploads
 from studio.home import Home
 from studio.spec import DataSource
-from ui import sources
+from ui import train_page_facts
 from ui.uploads import STALE_SECONDS, receive, sweep
 
 
@@ -40,7 +40,7 @@ def test_a_file_lies_under_a_safe_name_in_a_folder_of_its_own_and_is_no_dataset_
     assert file.name == other.name == stored and file != other
     assert json.loads(file.read_text()) == {"text": "x"}
     assert file.parent.parent == uploads(store.home)
-    assert str(file) not in [path for _, path in sources.data_choices(store.home)]
+    assert str(file) not in [path for _, path in train_page_facts.data_choices(store.home)]
 
 
 def upload(home: Home, name: str, age: float) -> Path:

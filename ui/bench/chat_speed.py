@@ -19,12 +19,12 @@ from studio.adapter_stack import StackItem
 from studio.chat.lanes import Lane, Message, Sampling
 from studio.home import open_home
 from studio.spec import ModelSource
-from ui.bench.children import processor_seconds
-from ui.bench.figures import Figure, figure, figures_text, median_ratio, progress, round_text
+from ui.bench.bench_figures import Figure, figure, figures_text, median_ratio, progress, round_text
+from ui.bench.child_processes import processor_seconds
 from ui.bench.training_case import make_model
 
 if TYPE_CHECKING:
-    from studio.chat.engine import ChatEngine
+    from studio.chat.chat_engine import ChatEngine
 
 ADAPTERS = ("a", "b", "c", "d")
 BARS = {
@@ -105,7 +105,7 @@ def chat_text(result: dict[str, Any]) -> str:
 
 def _engine(base: Path) -> ChatEngine:
     from studio.backbone import Backbone
-    from studio.chat.engine import ChatEngine
+    from studio.chat.chat_engine import ChatEngine
     from studio.models.loading import load
 
     loaded = load(ModelSource(path=str(base), dtype="float32"))
@@ -259,7 +259,7 @@ def _stream(
     import psutil
 
     from jobs import chat_client
-    from studio.chat.residents import ResidentModels
+    from studio.chat.resident_models import ResidentModels
 
     home = open_home(folder / "home")
     lane = Lane(

@@ -17,13 +17,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
-from ui.bench.children import run
-from ui.bench.figures import Figure, figure, median_ratio, progress, seconds
+from ui.bench.bench_figures import Figure, figure, median_ratio, progress, seconds
+from ui.bench.child_processes import run
 
 ROUNDS, PART_BYTES = 3, 4_000_000
 IMPORT = """
 import json, resource, sys, time
-from studio.data.importing import import_dataset
+from studio.data.import_dataset import import_dataset
 from studio.home import open_home
 from studio.spec import DataSource
 start = time.perf_counter()
@@ -46,7 +46,7 @@ def bench_data(
 ) -> list[Figure]:
     """Measure on a jsonl file, or on made conversations of `megabytes` MB."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the figures are per core
-    from studio.data.datasets import check_file
+    from studio.data.check_dataset import check_file
 
     path = Path(file) if file else _made(folder / "made.jsonl", megabytes)
     size = path.stat().st_size / 1e6
@@ -106,10 +106,10 @@ def _made(path: Path, megabytes: int) -> Path:
 
 
 def _tokenise(path: Path, model: str, template: str, folder: Path) -> list[Figure]:
-    from studio.data.prepare import prepare
-    from studio.data.template.backend import backend_from_folder
+    from studio.data.model_tokenizer import backend_from_folder
+    from studio.data.prepare_run_data import prepare
     from studio.home import open_home
-    from studio.models.sources import facts
+    from studio.models.find_model import facts
     from studio.spec import DataSource, ModelSource
 
     backend = backend_from_folder(facts(ModelSource(path=model)).path)
@@ -136,7 +136,7 @@ def _tokenise(path: Path, model: str, template: str, folder: Path) -> list[Figur
 
 def _ours(path: Path, source: Any, backend: Any, folder: Path) -> float:
     """Return the seconds per megabyte beside the tokenizer's."""
-    from studio.data.prepare import prepare
+    from studio.data.prepare_run_data import prepare
 
     part = folder / "part.jsonl"
     with path.open("rb") as whole:

@@ -28,7 +28,7 @@ import numpy as np
 
 from studio.errors import InputError, is_out_of_memory
 from studio.methods.lora import Lora
-from ui.bench.figures import progress
+from ui.bench.bench_figures import progress
 from ui.bench.training_case import SHAPES, BenchRow, make_model, make_rows
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Machine:
 
     def batch(self, rows: int = 8, length: int = 256) -> Any:
         """Return packed rows of equal length, half of them trained."""
-        from studio.training.batch import pack
+        from studio.training.batching import pack
 
         length = 24 if self.tiny else length
         vocabulary = self.backbone.model.config.vocab_size
@@ -154,8 +154,8 @@ def equal_to_cpu(machine: Machine) -> Answer:
     """Train the starter on the device and on the CPU; losses are equal up to rounding."""
     from studio.home import open_home
     from studio.spec import RunSpec
-    from studio.training.events import Step
-    from studio.training.run import train
+    from studio.training.train_run import train
+    from studio.training.training_events import Step
 
     losses = []
     for device in dict.fromkeys((str(machine.device), "cpu")):
@@ -247,8 +247,8 @@ def _estimated(machine: Machine, quantization: str) -> Answer:
     """Train a model from a folder and compare the measured peak with the estimate."""
     from studio.home import open_home
     from studio.spec import RunSpec
-    from studio.training.estimate import estimate
-    from studio.training.run import train
+    from studio.training.estimate_memory_and_time import estimate
+    from studio.training.train_run import train
 
     model, home = machine.folder / "model", open_home(machine.folder / "home")
     if not model.is_dir():

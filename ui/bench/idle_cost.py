@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from ui.bench.children import ServedPage, ask, processor_seconds, serving, wait_until
-from ui.bench.figures import Figure, figure, progress
+from ui.bench.bench_figures import Figure, figure, progress
+from ui.bench.child_processes import ServedPage, ask, processor_seconds, serving, wait_until
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ROLES = ("web", "supervisor", "spare", "chat")

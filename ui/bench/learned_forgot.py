@@ -21,12 +21,12 @@ from studio.errors import MethodError
 from studio.methods import methods as registered
 from studio.methods import named
 from studio.spec import RunSpec
-from ui.bench.figures import progress, table_text
+from ui.bench.bench_figures import progress, table_text
 from ui.bench.learning_rates import STEP, walk
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone
-    from studio.data.prepare import Prepared
+    from studio.data.prepare_run_data import Prepared
     from studio.home import Home
     from studio.models.loading import Loaded
 
@@ -85,8 +85,8 @@ class _Bench:
 
     def measure(self, dataset: str, method: str, seeds: int) -> None:
         """Find the best rate with the first seed, then train the other seeds at it."""
-        from studio.models.sources import facts
-        from studio.training.schedule import lr_for
+        from studio.models.find_model import facts
+        from studio.training.steps_and_learning_rate import lr_for
 
         key = {"data": dataset, "method": method}
         if any(key.items() <= run.items() and "error" in run for run in self._runs):
@@ -132,7 +132,7 @@ class _Bench:
         """Return the base, which stays in memory; a fresh one for a method that changes it."""
         from studio.backbone import Backbone
         from studio.models.loading import load
-        from studio.training.estimate import base_model
+        from studio.training.base_precision import base_model
 
         if self._base is None or spec.method.trains_base:
             loaded = load(base_model(spec), "cpu")
@@ -145,7 +145,7 @@ class _Bench:
         """Return held-out loss and forgetting of a run; None where it diverged."""
         from studio.errors import Diverged
         from studio.evaluation.forgetting import RunForgetting, general_set_of
-        from studio.training.session import open_session, prepare_data
+        from studio.training.open_session import open_session, prepare_data
 
         loaded, backbone = self._loaded(spec)
         place = (spec.data.path, spec.seed)

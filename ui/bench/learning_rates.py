@@ -18,7 +18,7 @@ from studio.errors import StudioError
 from studio.methods import methods as registered
 from studio.methods import named
 from studio.spec import RunSpec
-from ui.bench.figures import progress, table_text
+from ui.bench.bench_figures import progress, table_text
 
 STEP = math.sqrt(10)
 FARTHEST = 5  # steps of the walk from `auto`
@@ -69,8 +69,8 @@ def bench_rates(
 
 def measured(spec: RunSpec, folder: Path) -> dict[str, Any]:
     """Return the auto rate, the best one, their held-out losses, and every rate tried."""
-    from studio.models.sources import facts
-    from studio.training.schedule import lr_for
+    from studio.models.find_model import facts
+    from studio.training.steps_and_learning_rate import lr_for
 
     try:
         width = facts(spec.model).hidden_size
@@ -103,7 +103,7 @@ def _held_out(spec: RunSpec, rate: float, folder: Path) -> float:
 
     from studio.errors import RunError
     from studio.home import open_home
-    from studio.training.run import train
+    from studio.training.train_run import train
 
     try:
         events = list(

@@ -16,8 +16,8 @@ from typing import Any
 from studio.errors import RunError, StudioError
 from studio.methods import methods as registered
 from studio.methods import named
-from ui.bench.children import Peer, take_turns
-from ui.bench.figures import median_ratio, progress, summary, table_text
+from ui.bench.bench_figures import median_ratio, progress, summary, table_text
+from ui.bench.child_processes import Peer, take_turns
 from ui.bench.training_case import BenchCase, load_bare, own_model, prepare_case
 
 YARDSTICK = "full"
@@ -91,7 +91,7 @@ def serving(case: BenchCase) -> dict[str, Any]:
     from transformers.utils.logging import disable_progress_bar
 
     from studio.backbone import Backbone
-    from studio.evaluation.bakeoff import decoder, ratio
+    from studio.evaluation.bakeoff_measurements import decoder, ratio
 
     disable_progress_bar()  # one bar for each method would hide the table
     backbone = Backbone(load_bare(Path(case.model), case.dtype))

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 def run_ours(folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile) -> None:
     """The loop of `studio.training`, as `studio train` runs it."""
-    from studio.training.session import NAME, open_session
+    from studio.training.open_session import open_session
+    from studio.training.training_session import NAME
 
     prepared = _prepared(rows, case.width)
     session = open_session(case.spec(), loaded=bare(case), prepared=prepared)
@@ -52,8 +53,8 @@ def bare(case: BenchCase) -> Loaded:
     """Load the case's model as a session wants it, without a tokenizer."""
     import torch
 
+    from studio.models.find_model import facts
     from studio.models.loading import Loaded
-    from studio.models.sources import facts
 
     model = load_bare(Path(case.model), case.dtype)
     return Loaded(
@@ -70,7 +71,7 @@ def _prepared(rows: list[BenchRow], width: int = 1) -> Any:
 
 def run_siblings(folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile) -> None:
     """Several runs of this studio on one base, a step of each in turn."""
-    from studio.training.session import open_session
+    from studio.training.open_session import open_session
     from studio.training.siblings import SiblingGroup
 
     loaded = bare(case)

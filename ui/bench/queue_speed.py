@@ -10,12 +10,12 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from jobs.curves import Progress
-from jobs.processes import me
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
+from jobs.process_identity import me
+from jobs.run_curves import Progress
 from jobs.supervisor import Supervisor
 from studio.home import Home, open_home
-from ui.bench.figures import Figure, figure, median_ms, progress, seconds
+from ui.bench.bench_figures import Figure, figure, median_ms, progress, seconds
 
 MANY = 10_000
 POINTS = 100_000
@@ -163,7 +163,7 @@ def _curves(store: JobStore, points: int, times: int) -> list[Figure]:
 
 def _queries(home: Home, store: JobStore, among: str) -> list[Figure]:
     """The queries of pages and commands, and what an open Runs page asks once a second."""
-    from ui.live import Listing
+    from ui.live_queue import Listing
 
     last = store.list(limit=1)[0].id
     listing = Listing(home, store)

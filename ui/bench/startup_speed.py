@@ -15,11 +15,11 @@ from urllib.parse import urlencode
 
 from studio import hardware
 from studio.errors import RunError
-from ui.bench.children import ask, command, processor_seconds, serving, wait_until
-from ui.bench.figures import Figure, figure, progress
+from ui.bench.bench_figures import Figure, figure, progress
+from ui.bench.child_processes import ask, command, processor_seconds, serving, wait_until
 
 if TYPE_CHECKING:
-    from jobs.store import JobStore
+    from jobs.job_queue import JobStore
 
 SPARE_SECONDS = 8  # in which a spare imports torch
 PAGE_TURNS, TURN_SECONDS, ASK_SECONDS = 5, 6.0, 0.7
@@ -55,7 +55,7 @@ def _median(name: str, unit: str, values: list[float], bar: float) -> Figure:
 
 def _first_steps(home: Path) -> dict[str, float]:
     """Time from the command to the first loss in the database: cold, then with a spare waiting."""
-    from jobs.store import JobStore
+    from jobs.job_queue import JobStore
     from studio.home import open_home
 
     store = JobStore(open_home(home))
@@ -93,7 +93,7 @@ def _page_cost(home: Path) -> dict[str, float]:
     share of all cores while it answers, which bounds what it can take from others. The poll is as
     frequent as an open page's; drawing is the browser's share.
     """
-    from jobs.store import JobStore
+    from jobs.job_queue import JobStore
     from studio.home import open_home
 
     store = JobStore(open_home(home))

@@ -18,9 +18,8 @@ from typing import Any
 
 from studio import hardware
 from studio.errors import InputError
-from ui.bench import children
-from ui.bench.children import WORKER, Peer, run, take_turns
-from ui.bench.figures import (
+from ui.bench import child_processes
+from ui.bench.bench_figures import (
     differences,
     median_ratio,
     progress,
@@ -28,6 +27,7 @@ from ui.bench.figures import (
     summary,
     table_text,
 )
+from ui.bench.child_processes import WORKER, Peer, run, take_turns
 from ui.bench.training_case import SIBLINGS, BenchCase, own_model, prepare_case, sibling_rates
 
 LOSSES = ("loss first / last", "{first_loss:.4f} / {last_loss:.4f}")
@@ -69,7 +69,7 @@ def bench_train(folder: Path, case: BenchCase, vs: str, busy: int = 0) -> dict[s
     run(*WORKER, "prepare", str(folder), json.dumps(asdict(case)))
     progress("the largest product's speed")
     peaks = [_peak(folder)]  # before and after, while nothing trains
-    with ExitStack() as stack, children.busy(busy):
+    with ExitStack() as stack, child_processes.busy(busy):
         running = {name: stack.enter_context(Peer(name, folder)) for name in peers}
         take_turns(running, case.rounds)
     peaks.append(_peak(folder))

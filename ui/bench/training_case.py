@@ -21,7 +21,7 @@ from studio.errors import InputError
 from studio.spec import RunSpec
 
 if TYPE_CHECKING:
-    from studio.training.batch import TokenRow
+    from studio.training.batching import TokenRow
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-30m": {
@@ -145,7 +145,7 @@ def prepare_case(case: BenchCase, folder: Path, *, adapter: bool = True) -> Benc
     steps, the same for every peer.
     """
     from studio.backbone import Backbone
-    from studio.models.sources import resolve
+    from studio.models.find_model import resolve
 
     folder.mkdir(parents=True, exist_ok=True)
     local = own_model(case, folder)
@@ -211,7 +211,7 @@ def _rows(case: BenchCase, config: Any) -> Sequence[TokenRow]:
         return make(SYNTHETIC_ROWS, vocabulary=config.vocab_size)
     if case.loss != "sft":
         raise InputError(f"--loss {case.loss} is measured on --data {SYNTHETIC} alone.")
-    from studio.data.prepare import prepare
+    from studio.data.prepare_run_data import prepare
     from studio.models.loading import load_tokenizer
 
     spec = case.spec().with_values({"data.path": case.data})

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.actions.comparisons import DEFAULTS, NONE, Lanes, MaxNewTokens
+from jobs.actions.chat_and_compare import DEFAULTS, NONE, Lanes, MaxNewTokens
 from jobs.actions.registry import action, field
-from jobs.recipes import Recipes
-from jobs.store import JobStore
+from jobs.adapter_recipes import Recipes
+from jobs.job_queue import JobStore
 from studio.adapter_stack import StackItem
 from studio.chat.lanes import (
     ChatRequest,
@@ -28,10 +28,10 @@ from studio.chat.lanes import (
 )
 from studio.errors import ChatError, StudioError
 from studio.home import open_home
-from ui.cli.generate import HomeOption, JsonOption
+from ui.cli.commands_from_actions import HomeOption, JsonOption
 
 if TYPE_CHECKING:
-    from studio.chat.residents import ResidentModels
+    from studio.chat.resident_models import ResidentModels
 
 app = typer.Typer()
 HELP = "/new starts over, /system TEXT sets the system prompt, /exit or Ctrl-D quits."
@@ -70,7 +70,7 @@ def chat(
     from transformers.utils import logging
 
     from studio.adapters.library import describe, resolve
-    from studio.chat.residents import ResidentModels
+    from studio.chat.resident_models import ResidentModels
 
     if as_json and prompt is None:
         raise ChatError("--json prints one answer: give the question with --prompt.")
@@ -189,7 +189,7 @@ def compare(
     device: Annotated[str, field("auto, cpu, cuda:0 …")] = "auto",
 ) -> dict[str, Any]:  # fmt: skip
     """Ask several lanes the same prompt and print their answers."""
-    from studio.chat.residents import ResidentModels
+    from studio.chat.resident_models import ResidentModels
 
     kept = Recipes(store.database)
     lanes = [one.model_dump(include={"model", "stack"}) for one in lane]

@@ -1,7 +1,7 @@
 """The command line: all commands, and how they end.
 
-Most commands are generated from actions (`generate.py`); here are those that serve or print as they
-go. Whatever is slow to import is imported when its command runs.
+Most commands are generated from actions (`commands_from_actions.py`); here are those that serve or
+print as they go. Whatever is slow to import is imported when its command runs.
 
 Exit codes: 0 done, 2 the input was wrong, 3 the job failed, 4 it was cancelled or paused, 130
 interrupted. With `--json` exactly one JSON document goes to standard output, errors included.
@@ -22,13 +22,13 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.store import JobStore
+from jobs.job_queue import JobStore
 from studio.errors import ServeError, StudioError, nearest
 from studio.home import Home, open_home
 from ui.cli.chat_commands import app as chat_app
-from ui.cli.generate import HomeOption, JsonOption, add_commands
-from ui.cli.show_data import printable
-from ui.cli.show_home import diagnosis
+from ui.cli.commands_from_actions import HomeOption, JsonOption, add_commands
+from ui.cli.print_data import printable
+from ui.cli.print_home import diagnosis
 
 GROUPS = {
     "presets": "Named settings: built in and your own.",
@@ -220,7 +220,7 @@ def doctor(
 )
 def bench(context: typer.Context) -> int:
     """Measure: startup, train, siblings, methods, data, queue, idle, chat."""
-    from ui.bench.command import bench as run_bench
+    from ui.bench.bench_command import bench as run_bench
 
     return run_bench(context.args)
 

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from studio.data.files import (
+from studio.data.conversation_records import Problem, Row
+from studio.data.readers.arrow import read_arrow, read_parquet, whole_columns
+from studio.data.readers.compression_and_encoding import (
     COMPRESSED,
     Opened,
     check_regular,
@@ -21,7 +23,6 @@ from studio.data.files import (
     guess_encoding,
     read_sample,
 )
-from studio.data.readers.arrow import read_arrow, read_parquet, whole_columns
 from studio.data.readers.delimited import header_notes, read_delimited
 from studio.data.readers.json_document import read_json
 from studio.data.readers.json_lines import read_jsonl, read_plain
@@ -32,7 +33,6 @@ from studio.data.readers.workbook import (
     workbook_kind,
     workbook_notes,
 )
-from studio.data.records import Problem, Row
 from studio.errors import DataError
 
 

@@ -16,9 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from studio.data.files import Opened
+from studio.data.conversation_records import Problem, Row
+from studio.data.readers.compression_and_encoding import Opened
 from studio.data.readers.delimited import MAX_COLUMNS, unique_names
-from studio.data.records import Problem, Row
 from studio.errors import DataError
 
 BATCH_ROWS = 64

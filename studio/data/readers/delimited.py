@@ -11,9 +11,9 @@ import re
 from collections import Counter, deque
 from collections.abc import Iterator
 
-from studio.data.files import Opened, utf8_chunks
+from studio.data.conversation_records import Problem, Row
+from studio.data.readers.compression_and_encoding import Opened, utf8_chunks
 from studio.data.readers.json_lines import Line, lines
-from studio.data.records import Problem, Row
 from studio.errors import DataError
 
 MAX_COLUMNS = 2000

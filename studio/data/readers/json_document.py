@@ -14,9 +14,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from studio.data.files import Opened, utf8_chunks
+from studio.data.conversation_records import Problem, Row
+from studio.data.readers.compression_and_encoding import Opened, utf8_chunks
 from studio.data.readers.json_lines import MAX_DEPTH, TOO_DEEP, first_repeat, name_of
-from studio.data.records import Problem, Row
 from studio.errors import DataError
 
 MAX_ELEMENT_CHARS = 64 << 20

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from studio.data.files import Opened, utf8_chunks
-from studio.data.records import Problem, Row
+from studio.data.conversation_records import Problem, Row
+from studio.data.readers.compression_and_encoding import Opened, utf8_chunks
 
 MAX_LINE_BYTES = 64 << 20
 MAX_DEPTH = 200

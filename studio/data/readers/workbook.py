@@ -19,9 +19,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from studio.data.files import Opened
+from studio.data.conversation_records import Problem, Row
+from studio.data.readers.compression_and_encoding import Opened
 from studio.data.readers.delimited import MAX_COLUMNS, name_notes, unique_names
-from studio.data.records import Problem, Row
 from studio.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-from studio.data.records import Message
+from studio.data.conversation_records import Message
 
 Spans = list[tuple[int, int]]
 Quote = Callable[[str], str]

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from studio.data.records import Conversation, Document, Message, Problem
-from studio.data.template.adapt import Change
-from studio.data.template.backend import Backend, backend_of
-from studio.data.template.layout import Layout, Reading, Rendered
+from studio.data.conversation_records import Conversation, Document, Message, Problem
+from studio.data.model_tokenizer import Backend, backend_of
+from studio.data.template.adapt_conversation import Change
+from studio.data.template.jinja_sandbox import BREAK, Guard, TemplateRefused
 from studio.data.template.lost_parts import Lost, parsed
-from studio.data.template.named import STYLES, NamedLayout
-from studio.data.template.rendered import ControlTokens, Renderings, has_foreign_turns
-from studio.data.template.sandbox import BREAK, Guard, TemplateRefused
-from studio.data.template.settings import read
-from studio.data.template.spans import trained_ranges, without_breaks
-from studio.data.template.thoughts import turns, with_thoughts
+from studio.data.template.named_templates import STYLES, NamedLayout
+from studio.data.template.render_conversation import Layout, Reading, Rendered
+from studio.data.template.rendered_documents import ControlTokens, Renderings, has_foreign_turns
+from studio.data.template.template_settings import read
+from studio.data.template.token_masks import trained_ranges, without_breaks
+from studio.data.template.train_thoughts import turns, with_thoughts
 from studio.errors import DataError, ModelError, nearest
 from studio.spec import DataSource
 
@@ -67,7 +67,7 @@ class View(NamedTuple):
     changes: tuple[Change, ...] = ()
 
 
-class Batch(NamedTuple):
+class EncodedBatch(NamedTuple):
     """Views encoded together; view `i` reaches from `starts[i]` to `starts[i + 1]`.
 
     Most rows have one view; `views` say which. A row that the template refuses is empty and in
@@ -176,7 +176,7 @@ class Template:
 
     def encode_batch(
         self, rows: Sequence[Conversation | Document], train_on: TrainOn = "assistant"
-    ) -> Batch:
+    ) -> EncodedBatch:
         """Encode many rows at once."""
         views = [v for at, row in enumerate(rows) for v in self._views(at, row, train_on)]
         texts = [view.laid.text for view in views if isinstance(view.laid, Rendered)]
@@ -202,7 +202,7 @@ class Template:
         for start, stop in ranges:
             trained[start:stop] = True
         flat = np.frombuffer(b"".join(packed), dtype=np.int32)
-        return Batch(flat, trained, np.array(stops), teaches, problems, views)
+        return EncodedBatch(flat, trained, np.array(stops), teaches, problems, views)
 
     def render(self, row: Conversation | Document) -> Rendered | Problem:
         """Return a row as text with the spans that carry loss: all that training sees of it.
@@ -410,7 +410,7 @@ def choose(
     Args:
         tokenizer: transformers' tokenizer, or a `Backend`.
         name: `auto` or a named template.
-        chat_template_kwargs: Settings of the tokenizer's own template (`settings.py`).
+        chat_template_kwargs: Settings of the tokenizer's own template (`template_settings.py`).
         thoughts: What is done where the template cuts thoughts.
         accept_lost: Train rows of which the template cuts other trained parts.
         control_tokens: How control tokens in documents are read.

@@ -1,7 +1,7 @@
 """Losses that learn from preferences or rewards: one file each, formula and paper.
 
-They see log-probabilities alone; `training/preference.py` computes these and sums the losses of a
-step, `training/rollouts.py` for GRPO. The numbers are those of TRL's trainers.
+They see log-probabilities alone; `training/preference_loss.py` computes these and sums the losses
+of a step, `training/grpo_rollouts.py` for GRPO. The numbers are those of TRL's trainers.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from studio.errors import MethodError, SpecError
-from studio.evaluation.metrics import Scorer, scorers, weights_in
+from studio.evaluation.answer_scores import Scorer, scorers, weights_in
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from studio.spec import RunSpec, TrainArgs
+    from studio.spec import RunSpec
+    from studio.train_args import TrainArgs
 
 
 class LogProbs(NamedTuple):

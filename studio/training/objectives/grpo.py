@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from studio.spec import TrainArgs
+    from studio.train_args import TrainArgs
 
 NEEDS_REFERENCE, LEARNING_RATE = True, 0.1
 TINY = 1e-4

@@ -14,7 +14,7 @@ from studio.training.objectives import LogProbs, PairLosses
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from studio.spec import TrainArgs
+    from studio.train_args import TrainArgs
 
 NEEDS_REFERENCE, LEARNING_RATE = False, 0.5
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from studio.training.objectives import LogProbs, PairLosses
 
 if TYPE_CHECKING:
-    from studio.spec import TrainArgs
+    from studio.train_args import TrainArgs
 
 NEEDS_REFERENCE, LEARNING_RATE = False, 0.03
 

@@ -7,11 +7,11 @@ import peft
 import pytest
 import torch
 
+from studio.adapters.adapter_requests import ExportRequest, MergeRequest
 from studio.adapters.export import as_format, export_adapter
 from studio.adapters.gguf import GgufRequest
 from studio.adapters.library import resolve
-from studio.adapters.requests import ExportRequest, MergeRequest
-from studio.adapters.verify import EXPORT_REPORT, read_report
+from studio.adapters.verify_logits import EXPORT_REPORT, read_report
 from studio.backbone import Backbone, adapter_files
 from studio.errors import AdapterError, InputError, StudioError
 from studio.methods.bottleneck import Bottleneck

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from studio.adapters.verify import Comparison
+from studio.adapters.verify_logits import Comparison
 
 pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
@@ -15,7 +15,7 @@ from studio.adapters import gguf_tensors
 from studio.adapters.gguf import GgufRequest, verify_gguf
 from studio.adapters.gguf_tensors import interleave
 from studio.adapters.gguf_write import write
-from studio.adapters.verify import GGUF_REPORT, read_report
+from studio.adapters.verify_logits import GGUF_REPORT, read_report
 from studio.errors import AdapterError, InputError, ModelError, SpecError
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from studio.adapters import merge as merging
 from studio.adapters.merge import merge, read_certificate
-from studio.adapters.verify import VerificationError
+from studio.adapters.verify_logits import VerificationError
 from studio.backbone import Backbone
 from studio.errors import InputError, MethodError
 from studio.methods.bottleneck import Bottleneck

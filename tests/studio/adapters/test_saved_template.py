@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 
 from studio.adapters.export import export_adapter
 from studio.adapters.merge import merge, read_certificate, trained_template
-from studio.adapters.verify import verify
+from studio.adapters.verify_logits import verify
 from studio.backbone import Backbone
-from studio.data.template.named import STYLES
-from studio.data.template.saved import CONVERSATION, conversation_ids, keep_template
+from studio.data.template.keep_named_template import CONVERSATION, conversation_ids, keep_template
+from studio.data.template.named_templates import STYLES
 from studio.data.template.template import choose
 from studio.errors import AdapterError
 from studio.home import open_home

@@ -12,15 +12,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from studio.adapters.merge import merge
 from studio.backbone import Backbone
 from studio.chat.lanes import Lane, Message, Sampling
-from studio.chat.residents import ResidentModels
+from studio.chat.resident_models import ResidentModels
 from studio.errors import AdapterError, MethodError, ModelError
 from studio.home import Home
 from studio.methods.lora import Lora
+from studio.models.find_model import facts
 from studio.models.loading import load
 from studio.models.new_tokens import ExtendRequest, new_token_ids, read_tokens
-from studio.models.sources import facts
 from studio.spec import ModelSource, RunSpec
-from studio.training.run import train
+from studio.training.train_run import train
 from tests.studio.tiny import SIZES, tiny_folder, tiny_tokenizer
 
 IDS = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(5))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ui.bench import gpu_check
-from ui.bench.command import bench
+from ui.bench.bench_command import bench
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from studio.errors import MethodError, RunError, SpecError
-from ui.bench import command
+from ui.bench import bench_command
 from ui.bench import method_speed as bench
 from ui.bench.training_case import SYNTHETIC, BenchCase
 
@@ -75,7 +75,7 @@ def test_an_unknown_method_is_refused_at_once(tmp_path):
 
 def test_a_setting_of_the_studio_is_taken_and_one_that_is_none_refused():
     with pytest.raises(SpecError, match="attn_implementation"):
-        command.bench(["train", "--set", "train.attn_implementaton=sdpa"])
+        bench_command.bench(["train", "--set", "train.attn_implementaton=sdpa"])
     settings = {"train.attn_implementation": "eager"}
     args = replace(CASE, settings=settings).spec().train
     assert (args.attn_implementation, args.per_device_train_batch_size) == ("eager", 2)

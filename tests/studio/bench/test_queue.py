@@ -6,8 +6,8 @@ import pytest
 
 from studio.errors import InputError
 from ui.bench import queue_speed
-from ui.bench.command import bench as run
-from ui.bench.figures import figure
+from ui.bench.bench_command import bench as run
+from ui.bench.bench_figures import figure
 
 
 def test_every_figure_is_measured_and_no_job_is_given_out_twice(home):

@@ -18,8 +18,8 @@ from transformers import (
 
 from studio.adapter_stack import StackItem
 from studio.backbone import Backbone
+from studio.chat.chat_engine import ChatEngine
 from studio.chat.decoding import Batch
-from studio.chat.engine import ChatEngine
 from studio.chat.lanes import Delta, Lane, Message, Sampling
 from studio.methods import named
 

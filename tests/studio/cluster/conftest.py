@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from studio.cluster.follow import Follower
-from studio.cluster.orders import ADAPTER, CHECKPOINTS, REPORT, Submission, read_submission
+from studio.cluster.cluster_records import ADAPTER, CHECKPOINTS, REPORT, Submission, read_submission
+from studio.cluster.follow_and_fetch import Follower
 from studio.cluster.ray_api import NoAnswer
-from studio.cluster.storage import EventWriter, Storage
+from studio.cluster.shared_storage import EventWriter, Storage
 from studio.home import publishing
 from studio.spec import RunSpec
-from studio.training.events import Event, Finished, Saved, Started, Step
+from studio.training.training_events import Event, Finished, Saved, Started, Step
 
 SPEC = RunSpec.parse({"name": "far", "train": {"device": "ray"}})
 
@@ -120,5 +120,5 @@ def far(tmp_path, monkeypatch):
         ("POLL_SECONDS", 0.01), ("STATUS_SECONDS", 0.03), ("SAVE_SECONDS", 0.0),
         ("INTENT_SECONDS", 0.05), ("END_SECONDS", 0.05),
     ):  # fmt: skip
-        monkeypatch.setattr(f"studio.cluster.follow.{name}", seconds)
+        monkeypatch.setattr(f"studio.cluster.follow_and_fetch.{name}", seconds)
     return Far(folder=tmp_path / "storage" / "far-1", run_dir=tmp_path / "run")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from studio.cluster import follow
-from studio.cluster.orders import CONTROL, MARK, read_json, read_submission
-from studio.cluster.storage import Storage
+from studio.cluster import follow_and_fetch
+from studio.cluster.cluster_records import CONTROL, MARK, read_json, read_submission
+from studio.cluster.shared_storage import Storage
 from studio.errors import ClusterError, Diverged, ProcessLost
 from studio.home import is_whole
-from studio.training.events import Finished, Loading, Saved, Started, Step, Working
+from studio.training.training_events import Finished, Loading, Saved, Started, Step, Working
 from tests.studio.cluster.conftest import SPEC, finished, started, step
 
 
@@ -181,7 +181,7 @@ def test_what_has_not_begun_or_does_not_stop_when_asked_is_ended(far, monkeypatc
     def cancel() -> None:
         far.intent, far.wish = "cancel", "stop"
 
-    monkeypatch.setitem(follow.PATIENCE_SECONDS, "cancel", 0.1)
+    monkeypatch.setitem(follow_and_fetch.PATIENCE_SECONDS, "cancel", 0.1)
     if begun:
         far.add(started(), step(1))
         far.save(1)
@@ -198,7 +198,7 @@ def test_when_nobody_answers_a_stop_waits_on_the_storage(far, monkeypatch):
     def cancel() -> None:
         far.intent, far.wish, far.ray.now = "cancel", "stop", None
 
-    monkeypatch.setitem(follow.PATIENCE_SECONDS, "cancel", 0.1)
+    monkeypatch.setitem(follow_and_fetch.PATIENCE_SECONDS, "cancel", 0.1)
     far.add(started())
     far.follow({Started: cancel})
 

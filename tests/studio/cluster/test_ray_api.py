@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from studio.cluster.orders import MARK, lacking, needed
+from studio.cluster.cluster_records import MARK, lacking, needed
 from studio.cluster.ray_api import ClusterFacts, NoAnswer, Ray, checked_address, error_in
 from studio.cluster.submit import too_few
 from studio.errors import ClusterError, Diverged

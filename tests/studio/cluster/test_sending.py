@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from studio.cluster.orders import ORDER, Order, read_json, read_submission
+from studio.cluster.cluster_records import ORDER, Order, read_json, read_submission
 from studio.cluster.ray_api import ClusterFacts, NoAnswer
-from studio.cluster.storage import Storage
+from studio.cluster.shared_storage import Storage
 from studio.cluster.submit import submit
 from studio.errors import ClusterError
 from studio.home import Home, publishing
 from studio.spec import RunSpec
-from studio.training import transfer
+from studio.training import transfer_run
 from tests.studio.tiny import tiny_spec
 
 
@@ -55,7 +55,7 @@ def test_the_folder_on_the_storage_is_a_run_of_its_own(spec, home, tmp_path):
     order = Order.model_validate(read_json(place, ORDER))
     assert (order.workers, order.gpus) == (2, True)
     assert (Path(order.model) / "config.json").is_file()
-    packed = transfer.spec_in(place.local_path("packed", tmp_path))
+    packed = transfer_run.spec_in(place.local_path("packed", tmp_path))
     assert packed.data.path == f"{place.root}/packed/data/rows.jsonl"
     assert Path(packed.data.path).read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
     assert packed.train.device == "auto"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from studio.cluster import storage
-from studio.cluster.storage import EventReader, EventWriter, Storage
+from studio.cluster import shared_storage
+from studio.cluster.shared_storage import EventReader, EventWriter, Storage
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_reader_hears_what_is_new_and_goes_on_where_it_was(place):
 
 
 def test_files_stay_small_and_the_reader_follows(place, monkeypatch):
-    monkeypatch.setattr(storage, "FILE_BYTES", 30)
+    monkeypatch.setattr(shared_storage, "FILE_BYTES", 30)
     writer, reader, heard = EventWriter(place), EventReader(place), []
     for n in range(20):
         writer.add({"n": n})

@@ -10,14 +10,22 @@ from typing import Any
 import pytest
 
 from studio.cluster import driver
+from studio.cluster.cluster_records import (
+    CONTROL,
+    ERROR,
+    ORDER,
+    Order,
+    order_in,
+    read_json,
+    write_json,
+)
 from studio.cluster.driver import work
-from studio.cluster.orders import CONTROL, ERROR, ORDER, Order, order_in, read_json, write_json
-from studio.cluster.storage import EventReader, EventWriter, Storage
+from studio.cluster.shared_storage import EventReader, EventWriter, Storage
 from studio.errors import ClusterError, DataError, ProcessLost, RunError
 from studio.spec import RunSpec
-from studio.training import transfer
-from studio.training.events import Loading, Step
-from studio.training.run import train
+from studio.training import transfer_run
+from studio.training.train_run import train
+from studio.training.training_events import Loading, Step
 
 
 @pytest.fixture
@@ -30,7 +38,7 @@ def place(tmp_path, home, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.train", trains)
     monkeypatch.setitem(sys.modules, "ray.train.torch", torches)
     place = Storage(str(tmp_path / "storage"))
-    transfer.pack(SPEC, tmp_path / "packed", home)
+    transfer_run.pack(SPEC, tmp_path / "packed", home)
     place.send(tmp_path / "packed", "packed")
     write_json(place, ORDER, Order(workers=1, gpus=False, needs=("torch",)).model_dump(mode="json"))
     speaker = EventWriter(place)
@@ -82,7 +90,7 @@ def test_a_wish_on_the_storage_is_obeyed_and_the_next_worker_goes_on(place, monk
 
 def test_a_checkpoint_that_a_person_wants_is_made_once(place, monkeypatch):
     monkeypatch.setattr("studio.cluster.driver.RECEIVE_SECONDS", 0.01)
-    spec = transfer.read_spec(Path(place.root) / "packed")
+    spec = transfer_run.read_spec(Path(place.root) / "packed")
     spec = spec.with_values({"train.max_steps": 60, "train.save_steps": -1, "train.eval_steps": -1})
     (Path(place.root) / "packed" / "spec.yaml").write_text(spec.to_yaml())
     running = threading.Thread(target=work, args=({"place": place.url},))

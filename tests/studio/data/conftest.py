@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from studio.data.template.backend import Backend, backend_from_core
+from studio.data.model_tokenizer import Backend, backend_from_core
 
 Make = Callable[..., Backend]
 

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from studio.data import preview
-from studio.data.datasets import check_file
-from studio.data.importing import import_dataset
-from studio.data.mapping import PARTS, Mapping
-from studio.data.records import Conversation, Document, Problem, Row, content_hash
-from studio.data.rows import converter, record_converter
+from studio.data import mapping_preview
+from studio.data.check_dataset import check_file
+from studio.data.column_mapping import PARTS, Mapping
+from studio.data.conversation_records import Conversation, Document, Problem, Row, content_hash
+from studio.data.import_dataset import import_dataset
+from studio.data.row_converters import converter, record_converter
 from studio.data.template.template import choose
 from studio.data.xray import xray
 from studio.errors import DataError, StudioError
@@ -86,7 +86,7 @@ def test_a_damaged_file_is_read_or_refused(name, harms, tmp_path):
     assert report.ok == (report.error is None)
     assert report.rows.read == report.rows.kept + report.rows.dropped
     if report.ok:
-        assert json.dumps(preview.columns(str(path))).isascii()
+        assert json.dumps(mapping_preview.columns(str(path))).isascii()
 
 
 @st.composite

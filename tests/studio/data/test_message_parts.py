@@ -5,13 +5,13 @@ from collections import Counter
 
 import pytest
 
-from studio.data.datasets import check_file
-from studio.data.message_parts import Parts, read_content
-from studio.data.origins import from_files, guess_origin
-from studio.data.prepare import prepare
-from studio.data.recognise import recognise
-from studio.data.records import Conversation, Dropped, Problem, Row, content_hash
-from studio.data.rows import converter
+from studio.data.check_dataset import check_file
+from studio.data.conversation_records import Conversation, Dropped, Problem, Row, content_hash
+from studio.data.dataset_files import from_files
+from studio.data.messages import Parts, read_content
+from studio.data.prepare_run_data import prepare
+from studio.data.recognise_format import guess_origin, recognise
+from studio.data.row_converters import converter
 from studio.errors import DataError
 from studio.spec import DataSource
 

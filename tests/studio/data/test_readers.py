@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from studio.data.conversation_records import Row
 from studio.data.readers import look, read
-from studio.data.records import Row
 from studio.errors import DataError
 
 ROWS = [{"question": "a, b", "answer": 'say "hi"\nthere'}, {"question": "c", "answer": "d"}]

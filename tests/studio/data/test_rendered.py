@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from studio.data.prepare import prepare
-from studio.data.records import Conversation, Document
-from studio.data.template.backend import backend_from_folder
+from studio.data.conversation_records import Conversation, Document
+from studio.data.model_tokenizer import backend_from_folder
+from studio.data.prepare_run_data import prepare
 from studio.data.template.template import choose
 from studio.data.xray import xray
 from studio.spec import DataSource

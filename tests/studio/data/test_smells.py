@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from studio.data.datasets import check_file
-from studio.data.prepare import prepare
+from studio.data.check_dataset import check_file
+from studio.data.prepare_run_data import prepare
 from studio.spec import DataSource
 
 

@@ -4,21 +4,21 @@ import json
 
 import pytest
 
-from studio.data.curate import (
+from studio.data.check_dataset import check_file
+from studio.data.column_mapping import Mapping
+from studio.data.curate_dataset import (
     Deduplicate,
     Drop,
     Filter,
     Remap,
     Split,
     apply_step,
-    export_rows,
     lineage,
     parse_step,
 )
-from studio.data.datasets import check_file
-from studio.data.importing import import_dataset
-from studio.data.mapping import Mapping
-from studio.data.prepare import prepare
+from studio.data.export_rows import export_rows
+from studio.data.import_dataset import import_dataset
+from studio.data.prepare_run_data import prepare
 from studio.data.snapshots import delete_snapshot, open_snapshot, snapshots
 from studio.errors import DataError
 from studio.home import is_whole

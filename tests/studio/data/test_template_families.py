@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from studio.data.records import Conversation, Problem
+from studio.data.conversation_records import Conversation, Problem
 from studio.data.template.template import choose
 from tests.studio.data.families import FAMILIES, PROMPTS, SHAPES, answer
 from tests.studio.data.spoken import SPOKEN

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from studio.data.records import Conversation, Problem
+from studio.data.conversation_records import Conversation, Problem
 from studio.data.template.template import choose
 from tests.studio.data.families import FAMILIES, TOOLS
 

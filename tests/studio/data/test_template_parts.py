@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from studio.data.mapping import Mapping
-from studio.data.prepare import prepare
-from studio.data.records import Conversation, Problem, Row
-from studio.data.rows import converter
-from studio.data.template.backend import model_name
+from studio.data.column_mapping import Mapping
+from studio.data.conversation_records import Conversation, Problem, Row
+from studio.data.model_tokenizer import model_name
+from studio.data.prepare_run_data import prepare
+from studio.data.row_converters import converter
 from studio.data.template.lost_parts import find_text
 from studio.data.template.template import choose
 from studio.data.xray import xray

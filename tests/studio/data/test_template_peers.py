@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from studio.data.records import Conversation, Problem
-from studio.data.template.layout import as_parts
+from studio.data.conversation_records import Conversation, Problem
+from studio.data.template.render_conversation import as_parts
 from studio.data.template.template import choose
 from tests.studio.data.families import PROMPTS, SHAPES
 

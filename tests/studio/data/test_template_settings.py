@@ -4,8 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from studio.chat.lanes import Sampling
-from studio.data.template.settings import read, written
 from studio.data.template.template import choose, choose_for
+from studio.data.template.template_settings import read, written
 from studio.errors import DataError
 from studio.spec import DataSource
 

@@ -9,9 +9,9 @@ import json
 import numpy as np
 import pytest
 
-from studio.data.prepare import prepare
-from studio.data.records import Conversation
-from studio.data.template.backend import Backend
+from studio.data.conversation_records import Conversation
+from studio.data.model_tokenizer import Backend
+from studio.data.prepare_run_data import prepare
 from studio.data.template.template import choose
 from studio.data.xray import xray
 from studio.errors import DataError
@@ -387,7 +387,7 @@ def test_a_template_cannot_reach_python(byte_backend):
 
 
 def test_the_real_chatml_template_masks_tool_conversations(real, bracketed):
-    from studio.data.template.backend import backend_from_folder
+    from studio.data.model_tokenizer import backend_from_folder
 
     backend = backend_from_folder(real / "tokenizers" / "minimind")
 

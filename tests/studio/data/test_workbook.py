@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from openpyxl import Workbook
 
+from studio.data.conversation_records import Problem, Row
 from studio.data.readers import look, read
-from studio.data.records import Problem, Row
 from studio.errors import DataError
 
 HEADER = ["question", "answer"]

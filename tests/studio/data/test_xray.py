@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from studio.data.prepare import prepare
-from studio.data.template.backend import backend_from_folder
+from studio.data.model_tokenizer import backend_from_folder
+from studio.data.prepare_run_data import prepare
 from studio.data.xray import xray
 from studio.errors import DataError
 from studio.spec import DataSource

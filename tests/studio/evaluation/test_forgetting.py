@@ -13,8 +13,8 @@ from studio.evaluation.forgetting import general_set, greedy_rows, measure
 from studio.home import open_home
 from studio.models.loading import load
 from studio.spec import ModelSource
-from studio.training.events import Forgotten
-from studio.training.run import train
+from studio.training.train_run import train
+from studio.training.training_events import Forgotten
 from tests.studio.methods.test_matrix import attached
 from tests.studio.tiny import tiny_folder, tiny_spec
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from studio import offline
-from studio.chat.answer_parser import Piece
 from studio.chat.lanes import Delta
+from studio.chat.thought_and_tool_parser import Piece
 from studio.errors import ChatError, JudgeFailed, SpecError
 from studio.evaluation import judge_server
 from studio.evaluation.judge import (
@@ -202,7 +202,7 @@ def test_a_lane_of_this_studio_judges_in_one_batch_without_its_thoughts(
             yield Delta(lane=place, done=True, reason="stop")
 
     monkeypatch.setattr(
-        "studio.chat.residents.ResidentModels",
+        "studio.chat.resident_models.ResidentModels",
         lambda *_, **__: SimpleNamespace(stream=stream, release=lambda: None),
     )
     suite(home, [(1, 2)])

@@ -7,7 +7,7 @@ import pytest
 
 from studio.chat.lanes import Delta, LaneSettings, Stats
 from studio.errors import ChatError, SpecError
-from studio.evaluation.metrics import match_pattern
+from studio.evaluation.answer_scores import match_pattern
 from studio.evaluation.suites import (
     RESULTS,
     SuiteRequest,
@@ -85,7 +85,8 @@ def fake_stream(lanes):
 
 def test_answers_are_scored_and_kept_and_a_stopped_suite_goes_on(tmp_path, home, monkeypatch):
     monkeypatch.setattr(
-        "studio.chat.residents.ResidentModels", lambda *_, **__: SimpleNamespace(stream=fake_stream)
+        "studio.chat.resident_models.ResidentModels",
+        lambda *_, **__: SimpleNamespace(stream=fake_stream),
     )
     request = SuiteRequest.parse({
         "lanes": [{}, {"stack": [{"name": "x"}]}],

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from studio.adapters.mix import mix
+from studio.adapters.mix_adapters import mix
 from studio.backbone import Anatomy, Backbone
+from studio.backbone.dense_weights import stored_weight
 from studio.backbone.fold import fold
-from studio.backbone.weights import stored_weight
 from studio.errors import AdapterError, MethodError
 from studio.methods.lora import Lora
-from studio.models import quantization
+from studio.models import quantize_on_load
 from studio.models.loading import load
 from studio.spec import ModelSource
 from tests.studio.tiny import SIZES, tiny_tokenizer
@@ -288,7 +288,7 @@ def test_loading_experts_in_4_bit_holds_one_parameter_in_full_at_a_time(tmp_path
     tiny("qwen3_moe").save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     alive, most = weakref.WeakSet(), [0]
-    quantise = quantization.quantised
+    quantise = quantize_on_load.quantised
 
     def watched(value: Tensor, bits: int) -> Tensor:
         alive.add(value)
@@ -296,7 +296,7 @@ def test_loading_experts_in_4_bit_holds_one_parameter_in_full_at_a_time(tmp_path
         most[0] = max(most[0], len(alive))
         return quantise(value, bits)
 
-    monkeypatch.setattr(quantization, "quantised", watched)
+    monkeypatch.setattr(quantize_on_load, "quantised", watched)
     load(ModelSource(path=str(tmp_path), quantization="nf4"), "cpu")
     assert most == [1]
 

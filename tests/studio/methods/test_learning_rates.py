@@ -9,7 +9,7 @@ import pytest
 
 import ui.bench.learning_rates as bench
 from studio.methods import methods, named
-from studio.training.schedule import lr_for
+from studio.training.steps_and_learning_rate import lr_for
 
 ROWS = json.loads(Path(bench.__file__).with_suffix(".json").read_text(encoding="utf-8"))
 MEASURED = [row for row in ROWS if "error" not in row]
@@ -54,7 +54,7 @@ def test_the_walk_ends_where_the_loss_rises():
 def test_the_default_reaches_what_was_measured_on_the_starter(name, tmp_path):
     from studio.home import open_home
     from studio.spec import RunSpec
-    from studio.training.run import train
+    from studio.training.train_run import train
 
     (row,) = (
         row for row in MEASURED

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
-from studio.backbone import Adapter, Backbone, adapter_files, probe
+from studio.backbone import Adapter, Backbone, adapter_files, method_capabilities
 from studio.backbone.fold import fold
 from studio.chat.decoding import cache_argument
 from studio.methods import Phase, methods
@@ -194,7 +194,7 @@ def test_folding_into_the_weights_equals_the_live_adapter(label, model_name):
 
 
 def test_the_table_is_what_the_probe_finds():
-    assert json.loads(probe.CAPABILITIES.read_text()) == probe.table()
+    assert json.loads(method_capabilities.CAPABILITIES.read_text()) == method_capabilities.table()
 
 
 @pytest.mark.parametrize("name", methods())

@@ -80,6 +80,6 @@ def test_a_dtype_is_the_users_and_what_is_not_there_is_one_sentence(real, monkey
     for device, words in (("cuda:7", "cuda:7"), ("toaster", 'Invalid device "toaster"')):
         with pytest.raises(ModelError, match=words):
             load(stories(), device)
-    monkeypatch.setattr("studio.models.quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("studio.models.quantize_on_load.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install bitsandbytes"):
         load(stories(quantization="nf4"), "cpu")

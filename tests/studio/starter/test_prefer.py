@@ -12,20 +12,20 @@ from typing import Any
 
 import pytest
 
-from jobs.store import JobStore
-from jobs.vote_rows import TurnFilter, rows_of
+from jobs.dataset_from_votes import TurnFilter, rows_of
+from jobs.job_queue import JobStore
 from jobs.votes import Votes
 from studio.backbone import Backbone
-from studio.evaluation.bakeoff import answers
+from studio.evaluation.bakeoff_measurements import answers
 from studio.home import Home, open_home
+from studio.models.find_model import facts
 from studio.models.loading import Loaded, load
-from studio.models.sources import facts
 from studio.spec import RunSpec
 from studio.starter.make.demos import PIRATE_CLOSERS, PIRATE_OPENERS, _pirate_text
-from studio.training import start
-from studio.training.events import Evaluated
+from studio.training import starting_adapter
 from studio.training.objectives import objective
-from studio.training.run import train
+from studio.training.train_run import train
+from studio.training.training_events import Evaluated
 from tests.studio.starter.styles import half_pirate, heldout, is_in_style, keeps_content
 
 RIGHT = 0.8
@@ -129,7 +129,7 @@ def test_what_is_preferred_appears_and_answers_stay_right(case, world, tmp_path)
         "data.validation_fraction": 0.15,
         **({"train.beta": 2} if loss == "simpo" else {}),  # 0.1 is for summed log-probabilities
     })  # fmt: skip
-    spec = start.resolved(spec, world.home, facts(spec.model))
+    spec = starting_adapter.resolved(spec, world.home, facts(spec.model))
     events = list(train(spec, run_dir=tmp_path / "run", home=world.home))
 
     before, after = (world.measured(one) for one in

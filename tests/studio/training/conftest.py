@@ -10,11 +10,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from studio.models.find_model import ModelFacts
 from studio.models.loading import Loaded
-from studio.models.sources import ModelFacts
 from studio.spec import RunSpec
-from studio.training import loop
-from studio.training.session import Session, open_session
+from studio.training import training_loop
+from studio.training.open_session import open_session
+from studio.training.training_session import Session
 
 VOCABULARY = 97
 
@@ -98,7 +99,7 @@ def session():
 def run_all(session: Session, run_dir: Path, stop_at: int = -1) -> list[Any]:
     """Run the whole loop and return its events; `stop_at` is the step at which it is stopped."""
 
-    def control() -> loop.Command:
+    def control() -> training_loop.Command:
         return "stop" if session.progress.step == stop_at else None
 
-    return list(loop.run(session, run_dir=run_dir, control=control))
+    return list(training_loop.run(session, run_dir=run_dir, control=control))

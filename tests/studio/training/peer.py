@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import transformers
 
-from studio.training.batch import pad
+from studio.training.batching import pad
 
 CPU = torch.device("cpu")
 

@@ -12,13 +12,14 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from studio.backbone import Backbone
+from studio.models.find_model import facts
 from studio.models.loading import load
-from studio.models.sources import facts
 from studio.spec import ModelSource, RunSpec
-from studio.training.activations import kept_activations, read_shape
-from studio.training.batch import pack
-from studio.training.estimate import BatchLoad, by_products
+from studio.training.activation_sizes import kept_activations, read_shape
+from studio.training.batching import pack
+from studio.training.estimate_memory_and_time import by_products
 from studio.training.loss import loss_sum
+from studio.training.row_and_batch_lengths import BatchLoad
 from tests.studio.tiny import tiny_tokenizer
 from ui.bench.training_case import make_rows
 

@@ -1,8 +1,8 @@
 """What a user or a machine can get wrong: one sentence each, and what was saved stays.
 
-Elsewhere: a dataset smaller than the batch (`test_schedule.py`), a batch that cannot fit even at
-one row (`test_estimate.py`), an absent device (`test_architecture.py`), a full memory or disk and
-a kill in a checkpoint (`test_faults.py`).
+Elsewhere: a dataset smaller than the batch (`test_steps_and_learning_rate.py`), a batch that cannot
+fit even at one row (`test_estimate.py`), an absent device (`test_architecture.py`), a full memory
+or disk and a kill in a checkpoint (`test_faults.py`).
 """
 
 import builtins
@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from studio.data.prepare import prepare
+from studio.data.prepare_run_data import prepare
 from studio.errors import DeviceLost, Diverged, MethodError, SpecError
 from studio.models.loading import load_tokenizer
-from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
-from studio.training import checkpoint, loop, objectives
+from studio.spec import DataSource, ModelSource, RunSpec
+from studio.train_args import TrainArgs
+from studio.training import checkpoint, objectives, training_loop
+from studio.training.memory_remedies import explain_errors
 from studio.training.optimizer import _MAKERS, make_optimizer
-from studio.training.remedies import explain_errors
-from studio.training.session import Session
+from studio.training.training_session import Session
 from tests.studio.training.conftest import run_all
 
 
@@ -72,7 +73,7 @@ def test_a_device_that_vanishes_in_the_middle_is_one_sentence_and_the_run_goes_o
         with pytest.raises(DeviceLost, match="at step 4 .*launch failure.*checkpoint is intact"):
             drain(own, tmp_path)
     again = session(train=args)
-    drain_again = list(loop.run(again, run_dir=tmp_path, control=lambda: "stop"))
+    drain_again = list(training_loop.run(again, run_dir=tmp_path, control=lambda: "stop"))
     assert drain_again[0].step == 2
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from studio.errors import InputError
-from studio.training import transfer
-from studio.training.events import Finished, Step
-from studio.training.run import train
+from studio.training import transfer_run
+from studio.training.train_run import train
+from studio.training.training_events import Finished, Step
 from tests.studio.tiny import tiny_spec
 
 
@@ -22,12 +22,12 @@ def spec(tmp_path):
 def test_a_packed_run_gives_the_same_adapter_and_comes_back_as_a_run(spec, home, tmp_path):
     here = [e for e in train(spec, run_dir=tmp_path / "here", home=home) if isinstance(e, Step)]
 
-    packed = transfer.pack(spec, tmp_path / "packed", home, with_model=True)
+    packed = transfer_run.pack(spec, tmp_path / "packed", home, with_model=True)
     there = Path(shutil.move(tmp_path / "packed", tmp_path / "another place"))
     shutil.rmtree(tmp_path / "model")
     (tmp_path / "rows.jsonl").unlink()
-    assert transfer.main([str(there)]) == 0
-    back = list(transfer.unpack(there, tmp_path / "back"))
+    assert transfer_run.main([str(there)]) == 0
+    back = list(transfer_run.unpack(there, tmp_path / "back"))
 
     assert (packed.model.path, packed.data.path) == ("model", "data/rows.jsonl")
     assert [e.loss for e in back if isinstance(e, Step)] == [e.loss for e in here]
@@ -38,7 +38,7 @@ def test_a_packed_run_gives_the_same_adapter_and_comes_back_as_a_run(spec, home,
 
 
 def test_the_scripts_are_valid_shell_and_name_no_place_of_this_machine(spec, home, tmp_path):
-    transfer.pack(spec, tmp_path / "packed", home, with_model=True)
+    transfer_run.pack(spec, tmp_path / "packed", home, with_model=True)
 
     for script in ("run.sh", "slurm.sh"):
         subprocess.run(["bash", "-n", tmp_path / "packed" / script], check=True)
@@ -53,32 +53,32 @@ def test_the_scripts_are_valid_shell_and_name_no_place_of_this_machine(spec, hom
 
 def test_a_set_of_gpus_is_as_many_processes_elsewhere(spec, home, tmp_path):
     pair = spec.with_values({"train.device": "cuda:1,cuda:3", "train.num_processes": 1})
-    packed = transfer.pack(pair, tmp_path / "packed", home)
+    packed = transfer_run.pack(pair, tmp_path / "packed", home)
     assert "#SBATCH --gpus-per-node=2" in (tmp_path / "packed" / "slurm.sh").read_text()
     assert packed.train.device == "auto"
 
 
 def test_a_folder_that_is_not_trained_to_its_end_is_refused_with_its_step(spec, home, tmp_path):
     folder = tmp_path / "packed"
-    transfer.pack(spec, folder, home)
+    transfer_run.pack(spec, folder, home)
     with pytest.raises(InputError, match="not started"):
-        list(transfer.unpack(folder, tmp_path / "back"))
+        list(transfer_run.unpack(folder, tmp_path / "back"))
 
-    assert transfer.main([str(folder)]) == 0
-    events = folder / "run" / transfer.EVENTS
+    assert transfer_run.main([str(folder)]) == 0
+    events = folder / "run" / transfer_run.EVENTS
     lines = events.read_text().splitlines()
     events.write_text("\n".join(lines[:-3]) + "\n" + lines[-3][:20])
     with pytest.raises(InputError, match=r"stopped at step \d"):
-        list(transfer.unpack(folder, tmp_path / "back"))
+        list(transfer_run.unpack(folder, tmp_path / "back"))
 
     events.write_text("\n".join(lines))
     (folder / "run" / "adapter" / "adapter_model.safetensors").write_bytes(b"cut")
     with pytest.raises(InputError, match="damaged or incomplete"):
-        list(transfer.unpack(folder, tmp_path / "back"))
+        list(transfer_run.unpack(folder, tmp_path / "back"))
     assert not (tmp_path / "back").exists()
 
 
 def test_a_place_that_is_taken_is_refused(spec, home, tmp_path):
     (tmp_path / "packed").mkdir()
     with pytest.raises(InputError, match="exists already"):
-        transfer.pack(spec, tmp_path / "packed", home)
+        transfer_run.pack(spec, tmp_path / "packed", home)

@@ -8,8 +8,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from studio.backbone import attention
 from studio.home import open_home
 from studio.spec import RunSpec
-from studio.training.events import Evaluated, Step
-from studio.training.run import train
+from studio.training.train_run import train
+from studio.training.training_events import Evaluated, Step
 from tests.fakegpu import fake_gpu, log
 
 BASE = {

@@ -15,9 +15,9 @@ from studio.errors import DataError, DiskFull, Diverged, OutOfMemory
 from studio.home import is_whole
 from studio.spec import RunSpec
 from studio.training import checkpoint
-from studio.training.events import Saved, Step
 from studio.training.loss import loss_sum
-from studio.training.remedies import advice, explain_errors
+from studio.training.memory_remedies import advice, explain_errors
+from studio.training.training_events import Saved, Step
 from tests.studio.training.conftest import make_rows, run_all
 
 
@@ -29,7 +29,7 @@ def test_an_infinite_loss_names_step_and_rows_and_keeps_the_checkpoint(
     def broken(*args: object) -> torch.Tensor:
         return loss_sum(*args) * (float("nan") if own.progress.step == 3 else 1.0)
 
-    monkeypatch.setattr("studio.training.session.loss_sum", broken)
+    monkeypatch.setattr("studio.training.training_session.loss_sum", broken)
     with pytest.raises(Diverged) as error:
         run_all(own, tmp_path)
     rows = sorted(own.prepared.train[r].row for r in own.plan.step_rows(3))

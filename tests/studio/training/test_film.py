@@ -1,9 +1,9 @@
 import numpy as np
 import torch
 
-from studio.training import loop, samples
-from studio.training.events import Evaluated, Sampled, Step
-from studio.training.samples import greedy, prompt_of
+from studio.training import sample_answers, training_loop
+from studio.training.sample_answers import greedy, prompt_of
+from studio.training.training_events import Evaluated, Sampled, Step
 from tests.studio.tiny import tiny_tokenizer
 from tests.studio.training.conftest import Example, make_session
 
@@ -11,7 +11,7 @@ from tests.studio.training.conftest import Example, make_session
 def told(tmp_path, **train):
     own = make_session(train={"max_steps": 4, "eval_steps": 2, **train})
     own.loaded.tokenizer = tiny_tokenizer()
-    return own, list(loop.run(own, run_dir=tmp_path, control=lambda: None))
+    return own, list(training_loop.run(own, run_dir=tmp_path, control=lambda: None))
 
 
 def test_the_same_prompts_are_answered_before_the_first_step_and_at_each_evaluation(tmp_path):
@@ -69,8 +69,8 @@ def test_accuracy_is_the_share_of_tokens_guessed_right(tmp_path):
 
 
 def test_the_last_answers_are_not_cut_for_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(samples, "MIN_SECONDS", 0.0)
-    monkeypatch.setattr(samples, "TIME_FRACTION", 0.0)
+    monkeypatch.setattr(sample_answers, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(sample_answers, "TIME_FRACTION", 0.0)
     _, events = told(tmp_path, sample_prompts="hello", num_samples=1)
     first, _, last = [len(e.text) for e in events if isinstance(e, Sampled)]
     assert last > 2 * first

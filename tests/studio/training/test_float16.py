@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from studio.training.session import Session, forward_backward
+from studio.training.training_session import Session, forward_backward
 
 SPEC = {
     "method": {"name": "lora", "r": 4},

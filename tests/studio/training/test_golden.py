@@ -5,9 +5,9 @@ import hashlib
 import pytest
 import torch
 
-from studio.training.batch import pack
-from studio.training.events import Finished, Saved, Step
-from studio.training.session import Session
+from studio.training.batching import pack
+from studio.training.training_events import Finished, Saved, Step
+from studio.training.training_session import Session
 from tests.studio.training.conftest import make_rows, run_all
 
 CPU = torch.device("cpu")

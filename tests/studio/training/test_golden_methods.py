@@ -9,10 +9,10 @@ import peft
 import pytest
 
 from studio.methods import Phase, methods
-from studio.training.batch import pad
-from studio.training.events import Evaluated, Step
+from studio.training.batching import pad
 from studio.training.loss import loss_sum
-from studio.training.session import Session
+from studio.training.training_events import Evaluated, Step
+from studio.training.training_session import Session
 from tests.studio.methods.cases import SMALL
 from tests.studio.training.conftest import make_model, run_all
 from tests.studio.training.peer import CPU, train_with_hf

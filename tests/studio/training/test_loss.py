@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from studio.backbone import Backbone
 from studio.training import loss as head
 from studio.training.allocator import chunk_numbers
-from studio.training.batch import groups, pack, pad
+from studio.training.batching import groups, pack, pad
 from studio.training.loss import head_loss, head_measured, loss_sum, packed_hidden, plain_head
 from tests.studio.tiny import tiny_model
 from tests.studio.training.conftest import Example, make_rows

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from studio.errors import SpecError
-from studio.spec import TrainArgs
+from studio.train_args import TrainArgs
 from studio.training.optimizer import make_optimizer, restore, set_learning_rate, state_tensors
 
 CPU_OPTIMIZERS = ["adamw", "adafactor", "lion", "muon"]

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from studio.training import checkpoint, loop
-from studio.training.batch import pack, pad
-from studio.training.events import Evaluated, Finished, Step
+from studio.training import checkpoint, training_loop
+from studio.training.batching import pack, pad
 from studio.training.loss import evaluate_loss, head_loss, loss_sum
-from studio.training.session import Session
+from studio.training.training_events import Evaluated, Finished, Step
+from studio.training.training_session import Session
 from tests.studio.training.conftest import make_rows, run_all
 
 CPU = torch.device("cpu")
@@ -86,11 +86,11 @@ def test_early_stopping_ends_the_run_and_keeps_the_best(session, tmp_path, monke
     worsening(own, [3.0, 2.0, 2.5, 2.1, 2.0], monkeypatch)
     states: dict[int, torch.Tensor] = {}
 
-    def control() -> loop.Command:
+    def control() -> training_loop.Command:
         states[own.progress.step] = next(iter(own.adapter.state().values())).clone()
         return None
 
-    done = list(loop.run(own, run_dir=tmp_path, control=control))[-1]
+    done = list(training_loop.run(own, run_dir=tmp_path, control=control))[-1]
     assert isinstance(done, Finished)
     assert (done.step, done.eval_loss, done.reason) == (10, 2.0, "completed")
     assert "step 4" in done.note
@@ -119,12 +119,12 @@ def test_without_the_best_checkpoint_the_last_adapter_stays_and_the_note_says_so
     own = session(train={"max_steps": 6, "eval_steps": 2, "load_best_model_at_end": True})
     worsening(own, [2.0, 2.5, 2.6], monkeypatch)
 
-    def lose_the_best() -> loop.Command:
+    def lose_the_best() -> training_loop.Command:
         if own.progress.step == 5:
             (tmp_path / "checkpoints" / "step-00000002" / "adapter.safetensors").unlink()
         return None
 
-    done = list(loop.run(own, run_dir=tmp_path, control=lose_the_best))[-1]
+    done = list(training_loop.run(own, run_dir=tmp_path, control=lose_the_best))[-1]
     assert isinstance(done, Finished)
     assert done.note.endswith("is missing or damaged: the adapter is that of step 6.")
 

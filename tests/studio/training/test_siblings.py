@@ -11,11 +11,12 @@ import torch
 from studio.errors import DataError, Diverged
 from studio.methods import Phase, methods
 from studio.spec import RunSpec
-from studio.training import loop, siblings
-from studio.training.events import Event, Finished, Saved, Step
-from studio.training.grouping import sibling_key
-from studio.training.session import Session, open_session
+from studio.training import siblings, training_loop
+from studio.training.open_session import open_session
+from studio.training.sibling_key import sibling_key
 from studio.training.siblings import Sibling, SiblingGroup, train_siblings
+from studio.training.training_events import Event, Finished, Saved, Step
+from studio.training.training_session import Session
 from tests.studio.training.conftest import make_loaded, make_rows, make_session
 from tests.studio.training.test_golden import adapter_bytes
 from tests.studio.training.test_golden_methods import fields
@@ -166,7 +167,7 @@ def run_group(
         place = folder / str(number)
         place.mkdir(parents=True, exist_ok=True)
         runs[number] = group._events(
-            session, loop.run(session, run_dir=place, control=control(number))
+            session, training_loop.run(session, run_dir=place, control=control(number))
         )
     return sessions, list(group.interleave(runs))
 

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from jobs import admission
+from jobs import submission_checks
 from studio import hardware
-from studio.models import sources
-from studio.models.sources import facts
+from studio.models import find_model
+from studio.models.find_model import facts
 from studio.spec import ModelSource, RunSpec
-from studio.training.estimate import estimate, with_stored_precision
+from studio.training.base_precision import with_stored_precision
+from studio.training.estimate_memory_and_time import estimate
 
 STARTER = facts(ModelSource(path="starter"))
 LARGE = replace(STARTER, weights_dtype="BF16", parameters=400_000_000)
@@ -57,14 +58,14 @@ def test_what_auto_became_is_kept_at_submit_but_not_for_another_machine(
     processor, home, monkeypatch
 ):
     processor(True)
-    assert admission.admit(RunSpec(), home).model.dtype == "auto", "the starter is small"
-    monkeypatch.setattr(sources, "facts", lambda source: LARGE)
-    assert admission.admit(RunSpec(), home).model.dtype == "bfloat16"
-    assert admission.admit(RunSpec(), home, here=False).model.dtype == "auto"
+    assert submission_checks.admit(RunSpec(), home).model.dtype == "auto", "the starter is small"
+    monkeypatch.setattr(find_model, "facts", lambda source: LARGE)
+    assert submission_checks.admit(RunSpec(), home).model.dtype == "bfloat16"
+    assert submission_checks.admit(RunSpec(), home, here=False).model.dtype == "auto"
 
 
 def test_the_estimate_counts_and_names_the_precision_that_is_loaded(processor, home, monkeypatch):
-    import studio.training.estimate as module
+    import studio.training.estimate_memory_and_time as module
 
     monkeypatch.setattr(module, "facts", lambda source: LARGE)
     processor(False)

@@ -11,9 +11,9 @@ from studio.errors import DiskFull, InputError, ProcessLost, RunError
 from studio.home import open_home
 from studio.spec import RunSpec
 from studio.training.distributed import _Ranks
-from studio.training.events import Evaluated, Event, Finished, Step
-from studio.training.loop import PASSPORT, Command
-from studio.training.run import train
+from studio.training.train_run import train
+from studio.training.training_events import Evaluated, Event, Finished, Step
+from studio.training.training_loop import PASSPORT, Command
 from tests.studio.tiny import tiny_spec
 
 
@@ -38,7 +38,7 @@ def _members() -> list[psutil.Process]:
 
 def _is_member(process: psutil.Process) -> bool:
     try:
-        return "studio.training.rank" in process.cmdline()
+        return "studio.training.distributed_rank" in process.cmdline()
     except psutil.Error:  # another test's child that just ended
         return False
 

@@ -1,0 +1,183 @@
+"""Copy a run, train it longer, or queue a next stage that starts from its adapter.
+
+The run that succeeded stays as it is. The longer one is its child: it starts from the newest and
+best checkpoints and the curve, with the learning-rate schedule of the longer run.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jobs.job_queue import JobStore
+from jobs.job_record import Job
+from jobs.needed_memory import needed_bytes
+from jobs.run_folder import folder_of, needed_steps
+from jobs.submission_checks import admit
+from studio import atomic
+from studio.errors import QueueError
+from studio.spec import DataSource, RunSpec
+
+OF_ONE_DATASET = (
+    "subset", "split", "format", "judged", "validation_path", "validation_split"
+)  # fmt: skip
+
+AUTO_RATE = {"method.name", "model.path", "train.loss", "train.optim"}
+"""Fields that an automatic learning rate follows."""
+
+
+def duplicate(store: JobStore, job_id: int | str, assignments: Mapping[str, Any]) -> Job:
+    """Queue a copy of a job with some fields changed."""
+    job = store.get(job_id)
+    if job.kind != "train":
+        return store.submit({**job.spec, **assignments, "name": ""}, kind=job.kind, parent=job.id)
+    settled = job.spec if AUTO_RATE & assignments.keys() else settled_spec(store, job)
+    spec = RunSpec.parse({**settled, "name": ""}).with_values(dict(assignments))
+    return store.submit(spec, parent=job.id, memory_bytes=needed_bytes(spec, store.home))
+
+
+def extend(
+    store: JobStore, job_id: int | str, *, epochs: float = 0, steps: int = 0, name: str = ""
+) -> Job:
+    """Queue the continuation of an ended run.
+
+    Raises:
+        QueueError: It is not a training that succeeded, has no checkpoint, or nothing is added.
+    """
+    job = store.get(job_id)
+    if job.kind != "train":
+        raise QueueError(f'"{job.name}" is a {job.kind}; only training runs can be extended.')
+    if job.state != "succeeded":
+        raise QueueError(
+            f'"{job.name}" is {job.state}; only a run that succeeded can be extended. '
+            "Resume it instead."
+        )
+    spec = _longer(job, epochs=epochs, steps=steps, name=name)
+    kept = needed_steps(store.home.run(job.id))
+    if not kept:
+        raise QueueError(
+            f'"{job.name}" has no checkpoint to continue from. Start a new run with more steps '
+            f"instead: studio duplicate {job.id} --set train.max_steps=…"
+        )
+    child = store.submit(spec, parent=job.id, held=True, memory_bytes=job.memory_bytes)
+    try:
+        for step in kept:  # the newest last, with which the child can continue
+            _copy_checkpoint(folder_of(store.home.run(job.id), step), store.home.run(child.id))
+    except BaseException:
+        store.cancel(child.id)
+        store.delete(child.id)
+        raise
+    with store.database.writing() as db:
+        for statement in _CURVE:
+            db.conn.execute(statement, {"old": job.id, "new": child.id, "step": step})
+        kept_facts = ("first_loss", "rows", "learning_rate")
+        facts = {key: job.result[key] for key in kept_facts if key in job.result}
+        db.conn.execute(
+            "UPDATE jobs SET step = ?, result = ? WHERE id = ?",
+            (step, json.dumps(facts), child.id),
+        )
+    return store.resume(child.id)
+
+
+def settled_spec(store: JobStore, job: Job) -> dict[str, Any]:
+    """Return a job's spec with the learning rate that `auto` became when the run first started.
+
+    So it resumes, extends and duplicates with its own rate, whatever the rule is by then. Runs of
+    earlier versions kept it in their curve alone, whose peak it is.
+    """
+    train = job.spec["train"] if job.kind == "train" else {}
+    if train.get("learning_rate") != "auto" and not train.get("find_learning_rate"):
+        return job.spec
+    rate = job.result.get("learning_rate")
+    if rate is None:
+        with store.database.reading() as db:
+            (rate,) = db.conn.execute(_PEAK, [job.id]).fetchone()
+    if rate is None:
+        return job.spec
+    settled = {"learning_rate": rate, "find_learning_rate": False}
+    return {**job.spec, "train": job.spec["train"] | settled}
+
+
+def then(
+    store: JobStore, job_id: int | str, data: str, *, loss: str, mode: str,
+    assignments: Mapping[str, Any], name: str = "",
+) -> Job:  # fmt: skip
+    """Queue the next stage of a run: it starts from the run's adapter after the run has succeeded.
+
+    It has the run's settings, with other data, another loss and an automatic learning rate.
+
+    Raises:
+        StudioError: It does not train an adapter, will not succeed, or the data cannot be used.
+    """
+    job = store.get(job_id)
+    if job.kind != "train" or job.state in ("failed", "cancelled"):
+        what = f"is {job.state}" if job.kind == "train" else f"is a {job.kind}"
+        raise QueueError(
+            f'"{job.name}" {what}: a next stage starts from the adapter of a training run that '
+            "is waiting, running or succeeded."
+        )
+    fresh = {f"data.{field}": DataSource.model_fields[field].default for field in OF_ONE_DATASET}
+    spec = RunSpec.parse({**job.spec, "name": name})
+    if spec.method.trains_base:
+        raise QueueError(
+            f'"{job.name}" trains the whole model and leaves no adapter to start from: when it has '
+            f"succeeded, start a run with model.path={store.home.run(job.id) / 'adapter'}."
+        )
+    own, spec = spec.method, spec.with_values({
+        **fresh, "data.path": data, "train.loss": loss, "train.learning_rate": "auto",
+        "train.init_adapter": str(store.home.run(job.id) / "adapter"), "train.init_mode": mode,
+        **assignments,
+    })  # fmt: skip
+    if spec.train.init_mode == "continue" and spec.method != own:
+        raise QueueError(
+            f'The adapter of "{job.name}" keeps its method when it is trained further: change '
+            "nothing of method, or stack a fresh adapter on it (stack)."
+        )
+    spec = admit(spec, store.home)
+    memory = needed_bytes(spec, store.home)
+    return store.submit(spec, parent=job.id, needs=[job.id], memory_bytes=memory)
+
+
+def _longer(job: Job, *, epochs: float, steps: int, name: str) -> RunSpec:
+    if (epochs > 0) == (steps > 0) or epochs < 0 or steps < 0:
+        raise QueueError("Give the epochs or the steps to add, one of them and more than 0.")
+    train = job.spec["train"]
+    if steps:
+        change = {"train.max_steps": (job.total_steps or job.step) + steps}
+    elif train["max_steps"] > 0:
+        raise QueueError(
+            f'"{job.name}" counts steps, not epochs (train.max_steps is {train["max_steps"]}). '
+            "Extend it by steps."
+        )
+    else:
+        change = {"train.num_train_epochs": train["num_train_epochs"] + epochs}
+    return RunSpec.parse({**job.spec, "name": name}).with_values(change)
+
+
+def _copy_checkpoint(checkpoint: Path, run_dir: Path) -> None:
+    """Copy a checkpoint into a new run, completely or not at all."""
+    target = run_dir / "checkpoints" / checkpoint.name
+    temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(checkpoint, temporary)
+        atomic.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+_PEAK = "SELECT max(value) FROM metrics WHERE job = ? AND name = 'learning_rate'"
+_CURVE = (
+    """UPDATE counters SET value = value +
+         (SELECT COUNT(*) FROM metrics WHERE job = :old AND step <= :step)
+       WHERE name = 'metrics'""",
+    """INSERT INTO metrics(job, name, step, value, flag, time, seq)
+       SELECT :new, name, step, value, flag, time,
+         (SELECT value FROM counters WHERE name = 'metrics') + 1
+           - ROW_NUMBER() OVER (ORDER BY name, step DESC)
+       FROM metrics WHERE job = :old AND step <= :step""",
+    """INSERT INTO samples(job, step, prompt, text, time)
+       SELECT :new, step, prompt, text, time FROM samples WHERE job = :old AND step <= :step""",
+)

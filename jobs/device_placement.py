@@ -1,0 +1,144 @@
+"""Decide which slots may start jobs: free memory, and chat models that free a device.
+
+A job has a memory estimate; 0 is unknown and fits everywhere. On a GPU the memory that is really
+free counts, on a CPU only that of chat, since the system frees the rest. A job that needs nearly
+all of a device or more starts on an empty one. Chat is requested to leave a GPU as soon as a job
+waits for it, and any device that lacks memory; a chat host that stays is killed, since it loads
+its models again at the next question.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from jobs.claims import Slot, device_of
+from jobs.job_queue import JobStore
+from jobs.process_identity import Identity, kill_session
+from studio import hardware
+from studio.names import readable
+
+logger = logging.getLogger(__name__)
+
+ENOUGH = 0.9
+READ_SECONDS = 2.0
+CHAT_SECONDS = 10.0
+END_CHAT_SECONDS = 60.0
+
+
+class Placement:
+    """The free memory of the slots, in bytes per slot in `left`.
+
+    A slot with nearly all of its memory free is absent from `left`.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        *,
+        devices: Callable[[], list[hardware.Device]] = hardware.devices,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._devices, self._clock = store, devices, clock
+        self._read_at, self._known = float("-inf"), dict[str, hardware.Device]()
+        self._asked: dict[str, float] = {}
+        self._short: set[str] = set()
+        self.left: dict[str, int] = {}
+
+    def look(
+        self,
+        slots: Sequence[Slot],
+        *,
+        start_when: Iterable[str],
+        others: Mapping[int, str] | None = None,
+    ) -> None:
+        """Read the free memory of idle slots; record which first job needs more.
+
+        Args:
+            slots: The slots of this machine.
+            start_when: Values of `start_when` that hold now.
+            others: What queued jobs of the cluster wait for.
+        """
+        leases = self._store.leases()
+        chat = {str(r["device"]): int(r["memory_bytes"]) for r in leases if r["holder"] == "chat"}
+        busy = {device_of(str(row["device"])) for row in leases if row["holder"] == "job"}
+        wanted = {slot.device: slot.wanted for slot in slots}
+        self.left = self._room([device for device in wanted if device not in busy], chat)
+        self._short, sentences = set(), self._absent(list(wanted)) | dict(others or {})
+        for slot, room in self.left.items():
+            found = self._store.claims.waiting_for_memory(
+                room, wanted=wanted[slot], start_when=start_when
+            )
+            if found:
+                self._short.add(slot)
+                sentences.setdefault(found[0], _sentence(found[1], slot, room, chat.get(slot, 0)))
+        self._write(sentences)
+
+    def may_claim(self, slot: str) -> bool:
+        """Return False while chat has time to leave a slot that a job waits for.
+
+        After that time a job that fits beside chat starts; any other waits.
+        """
+        if slot == "cpu" and slot not in self._short:
+            self._asked.pop(slot, None)
+            return True  # a CPU is shared
+        if not self._store.ask_chat_to_leave(slot):
+            self._asked.pop(slot, None)
+            return True
+        waited = self._clock() - self._asked.setdefault(slot, self._clock())
+        if slot in self._short and waited > END_CHAT_SECONDS:
+            self._end_chat(slot)
+        return slot == "cpu" or waited > CHAT_SECONDS
+
+    def _room(self, slots: Sequence[str], chat: dict[str, int]) -> dict[str, int]:
+        if slots and self._clock() - self._read_at > READ_SECONDS:
+            self._known = {device.name: device for device in self._devices()}
+            self._read_at = self._clock()
+        found = {}
+        for slot in slots:
+            device = self._known.get(slot)
+            if device is None:
+                continue
+            room = device.total_bytes - chat.get(slot, 0)
+            if slot != "cpu":
+                room = min(room, device.free_bytes)
+            if room < ENOUGH * device.total_bytes:
+                found[slot] = max(0, room)
+        return found
+
+    def _absent(self, slots: Sequence[str]) -> dict[int, str]:
+        """Return a sentence for each job that names a GPU which this machine lacks."""
+        with self._store.database.reading() as db:
+            named = db.conn.execute(_NAMED).fetchall()
+        gpus = [slot for slot in slots if slot.startswith("cuda:")]
+        found = {}
+        for job, wanted in named if gpus else ():  # without GPUs its runner reports it
+            absent = [name for name in wanted.split(",") if name not in gpus]
+            if absent:
+                found[job] = f"wants {', '.join(absent)}; this machine has {', '.join(gpus)}"
+        return found
+
+    def _write(self, sentences: dict[int, str]) -> None:
+        database = self._store.database
+        with database.reading() as db:
+            known = dict(db.conn.execute("SELECT id, waits FROM jobs WHERE waits <> ''").fetchall())
+        if known == sentences:
+            return
+        with database.writing(durable=False) as db:
+            db.conn.execute("UPDATE jobs SET waits = '' WHERE waits <> ''")
+            db.conn.executemany(_SET_WAITS, [(why, job) for job, why in sentences.items()])
+
+    def _end_chat(self, slot: str) -> None:
+        for row in self._store.leases():
+            if row["holder"] == "chat" and row["device"] == slot:
+                logger.warning("chat did not leave %s; ending process %d", slot, row["pid"])
+                kill_session(Identity.recorded(row), hard=True)
+        self._asked.pop(slot, None)
+
+
+_SET_WAITS = "UPDATE jobs SET waits = ? WHERE id = ? AND state = 'queued'"
+_NAMED = "SELECT id, device_wanted FROM jobs WHERE state = 'queued' AND device_wanted LIKE 'cuda:%'"
+
+
+def _sentence(need: int, slot: str, room: int, chat: int) -> str:
+    held = f"; chat holds {readable(chat)}" if chat else ""
+    return f"needs about {readable(need)} of {slot}, which has {readable(room)} left{held}"

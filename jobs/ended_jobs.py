@@ -1,0 +1,67 @@
+"""Follow up ended jobs: retry transient failures, hold jobs that wait for failed ones, tidy up."""
+
+import json
+import shutil
+from collections.abc import Iterable
+
+from jobs import queue_settings
+from jobs.claims import retried, set_state
+from jobs.database import now
+from jobs.database_schema import Tables
+from jobs.job_queue import JobStore
+
+BACKOFF_SECONDS = 30.0
+MOST_RETRIES = 10  # the last after 4 hours
+
+
+def follow_up(store: JobStore) -> None:
+    """Apply what follows from ended jobs: hold blocked ones, retry transient failures, delete the
+    checkpoints of jobs cancelled with `drop`."""
+    queue_settings.hold_after_error(store)
+    _drop_checkpoints(store)
+    with store.database.reading() as db:
+        again = retried(db)
+        if not again and not _blocked(db, again):
+            return
+    with store.database.writing() as db:
+        again = retried(db)
+        for job, why in _blocked(db, again):
+            set_state(db, job, "paused", actor="supervisor", why=why)
+        for job, done in again.items():
+            wait = BACKOFF_SECONDS * 2**done
+            set_state(db, job, "queued", actor="supervisor", why=f"tries again in {wait:.0f} s")
+            db.conn.execute(_COUNT_RETRY, (now() + wait, job))
+
+
+def _blocked(db: Tables, again: Iterable[int]) -> list[tuple[int, str]]:
+    """Return the queued jobs that cannot start any more, each with the reason."""
+    return db.conn.execute(_BLOCKED, {"again": json.dumps(list(again))}).fetchall()
+
+
+def _drop_checkpoints(store: JobStore) -> None:
+    with store.database.reading() as db:
+        dropped = [row[0] for row in db.conn.execute(_DROPPED).fetchall()]
+    for job in dropped:  # the flag last, so that it is repeated after a kill in between
+        shutil.rmtree(store.home.run(job) / "checkpoints", ignore_errors=True)
+        with store.database.writing() as db:
+            db.conn.execute("DELETE FROM checkpoints WHERE job = ?", (job,))
+            db.conn.execute("UPDATE jobs SET drop_checkpoints = 0 WHERE id = ?", (job,))
+
+
+_DROPPED = "SELECT id FROM jobs WHERE state = 'cancelled' AND drop_checkpoints = 1"
+_BLOCKED = """
+SELECT jobs.id, 'it needs "' || other.name || '", which is ' || other.state
+FROM jobs JOIN dependencies ON dependencies.job = jobs.id
+          JOIN jobs AS other ON other.id = dependencies.needs
+WHERE jobs.state = 'queued' AND other.state IN ('failed', 'cancelled')
+  AND other.id NOT IN (SELECT value FROM json_each(:again))
+UNION
+SELECT jobs.id, 'its sweep stops at an error, and "' || other.name || '" failed'
+FROM jobs JOIN jobs AS other ON other.sweep = jobs.sweep
+WHERE jobs.state = 'queued' AND jobs.on_error = 'stop' AND other.state = 'failed'
+  AND other.id NOT IN (SELECT value FROM json_each(:again))
+"""
+_COUNT_RETRY = """
+UPDATE jobs SET retries_left = retries_left - 1, retries_done = retries_done + 1, start_after = ?
+WHERE id = ?
+"""

@@ -1,0 +1,342 @@
+"""Write HTML reports: a run, several runs, a bake-off or a conversation as one self-contained page.
+
+Everything is read from the database, the runs' folders and the datasets; no model is loaded. What
+is gone, such as a deleted dataset, is left out with a word.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from jobs import bakeoff, suite_results
+from jobs.job_queue import JobStore
+from jobs.job_record import Job, summary
+from jobs.run_findings import reading
+from jobs.saved_conversations import Conversations
+from jobs.votes import Votes
+from studio.adapter_stack import StackItem, read_lane, write_lane
+from studio.adapters import library
+from studio.adapters.merge import read_certificate
+from studio.errors import AdapterError, QueueError, StudioError
+from studio.evaluation.export_votes_and_suites import title, verdict
+from studio.evaluation.html_page import Section, chart, page, table, text_of
+from studio.home import Home
+from studio.methods import methods
+from studio.names import readable
+from studio.spec import RunSpec
+from studio.spec_text import command_line, differences
+
+CURVES = {
+    "loss": "Training loss", "eval_loss": "Held-out loss", "learning_rate": "Learning rate",
+    "grad_norm": "Gradient norm", "eval_rewards_accuracies": "Held-out reward accuracy",
+    "eval_kl": "KL to the reference, per token",
+}  # fmt: skip
+FIGURES = {
+    "first_loss": "First loss", "last_loss": "Last loss", "eval_loss": "Held-out loss",
+    "forgetting": "KL from the base", "step": "Steps", "seconds": "Seconds",
+}  # fmt: skip
+TRAINS = ("train", "arrive")
+BINS, NUM_ROWS, NUM_SHOTS, NUM_TOKENS = 400, 3, 5, 400
+
+
+def report(store: JobStore, names: Sequence[str], conversation: str = "") -> tuple[str, str]:
+    """Return a file name and the page on jobs, by number or name, or on a conversation.
+
+    Raises:
+        StudioError: One of them does not exist, or nothing can be reported of it.
+    """
+    if conversation:
+        return f"conversation-{conversation}.html", of_conversation(store, conversation)
+    jobs = [store.get(name) for name in names]
+    if not jobs:
+        raise QueueError("Name a run, several runs, a bake-off or a conversation to report.")
+    if len(jobs) > 1:
+        if other := next((job for job in jobs if job.kind not in TRAINS), None):
+            raise QueueError(f'"{other.name}" is a job of kind {other.kind}: compare runs only.')
+        return "comparison.html", of_runs(store, jobs)
+    job = jobs[0]
+    if job.kind == "bakeoff":
+        made = of_bakeoff(store, str(job.sweep))
+    elif job.kind == suite_results.KIND:
+        made = suite_results.exported(store, job.id, "html")
+    elif job.kind == "merge" or job.kind in TRAINS:
+        made = of_run(store, job)
+    else:
+        raise QueueError(f'"{job.name}" is a job of kind {job.kind}: it has no report.')
+    return f"{job.name}.html", made
+
+
+def of_run(store: JobStore, job: Job) -> str:
+    """Return the page on one run, or on a merge."""
+    facts = summary(job)
+    words = [f"Run {job.id}" if job.kind in TRAINS else f"Job {job.id}", facts["state"],
+             _day(job.started), f"on {job.device}" if job.device else ""]  # fmt: skip
+    sections = [
+        Section(heading="The error", note=job.error_text) if job.error_text else None,
+        *([_figures(job), *_curves(store, [job]), _reading(store, job), _forgetting(job),
+           _samples(store, [job])] if job.kind in TRAINS else []),
+        _xray(store.home, [job]), _votes(store, [job]), *_certificates(store, job),
+        _settings([job]), _repeat(job), Section(heading="Notes", note=job.notes) if job.notes
+        else None,
+    ]  # fmt: skip
+    return _page(job.name, " · ".join(filter(None, words)), sections)
+
+
+def _reading(store: JobStore, job: Job) -> Section | None:
+    rows = [(one["title"], one["text"], one["remedy"]["title"]) for one in reading(store, job)]
+    return table("What the curves say", ("Sign", "Evidence", "Remedy"), rows) if rows else None
+
+
+def of_runs(store: JobStore, jobs: Sequence[Job]) -> str:
+    """Return the page on several runs beside each other."""
+    return _page(
+        " against ".join(job.name for job in jobs) if len(jobs) == 2 else f"{len(jobs)} runs",
+        f"Runs {', '.join(str(job.id) for job in jobs)}", _beside(store, jobs),
+    )  # fmt: skip
+
+
+def of_bakeoff(store: JobStore, name: str) -> str:
+    """Return the page on a bake-off."""
+    rows = bakeoff.table(store, name)
+    columns = {
+        "title": "Method", "eval_loss": "Held-out loss", "forgetting": "KL from the base",
+        "last_loss": "Last loss", "trainable_parameters": "Trainable", "size_bytes": "On disk",
+        "memory_bytes": "Memory above the base", "seconds_per_step": "Seconds per step",
+        "learning_rate": "Learning rate", "live_ratio": "Live, ×", "merged_ratio": "Merged, ×",
+    }  # fmt: skip
+    ranked = sorted(rows, key=lambda row: (row["eval_loss"] is None, row["eval_loss"] or 0))
+    cells = [
+        [readable(row[key]) if key.endswith("_bytes") and row[key] else row[key] for key in columns]
+        for row in ranked
+    ]
+    points = [f"{row['title']}: {row['error']}" for row in rows if row["error"]]
+    jobs = [store.get(run) for row in rows for run in row["runs"]]
+    job = next(
+        (j for j in store.list(search=name) if j.sweep == name and j.kind == "bakeoff"), None
+    )
+    prompts = job.spec.get("prompts", ()) if job else ()
+    answers = [
+        {"prompt": prompt, "answers": [(row["title"], row["answers"][at], "") for row in rows
+                                       if len(row["answers"]) > at]}
+        for at, prompt in enumerate(prompts)
+    ]  # fmt: skip
+    return _page(name, "Methods on the same data and budget", [
+        table("Results", [*columns.values()], cells, note=" ".join(points)),
+        Section(heading="Answers", answers=[one for one in answers if one["answers"]])
+        if any(one["answers"] for one in answers) else None,
+        *_beside(store, jobs, figures=False),
+    ])  # fmt: skip
+
+
+def of_conversation(store: JobStore, conversation: str) -> str:
+    """Return the page on a conversation of Compare."""
+    found = Conversations(store.database).get(conversation)
+    turns = [
+        {"prompt": turn["prompt"], "answers": [
+            (title(str(answer.get("lane", ""))), str(answer.get("text", "")),
+             str(answer.get("verdict") or ""))
+            for answer in turn["answers"] if answer
+        ]} for turn in found["turns"]
+    ]  # fmt: skip
+    votes = [v for v in Votes(store.database).list() if v["conversation"] == conversation]
+    keys = {key: None for lane in found["lanes"] for key in lane.get("sampling") or {}}
+    rows = [
+        [
+            title(write_lane(lane["model"], [StackItem(**item) for item in lane["stack"]])),
+            *((lane.get("sampling") or {}).get(key) for key in keys),
+        ]
+        for lane in found["lanes"]
+    ]
+    shared = [(str(key), text_of(value)) for key, value in found["settings"].items()
+              if not isinstance(value, dict | list)]  # fmt: skip
+    return _page(found["title"] or "Conversation", f"{len(turns)} turns, {len(rows)} lanes", [
+        Section(heading="Answers", answers=turns),
+        table("Votes", ("Prompt", "Verdict", "Blind"), [
+            (vote["prompt"], verdict(vote), bool(vote["blind"])) for vote in votes
+        ]) if votes else None,
+        table("Lanes", ("Lane", *keys), rows, pairs=shared),
+    ])  # fmt: skip
+
+
+def _beside(store: JobStore, jobs: Sequence[Job], *, figures: bool = True) -> list[Section | None]:
+    heads = ("Run", "Method", "State", *FIGURES.values())
+    rows = [
+        (job.name, _method(job), job.state, *(summary(job)[key] for key in FIGURES)) for job in jobs
+    ]
+    return [
+        table("Figures", heads, rows) if figures else None, *_curves(store, jobs),
+        _samples(store, jobs), _xray(store.home, jobs), _votes(store, jobs), _settings(jobs),
+    ]  # fmt: skip
+
+
+def _page(name: str, words: str, sections: Iterable[Section | None]) -> str:
+    made = f"{words} · Adapter Studio, {_day(time.time())}"
+    return page(name, made, list(sections))
+
+
+def _day(moment: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment)) if moment else ""
+
+
+def _method(job: Job) -> str:
+    name = str((job.spec.get("method") or {}).get("name", ""))
+    known = methods().get(name)
+    return known.title if known else name
+
+
+def _figures(job: Job) -> Section:
+    facts, rows = summary(job), job.result.get("rows") or {}
+    own = {
+        "Model": (job.spec.get("model") or {}).get("path"), "Method": _method(job),
+        "Data": (job.spec.get("data") or {}).get("path"),
+        **{words: facts[key] for key, words in FIGURES.items()},
+        "Rows trained on": rows.get("kept"), "Rows dropped": rows.get("dropped"),
+        "Rows cut at the context": rows.get("truncated"),
+        "Trainable parameters": job.result.get("trainable_parameters"),
+        "Parameters": job.result.get("total_parameters"),
+        "Learning rate": job.result.get("learning_rate"), "Precision": job.result.get("dtype"),
+    }  # fmt: skip
+    known = [(name, text_of(value)) for name, value in own.items() if value not in (None, "")]
+    return Section(heading="Figures", pairs=known)
+
+
+def _curves(store: JobStore, jobs: Sequence[Job]) -> list[Section | None]:
+    data = store.metrics([job.id for job in jobs], list(CURVES), bins=BINS)["data"]
+    charts = []
+    for name, words in CURVES.items():
+        lines = {}
+        for job in jobs:
+            line = data.get(name, {}).get(str(job.id), {"x": [], "y": []})
+            points = zip(line["x"], line["y"], strict=True)
+            lines[job.name] = [
+                (float(x), float(y)) for x, y in points if y is not None and x is not None
+            ]
+        charts.append(chart(words, lines))
+    drawn = [one for one in charts if one]
+    return [Section(heading="Curves", charts=drawn)] if drawn else []
+
+
+def _forgetting(job: Job) -> Section | None:
+    found = job.result.get("forgetting") or {}
+    if found.get("loss_before") is None:
+        return None
+    rows = [(name, *pair) for name, pair in (found.get("domains") or {}).items()]
+    words = (
+        f"KL from the base: {text_of(found.get('forgetting'))} nats per token. "
+        f"{found.get('changed')} of {found.get('prompts')} answers to neutral prompts changed."
+    )
+    return table("What it forgot", ("Texts", "Loss before", "Loss after"), rows, note=words)
+
+
+def _samples(store: JobStore, jobs: Sequence[Job]) -> Section | None:
+    """Return answers to the sample prompts: along one run, or at the end of several."""
+    told: dict[str, list[tuple[str, str, str]]] = {}
+    for job in jobs:
+        by_prompt: dict[str, list[dict[str, Any]]] = {}
+        for shot in store.samples(job.id):
+            by_prompt.setdefault(shot["prompt"], []).append(shot)
+        for prompt, shots in by_prompt.items():
+            last = len(shots) - 1
+            picked = sorted({last * n // (NUM_SHOTS - 1) for n in range(NUM_SHOTS)})
+            for shot in [shots[at] for at in picked] if len(jobs) == 1 else shots[-1:]:
+                step = f"Step {shot['step']}" if shot["step"] else "Before training"
+                name = step if len(jobs) == 1 else job.name
+                told.setdefault(prompt, []).append((name, shot["text"] or "–", ""))
+    answers = [{"prompt": prompt, "answers": shots} for prompt, shots in told.items()]
+    return Section(heading="Sample answers", answers=answers) if answers else None
+
+
+def _xray(home: Home, jobs: Sequence[Job]) -> Section | None:
+    """Return the first rows of each dataset as the trainer saw them."""
+    from studio.data.tokenise_first_rows import first_xrays
+
+    shown: dict[str, list[dict[str, Any]]] = {}
+    for job in jobs:
+        with suppress(StudioError, OSError):
+            spec = RunSpec.parse(job.spec)
+            if spec.data.path in shown:
+                continue
+            shown[spec.data.path] = [
+                {"title": f"Row {row.row}" + (f", {row.side}" if row.side else ""),
+                 "note": row.problem or f"{row.num_tokens} tokens, {row.num_trained} trained, "
+                 f"{row.num_truncated} cut",
+                 "tokens": [(one.text, one.state) for one in row.tokens[:NUM_TOKENS]]}
+                for row in first_xrays(spec, home, NUM_ROWS)
+            ]  # fmt: skip
+    tokens = [one for rows in shown.values() for one in rows]
+    words = "Coloured tokens are trained, grey ones masked, struck ones cut at the context."
+    if not tokens and any(job.kind in TRAINS for job in jobs):
+        return Section(heading="Rows as tokens", note="The dataset or model is not here any more.")
+    return Section(heading="Rows as tokens", note=words, tokens=tokens) if tokens else None
+
+
+def _votes(store: JobStore, jobs: Sequence[Job]) -> Section | None:
+    """Return the votes on answers of these runs' adapters."""
+    ids = {job.id for job in jobs}
+    folders = {str(Path(job.result["adapter"])) for job in jobs if job.result.get("adapter")}
+
+    def ours(lane: str) -> bool:
+        for part in read_lane(lane)["stack"]:
+            run, at, _ = part["name"].partition("@")
+            if at and run.isdigit() and int(run) in ids:
+                return True
+            with suppress(AdapterError):
+                if str(library.resolve(store.home, part["name"])) in folders:
+                    return True
+        return False
+
+    found = [vote for vote in Votes(store.database).list() if any(map(ours, vote["lanes"]))]
+    rows = [
+        (vote["prompt"], " · ".join(map(title, vote["lanes"])), verdict(vote), bool(vote["blind"]))
+        for vote in found
+    ]
+    return table("Votes", ("Prompt", "Lanes", "Verdict", "Blind"), rows) if rows else None
+
+
+def _certificates(store: JobStore, job: Job) -> list[Section | None]:
+    """Return the certificates of a merge, or of the merges that this run's adapter went into."""
+    adapter = job.result.get("adapter")
+    merges = [job] if job.kind == "merge" else []
+    for one in store.list(["succeeded"]) if job.kind in TRAINS and adapter else ():
+        names = (
+            [part["name"] for part in one.spec.get("stack") or ()] if one.kind == "merge" else []
+        )
+        for name in names:
+            with suppress(AdapterError):
+                if str(library.resolve(store.home, name)) == adapter:
+                    merges.append(one)
+    sections: list[Section | None] = []
+    for one in merges:
+        found = read_certificate(Path(str(one.result.get("adapter") or one.spec.get("out", ""))))
+        pairs = [(key.replace("_", " ").capitalize(), text_of(
+            ", ".join(map(str, value)) if isinstance(value, list) else value))
+            for key, value in found.items() if not isinstance(value, dict)]  # fmt: skip
+        if pairs:
+            sections.append(Section(heading=f"Certificate of “{one.name}”", pairs=pairs))
+    return sections
+
+
+def _settings(jobs: Sequence[Job]) -> Section | None:
+    """Return what differs from the defaults, by run; of several only what differs among them."""
+    changed: list[dict[str, Any]] = []
+    for job in jobs:
+        with suppress(StudioError):
+            changed.append(differences(RunSpec.parse(job.spec)))
+    if len(changed) != len(jobs) or not jobs:
+        return None
+    keys = sorted({key for one in changed for key in one} - {"name", "seed"} | {"seed"})
+    if len(jobs) > 1:
+        keys = [key for key in keys if len({str(one.get(key)) for one in changed}) > 1]
+    rows = [(key, *(one.get(key, "default") for one in changed)) for key in keys
+            if any(key in one for one in changed)]  # fmt: skip
+    note = "What differs from the defaults." if len(jobs) == 1 else "What differs between the runs."
+    return table("Settings", ("Setting", *(job.name for job in jobs)), rows, note=note)
+
+
+def _repeat(job: Job) -> Section | None:
+    with suppress(StudioError):
+        spec = RunSpec.parse(job.spec)
+        return Section(heading="To repeat it", code=f"{command_line(spec)}\n\n{spec.to_yaml()}")
+    return None

@@ -1,0 +1,187 @@
+"""A job as a record: its states, the legal transitions between them, its summary as JSON.
+
+The database holds the same table and refuses every other pair (`database_schema.py`); commands and
+pages read here what is possible.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, cast, get_args
+
+from jobs.database import now
+
+State = Literal[
+    "queued", "starting", "running", "stopping", "paused",
+    "succeeded", "failed", "cancelled", "interrupted",
+]  # fmt: skip
+Intent = Literal["cancel", "pause", "shutdown"]
+Request = Literal["save", "sample"]  # of a running training: a checkpoint, or its samples, now
+
+STATES: tuple[State, ...] = get_args(State)
+ACTIVE: frozenset[State] = frozenset({"starting", "running", "stopping"})
+"""A process works on the job, or should; it holds a device."""
+ENDED: frozenset[State] = frozenset({"succeeded", "failed", "cancelled"})
+"""States that only the user can leave."""
+OPEN: frozenset[State] = frozenset(STATES) - ENDED
+"""What the job reads has to stay where it is."""
+
+LEGAL: frozenset[tuple[State, State]] = frozenset(
+    {
+        ("queued", "starting"),  # a supervisor claimed it
+        ("queued", "paused"),  # held by the user
+        ("queued", "cancelled"),
+        ("starting", "running"),  # the runner registered itself
+        ("starting", "stopping"),
+        ("starting", "failed"),  # it could not be started
+        ("starting", "interrupted"),  # its process died before it registered
+        ("running", "succeeded"),
+        ("running", "failed"),
+        ("running", "stopping"),
+        ("running", "interrupted"),  # its process is proven dead
+        ("stopping", "cancelled"),
+        ("stopping", "paused"),
+        ("stopping", "succeeded"),  # it finished before it saw the request
+        ("stopping", "failed"),
+        ("stopping", "interrupted"),  # the machine shuts down
+        ("paused", "queued"),
+        ("paused", "cancelled"),
+        ("interrupted", "queued"),  # automatically while it makes progress, else by the user
+        ("interrupted", "cancelled"),
+        ("failed", "queued"),
+        ("cancelled", "queued"),
+    }
+)
+
+
+def actions(state: State) -> tuple[str, ...]:
+    """Return what the user can do with a job in this state, in the order of the page."""
+    return {
+        "queued": ("hold", "cancel"),
+        "starting": ("pause", "cancel"),
+        "running": ("pause", "cancel"),
+        "stopping": ("cancel",),
+        "paused": ("resume", "cancel", "delete"),
+        "interrupted": ("resume", "cancel", "delete"),
+        "failed": ("resume", "delete"),
+        "cancelled": ("resume", "delete"),
+        "succeeded": ("delete",),
+    }[state]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One job of the queue: a row of `jobs`."""
+
+    id: int
+    kind: str
+    name: str
+    state: State
+    position: float
+    device_wanted: str
+    device: str | None
+    pid: int | None
+    attempt: int
+    no_progress: int
+    intent: Intent | None
+    created: float
+    started: float | None
+    finished: float | None
+    step: int
+    total_steps: int | None
+    phase: str
+    error_kind: str | None
+    error_text: str | None
+    parent: int | None
+    why: str
+    sweep: str | None
+    on_error: str
+    start_after: float | None
+    start_when: str
+    retries_left: int
+    notes: str
+    tags_json: str
+    needs: list[int]
+    drop_checkpoints: int
+    memory_bytes: int
+    waits: str
+    spec_json: str
+    result_json: str
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """Return the frozen spec as plain values."""
+        return cast(dict[str, Any], json.loads(self.spec_json))
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """Return what the runner reported: rows, losses, adapter, seconds."""
+        return cast(dict[str, Any], json.loads(self.result_json))
+
+    @cached_property
+    def tags(self) -> list[str]:
+        """Return the user's tags."""
+        return cast(list[str], json.loads(self.tags_json))
+
+    @property
+    def active(self) -> bool:
+        """Return True if a process executes it."""
+        return self.state in ACTIVE
+
+
+_COLUMN = {
+    "intent": "stop_requested", "tags_json": "tags", "spec_json": "spec", "result_json": "result",
+}  # fmt: skip
+
+
+def job_of(row: dict[str, Any], needs: list[int]) -> Job:
+    """Build the record from a row of `jobs` and the jobs that it needs."""
+    fields = Job.__dataclass_fields__.keys() - {"needs"}
+    return Job(needs=needs, **{field: row[_COLUMN.get(field, field)] for field in fields})
+
+
+def summary(job: Job) -> dict[str, Any]:
+    """Return the job as JSON values; what is not known yet is None."""
+    result = job.result
+    rows = result.get("rows") or {}
+    failed = job.error_kind is not None or job.error_text is not None
+    return {
+        "id": job.id,
+        "name": job.name,
+        "kind": job.kind,
+        "state": job.state,
+        "step": job.step,
+        "total_steps": job.total_steps,
+        "first_loss": result.get("first_loss"),
+        "last_loss": result.get("last_loss"),
+        "eval_loss": result.get("eval_loss"),
+        "forgetting": (result.get("forgetting") or {}).get("forgetting"),
+        "seconds": result.get("seconds"),
+        "seconds_left": seconds_left(job),
+        "adapter": result.get("adapter"),
+        "rows": {key: rows.get(key) for key in ("read", "kept", "dropped")},
+        "position": job.position,
+        "parent": job.parent,
+        "needs": job.needs,
+        "sweep": job.sweep,
+        "on_error": job.on_error,
+        "retries_left": job.retries_left,
+        "start_after": job.start_after,
+        "start_when": job.start_when,
+        "memory_bytes": job.memory_bytes or None,
+        "waits": job.waits if job.state == "queued" else "",
+        "notes": job.notes,
+        "tags": job.tags,
+        "error": {"kind": job.error_kind or "run", "text": job.error_text} if failed else None,
+    }
+
+
+def seconds_left(job: Job) -> float | None:
+    """Return the remaining seconds of a running job, from its pace so far."""
+    begun = job.result.get("training_since")
+    first = job.result.get("training_from_step", 0)
+    done = job.step - first
+    if job.state != "running" or not begun or not job.total_steps or done < 2:
+        return None
+    pace = max(0.0, now() - begun) / done  # the clock may have been set back meanwhile
+    return round(pace * (job.total_steps - job.step), 1)

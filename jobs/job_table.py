@@ -1,0 +1,108 @@
+"""The table of jobs: find jobs by number or name, read their rows, insert a new one."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from jobs import run_curves
+from jobs.database import now
+from jobs.database_schema import Tables
+from jobs.job_kinds import LIGHT_KINDS
+from jobs.job_names import checked_name, free_name, generated_name, name_holder
+from jobs.job_record import Job, job_of
+from studio import device_setting
+from studio.errors import QueueError
+from studio.names import shown
+from studio.spec import RunSpec
+
+LONGEST_NUMBER = 19  # digits of the largest job number
+
+
+def find_job(db: Tables, job_id: int | str) -> Job:
+    """Return a job by number or name.
+
+    Raises:
+        QueueError: It does not exist.
+    """
+    if isinstance(job_id, int) or (job_id.isdecimal() and len(job_id) < LONGEST_NUMBER):
+        found = read_jobs(db, "SELECT * FROM jobs WHERE id = ?", (int(job_id),))
+        label = f"number {job_id}"
+    else:
+        found = read_jobs(db, "SELECT * FROM jobs WHERE name = ?", (job_id,))
+        label = f'called "{shown(str(job_id))}"'
+    if not found:
+        raise QueueError(f"There is no job {label}. `studio runs` lists them.")
+    return found[0]
+
+
+def read_jobs(db: Tables, query: str, values: Any = ()) -> list[Job]:
+    """Return the jobs that a query of whole rows of `jobs` selects."""
+    rows = list(db.query(query, values))
+    needs: dict[int, list[int]] = {row["id"]: [] for row in rows}
+    for job, needed in db.conn.execute(_NEEDS, (json.dumps(list(needs)),)):
+        needs[job].append(needed)
+    return [job_of(row, needs[row["id"]]) for row in rows]
+
+
+_NEEDS = """
+SELECT job, needs FROM dependencies WHERE job IN (SELECT value FROM json_each(?)) ORDER BY 1, 2
+"""
+
+
+PLAN: dict[str, Any] = {
+    "kind": "train", "parent": None, "sweep": None, "on_error": "continue", "retries": 0,
+    "memory": 0,
+}  # fmt: skip
+
+
+def insert(
+    db: Tables, spec: RunSpec | dict[str, Any], plan: dict[str, Any], needs: Iterable[int] = ()
+) -> int:
+    """Write a job at the end of the queue inside the caller's transaction; return its number.
+
+    Args:
+        db: A connection that writes.
+        spec: The job.
+        plan: Columns of `jobs` that differ from `PLAN`.
+        needs: Jobs that must have succeeded before it starts.
+
+    Raises:
+        QueueError: The name is taken or invalid.
+    """
+    plan = PLAN | plan
+    values = spec.model_dump(mode="json") if isinstance(spec, RunSpec) else dict(spec)
+    generated = plan["kind"] == "promote" or bool(plan.get("sweep"))
+    asked = checked_name(values.get("name"), generated=generated)
+    checked_name(plan.get("sweep"))
+    if generated and asked != str(values.get("name") or "").strip():
+        asked = free_name(db, asked[:110])  # cleaning may have made two names equal
+    holder = name_holder(db, asked) if asked else None
+    if holder is not None:
+        raise QueueError(
+            f'There is already a job called "{asked}" (number {holder}). '
+            "Choose another name, or leave it empty for a generated one."
+        )
+    values["name"] = asked or free_name(db, generated_name(values, plan["kind"]))
+    train = values.get("train") or {}
+    wanted = str(train.get("device") or values.get("device") or "auto")
+    width = device_setting.num_devices(wanted, int(train.get("num_processes") or 1))
+    if plan["kind"] == "preflight":  # one process measures for all
+        wanted, width = device_setting.first_device(wanted), 1
+    row = plan | {
+        "name": values["name"], "spec": json.dumps(run_curves.finite(values)), "now": now(),
+        "device": LIGHT_KINDS.get(plan["kind"], wanted), "width": width,
+    }  # fmt: skip
+    job_id = int(db.conn.execute(_SUBMIT, row).fetchall()[0][0])
+    for needed in needs:
+        db.conn.execute(NEED, (job_id, find_job(db, needed).id))
+    return job_id
+
+
+_SUBMIT = """
+INSERT INTO jobs(kind, name, spec, device_wanted, parent, created, sweep, on_error, retries_left,
+                 width, memory_bytes, position, why)
+VALUES (:kind, :name, :spec, :device, :parent, :now, :sweep, :on_error, :retries, :width, :memory,
+        (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'submitted')
+RETURNING id
+"""
+NEED = "INSERT OR IGNORE INTO dependencies(job, needs) VALUES (?, ?)"

@@ -1,0 +1,64 @@
+"""Findings on the curves of a run, read from the database, with a command that mends each."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.job_queue import JobStore
+from jobs.job_record import Job
+from studio.errors import SpecError
+from studio.spec import RunSpec
+from studio.training.curve_findings import EVAL_CURVES, STEP_CURVES, RunCurves, read
+
+MOST_POINTS = 4000
+"""Points of a curve that are read; longer ones are read in equal strides."""
+
+
+def reading(store: JobStore, job: Job) -> list[dict[str, Any]]:
+    """Return the findings on a training run; none for other jobs and runs that cannot be read."""
+    if job.kind != "train" or not (job.step or job.error_kind == "diverged"):
+        return []
+    try:
+        spec = RunSpec.parse(job.spec)
+    except SpecError:  # of a version with other fields
+        return []
+    found: dict[str, list[tuple[int, float]]] = {}
+    values = {"job": job.id, "stride": 1 + job.step // MOST_POINTS}
+    with store.database.reading() as db:
+        for name in (*STEP_CURVES, *EVAL_CURVES):
+            query = _STEPS if name in STEP_CURVES else _EVALUATIONS
+            found[name] = db.conn.execute(query, values | {"name": name}).fetchall()
+    rows, share = job.result.get("rows") or {}, job.result.get("longer_chosen")
+    run = RunCurves(
+        spec=spec, curves=found, total_steps=job.total_steps or job.step,
+        rate=job.result.get("learning_rate") or spec.method.base_learning_rate,
+        ended=job.state == "succeeded", diverged=job.error_kind == "diverged",
+        rows_ended=job.result.get("rows_ended"), rows_truncated=rows.get("truncated") or 0,
+        longer_chosen=0.5 if share is None else share,
+        checkpoints=() if spec.method.trains_base
+        else tuple(row["step"] for row in store.checkpoints(job.id)),
+    )  # fmt: skip
+    return [one.as_dict() for one in read(run)]
+
+
+def command(job: Mapping[str, Any], remedy: Mapping[str, Any]) -> str:
+    """Return the command line of a remedy."""
+    number, values = job["id"], remedy["values"]
+    if remedy["action"] == "compare":
+        model = job["spec"]["model"]["path"]
+        return (
+            f"studio compare --lane {model} --lane {model}~{number}@{values['step']}:1 --prompt …"
+        )
+    if remedy["action"] == "extend":
+        return f"studio extend {number} " + " ".join(f"--{k} {v}" for k, v in values.items())
+    words = " ".join(f"--set {key}={str(v).lower()}" for key, v in values.items())
+    return f"studio duplicate {number} {words}"
+
+
+_STEPS = """
+SELECT step, value FROM metrics
+WHERE job = :job AND name = :name AND value IS NOT NULL AND step % :stride = 0 ORDER BY step
+"""
+_EVALUATIONS = """
+SELECT step, value FROM metrics
+WHERE job = :job AND name = :name AND value IS NOT NULL ORDER BY step
+"""

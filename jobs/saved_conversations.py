@@ -1,0 +1,164 @@
+"""Conversations of the Compare page in the database: list, save, branch, delete.
+
+A conversation has lanes, settings and turns; a turn is one prompt with one answer per lane. Beyond
+its text, the page defines what an answer contains; it is stored unchanged.
+"""
+
+import json
+from typing import Any
+
+from jobs.database import Database, now
+from jobs.job_names import escaped_like
+from studio.errors import ChatError
+
+NO_CONVERSATION = 'There is no conversation "{id}": it was deleted or never saved.'
+MOST_LISTED = 200
+MOST_TURN_CHARACTERS = 16_000_000
+TITLE_CHARACTERS = 80
+Rows = list[dict[str, Any]]
+
+
+class Conversations:
+    """The conversations of one home."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def list(self, *, search: str = "", limit: int = MOST_LISTED) -> Rows:
+        """Return conversations without their turns, newest first.
+
+        Args:
+            search: A part of the title, a prompt, an answer, or a lane's name.
+            limit: Maximum number.
+        """
+        wanted = f"%{escaped_like(search.strip())}%"
+        with self._database.reading() as db:
+            rows = list(db.query(_LIST, {"wanted": wanted, "limit": limit}))
+        return [row | {"lanes": json.loads(row["lanes"])} for row in rows]
+
+    def get(self, conversation: str) -> dict[str, Any]:
+        """Return one conversation with its turns.
+
+        Raises:
+            ChatError: There is no conversation with this id.
+        """
+        with self._database.reading() as db:
+            row = next(iter(db.query(_ONE, [conversation])), None)
+            turns = list(db.query(_ITS_TURNS, [conversation]))
+        if row is None:
+            raise ChatError(NO_CONVERSATION.format(id=conversation))
+        return row | {
+            "lanes": json.loads(row["lanes"]),
+            "settings": json.loads(row["settings"]),
+            "turns": [
+                {"prompt": turn["prompt"], "answers": json.loads(turn["answers"])} for turn in turns
+            ],
+        }
+
+    def save(
+        self,
+        conversation: str,
+        *,
+        lanes: Rows,
+        settings: dict[str, Any],
+        title: str = "",
+        parent: str | None = None,
+    ) -> None:
+        """Save a conversation without its turns; an empty title keeps the old one."""
+        values = {
+            "id": conversation, "title": title[:TITLE_CHARACTERS], "lanes": json.dumps(lanes),
+            "settings": json.dumps(settings), "parent": parent, "now": now(),
+        }  # fmt: skip
+        with self._database.writing(durable=False) as db:
+            db.conn.execute(_SAVE, values)
+
+    def save_turn(
+        self, conversation: str, number: int, *, prompt: str, answers: Rows, last: bool = False
+    ) -> None:
+        """Save one turn.
+
+        Args:
+            conversation: A saved conversation.
+            number: The turn's number, from 0.
+            prompt: The prompt.
+            answers: One per lane, in order; each has at least a text.
+            last: Drop later turns.
+
+        Raises:
+            ChatError: It is too long, or the conversation was deleted.
+        """
+        text = json.dumps(answers, ensure_ascii=False)
+        if len(text) + len(prompt) > MOST_TURN_CHARACTERS:
+            raise ChatError("This turn is too long to be saved; it stays on the page only.")
+        words = "\n".join([prompt, *(str(a.get("text", "")) for a in answers if a)])
+        values = {
+            "id": conversation, "number": number, "prompt": prompt, "answers": text, "words": words,
+        }  # fmt: skip
+        with self._database.writing(durable=False) as db:
+            changed = db.conn.execute(_TOUCH, [now(), prompt[:TITLE_CHARACTERS], conversation])
+            if not changed.rowcount:
+                raise ChatError("This conversation was deleted: start a new one.")
+            db.conn.execute(_SAVE_TURN, values)
+            if last:
+                db.conn.execute(_DROP_TURNS, [conversation, number])
+
+    def branch(self, conversation: str, new: str, *, turns: int) -> dict[str, Any]:
+        """Copy the first turns into a new conversation and return it.
+
+        Raises:
+            ChatError: There is no such conversation, or the new id exists.
+        """
+        old = self.get(conversation)
+        with self._database.writing() as db:
+            if next(iter(db.query(_ONE, [new])), None):
+                raise ChatError(f'There is already a conversation "{new}".')
+            values = {
+                "id": new, "title": old["title"], "lanes": json.dumps(old["lanes"]),
+                "settings": json.dumps(old["settings"]), "parent": conversation, "now": now(),
+            }  # fmt: skip
+            db.conn.execute(_SAVE, values)
+            db.conn.execute(_COPY_TURNS, [new, conversation, turns])
+        return self.get(new)
+
+    def delete(self, conversation: str) -> None:
+        """Delete a conversation; its votes stay.
+
+        Raises:
+            ChatError: There is no conversation with this id.
+        """
+        with self._database.writing() as db:
+            gone = db.conn.execute("DELETE FROM conversations WHERE id = ?", [conversation])
+        if not gone.rowcount:
+            raise ChatError(NO_CONVERSATION.format(id=conversation))
+
+
+_LIST = r"""
+SELECT c.id, c.title, c.lanes, c.parent, c.created, c.updated,
+       (SELECT count(*) FROM turns WHERE conversation = c.id) AS turns
+FROM conversations AS c
+WHERE c.title LIKE :wanted ESCAPE '\' OR c.lanes LIKE :wanted ESCAPE '\'
+   OR EXISTS (SELECT 1 FROM turns WHERE conversation = c.id AND words LIKE :wanted ESCAPE '\')
+ORDER BY c.updated DESC, c.id LIMIT :limit
+"""
+_ONE = "SELECT * FROM conversations WHERE id = ?"
+_ITS_TURNS = "SELECT prompt, answers FROM turns WHERE conversation = ? ORDER BY number"
+_SAVE = """
+INSERT INTO conversations(id, title, lanes, settings, parent, created, updated)
+VALUES (:id, :title, :lanes, :settings, :parent, :now, :now)
+ON CONFLICT(id) DO UPDATE SET lanes = :lanes, settings = :settings, updated = :now,
+  title = CASE WHEN :title <> '' THEN :title ELSE title END
+"""
+_TOUCH = """
+UPDATE conversations SET updated = ?, title = CASE WHEN title = '' THEN ? ELSE title END
+WHERE id = ?
+"""
+_SAVE_TURN = """
+INSERT INTO turns(conversation, number, prompt, answers, words)
+VALUES (:id, :number, :prompt, :answers, :words)
+ON CONFLICT(conversation, number) DO UPDATE SET prompt = :prompt, answers = :answers, words = :words
+"""
+_DROP_TURNS = "DELETE FROM turns WHERE conversation = ? AND number > ?"
+_COPY_TURNS = """
+INSERT INTO turns(conversation, number, prompt, answers, words)
+SELECT ?, number, prompt, answers, words FROM turns WHERE conversation = ? AND number < ?
+"""

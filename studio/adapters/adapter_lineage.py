@@ -1,0 +1,132 @@
+"""Lineage: the adapters that an adapter was trained from, and those a stack needs below it.
+
+A fresh adapter stacked on a frozen one answers as it was trained only with that one below it, so
+what answers, merges, measures or exports a stack completes it first. The passport lists the line,
+the oldest adapter first; a folder in the same home is relative to the adapter's own, so that a home
+can be moved.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from studio.adapter_stack import Stack, StackItem
+from studio.adapters import library
+from studio.adapters.library import StoredAdapter
+from studio.errors import AdapterError
+
+if TYPE_CHECKING:
+    from studio.home import Home
+    from studio.spec import RunSpec
+
+
+class Needs(NamedTuple):
+    """The folder of a stack's item, and the adapters that it was trained on top of."""
+
+    folder: Path
+    below: list[StoredAdapter]
+
+
+def lineage(parent: StoredAdapter, *, stacked: bool, folder: Path) -> list[dict[str, Any]]:
+    """Return the line of an adapter that will be published in a folder.
+
+    Args:
+        parent: The adapter that it was trained from.
+        stacked: It needs that one below it.
+        folder: `runs/<id>/adapter` of a home, or any other place.
+    """
+    line = [
+        one | {"path": _written(parent.path / one["path"], folder)}
+        for one in parent.passport.get("lineage") or []
+    ]
+    own = {
+        "name": parent.name, "path": _written(parent.path, folder), "method": parent.method,
+        "data": parent.section("data").get("path", ""), "frozen": stacked,
+    }  # fmt: skip
+    return [*line, own]
+
+
+def frozen_below(adapter: StoredAdapter) -> list[StoredAdapter]:
+    """Return the adapters that an adapter was trained on top of, the lowest first.
+
+    Raises:
+        AdapterError: One of them is missing.
+    """
+    found = []
+    for one in adapter.passport.get("lineage") or []:
+        if one.get("frozen"):
+            try:
+                found.append(library.describe(_folder(adapter, one)))
+            except AdapterError:
+                raise AdapterError(
+                    f'"{adapter.name}" was trained on top of "{one.get("name")}", which is missing '
+                    f"from {_folder(adapter, one)}: restore it (studio adapters undo)."
+                ) from None
+    return found
+
+
+def below_run(spec: RunSpec) -> list[StoredAdapter]:
+    """Return the adapters that are frozen below the one that a run trains, the lowest first."""
+    if not spec.train.init_adapter:
+        return []
+    parent = library.describe(Path(spec.train.init_adapter))
+    return [*frozen_below(parent), *([parent] if spec.train.init_mode == "stack" else [])]
+
+
+def built_on(home: Home, folder: Path) -> list[StoredAdapter]:
+    """Return the adapters of a home that were trained on top of the one in a folder."""
+    return [
+        other for other in library.adapters(home)
+        if any(_folder(other, one) == folder
+               for one in other.passport.get("lineage") or [] if one.get("frozen"))
+    ]  # fmt: skip
+
+
+def completed(
+    stack: Stack, needs: Callable[[str], Needs], name: Callable[[StoredAdapter], str]
+) -> Stack:
+    """Return a stack with what its adapters were trained on top of, at weight 1, where it lacks it.
+
+    Args:
+        stack: The stack as the user wrote it.
+        needs: Looks up an item of it by name.
+        name: Returns the name of an adapter that is added.
+    """
+    found = [needs(item.name) for item in stack]
+    listed, made = {one.folder for one in found}, list[StackItem]()
+    for item, own in zip(stack, found, strict=True):
+        for one in (below for below in own.below if below.path not in listed):
+            listed.add(one.path)
+            made.append(StackItem(name=name(one)))
+        made.append(item)
+    return tuple(made)
+
+
+def resolve_stack(home: Home, stack: Stack) -> Stack:
+    """Return a stack, completed, with its adapters' folders as names.
+
+    Raises:
+        AdapterError: An adapter does not exist.
+    """
+    named = tuple(
+        item.model_copy(update={"name": str(library.resolve(home, item.name))}) for item in stack
+    )
+    return completed(
+        named, lambda name: Needs(Path(name), frozen_below(library.describe(Path(name)))),
+        lambda adapter: str(adapter.path),
+    )  # fmt: skip
+
+
+def _folder(adapter: StoredAdapter, one: dict[str, Any]) -> Path:
+    """Return the folder of an entry of an adapter's line; relative ones are to its own folder."""
+    return Path(os.path.normpath(adapter.path / str(one.get("path"))))
+
+
+def _written(path: Path, folder: Path) -> str:
+    """Return the path of an adapter as the passport in a folder states it."""
+    path, folder = Path(os.path.normpath(path)), folder.absolute()
+    home = folder.parents[2] if folder.name == "adapter" else folder.parents[1]
+    return os.path.relpath(path, folder) if path.is_relative_to(home) else str(path)

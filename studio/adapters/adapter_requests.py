@@ -1,0 +1,275 @@
+"""Requests about adapters: merge, mix, measure changes, import, export. `perform` loads torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from studio.adapter_stack import Stack
+from studio.adapters.adapter_lineage import resolve_stack
+from studio.adapters.library import describe, name_of, refuse_place, resolve
+from studio.adapters.verify_logits import EXPORT_REPORT, read_report
+from studio.errors import AdapterError, InputError
+from studio.fields import knob
+from studio.home import Home, slug
+from studio.job_request import Request
+from studio.spec import ModelSource
+from studio.training.training_events import Event, Finished, Loading
+
+BASE: dict[str, Any] = {"title": "Base model", "of": "model"}
+WAYS = {
+    "concatenate": "Exact weighted sum (the ranks add up)",
+    "svd": "Weighted sum, truncated to a rank (SVD)",
+    "ties": "TIES: keep the largest, agree on signs",
+    "dare": "DARE: drop at random, rescale",
+}
+STACK: dict[str, Any] = {"title": "Adapters", "flag": "--adapter", "metavar": "NAME[:WEIGHT]"}
+
+
+class MergeRequest(Request):
+    """Fold adapters into a new model, with a certificate."""
+
+    kind: ClassVar[str] = "merge"
+    stack: Stack = knob((), "Adapters in stack order; repeat for several.", **STACK)
+    model: ModelSource = knob(
+        ModelSource(), "Folder, hub id, or starter.", inner=("path", "quantization", "dtype"),
+        **BASE,
+    )  # fmt: skip
+    out: str = knob("", "New folder; in the home's models by default.", advanced=True)
+    name: str = knob("", "Name of the merged model.", title="Name", max_length=120)
+    device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True, flag="-")
+
+    def checked(self, home: Home) -> Self:
+        """Return the request as the queue stores it: adapters found, folders absolute.
+
+        Raises:
+            StudioError: An adapter or the model is missing, or the result exists already.
+        """
+        from studio.models.find_model import facts
+
+        facts(self.model)
+        out = self.folder(home)
+        refuse_place(out)
+        return self.model_copy(update={"stack": _adapters(home, self.stack), "out": str(out)})
+
+    def folder(self, home: Home) -> Path:
+        """Return the folder of the merged model."""
+        if self.out:
+            return Path(self.out).expanduser().absolute()
+        names = "-".join(name_of(Path(item.name)) for item in self.stack)
+        return home.models / slug(self.name or f"merged-{names}")
+
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+        """Merge, with a certificate."""
+        from studio.adapters.merge import merge
+
+        stack = [(Path(item.name), item.weight) for item in self.stack]
+        return merge(self.model, stack, self.folder(home), device=self.device)
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the folder and its certificate."""
+        from studio.adapters.merge import read_certificate
+
+        return {"out": self.out, "certificate": read_certificate(Path(self.out))}
+
+
+class MixRequest(Request):
+    """Mix several LoRAs into one new adapter."""
+
+    kind: ClassVar[str] = "mix"
+    name: str = knob("", "Name of the new adapter.", title="Name", max_length=120)
+    stack: Stack = knob((), "Adapters in stack order; repeat for several.", **STACK)
+    model: ModelSource = knob(ModelSource(), "Folder, hub id, or starter.", **BASE)
+    how: Literal["concatenate", "svd", "ties", "dare"] = knob(
+        "concatenate", "Exact weighted sum, its best rank-r approximation, TIES, or DARE.",
+        title="Way", labels=WAYS,
+    )  # fmt: skip
+    r: int = knob(
+        16, "Rank of the result (not for concatenate).", title="Rank (r)", ge=1, le=1024,
+        when={"how": ("svd", "ties", "dare")},
+    )  # fmt: skip
+    density: float = knob(
+        0.5, "Share kept by TIES and DARE.", title="Density", gt=0, le=1,
+        when={"how": ("ties", "dare")},
+    )  # fmt: skip
+    seed: int = knob(0, "For DARE.", ge=0, le=2**31 - 1, advanced=True, when={"how": ("dare",)})
+
+    def checked(self, home: Home) -> Self:
+        """Return the request as the queue stores it.
+
+        Raises:
+            StudioError: An adapter or the model is missing, or the name is empty or taken.
+        """
+        from studio.models.find_model import facts
+
+        facts(self.model)
+        if not self.name.strip():
+            raise InputError("A mix needs a name for the new adapter (--name).")
+        if (home.adapters / slug(self.name)).exists():
+            raise AdapterError(f'There is already an adapter "{slug(self.name)}"; choose another.')
+        return self.model_copy(update={"stack": _adapters(home, self.stack)})
+
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+        """Load, mix, publish."""
+        from studio.adapters.mix_adapters import mix, publish_mix
+        from studio.backbone import Backbone
+        from studio.models.loading import load
+
+        yield Loading(text="Loading the base")
+        loaded = load(self.model, "cpu")
+        backbone = Backbone(loaded.model)
+        stack = []
+        for item in self.stack:
+            name = describe(Path(item.name)).name
+            backbone.load(name, Path(item.name))
+            stack.append((name, item.weight))
+        yield Loading(text="Mixing")
+        mixed = mix(
+            backbone, stack, "mix", how=self.how, r=self.r, density=self.density, seed=self.seed
+        )
+        folder = home.adapters / slug(self.name)
+        base = {"path": self.model.path, "fingerprint": loaded.facts.fingerprint}
+        publish_mix(backbone, "mix", folder, base=base, parents=stack, mixed=mixed, how=self.how)
+        yield Finished(adapter=str(folder))
+
+    def target(self, home: Home) -> Path | None:
+        """Return the folder of the new adapter."""
+        return home.adapters / slug(self.name)
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the new adapter's folder and how exact it is."""
+        folder = Path(result["adapter"])
+        mixed = describe(folder).passport.get("mix") or {} if folder.is_dir() else {}
+        return {"adapter": str(folder), **mixed}
+
+
+class PictureRequest(Request):
+    """Measure what an adapter changed: relative norm and effective rank per layer and module."""
+
+    kind: ClassVar[str] = "picture"
+    adapter: str = knob(
+        "", "Name, run number or id of the adapter.", title="Adapter", positional=True,
+        metavar="ADAPTER", of="adapter",
+    )  # fmt: skip
+    model: ModelSource = knob(
+        ModelSource(path=""), "Base model; the one of the passport by default.", **BASE
+    )
+    name: str = knob("", "Name of the job.", title="Name", max_length=120, flag="-")
+
+    def checked(self, home: Home) -> Self:
+        """Return the request as the queue stores it; no model means the adapter's own base.
+
+        Raises:
+            StudioError: The adapter or its base is missing.
+        """
+        from studio.models.find_model import facts
+
+        folder = resolve(home, self.adapter)
+        path = self.model.path or describe(folder).base
+        if not path:
+            raise AdapterError(f'The base of "{self.adapter}" is unknown: choose one.')
+        model = self.model.model_copy(update={"path": path})
+        facts(model)
+        return self.model_copy(update={"adapter": str(folder), "model": model})
+
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+        """Measure, and store the picture beside the adapter."""
+        from studio.adapters.weight_changes import draw
+
+        yield Loading(text="Measuring what the adapter changed")
+        draw(self.model, Path(self.adapter))
+        yield Finished()
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return what was measured."""
+        from studio.adapters.weight_changes import drawn
+
+        return drawn(Path(self.adapter)) or {"changes": []}
+
+
+class ImportAdapterRequest(Request):
+    """Copy a PEFT or AdapterHub adapter into the library."""
+
+    kind: ClassVar[str] = "import_adapter"
+    adapter: str = knob(
+        "", "Its name in the library; its folder's name when empty.", max_length=120
+    )
+    source: str = knob("", "Folder, or a hub id such as org/name.", max_length=4000)
+    model: ModelSource | None = knob(None, "The base to check it against.")
+
+    def checked(self, home: Home) -> Self:
+        """Return the request as the queue stores it; the job reads the folder.
+
+        Raises:
+            StudioError: The folder or the model is missing, or the name exists.
+        """
+        from studio.adapters.import_adapter import locate
+        from studio.models.find_model import facts
+
+        source, _ = locate(home, self.source.strip(), self.adapter)
+        if self.model is not None:
+            facts(self.model)
+        return self.model_copy(update={"source": source})
+
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+        """Check it, try it on its base, copy it."""
+        from studio.adapters.import_adapter import import_adapter
+
+        yield Loading(text="Reading the adapter")
+        found = import_adapter(home, self.source, name=self.adapter, model=self.model)
+        yield Finished(adapter=str(found.path))
+
+    def target(self, home: Home) -> Path | None:
+        """Return the folder in the library, if the name was given."""
+        return home.adapters / slug(self.adapter) if self.adapter else None
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the adapter that was imported."""
+        found = describe(Path(result["adapter"]))
+        return {"name": found.name, "path": str(found.path), "method": found.method}
+
+
+class ExportRequest(Request):
+    """Write an adapter to a new folder."""
+
+    kind: ClassVar[str] = "export_adapter"
+    adapter: str = knob("", "Name or folder of the adapter.", title="Adapter")
+    out: str = knob("", "New folder; in the home's exports by default.", max_length=4000)
+    form: Literal["peft", "vllm", "adapterhub", "gguf-adapter", "card"] = knob(
+        "peft", "Format of the files, or the model card alone.", title="Format"
+    )
+    model: str = knob("", "Its base, if the passport does not name it.", advanced=True)
+
+    def checked(self, home: Home) -> Self:
+        """Return the request as the queue stores it.
+
+        Raises:
+            StudioError: The adapter is missing, or the folder exists.
+        """
+        from studio.adapters.export import refuse_form
+
+        folder = resolve(home, self.adapter)
+        refuse_form(describe(folder), self.form)
+        usual = home.path / "exports" / slug(f"{describe(folder).name} {self.form}")
+        out = Path(self.out).expanduser().absolute() if self.out.strip() else usual
+        refuse_place(out)
+        return self.model_copy(update={"adapter": str(folder), "out": str(out)})
+
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+        """Write it, and compare it with the original."""
+        from studio.adapters.export import export_adapter
+
+        yield Loading(text="Writing the adapter")
+        out = export_adapter(home, self.adapter, Path(self.out), form=self.form, model=self.model)
+        yield Finished(adapter=str(out))
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the folder and the comparison with the original."""
+        return {"out": self.out, "check": read_report(Path(self.out), EXPORT_REPORT) or None}
+
+
+def _adapters(home: Home, stack: Stack) -> Stack:
+    if not stack:
+        raise InputError("Name at least one adapter (--adapter NAME[:WEIGHT]).")
+    return resolve_stack(home, stack)

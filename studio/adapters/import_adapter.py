@@ -1,0 +1,138 @@
+"""Import adapters into the library: PEFT and AdapterHub folders, told apart by content.
+
+An import copies only the two files it understands, after reading them as strictly as a load would;
+the adapter appears in the library only when everything is valid.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from studio import path_kinds
+from studio.adapters.library import CONFIG, PASSPORT, WEIGHTS, StoredAdapter, adapters, describe
+from studio.errors import AdapterError, Unreached, is_transient
+from studio.home import Home, publishing, slug
+from studio.names import readable
+from studio.spec import ModelSource
+
+MAX_BYTES = 64 * 2**30
+
+
+def import_adapter(
+    home: Home, source: str, *, name: str = "", model: ModelSource | None = None
+) -> StoredAdapter:
+    """Copy a folder (or a hub id) into the library.
+
+    Args:
+        home: The home of the library.
+        source: A folder, or a hub id such as `org/name`.
+        name: Its name in the library; the folder's name when empty.
+        model: The base to check it against, by loading both.
+
+    Raises:
+        AdapterError: It is unsafe, broken, for another base, or the name exists.
+    """
+    from studio.models.find_model import facts
+
+    source, target = locate(home, source, name)
+    folder = _fetched(source)
+    weights = _checked_files(folder)
+    if model is not None:
+        check_fit(folder, model)
+    with publishing(target) as temporary:
+        for file in (folder / CONFIG, weights):
+            shutil.copyfile(file, temporary / file.name)  # links of the hub's cache as files
+        passport = _foreign_passport(folder, target.name, source)
+        if model is not None:
+            passport["base"] = {"path": model.path, "fingerprint": facts(model).fingerprint}
+        (temporary / PASSPORT).write_text(json.dumps(passport, indent=1, ensure_ascii=False))
+    return describe(target, source="library")
+
+
+def check_fit(folder: Path, model: ModelSource) -> None:
+    """Load the adapter onto this base to check that it fits.
+
+    Raises:
+        AdapterError: Names the shape, module or vocabulary that does not match.
+    """
+    from studio.backbone import Backbone
+    from studio.models.loading import load
+
+    Backbone(load(model, "cpu").model).load("candidate", folder)
+
+
+def locate(home: Home, source: str, name: str = "") -> tuple[str, Path]:
+    """Return a source's full path or hub id, and its folder in the library.
+
+    Raises:
+        AdapterError: There is no such folder, or the name exists.
+    """
+    kind, folder = path_kinds.locate(source)
+    if kind == "folder":
+        source = str(folder.absolute())
+    elif kind == "file":
+        raise AdapterError(f"{folder} is a file; give the folder that holds {CONFIG}.")
+    elif kind != "hub" or "/" not in source:
+        raise AdapterError(f"There is no adapter folder {source}.")
+    target = home.adapters / slug(name or Path(source).name)
+    taken = {adapter.name.casefold() for adapter in adapters(home)}
+    if target.exists() or {target.name, name.casefold()} & taken:
+        raise AdapterError(
+            f'There is already an adapter "{name or target.name}" in the library; import it under '
+            "another name."
+        )
+    return source, target
+
+
+def _fetched(source: str) -> Path:
+    if Path(source).is_absolute():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=[CONFIG, *WEIGHTS]))
+    except Exception as error:
+        if is_transient(error):
+            raise Unreached(
+                f"{source} is not a local folder, not downloaded, and the hub cannot be reached: "
+                "check the spelling or the connection."
+            ) from None
+        raise AdapterError(
+            f"{source} is not a local folder and cannot be downloaded from the hub "
+            f"({type(error).__name__}). Download it and give the folder."
+        ) from error
+
+
+def _checked_files(folder: Path) -> Path:
+    """Return the weights file; reads config and tensors as strictly as a load."""
+    from studio.backbone import adapter_files
+
+    for file in (folder / CONFIG, *(folder / w for w in WEIGHTS)):
+        if file.is_symlink() and not file.resolve().is_file():
+            raise AdapterError(f"{file} is a link to nothing.")
+        if file.exists() and (not file.is_file() or file.stat().st_size > MAX_BYTES):
+            raise AdapterError(f"{file} is not a regular file of at most {readable(MAX_BYTES)}.")
+    config = adapter_files.read_config(folder)
+    theirs = adapter_files.is_adapterhub(config)
+    if not theirs:
+        adapter_files.read_method(config)
+    name = adapter_files.ADAPTERHUB_WEIGHTS if theirs else adapter_files.WEIGHTS
+    adapter_files.read_tensors(folder, name)
+    return folder / name
+
+
+def _foreign_passport(folder: Path, name: str, source: str) -> dict[str, object]:
+    """Return the passport in the folder, if it has one, with the source added."""
+    passport: dict[str, object] = {}
+    path = folder / PASSPORT
+    if path.is_file() and path.stat().st_size < 1_000_000:
+        try:
+            brought = json.loads(path.read_text(encoding="utf-8"))
+            passport = brought if isinstance(brought, dict) else {}
+        except ValueError:
+            passport = {}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"created": now, "ended": "imported", **passport, "name": name, "imported_from": source}

@@ -1,0 +1,117 @@
+"""Isolate packed rows in modules other than attention, each row in a padded batch of its own.
+
+A causal mixer (convolution, state space, linear attention) carries tokens from one packed row into
+the next. An *isolated* module receives the packed row `(1, T, …)` as a batch of rows padded on the
+right `(R, N, …)`, which cannot reach earlier tokens, and its result is packed again; everything
+else of the layer stays packed.
+
+Shapes: `R rows, N tokens of the longest row, T tokens of all rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils._pytree import tree_map_only
+
+from studio.backbone import attention
+from studio.backbone.attention import AttentionState
+
+
+@contextmanager
+def packed(
+    state: AttentionState, lengths: Sequence[int] | None, device: torch.device
+) -> Iterator[None]:
+    """Run packed rows of these lengths, or one plain batch if None.
+
+    The lengths stay set afterwards: checkpointing recomputes layers in the backward pass.
+    """
+    token = attention.packing.set(lengths is not None)
+    if lengths is None:
+        state.lengths = None
+    else:
+        state.pack(lengths, device)
+    try:
+        yield
+    finally:
+        attention.packing.reset(token)
+
+
+@contextmanager
+def recorded(state: AttentionState) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
+    """Collect the module, keys and values of every call of the attention function."""
+    state.calls = []
+    try:
+        yield state.calls
+    finally:
+        state.calls = None
+
+
+def isolate(module: nn.Module, state: AttentionState) -> None:
+    """Let a module run packed rows as a padded batch."""
+    own = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        lengths = state.lengths
+        if lengths is None or len(lengths) == 1:
+            return own(*args, **kwargs)
+        total, longest = sum(lengths), max(lengths)
+        inside = tree_map_only(Tensor, lambda x: unpack(x, lengths), (args, kwargs))
+        device = next(x.device for x in _tensors((args, kwargs)))
+        kept = torch.cat([torch.arange(n) + row * longest for row, n in enumerate(lengths)])
+        positions = state.positions
+        state.lengths = None
+        state.positions = None if positions is None else unpack(positions, lengths)
+        try:
+            output = own(*inside[0], **inside[1])
+        finally:
+            state.lengths, state.positions = lengths, positions
+        kept = kept.to(device)
+
+        def pack(x: Tensor) -> Tensor:
+            if x.dim() < 2 or tuple(x.shape[:2]) != (len(lengths), longest):
+                return x
+            return x.flatten(0, 1).index_select(0, kept)[None]
+
+        assert total == len(kept)
+        return tree_map_only(Tensor, pack, output)
+
+    module.forward = forward
+    module.__dict__["studio_before_isolation"] = own
+
+
+def undo(modules: Iterable[nn.Module]) -> None:
+    """Give isolated modules their own forward back."""
+    for module in modules:
+        module.forward = module.__dict__.pop("studio_before_isolation")
+
+
+def unpack(x: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Return `(1, T, …)` as `(R, N, …)`, and a mask `(1, H, T, T)` as `(R, H, N, N)`.
+
+    Other tensors stay as they are.
+    """
+    total, longest = sum(lengths), max(lengths)
+    if x.dim() >= 2 and tuple(x.shape[:2]) == (1, total):
+        return pad_sequence(list(x[0].split(lengths)), batch_first=True)
+    if x.dim() == 4 and tuple(x.shape[-2:]) == (total, total) and x.shape[0] == 1:
+        hidden = 0 if x.dtype == torch.bool else torch.finfo(x.dtype).min
+        rows = x.new_full((len(lengths), x.shape[1], longest, longest), hidden)
+        start = 0
+        for row, n in enumerate(lengths):
+            rows[row, :, :n, :n] = x[0, :, start : start + n, start : start + n]
+            rows[row, :, n:, 0] = True if x.dtype == torch.bool else 0  # no empty softmax
+            start += n
+        return rows
+    return x
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    tree_map_only(Tensor, found.append, tree)
+    return found

@@ -1,0 +1,266 @@
+"""The text of one growing answer: whole characters, stop texts, scores of its tokens, cost.
+
+A token may be a part of a character (byte-level and byte-fallback vocabularies) or owe its leading
+space to the token before it (sentencepiece), so a token is never decoded alone but together with
+the few before it, and text that ends in an incomplete character waits for the next token.
+
+Shapes: `V vocabulary`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from studio.chat.context_window import FittedPrompt
+from studio.chat.lanes import Active, ActiveStack, Delta, Lane, Reason, ScoredToken, Stats
+from studio.chat.sampling import Sampler
+from studio.chat.thought_and_tool_parser import NO_MARKERS, MarkedText, Markers, Piece
+from studio.errors import StudioError
+
+INCOMPLETE = "\ufffd"
+CONTEXT_TOKENS = 6
+MAX_PENDING = 8  # no character has more bytes: more pending tokens are not text
+
+
+class Detokenizer:
+    """The text of one growing answer; the prompt's end decides about its first space."""
+
+    def __init__(
+        self, tokenizer: Any, prompt: Sequence[int] = (), kept: Mapping[int, str] | None = None
+    ) -> None:
+        self._tokenizer, self._kept = tokenizer, kept or {}
+        self._shown = list(prompt[-CONTEXT_TOKENS:])
+        self._pending: list[int] = []
+
+    def add(self, token_id: int) -> str:
+        """Add a token and return the text that is complete now, often empty.
+
+        Control tokens have no text, except the `kept` ones.
+        """
+        if token_id in self._kept:
+            return self.flush() + self._kept[token_id]
+        self._pending.append(token_id)
+        text = self._fresh()
+        if not text or (text.endswith(INCOMPLETE) and len(self._pending) < MAX_PENDING):
+            return ""
+        self._advance()
+        return text
+
+    def flush(self) -> str:
+        """Return the rest at the end, an incomplete character included."""
+        text = self._fresh()
+        self._advance()
+        return text
+
+    def _fresh(self) -> str:
+        before = self._decode(self._shown)
+        after = self._decode(self._shown + self._pending)
+        if after.startswith(before):
+            return after[len(before) :]
+        return self._decode(self._pending)  # incomplete bytes changed the text before them
+
+    def _advance(self) -> None:
+        if self._pending:
+            self._shown, self._pending = self._pending, []
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(
+            self._tokenizer.decode(
+                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+
+class StopTexts:
+    """Hold back text that may begin a stop text, and cut the answer at the first stop text."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._held = ""
+        self.reached = False
+
+    def add(self, text: str) -> str:
+        """Add text and return what can be shown."""
+        if not self._stops:
+            return text
+        self._held += text
+        places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if places:
+            self.reached = True
+            return self._held[: min(places)]
+        keep = max(self._overlap(stop) for stop in self._stops)
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown
+
+    def flush(self) -> str:
+        """Return the text held back, at the end of the answer."""
+        return "" if self.reached else self._held
+
+    def _overlap(self, stop: str) -> int:
+        longest = min(len(stop) - 1, len(self._held))
+        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+
+
+class Answer:
+    """The answer of one lane.
+
+    Args:
+        number: The lane's place in the request.
+        lane: The conversation and the sampling settings.
+        stack: Its adapters.
+        prompt: The prompt's tokens and the limit of the answer.
+        tokenizer: Decodes the tokens.
+        stop_ids: Tokens that end the answer.
+        vocab_size: Number of logits.
+        started: Start of the request (`perf_counter`).
+        markers: What the model's template writes around thoughts and calls.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        lane: Lane,
+        stack: ActiveStack,
+        prompt: FittedPrompt,
+        tokenizer: Any,
+        stop_ids: Collection[int],
+        vocab_size: int,
+        started: float,
+        markers: Markers = NO_MARKERS,
+    ) -> None:
+        self.number = number
+        self.lane = lane
+        self.stack = stack  # active now
+        self.requested = stack  # the last one requested while it was written
+        self.changed_at: int | None = None  # the token at which weights last changed
+        self.prompt = prompt.ids
+        self.tokens: list[int] = []
+        self.sampler = Sampler(lane.sampling, prompt.ids, vocab_size)
+        self.reason: Reason | None = None
+        self.error: StudioError | None = None
+        self.active: Active | None = None
+        self._limit = prompt.max_new_tokens
+        self._stop_ids = stop_ids
+        self._tokenizer = tokenizer
+        kept = _kept_tokens(tokenizer, markers, stop_ids)
+        self._text = Detokenizer(tokenizer, prompt.ids, kept)
+        self._parts = _parts_after(lane, markers, tokenizer, prompt.ids)
+        self._stops = StopTexts(lane.sampling.stop)
+        self._started = started
+        self._first = 0.0
+        self._counted = 0
+
+    def take(self, token: int, logits_V: Tensor) -> Delta:
+        """Append a token; the last one sets `reason`."""
+        self._first = self._first or time.perf_counter() - self._started
+        self.tokens.append(token)
+        if token in self._stop_ids:
+            self.reason = "stop"
+            return Delta(lane=self.number)
+        self._counted += 1
+        text = self._stops.add(self._text.add(token))
+        if self._stops.reached:
+            self.reason = "stop"
+        elif self._counted >= self._limit:
+            self.reason = "length"
+        scored, wanted = None, self.lane.sampling.logprobs
+        if wanted >= 0:
+            scored = score(self._tokenizer, logits_V, token, wanted)
+        text, pieces = self._split(text)
+        return Delta(lane=self.number, text=text, pieces=pieces, token_id=token, scored=scored)
+
+    def _split(self, text: str, *, ended: bool = False) -> tuple[str, tuple[Piece, ...]]:
+        """Return the text that is complete, and its parts where the template marks any."""
+        if self._parts is None:
+            return text, ()
+        pieces = self._parts.add(text) + (self._parts.flush() if ended else [])
+        return "".join(piece.text for piece in pieces), tuple(pieces)
+
+    def fail(self, error: StudioError) -> None:
+        """End the answer with an error."""
+        self.reason, self.error = "error", error
+
+    def done(self) -> Delta:
+        """Return the last delta: text held back, reason, cost, active stack."""
+        text = "" if self._stops.reached else self._stops.add(self._text.flush())
+        text, pieces = self._split(text + self._stops.flush(), ended=True)
+        note = ""
+        if self.reason == "length" and self._limit < self.lane.sampling.max_new_tokens:
+            note = "The model's context is full: the answer ends here."
+        active = self.active
+        if self.changed_at is not None:
+            note += f" Weights changed while it was written, last at token {self.changed_at + 1}."
+            if active is not None:
+                active = replace(active, stack=tuple(part for part in self.stack if part[1]))
+        return Delta(
+            lane=self.number,
+            text=text,
+            pieces=pieces,
+            done=True,
+            reason=self.reason,
+            stats=self.stats(),
+            active=active,
+            error=self.error,
+            note=note.strip(),
+        )
+
+    def stats(self) -> Stats:
+        """Return the cost so far."""
+        return Stats(
+            tokens=self._counted,
+            prompt_tokens=len(self.prompt),
+            first_token_seconds=self._first,
+            seconds=time.perf_counter() - self._started,
+        )
+
+
+def _kept_tokens(tokenizer: Any, markers: Markers, stop_ids: Collection[int]) -> dict[int, str]:
+    """Return the control tokens whose text belongs to an answer: markers of thoughts and calls."""
+    if not markers:
+        return {}
+    special = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    return {
+        token: text for token, text in special if token not in stop_ids and markers.is_written(text)
+    }
+
+
+def _parts_after(
+    lane: Lane, markers: Markers, tokenizer: Any, prompt: Sequence[int]
+) -> MarkedText | None:
+    """Return the splitter of an answer, in the state that its prompt or its beginning left."""
+    if not markers:
+        return None
+    tail = prompt[-2 * CONTEXT_TOKENS :]
+    parts = MarkedText(markers, str(tokenizer.decode(tail, skip_special_tokens=False)))
+    if lane.messages[-1].role == "assistant":  # it is continued
+        parts = MarkedText(markers)
+        parts.add(lane.messages[-1].content)
+        parts.flush()
+    return parts
+
+
+def score(tokenizer: Any, logits_V: Tensor, token: int, alternatives: int) -> ScoredToken:
+    """Return a token's log-probability before any sampling filter, and the most likely others."""
+    logprobs_V = logits_V.float().log_softmax(-1)
+    values, ids = logprobs_V.topk(min(alternatives, len(logprobs_V)))
+    top = tuple(
+        ScoredToken(token_id=i, text=token_text(tokenizer, i), logprob=value)
+        for i, value in zip(ids.tolist(), values.tolist(), strict=True)
+    )
+    text, logprob = token_text(tokenizer, token), float(logprobs_V[token])
+    return ScoredToken(token_id=token, text=text, logprob=logprob, top=top)
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """Return the text of one token alone, with its leading space."""
+    piece = tokenizer.convert_ids_to_tokens(token)
+    if isinstance(piece, str) and piece.startswith("\u2581"):
+        return piece.replace("\u2581", " ")
+    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    return str(text)

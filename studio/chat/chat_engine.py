@@ -1,0 +1,301 @@
+"""Answer lanes on one resident base, token by token, several lanes in one batch.
+
+Lanes whose stacks can be routed per row share one batch; otherwise each lane is a batch of its own
+and they alternate token by token on the same base: they stream together and give the same tokens
+either way. `residents` finds and loads bases and adapters.
+
+Shapes: `B rows, V vocabulary`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from studio.chat.answer_text import Answer
+from studio.chat.context_window import PromptTemplate, fit_prompt
+from studio.chat.decoding import Batch, shares_passes, use_transposed_products
+from studio.chat.lanes import Active, ActiveStack, Delta, Lane, Reason
+from studio.chat.routing_check import RoutingCheck, probe_position
+from studio.chat.sampling import pick_all
+from studio.chat.thought_and_tool_parser import NO_MARKERS, Markers, markers_in
+from studio.errors import ChatError, MethodError, OutOfMemory, StudioError, is_out_of_memory
+
+if TYPE_CHECKING:
+    from studio.backbone import Backbone
+    from studio.models.loading import Loaded
+
+NO_EFFECT = "This stack does not change the model here: the answer is the base's."
+LATER = "This change applies to the next answer: while one is written, only weights can change."
+VIRTUAL = "{name} has virtual tokens: switching it on or off applies to the next answer."
+OVERFLOW = "The logits overflow with this stack: lower its weights."
+NO_MEMORY = "Not enough memory: use fewer lanes, a shorter conversation or a smaller model."
+FOREIGN_TOKENIZER = (
+    "The tokenizer gives token {token}, but the model has {size} embeddings: they do not belong "
+    "together."
+)
+Stopped = Callable[[], bool]
+WeightChanges = Callable[[], Mapping[int, ActiveStack]]
+
+
+class LaneBatch:
+    """Answers that share a batch; `advance` adds one token to each until none is left."""
+
+    def __init__(
+        self, answers: Sequence[Answer], loaded: Loaded, backbone: Backbone, check: RoutingCheck
+    ) -> None:
+        self.answers = list(answers)
+        self._loaded = loaded
+        self._backbone = backbone
+        self._check = check
+        self._batch: Batch | None = None
+
+    def activate(self) -> None:
+        """Activate the rows' stacks in the backbone."""
+        stacks = [answer.stack for answer in self.answers]
+        if len(set(stacks)) == 1:
+            self._backbone.use(stacks[0])
+        else:
+            self._backbone.use_rows(stacks)
+
+    def advance(self) -> Iterator[Delta]:
+        """Add one token to every row; its stacks must be active."""
+        if self._batch is None:
+            yield from self._start()
+        else:
+            logits_BV = self._batch.step([answer.tokens[-1] for answer in self.answers])
+            yield from self._take(logits_BV)
+        yield from self._drop_finished()
+
+    def reweigh(self, wanted: Mapping[int, ActiveStack]) -> Iterator[Delta]:
+        """Change answers' weights from their next token on; note what cannot change now."""
+        for answer in self.answers:
+            stack = wanted.get(answer.number, answer.requested)
+            if stack == answer.requested:
+                continue
+            before, answer.requested = answer.stack, stack
+            refusal = self._refusal(before, stack)
+            if not refusal:
+                answer.stack = stack
+                try:
+                    self.activate()
+                    answer.changed_at = len(answer.tokens)
+                except MethodError as error:
+                    answer.stack, refusal = before, error.text
+                    self.activate()
+            if refusal:
+                yield Delta(lane=answer.number, note=refusal)
+
+    def _refusal(self, before: ActiveStack, after: ActiveStack) -> str:
+        if [name for name, _ in before] != [name for name, _ in after]:
+            return LATER
+        for (name, was), (_, now) in zip(before, after, strict=True):
+            virtual = self._backbone.adapters[name].method.num_tokens_before
+            if virtual and bool(was) != bool(now):
+                return VIRTUAL.format(name=name)
+        return ""
+
+    def end(self, reason: Reason, error: StudioError | None = None) -> Iterator[Delta]:
+        """End the remaining answers."""
+        self._batch = None
+        for answer in self.answers:
+            answer.reason, answer.error = reason, error
+            yield answer.done()
+        self.answers = []
+
+    def _start(self) -> Iterator[Delta]:
+        self.activate()
+        claimed = self._backbone.active
+        prompts = [answer.prompt for answer in self.answers]
+        self._batch = Batch(self._loaded.model, prompts, self._loaded.device)
+        logits_BV, probed_BV = self._batch.prefill([probe_position(prompt) for prompt in prompts])
+        assert probed_BV is not None
+        yield from self._take(logits_BV)
+        # The first tokens are sent before the check costs time.
+        if len(claimed) == 1:
+            claimed = claimed * len(self.answers)
+        routed = len({answer.stack for answer in self.answers}) > 1
+        for answer, stack, probed_V in zip(self.answers, claimed, probed_BV, strict=True):
+            yield from self._verify(answer, stack, probed_V, routed=routed)
+        self.activate()
+
+    def _verify(
+        self, answer: Answer, claimed: ActiveStack, probed_V: Tensor, *, routed: bool
+    ) -> Iterator[Delta]:
+        wanted = tuple((name, weight) for name, weight in answer.stack if weight)
+        if answer.reason == "error":
+            return
+        try:
+            distance, differs = self._check.difference(
+                answer.prompt, wanted, probed_V, routed=routed
+            )
+        except ChatError as error:
+            answer.fail(error)
+            return
+        answer.active = Active(
+            model=answer.lane.model,
+            stack=claimed,
+            max_logit_difference=distance,
+            verified=differs,
+            batched=routed,
+            note="" if differs else NO_EFFECT,
+        )
+        if not differs:
+            yield Delta(lane=answer.number, note=NO_EFFECT)
+
+    def _take(self, logits_BV: Tensor) -> Iterator[Delta]:
+        tokens = pick_all([answer.sampler for answer in self.answers], logits_BV)
+        for row, (answer, token) in enumerate(zip(self.answers, tokens, strict=True)):
+            if token is None:
+                answer.fail(ChatError(OVERFLOW))
+                continue
+            delta = answer.take(token, logits_BV[row])
+            if delta.token_id is not None:
+                yield delta
+
+    def _drop_finished(self) -> Iterator[Delta]:
+        going = [row for row, answer in enumerate(self.answers) if answer.reason is None]
+        if len(going) == len(self.answers):
+            return
+        finished = [answer for answer in self.answers if answer.reason is not None]
+        self.answers = [self.answers[row] for row in going]
+        if going:
+            assert self._batch is not None
+            self._batch.keep(going)
+            self.activate()
+        else:
+            self._batch = None
+        for answer in finished:
+            yield answer.done()
+
+
+class ChatEngine:
+    """One base with its backbone.
+
+    Args:
+        loaded: The base.
+        backbone: The adapter layer around it.
+        template_for: Chooses a lane's chat template; by default from the tokenizer.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        backbone: Backbone,
+        *,
+        template_for: Callable[[Lane], PromptTemplate] | None = None,
+    ) -> None:
+        use_transposed_products(loaded.model)
+        self.loaded = loaded
+        self.backbone = backbone
+        self._template_for = template_for or self._chosen_template
+        quantized = bool(getattr(loaded.model, "is_loaded_in_4bit", False))
+        self._check = RoutingCheck(backbone, exact=loaded.dtype == torch.float32 and not quantized)
+
+    def stream(
+        self,
+        lanes: Sequence[Lane],
+        *,
+        stopped: Stopped | None = None,
+        wanted: WeightChanges | None = None,
+    ) -> Iterator[Delta]:
+        """Answer every lane; each ends with exactly one `done` delta.
+
+        Args:
+            lanes: Their stacks name adapters that are loaded in the backbone.
+            stopped: Called before each token; True stops all answers.
+            wanted: Called before each token; returns the current stacks of lanes. Changed weights
+                apply to the next token.
+
+        Yields:
+            Text and notes as they come, lanes interleaved.
+        """
+        started = time.perf_counter()
+        answers: list[Answer] = []
+        for number, lane in enumerate(lanes):
+            try:
+                answer, note = self._prepared(number, lane, started)
+            except StudioError as error:
+                yield Delta(lane=number, done=True, reason="error", error=error)
+                continue
+            answers.append(answer)
+            if note:
+                yield Delta(lane=number, note=note)
+        batches = self._batched(answers)
+        while batches := [batch for batch in batches if batch.answers]:
+            for batch in batches:
+                if stopped is not None and stopped():
+                    for left in batches:
+                        yield from left.end("stopped")
+                    return
+                if wanted is not None and (moved := wanted()):
+                    yield from batch.reweigh(moved)
+                yield from self._advance(batch, alone=len(batches) == 1)
+
+    def _advance(self, batch: LaneBatch, *, alone: bool) -> Iterator[Delta]:
+        try:
+            if not alone:
+                batch.activate()
+            yield from batch.advance()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            yield from batch.end("error", OutOfMemory(NO_MEMORY))
+
+    def _batched(self, answers: list[Answer]) -> list[LaneBatch]:
+        stacks = [answer.stack for answer in answers]
+        together = bool(answers)
+        if len(set(stacks)) > 1 and not shares_passes(self.loaded.model):
+            together = False
+        elif len(set(stacks)) > 1:
+            try:
+                self.backbone.use_rows(stacks)
+            except MethodError:
+                together = False
+        rows = [answers] if together else [[answer] for answer in answers]
+        return [LaneBatch(row, self.loaded, self.backbone, self._check) for row in rows]
+
+    def _prepared(self, number: int, lane: Lane, started: float) -> tuple[Answer, str]:
+        stack = tuple((part.name, part.weight) for part in lane.stack)
+        for name, _ in stack:
+            if name not in self.backbone.adapters:
+                raise ChatError(f'The adapter "{name}" is not loaded.')
+        self.backbone.use(stack)  # refuses a stack that cannot be combined
+        adapters = self.backbone.adapters
+        template = self._template_for(lane)
+        fitted = fit_prompt(
+            lane,
+            template,
+            self.loaded.tokenizer,
+            context=self.loaded.facts.context_length,
+            before=sum(adapters[name].method.num_tokens_before for name, weight in stack if weight),
+        )
+        vocab_size = self.loaded.model.get_input_embeddings().weight.shape[0]
+        if max(fitted.ids) >= vocab_size:
+            text = FOREIGN_TOKENIZER.format(token=max(fitted.ids), size=vocab_size)
+            raise ChatError(text)
+        own = getattr(self.loaded.model.generation_config, "eos_token_id", None)
+        own_ids = own if isinstance(own, list) else [] if own is None else [own]
+        stop_ids = frozenset({*template.stop_ids, *own_ids})
+        answer = Answer(
+            number, lane, stack, fitted, self.loaded.tokenizer, stop_ids, vocab_size, started,
+            self._markers if template.name == "model" else NO_MARKERS,
+        )  # fmt: skip
+        return answer, fitted.note
+
+    @cached_property
+    def _markers(self) -> Markers:
+        """The markers of the model's own chat template."""
+        source = getattr(self.loaded.tokenizer, "chat_template", None) or ""
+        return markers_in("\n".join(source.values()) if isinstance(source, dict) else source)
+
+    def _chosen_template(self, lane: Lane) -> PromptTemplate:
+        from studio.data.template.template import choose
+
+        settings = lane.sampling.chat_template_kwargs
+        return choose(self.loaded.tokenizer, lane.template, chat_template_kwargs=settings)

@@ -1,0 +1,94 @@
+"""Data files of a dataset: found in a folder, read one after the other as one origin of rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from studio.data.conversation_records import Problem, Row
+from studio.data.file_hashes import hash_files
+from studio.data.readers import FORMATS, KNOWN, data_suffix, look, read
+from studio.data.recognise_format import Guess
+from studio.errors import DataError
+from studio.home import Home
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MAX_FILES = 10_000
+_METADATA = {
+    "dataset_dict.json", "dataset_info.json", "dataset_infos.json", "project.kiln", "task.kiln",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A dataset that was found: its name, its files, and how to read its rows."""
+
+    name: str
+    files: tuple[Path, ...]
+    plain: bool
+    rows: Callable[[], Iterator[Row | Problem]]
+    content_hash: Callable[[], str]
+    notes: tuple[str, ...] = ()
+    container: str = ""
+    encoding: str = ""
+    guess: Guess | None = None  # a mapping that was settled at the import
+    held_out: Callable[[], NDArray[np.bool_] | None] = lambda: None  # a split that is stored
+    pick: Callable[[list[int]], Iterator[tuple[int, Row]]] | None = None  # rows by number, at once
+    at_most: int = 0  # `rows` ends after this number, whatever follows; 0 if it does not
+
+
+def from_files(
+    name: str, files: list[Path], home: Home | None = None, *, notes: tuple[str, ...] = ()
+) -> Origin:
+    """Return an origin that reads files one after the other."""
+    opened = [look(file) for file in files]
+    plain = {FORMATS[each.format].plain for each in opened}
+    if len(plain) > 1:
+        raise DataError(f"{name} mixes text files with tables of rows: use a folder for each.")
+
+    def rows() -> Iterator[Row | Problem]:
+        for each in opened:
+            yield from read(each)
+
+    return Origin(
+        name=name,
+        files=tuple(files),
+        plain=plain == {True},
+        rows=rows,
+        content_hash=lambda: hash_files(files, home),
+        notes=(*notes, *(note for each in opened for note in each.notes)),
+        container=" ".join(sorted({each.format for each in opened})),
+        encoding=" ".join(sorted({each.encoding for each in opened})),
+    )
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return the data files of a folder and its subfolders, sorted; links leading out are left.
+
+    Raises:
+        DataError: There is none, or there are far too many.
+    """
+    root = folder.resolve()
+    found: list[Path] = []
+    for base, folders, names in os.walk(root):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(names):
+            file = Path(base) / name
+            if name.startswith(".") or not data_suffix(name) or name in _METADATA:
+                continue
+            if name == "state.json" and "dataset_info.json" in names:
+                continue
+            if file.is_file() and file.resolve().is_relative_to(root):
+                found.append(file)
+        if len(found) > MAX_FILES:
+            raise DataError(f"{folder} holds more than {MAX_FILES:,} data files.")
+    found = [f for f in found if f.stem.lower() not in ("readme", "license", "changelog")]
+    if not found:
+        raise DataError(f"The folder {folder} holds no data files. Known: {KNOWN}.")
+    return found

@@ -1,0 +1,347 @@
+"""The report on a dataset: rows read, kept and dropped, token lengths, warnings."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from studio.data.column_mapping import Mapping
+from studio.data.conversation_records import AnyRecord, Conversation, Document, Problem, Row
+from studio.data.preference_pairs import PairCounter
+from studio.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from studio.data.dataset_files import Origin
+    from studio.data.recognise_format import Guess
+    from studio.data.template.template import View
+    from studio.data.tokenise_rows import Tokens
+
+LOW_SHARE = 0.05
+MANY_MESSAGES = 1000
+MAX_LISTED, MAX_PROBLEMS, MAX_NAMED = 1000, 100_000, 8
+
+
+class Frozen(BaseModel):
+    """A record that never changes."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class ProblemLine(Frozen):
+    """One dropped row."""
+
+    line: int
+    kind: str
+    text: str
+    file: str = ""
+
+
+class RowCounts(Frozen):
+    """Rows read, kept and dropped."""
+
+    read: int = 0
+    kept: int = 0
+    dropped: int = 0
+
+
+class Suspicion(Frozen):
+    """Rows that share a suspicious trait."""
+
+    kind: str
+    text: str
+    rows: int
+    lines: list[int]
+
+
+class Report(Frozen):
+    """Rows of a dataset; the first `near_compared` are compared for near duplicates."""
+
+    format: str = ""
+    reason: str = ""
+    container: str = ""
+    encoding: str = ""
+    mapping: Mapping = Mapping()
+    rows: RowCounts = RowCounts()
+    problems: list[ProblemLine] = []
+    problem_counts: dict[str, int] = {}
+    warnings: list[str] = []
+    duplicates: int = 0
+    near_duplicates: int | None = None
+    near_compared: int = 0
+    empty_answers: int = 0
+    suspicious: list[Suspicion] = []
+    scripts: dict[str, float] = {}
+    languages: dict[str, float] = {}
+    characters: int = 0
+    answer_share: float = 0.0
+
+
+class Histogram(Frozen):
+    """Rows by token length: `counts[i]` rows lie in `edges[i] <= length < edges[i + 1]`."""
+
+    edges: list[int] = [0, 1]
+    counts: list[int] = [0]
+
+
+class TokenReport(Report):
+    """A report with what the rows became on a model.
+
+    `overlap` counts held-out training rows, `lost_parts` the parts that the template cuts, by kind.
+    """
+
+    name: str = ""
+    template: str = ""
+    template_reason: str = ""
+    examples: int = 0
+    train_examples: int = 0
+    validation_examples: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    trained_token_share: float = 0.0
+    truncated: int = 0
+    truncated_start: int = 0
+    truncated_tokens: int = 0
+    limit: int = 0
+    context_length: int = 0
+    longest: int = 0
+    length_histogram: Histogram = Histogram()
+    open_ended: int = 0
+    overlap: int = 0
+    lost_parts: dict[str, int] = {}
+
+
+@dataclass(slots=True)
+class RowCounter:
+    """Counts the rows of one pass over a dataset; every report begins with its `fields`."""
+
+    read: int = 0
+    kept: int = 0
+    last: int = 0  # number of the row that was kept last
+    open_ended: int = 0
+    muted: int = 0
+    echoes: int = 0  # rows whose answer repeats the question
+    most_messages: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    problem_counts: Counter[str] = field(default_factory=Counter)
+    pairs: PairCounter = field(default_factory=PairCounter)
+    hashes: array[int] = field(default_factory=lambda: array("Q"))  # equal rows have equal ones
+    unread_columns: Counter[str] = field(default_factory=Counter)
+    unread_keys: Counter[str] = field(default_factory=Counter)
+
+    def see(self, row: Row, columns: Set[str]) -> None:
+        """Count a row of which these columns are read, and the others that say anything."""
+        if not row.values.keys() <= columns:
+            for name, value in row.values.items():
+                if name not in columns and value not in (None, "", [], {}):
+                    self.unread_columns[name] += 1
+
+    def drop(self, problem: Problem) -> None:
+        """Count a row that was read and cannot be used."""
+        self.problem_counts[problem.kind] += 1
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(problem)
+
+    def keep(self, row: AnyRecord, number: int = 0) -> None:
+        """Count what is used; several records with the number of one row are one row."""
+        self.kept += not number or number != self.last
+        self.last = number
+        if isinstance(row, Document):
+            return
+        if not isinstance(row, Conversation):
+            self.pairs.see(row)
+            row = row[0]._replace(muted=())  # answers in a prompt are muted by us, not by the file
+        messages = row.messages
+        if len(messages) > self.most_messages:
+            self.most_messages = len(messages)
+        if len(messages) > 1 and messages[-1]["content"] == messages[-2]["content"]:
+            self.echoes += messages[-2]["role"] == "user" and messages[-1]["content"] != ""
+        if row.open_ended or row.muted or row.unread:
+            self.open_ended += row.open_ended
+            self.muted += len(row.muted)
+            self.unread_keys.update(row.unread)
+
+    def num_repeats(self) -> int:
+        """Return how many rows repeat an earlier one."""
+        import numpy as np
+
+        return len(self.hashes) - len(np.unique(np.asarray(self.hashes)))
+
+    def fields(self, origin: Origin, guess: Guess) -> dict[str, Any]:
+        """Return the fields of `Report` that do not depend on what the pass was for.
+
+        Raises:
+            DataError: Not one row can be used.
+        """
+        if not self.kept:
+            raise DataError(why_nothing(origin.name, self.read, self.problems, self.problem_counts))
+        dropped = sum(self.problem_counts.values())
+        notes = list(origin.notes)
+        if not guess.sure:
+            notes.append(f"The meaning of the columns was guessed: {guess.reason}.")
+        if dropped:
+            notes.append(f"{dropped:,} of {self.read:,} rows are dropped.")
+        if self.open_ended:
+            notes.append(f"{self.open_ended:,} rows end with a question; it is left out.")
+        notes += self._smells()
+        if guess.mapping.format in ("preference", "scored") and not self.pairs.pairs:
+            notes.append(
+                f"{self.kept:,} rejected answers are not used: only the chosen ones are trained."
+            )
+        notes += self.pairs.sentences(self.problem_counts)
+        if bad := self.problem_counts["judged_bad"]:
+            notes.append(f"{bad:,} answers are judged as bad and are not used.")
+        if self.muted:
+            notes.append(
+                f"{self.muted:,} answers are marked in the file (weight 0, or train false) and "
+                "carry no loss."
+            )
+        notes += [*_unread("column", "row", self.unread_columns)]
+        notes += [*_unread("key", "message", self.unread_keys)]
+        return {
+            "format": guess.mapping.format,
+            "reason": guess.reason,
+            "container": origin.container,
+            "encoding": origin.encoding,
+            "mapping": guess.mapping,
+            "rows": RowCounts(read=self.read, kept=self.kept, dropped=dropped),
+            "problems": [ProblemLine(**p._asdict()) for p in self.problems[:MAX_LISTED]],
+            "problem_counts": dict(self.problem_counts),
+            "warnings": notes,
+            "duplicates": self.num_repeats(),
+            "empty_answers": self.problem_counts["empty_answer"],
+        }
+
+    def _smells(self) -> Iterator[str]:
+        """Yield what is rarely meant."""
+        if self.read == 1:
+            yield "The dataset has one row only."
+        if count := self.echoes:
+            yield f"The answer repeats the question in {count:,} row{'s' * (count != 1)}."
+        if self.most_messages >= MANY_MESSAGES:
+            yield f"One conversation has {self.most_messages:,} messages: is it many in one row?"
+
+
+def token_smells(tokens: Tokens, truncated: int, format: str) -> Iterator[str]:
+    """Yield what is rarely meant of the tokens of rows."""
+    import numpy as np
+
+    count = len(tokens)
+    if truncated * 2 > count:
+        yield f"Most rows ({truncated:,} of {count:,}) are longer than what is kept of a row."
+    if format in ("text", "labelled"):
+        return
+    trained = np.add.reduceat(tokens.trained.astype(np.int64), tokens.starts[:-1])
+    short = int(np.count_nonzero(trained <= 2))  # one and the end of the turn
+    if short * 2 > count:
+        yield f"In {short:,} of {count:,} rows at most one token is trained beside the end."
+
+
+def _unread(what: str, holder: str, counts: Counter[str]) -> Iterator[str]:
+    """Yield the sentence that names the columns or keys that are not read."""
+    if not counts:
+        return
+    shown = counts.most_common(MAX_NAMED)
+    names = [f'"{name[:40]}" of {n:,} {holder}{"s" * (n != 1)}' for name, n in shown]
+    more = f" and {len(counts) - len(shown):,} more" if len(counts) > len(shown) else ""
+    plural = "s" * (len(counts) != 1)
+    yield f"Not read: the {what}{plural} {', '.join(names)}{more}."
+
+
+@dataclass(slots=True)
+class PartCounter:
+    """Counts the parts of kept rows that the template cuts, splits off or has to be given back."""
+
+    lost: Counter[str] = field(default_factory=Counter)
+    rows: Counter[str] = field(default_factory=Counter)
+    changes: Counter[str] = field(default_factory=Counter)
+    split_rows: int = 0
+    split_views: int = 0
+    restored: int = 0
+
+    def see(self, view: View) -> None:
+        """Count one view of a row."""
+        kinds = [part.kind for part in view.lost]
+        self.lost.update(kinds)
+        self.rows.update({*kinds})
+        self.changes.update(view.changes if view.part == 0 else ())
+        self.split_rows += view.num_parts > 1 and view.part == 0
+        self.split_views += view.num_parts > 1
+        self.restored += view.restored
+
+    def sentences(self) -> Iterator[str]:
+        """Yield one sentence per kind of part."""
+        for kind, text in _LOST.items():
+            if count := (self.rows if kind in _BY_ROW else self.lost)[kind]:
+                s, them = ("s", "them") if count != 1 else ("", "it")
+                yield text.format(n=f"{count:,}", s=s, them=them)
+        for change, text in _CHANGES.items():
+            if count := self.changes[change]:
+                yield text.format(f"{count:,} row{'s' * (count != 1)}")
+        if self.split_rows:
+            yield (
+                "The chat template cuts parts of earlier answers, usually thoughts: "
+                f"{_rows(self.split_rows)} trained turn by turn, as each answer was generated, in "
+                f"{self.split_views:,} examples (data.thoughts)."
+            )
+        if self.restored:
+            yield (
+                f"The chat template cuts the thoughts of {self.restored:,} answers; they are "
+                "written back in front of the answers (data.thoughts)."
+            )
+
+
+def _rows(count: int) -> str:
+    return "1 row is" if count == 1 else f"{count:,} rows are"
+
+
+_CHANGES = {
+    "system": "The chat template does not write every system prompt: those of {} stand in front of "
+    "a question.",
+    "tools": "The chat template writes no tools: those of {} are listed in the system prompt.",
+    "calls": "The chat template writes no tool calls: those of {} are trained as lines of JSON.",
+    "results": "The chat template writes no tool results: those of {} are written as questions.",
+    "thoughts": "The chat template writes no thoughts: those of {} stand between <think> tags in "
+    "the answers.",
+}
+_BY_ROW = ("system", "tools")
+_LOST = {
+    "system": "The system prompt of {n} row{s} does not appear: the chat template leaves it out.",
+    "user": "The chat template leaves out {n} question{s}.",
+    "tool": "The chat template leaves out {n} tool result{s}.",
+    "tools": "The tools of {n} row{s} do not appear: the chat template leaves them out.",
+    "answer": "The chat template cuts the text of {n} answer{s}.",
+    "thought": "The chat template cuts the thought{s} of {n} answer{s}; data.thoughts=turns trains "
+    "{them}.",
+    "call": "The chat template cuts {n} tool call{s}.",
+    "end": "The chat template writes no end of turn behind {n} answer{s}.",
+}
+
+
+def histogram(lengths: NDArray[np.int64], *, num_bins: int = 24) -> Histogram:
+    """Count rows by length in equal steps from 0 to the longest."""
+    import numpy as np
+
+    step = max(1, -(-(int(lengths.max()) + 1) // num_bins))
+    counts = np.bincount(lengths // step, minlength=1)
+    return Histogram(edges=[i * step for i in range(len(counts) + 1)], counts=counts.tolist())
+
+
+def why_nothing(name: str, read: int, problems: Sequence[Problem], counts: Counter[str]) -> str:
+    """Return the sentence for a dataset without one usable row."""
+    if read == 0:
+        return f"{name} holds no rows."
+    kind, count = counts.most_common(1)[0]
+    example = next((problem for problem in problems if problem.kind == kind), problems[0])
+    share = "every one" if count == read else f"{count:,} of them"
+    return (
+        f"None of the {read:,} rows of {name} can be used; {share} for this reason: "
+        f"{example.text.rstrip('.')} (first at line {example.line:,})."
+    )

@@ -1,0 +1,242 @@
+"""Requests to import, mix, curate or measure a dataset: checked at once, performed by a job.
+
+Reading many gigabytes takes minutes, so nothing of it happens inside a page's request. Each request
+tells how far it is, and ends with the name of the dataset that it made or found. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from studio.data.column_mapping import Mapping
+from studio.errors import DataError
+from studio.fields import knob
+from studio.home import Home
+from studio.job_request import Request
+from studio.spec import DataSource, ModelSource
+from studio.training.training_events import Event, Finished, Loading, Working
+
+Told = Callable[[float, str], None]
+PARTS = 100
+
+
+class ImportRequest(Request):
+    """Keep a source as a snapshot."""
+
+    kind: ClassVar[str] = "import"
+    retries: ClassVar[int] = 4  # of a download
+    data: DataSource = DataSource()
+    dataset: str = knob("", "What to call it; the source's name when empty.", max_length=120)
+    mapping: Mapping | None = None
+    uploaded: bool = knob(False, "Delete the file after the import.")
+    num_rows: int = knob(0, "Take only this many rows.", ge=0)
+    pick: Literal["first", "random"] = "first"
+    seed: int = 0
+
+    def checked(self, home: Home) -> Self:
+        """Refuse an import whose first rows show that it cannot be read.
+
+        Raises:
+            DataError: The file is missing or its columns have no known format.
+        """
+        from studio.data import mapping_preview
+        from studio.data.find_dataset import origin_of
+
+        if self.mapping is None and origin_of(self.data.path, home).kind != "hub":
+            mapping_preview.guess(self.data.path, home, format=self.data.format)
+        return self
+
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+        """Download what is not here, read everything and publish it."""
+        from studio.data.find_dataset import origin_of
+
+        streamed = self.num_rows and self.pick == "first"
+        if not streamed and origin_of(self.data.path, home).kind == "hub":
+            from studio.data.hub_datasets import to_fetch
+            from studio.models.download_model import followed
+
+            yield Loading(text=f"Asking the hub for {self.data.path}")
+            if found := to_fetch(self.data):
+                yield from followed(found, home)
+
+        def work(told: Told) -> dict[str, Any]:
+            from studio.data.import_dataset import import_dataset
+
+            made = import_dataset(
+                home, self.data, name=self.dataset, mapping=self.mapping, num_rows=self.num_rows,
+                pick=self.pick, seed=self.seed, progress=told,
+            )  # fmt: skip
+            if self.uploaded:
+                forget_upload(home, Path(self.data.path))
+            return {"already": made.already, **_facts(made.snapshot.meta)}
+
+        yield from _told("Looking at the file", work)
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the dataset with its report; `asked` is the name that was asked for."""
+        return _outcome(home, result) | {"asked": self.dataset}
+
+
+class MixtureRequest(Request):
+    """Mix several datasets into a new snapshot."""
+
+    kind: ClassVar[str] = "mix_data"
+    sources: tuple[str, ...] = ()
+    dataset: str = knob("", "Name of the new dataset.", max_length=120)
+    num_rows: int = knob(0, "Rows in all.", ge=0)
+    seed: int = 0
+
+    def checked(self, home: Home) -> Self:
+        """Refuse sources that do not exist.
+
+        Raises:
+            DataError: One is missing, or a weight is wrong.
+        """
+        from studio.data.find_dataset import origin_of
+        from studio.data.mix_datasets import read_sources
+
+        for one in read_sources(self.sources):
+            if origin_of(one.name, home).kind == "missing":
+                raise DataError(f'There is no dataset, file or folder "{one.name}" to mix.')
+        return self
+
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+        """Read the sources, draw rows, publish the mix."""
+
+        def work(told: Told) -> dict[str, Any]:
+            from studio.data.mix_datasets import mix, read_sources
+
+            made = mix(
+                home, read_sources(self.sources), name=self.dataset, num_rows=self.num_rows,
+                seed=self.seed,
+            )  # fmt: skip
+            return _facts(made.meta)
+
+        return _told("Reading the sources", work)
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the new dataset with its counts by source."""
+        return _outcome(home, result)
+
+
+class CurateRequest(Request):
+    """Make a new snapshot by one step."""
+
+    kind: ClassVar[str] = "curate"
+    data: DataSource = DataSource()
+    step: dict[str, Any] = knob({}, "Fields of one step of `studio.data.curate_dataset`.")
+    dataset: str = knob("", "What to call the new one; like its parent when empty.", max_length=120)
+
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+        """Read the parent, write the child."""
+
+        def work(told: Told) -> dict[str, Any]:
+            from studio.data.curate_dataset import apply_step, parse_step
+
+            made = apply_step(
+                home, self.data.path, parse_step(self.step), new_name=self.dataset, progress=told
+            )
+            return _facts(made.meta)
+
+        return _told("Reading the rows", work)
+
+    def checked(self, home: Home) -> Self:
+        """Return the request with every field of its step.
+
+        Raises:
+            DataError: The dataset is not imported, or a field of the step is wrong.
+        """
+        from studio.data.curate_dataset import parse_step
+        from studio.data.snapshots import open_snapshot
+
+        open_snapshot(home, self.data.path)
+        step = parse_step(self.step).model_dump(mode="json")
+        return self.model_copy(update={"step": step})
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the new dataset with its report; `already` if no row was removed."""
+        return _outcome(home, result) | {"already": result["dataset"] == self.data.path}
+
+
+class MeasureRequest(Request):
+    """Tokenise a dataset for a model, so that its report and every later run find the tokens."""
+
+    kind: ClassVar[str] = "measure"
+    model: ModelSource = ModelSource()
+    data: DataSource = DataSource()
+
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+        """Fill the token cache."""
+
+        def work(told: Told) -> dict[str, Any]:
+            from studio.data.token_statistics import measured
+
+            report = measured(self.model, self.data, home).report
+            return {"dataset": self.data.path, "rows": _rows(report)}
+
+        return _told("Tokenising", work)
+
+
+def described(meta: Any) -> dict[str, Any]:
+    """Return a dataset's description without its report."""
+    keys = ("name", "hash", "created", "rows", "validation_rows", "reason")
+    return {key: getattr(meta, key) for key in keys} | {
+        "format": meta.mapping.format,
+        "mapping": meta.mapping.model_dump(mode="json"),
+        "original": meta.original.model_dump(mode="json"),
+        "parent": meta.parent.model_dump(mode="json") if meta.parent else None,
+        "step": meta.step,
+    }
+
+
+def _outcome(home: Home, result: dict[str, Any]) -> dict[str, Any]:
+    from studio.data.snapshots import open_snapshot
+
+    meta = open_snapshot(home, str(result["dataset"])).meta
+    report = meta.findings.model_dump(mode="json")
+    return described(meta) | {"already": bool(result.get("already")), "report": report}
+
+
+def uploads(home: Home) -> Path:
+    """Return the folder where an uploaded file waits for its import."""
+    return home.state / "incoming"
+
+
+def forget_upload(home: Home, file: Path) -> None:
+    """Delete an uploaded file (in a folder of its own); never one that lies elsewhere."""
+    if file.parent.parent == uploads(home):
+        file.unlink(missing_ok=True)
+        file.parent.rmdir()
+
+
+def _facts(meta: Any) -> dict[str, Any]:
+    return {"dataset": meta.name, "hash": meta.hash, "rows": _rows(meta.findings.rows)}
+
+
+def _rows(counts: Any) -> dict[str, int]:
+    return {"read": counts.read, "kept": counts.kept, "dropped": counts.dropped}
+
+
+def _told(first: str, work: Callable[[Told], dict[str, Any]]) -> Iterator[Event]:
+    """Run `work` beside the generator, so that what it tells comes out as events."""
+    said: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
+    outcome: list[dict[str, Any] | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work(lambda share, text: said.put((share, text))))
+        except BaseException as error:  # it is raised again where the job is watched
+            outcome.append(error)
+        said.put(None)
+
+    yield Loading(text=first)
+    threading.Thread(target=run, daemon=True).start()
+    while (news := said.get()) is not None:
+        yield Working(step=int(news[0] * PARTS), total_steps=PARTS, text=news[1])
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    yield Finished(step=PARTS, facts=outcome[0])

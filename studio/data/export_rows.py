@@ -1,0 +1,68 @@
+"""Export the rows of a dataset as jsonl or csv, in which no cell is a formula to a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from studio.data.readers.json_lines import dumps
+from studio.data.snapshots import (
+    Snapshot,
+)
+from studio.errors import DataError
+
+
+def export_rows(snapshot: Snapshot, target: Path, *, part: str = "", replace: bool = False) -> int:
+    """Write the rows as jsonl or csv (by the target's ending); return their number.
+
+    Raises:
+        DataError: The target ends otherwise, exists, or cannot be written.
+    """
+    if target.suffix not in (".jsonl", ".csv"):
+        raise DataError(f'Export to a name ending in .jsonl or .csv, not "{target.name}".')
+    try:
+        with target.open("wb" if replace else "xb") as handle:
+            for piece in rows_as(snapshot, target.suffix[1:], part=part):
+                handle.write(piece)
+    except FileExistsError:
+        raise DataError(
+            f"{target} exists already: give another name, or --force to replace it."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{target} cannot be written ({error.strerror}).") from None
+    rows, held_out = snapshot.meta.rows, snapshot.meta.validation_rows
+    return {"": rows, "train": rows - held_out, "validation": held_out}[part]
+
+
+def rows_as(snapshot: Snapshot, form: str, *, part: str = "") -> Iterator[bytes]:
+    """Yield the rows as lines of jsonl or csv.
+
+    Cells of a csv that a spreadsheet would run as a formula get an apostrophe in front.
+    """
+    rows = (row for row in snapshot.rows() if not part or row.part == part)
+    if form == "jsonl":
+        for row in rows:
+            yield dumps(row.values) + b"\n"
+        return
+    names: dict[str, None] = {}
+    for row in snapshot.rows():
+        names.update(dict.fromkeys(row.values))
+    yield _csv_line([harmless(name) for name in names])
+    for row in rows:
+        yield _csv_line([harmless(row.values.get(name)) for name in names])
+
+
+def harmless(value: Any) -> str:
+    """Return a cell that no spreadsheet takes for a formula."""
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def _csv_line(cells: list[str]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(cells)
+    return text.getvalue().encode()

@@ -1,0 +1,70 @@
+"""Find a dataset by its path: demo, import, file, folder or hub id."""
+
+from __future__ import annotations
+
+import re
+
+from studio import starter
+from studio.data.dataset_files import Origin, files_in, from_files
+from studio.data.folder_splits import TRAIN, choose_split
+from studio.data.readers import ENDINGS
+from studio.data.readers.compression_and_encoding import COMPRESSED
+from studio.errors import DataError
+from studio.home import Home
+from studio.path_kinds import Location, locate
+from studio.spec import DataSource
+
+
+def origin_of(path: str, home: Home | None = None) -> Location:
+    """Return what the path of a dataset stands for: demo, dataset, file, folder or hub id.
+
+    Raises:
+        DataError: There is no demo of that name.
+    """
+    path = path.strip()
+    if demo := starter.resolve_data(path):
+        return Location("embedded", demo)
+    if home is not None and path and not re.search(r"^\.|[/\\\x00]", path):
+        folder = home.datasets / path
+        if (folder / "dataset.json").is_file():
+            return Location("dataset", folder)
+    return locate(path, file_endings={*ENDINGS, *COMPRESSED})
+
+
+def find(source: DataSource, home: Home | None = None, *, first: int = 0) -> Origin:
+    """Find a dataset; of the hub, stream only its first rows where `first` is above 0.
+
+    Raises:
+        DataError: There is nothing of that name, or it cannot be reached.
+    """
+    path = source.path.strip()
+    if not path:
+        raise DataError("No dataset is named: give a file, a folder, a hub id or starter:pirate.")
+    if "\x00" in path:
+        raise DataError("The dataset's path holds a NUL character.")
+    kind, place = origin_of(path, home)
+    if kind in ("dataset", "file", "embedded") and source.split != TRAIN:
+        raise DataError(
+            f'{place.name} has no split "{source.split}": only folders and hub datasets have '
+            "splits. Leave data.split and data.validation_split unset."
+        )
+    if kind == "dataset":
+        from studio.data.snapshots import open_snapshot
+
+        assert home is not None
+        return open_snapshot(home, path).origin()
+    if kind == "hub":
+        from studio.data.hub_datasets import from_hub
+
+        return from_hub(source, first=first)
+    if kind == "missing":
+        raise DataError(
+            f"There is no file or folder {path}: check the path, or use a demo such as "
+            "starter:pirate."
+        )
+    if kind != "folder":
+        return from_files(path if kind == "embedded" else place.name, [place], home)
+    files, notes = choose_split(
+        place.resolve(), files_in(place), subset=source.subset, split=source.split
+    )
+    return from_files(place.name, files, home, notes=notes)

@@ -1,0 +1,267 @@
+"""Datasets on the hub: search them, look one up, load one through the `datasets` library.
+
+The library retries for half a minute and logs each attempt. So one quick request comes first; if
+the hub does not answer it, only downloaded datasets are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from studio.data.conversation_records import Problem, Row
+from studio.data.dataset_files import Origin
+from studio.data.readers import data_suffix
+from studio.data.readers.arrow import has_structs, without_nulls
+from studio.errors import DataError, InputError, Unreached, is_transient
+from studio.models.hub_models import Repository, remote_file
+from studio.spec import DataSource
+
+Sort = Literal["downloads", "likes", "last_modified", "trending_score"]
+
+ANSWER_SECONDS = 10.0
+
+
+def is_reached(path: str) -> bool:
+    """Ask the hub for a dataset, once; False where the hub is silent and it was downloaded before.
+
+    Raises:
+        DataError: The hub has none of that id, or refuses it.
+        Unreached: It is silent, and none was downloaded.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        HfApi().dataset_info(path, timeout=ANSWER_SECONDS)
+    except (RepositoryNotFoundError, HFValidationError):
+        raise DataError(
+            f'"{path}" is not a file or folder here, nor an imported dataset, nor a dataset on the '
+            "hub: check the spelling."
+        ) from None
+    except Exception as error:  # whatever the network, a proxy or the hub itself has
+        if _is_downloaded(path):
+            return False
+        raise _meaning(DataSource(path=path), error) from None
+    return True
+
+
+def from_hub(source: DataSource, *, first: int = 0) -> Origin:
+    """Load one split of a hub dataset (from the local cache when offline).
+
+    Args:
+        source: The id, configuration and split.
+        first: Stream this many rows and download no more; 0 loads the split whole.
+
+    Raises:
+        DataError: It is not there, needs a subset, or wants to run code.
+        Unreached: The hub does not answer.
+    """
+    load = _loaded if first else _loaded.__wrapped__
+    minutes = int(time.monotonic() // 60)
+    loaded = load(source.path, source.subset, source.split or "train", first, minutes)
+
+    def rows() -> Iterator[Row | Problem]:
+        nested = [f.name for f in loaded.features.arrow_schema if has_structs(f.type)]
+        for index, found in enumerate(loaded):
+            values = dict(found)
+            for column in nested:
+                values[column] = without_nulls(values[column])
+            yield Row(index + 1, values)
+
+    name = "/".join(filter(None, [source.path, source.subset, source.split]))
+    key = f"{name}@{loaded._fingerprint}"
+    return Origin(name, (), False, rows, lambda: hashlib.sha256(key.encode()).hexdigest())
+
+
+@lru_cache(maxsize=4)  # a page asks for the columns, a guess and the rows of one dataset
+def _loaded(path: str, subset: str, split: str, first: int, _minutes: int) -> Any:
+    datasets = _library()
+    reached = is_reached(path)
+    first = first if reached else 0  # what is downloaded is whole
+    try:
+        with contextlib.nullcontext() if reached else _offline():
+            loaded = datasets.load_dataset(
+                path, subset or None, split=split, streaming=bool(first)
+            )  # fmt: skip
+            return datasets.Dataset.from_list(list(loaded.take(first))) if first else loaded
+    except Exception as error:  # the library raises dozens of kinds, some of them undocumented
+        raise _meaning(DataSource(path=path, subset=subset, split=split), error) from None
+
+
+def to_fetch(source: DataSource) -> Repository | None:
+    """Return the files that loading a dataset needs; None where only the library knows.
+
+    Raises:
+        DataError: The hub refuses it, or it wants to run code.
+        Unreached: The hub does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    if not is_reached(source.path):
+        return None
+    try:
+        builder = _library().load_dataset_builder(source.path, source.subset or None)
+        start = f"hf://datasets/{source.path}@"
+        urls = [url for files in (builder.config.data_files or {}).values() for url in files]
+        named = [url.removeprefix(start).partition("/") for url in urls if url.startswith(start)]
+        if not named or len(named) < len(urls):
+            return None
+        info = HfApi().dataset_info(
+            source.path, revision=named[0][0], files_metadata=True, timeout=ANSWER_SECONDS
+        )
+    except Exception as error:  # as above
+        raise _meaning(source, error) from None
+    wanted = {file for _, _, file in named}
+    files = [remote_file(one) for one in info.siblings or () if one.rfilename in wanted]
+    revision = str(info.sha)
+    return Repository(
+        id=info.id, kind="dataset", revision=revision, branch=revision, files=tuple(files)
+    )
+
+
+def _library() -> Any:
+    """Return the library: silent, and without torch, which no rows need."""
+    import datasets
+    import huggingface_hub
+
+    datasets.config.TORCH_AVAILABLE = False
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    huggingface_hub.logging.set_verbosity_error()
+    return datasets
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Let the libraries look only at what is downloaded, without a try of the network."""
+    import datasets
+    import huggingface_hub
+
+    places: tuple[Any, Any] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
+def _is_downloaded(path: str) -> bool:
+    from huggingface_hub import constants
+
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    kept = Path(constants.HF_HUB_CACHE) / f"datasets--{path.replace('/', '--')}"
+    return (prepared / path.replace("/", "___")).is_dir() or kept.is_dir()
+
+
+def _unreached(path: str) -> Unreached:
+    return Unreached(
+        f'There is no file or folder "{path}", and the hub cannot be reached to look for a dataset '
+        "of that name: check the spelling or the connection."
+    )
+
+
+def refused(path: str, error: Exception) -> InputError:
+    """Return a failure of a search or look-up on the hub as a sentence."""
+    found = _meaning(DataSource(path=path or "the hub"), error)
+    if isinstance(found, Unreached):
+        return Unreached(
+            "The hub cannot be reached: check the connection, or `studio offline --off` where this "
+            "studio is offline."
+        )
+    return found
+
+
+def _meaning(source: DataSource, error: Exception) -> InputError:
+    if is_transient(error):
+        return _unreached(source.path)
+    text = str(error).split("\n")[0][:200]
+    name = type(error).__name__
+    known = f'The hub dataset "{source.path}"'
+    if "BuilderConfig" in text or "Config name is missing" in text:
+        return DataError(f"{known} has several subsets: {text}")
+    if "Unknown split" in text or "split" in text.lower():
+        return DataError(f'{known} has no split "{source.split}": {text}')
+    if "script" in text.lower():
+        return DataError(f"{known} wants to run code, which is refused.")
+    if "Gated" in name or "401" in text or "403" in text:
+        return DataError(f"{known} needs permission: `studio models token --token -`.")
+    if "reach" in text or "offline" in text:
+        return _unreached(source.path)
+    return DataError(f'There is no file, folder or hub dataset "{source.path}" ({name}: {text}).')
+
+
+def search(words: str, *, sort: Sort = "downloads", limit: int = 30) -> list[dict[str, Any]]:
+    """Return datasets that match some words.
+
+    Raises:
+        Unreached: The hub does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        found = list(HfApi().list_datasets(search=words.strip() or None, sort=sort, limit=limit))
+    except Exception as error:  # the library raises dozens of kinds
+        raise refused(words, error) from None
+    return [_summary(info) for info in found]
+
+
+def look_up(name: str) -> dict[str, Any]:
+    """Return a dataset's configurations and splits with rows and bytes, where its card has them.
+
+    Raises:
+        DataError: The hub does not have it, or refuses it.
+        Unreached: The hub does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().dataset_info(name, files_metadata=True, timeout=ANSWER_SECONDS)
+    except Exception as error:  # as above
+        raise refused(name, error) from None
+    files = [
+        one for one in info.siblings or ()
+        if data_suffix(one.rfilename) and not one.rfilename.startswith(("README", "LICENSE"))
+    ]  # fmt: skip
+    return _summary(info) | {
+        "revision": info.sha, "files": len(files), "bytes": sum(one.size or 0 for one in files),
+        "parts": [*_parts(info.card_data or {})],
+    }  # fmt: skip
+
+
+def _summary(info: Any) -> dict[str, Any]:
+    card = info.card_data or {}
+    tagged = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
+    return {
+        "id": info.id, "downloads": info.downloads or 0, "likes": info.likes or 0,
+        "license": str(card.get("license") or next(iter(tagged), "")), "gated": bool(info.gated),
+        "updated": info.last_modified.isoformat() if info.last_modified else "",
+    }  # fmt: skip
+
+
+def _parts(card: Any) -> Iterable[dict[str, Any]]:
+    """Yield each split of each configuration; `rows` and `bytes` are None where unknown."""
+    known = card.get("dataset_info") or []
+    known = [known] if isinstance(known, dict) else known
+    described = {str(one.get("config_name") or "default"): one for one in known}
+    for name, one in described.items():
+        for split in one.get("splits") or ():
+            yield {
+                "subset": name, "split": str(split.get("name")), "rows": split.get("num_examples"),
+                "bytes": split.get("num_bytes"),
+            }  # fmt: skip
+    for one in card.get("configs") or ():
+        name, files = str(one.get("config_name") or "default"), one.get("data_files")
+        if name not in described and isinstance(files, list):
+            for part in files:
+                split = part.get("split", "train") if isinstance(part, dict) else "train"
+                yield {"subset": name, "split": str(split), "rows": None, "bytes": None}

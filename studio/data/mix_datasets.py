@@ -1,0 +1,190 @@
+"""Take a part of a dataset, and mix several into one snapshot with counts by source.
+
+A source keeps its own mapping: its rows are converted to one common form before they are mixed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+from studio.data.conversation_records import (
+    AnyRecord,
+    Document,
+    Judged,
+    Pair,
+    Problem,
+    Row,
+    num_shared,
+)
+from studio.data.dataset_files import Origin
+from studio.data.dataset_survey import Survey
+from studio.data.find_dataset import find
+from studio.data.recognise_format import guess_origin
+from studio.data.row_converters import record_converter
+from studio.data.snapshots import Meta, Original, Snapshot, free_name, write_snapshot
+from studio.errors import DataError
+from studio.home import Home
+from studio.spec import DataSource
+
+Pick = Literal["first", "random"]
+MOST_SOURCES = 32
+
+
+class Source(NamedTuple):
+    """One dataset of a mix and its share, relative to the others."""
+
+    name: str
+    weight: float
+
+
+def part_of(origin: Origin, num_rows: int, pick: Pick, seed: int) -> Origin:
+    """Return the first rows of an origin, or as many drawn by seed, in their order.
+
+    The problems on the way are kept, so that they are counted.
+    """
+
+    def rows() -> Iterator[Row | Problem]:
+        drawn, seen, chance = list[Row](), 0, random.Random(seed)
+        for item in origin.rows():
+            if pick == "first":
+                yield item
+                seen += isinstance(item, Row)
+                if seen == num_rows:
+                    return
+                continue
+            if isinstance(item, Problem):
+                yield item
+                continue
+            seen += 1
+            if seen <= num_rows:
+                drawn.append(item)
+            elif (at := chance.randrange(seen)) < num_rows:  # each row has the same chance
+                drawn[at] = item
+        yield from sorted(drawn, key=lambda row: row.line)
+
+    def content_hash() -> str:
+        words = f"{origin.content_hash()} {pick} {num_rows} {seed if pick == 'random' else ''}"
+        return hashlib.sha256(words.encode()).hexdigest()
+
+    return dataclasses.replace(origin, rows=rows, content_hash=content_hash, pick=None)
+
+
+def read_sources(texts: Sequence[str]) -> list[Source]:
+    """Read `NAME` or `NAME:WEIGHT`, also between commas.
+
+    Raises:
+        DataError: A weight is not above zero, or there are too few or too many sources.
+    """
+    found = []
+    for text in (part.strip() for one in texts for part in one.split(",")):
+        name, colon, last = text.rpartition(":")
+        if not colon or not last.replace(".", "", 1).isdigit():
+            name, last = text, "1"  # starter:pirate, C:\rows.csv
+        if not name or float(last) <= 0:
+            raise DataError(f'"{text}" is not a source of a mix: write NAME:WEIGHT, as in a:2,b:1.')
+        found.append(Source(name, float(last)))
+    if not 2 <= len(found) <= MOST_SOURCES:
+        raise DataError(f"A mix has 2 to {MOST_SOURCES} datasets; {len(found)} given.")
+    return found
+
+
+def mix(
+    home: Home, sources: Sequence[Source], *, name: str = "", num_rows: int = 0, seed: int = 0
+) -> Snapshot:
+    """Draw rows of each source by its share and publish them, shuffled, as one snapshot.
+
+    Args:
+        home: Where to.
+        sources: The datasets and their weights.
+        name: The snapshot's name.
+        num_rows: Rows in all; 0 takes as many as give every share without repeating a row.
+        seed: Of the draw and the order.
+
+    Raises:
+        DataError: A source cannot be read, has too few rows, or is of another kind than the rest.
+    """
+    read = {one.name: _usable(home, one.name) for one in sources}
+    kinds = {one.name: read[one.name].kind for one in sources}
+    if len(set(kinds.values())) > 1:
+        words = ", ".join(f"{source}: {kind}" for source, kind in kinds.items())
+        raise DataError(f"A mix needs rows of one kind; these differ ({words}).")
+    total = sum(one.weight for one in sources)
+    most = min(len(read[one.name].rows) * total / one.weight for one in sources)
+    wanted = num_rows or int(most + 1e-9)
+    chance, drawn, counts = random.Random(seed), list[dict[str, Any]](), list[dict[str, Any]]()
+    for one in sources:
+        count, (_, rows, dropped) = round(wanted * one.weight / total), read[one.name]
+        if count > len(rows):
+            raise DataError(
+                f'"{one.name}" has {len(rows):,} usable rows, and {wanted:,} rows in all need '
+                f"{count:,} of it: at most {int(most):,} rows keep these shares."
+            )
+        drawn += [row | {"source": one.name} for row in chance.sample(rows, count)]
+        counts.append({"name": one.name, "weight": one.weight, "rows": count, "of": len(rows),
+                       "dropped": dropped})  # fmt: skip
+    chance.shuffle(drawn)
+    title = name or " + ".join(one.name.rpartition(":")[2] for one in sources)
+    items = [Row(number, row) for number, row in enumerate(drawn, 1)]
+    content = hashlib.sha256(repr((seed, counts)).encode()).hexdigest()
+    notes = tuple(
+        f'{one["dropped"]:,} rows of "{one["name"]}" cannot be used and are left out.'
+        for one in counts if one["dropped"]
+    )  # fmt: skip
+    origin = Origin(title, (), False, lambda: iter(items), lambda: content, notes)
+    guess = guess_origin(origin, DataSource())
+    meta = Meta(
+        name=free_name(home, title), plain=False, mapping=guess.mapping, reason="made by mixing",
+        original=Original(name=title, sha256=content, size_bytes=0),
+        step={"kind": "mix", "seed": seed, "sources": counts},
+    )  # fmt: skip
+    return write_snapshot(
+        home, meta, ((item, "train") for item in items), survey=Survey(origin, guess)
+    )
+
+
+class _Usable(NamedTuple):
+    """The usable rows of a source in the common form, and how many could not be used."""
+
+    kind: str
+    rows: list[dict[str, Any]]
+    dropped: int
+
+
+def _usable(home: Home, name: str) -> _Usable:
+    source = DataSource(path=name)
+    origin = find(source, home)
+    convert, kind = record_converter(guess_origin(origin, source).mapping), ""
+    rows, dropped = list[dict[str, Any]](), 0
+    for item in origin.rows():
+        made = convert(item) if isinstance(item, Row) else item
+        if isinstance(made, Problem):
+            dropped += 1
+            continue
+        for record in made:
+            kind, row = _plain(record)
+            rows.append(row)
+    if not rows:
+        raise DataError(f'"{name}" has no row that can be used.')
+    return _Usable(kind, rows, dropped)
+
+
+def _plain(record: AnyRecord) -> tuple[str, dict[str, Any]]:
+    if isinstance(record, Document):
+        return "text", {"text": record.text}
+    if isinstance(record, Pair):
+        shared = num_shared(record)
+        chosen, rejected = record.chosen.messages, record.rejected.messages
+        return "pair", {"prompt": chosen[:shared], "chosen": chosen[shared:],
+                        "rejected": rejected[shared:]}  # fmt: skip
+    talk = record.conversation if isinstance(record, Judged) else record
+    answers = [i for i, message in enumerate(talk.messages) if message["role"] == "assistant"]
+    muted = {answers[at] for at in talk.muted}
+    messages = [m | ({"weight": 0} if i in muted else {}) for i, m in enumerate(talk.messages)]
+    row: dict[str, Any] = {"messages": messages} | ({"tools": talk.tools} if talk.tools else {})
+    if isinstance(record, Judged):
+        return "judged", row | {"label": record.good}
+    return "messages", row

@@ -1,0 +1,189 @@
+"""Compare methods in a bake-off: answers, size, and the cost of training and serving each alone.
+
+Losses are in the queue. This measures each adapter on one resident base: its answers to the same
+prompts, and its time per generated token, live and merged, relative to the bare base. Both sides of
+a ratio are measured alternately in one process, since machines are noisy. Then each method takes a
+few training steps by itself (`step_costs.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from studio import atomic
+from studio.errors import SpecError, is_out_of_memory
+from studio.evaluation.step_costs import step_costs
+from studio.fields import knob, read_yaml
+from studio.home import Home
+from studio.job_request import Request
+from studio.spec import ModelSource, RunSpec
+from studio.training.training_events import Event, Finished, Loading
+
+if TYPE_CHECKING:
+    from studio.backbone import Backbone
+    from studio.models.loading import Loaded
+
+logger = logging.getLogger(__name__)
+
+REPORT = "bakeoff.json"
+ROUNDS = 5
+TOKENS = 24
+
+
+class BakeoffRequest(Request):
+    """Measure the adapters of several runs."""
+
+    kind: ClassVar[str] = "bakeoff"
+    model: ModelSource = ModelSource()
+    runs: tuple[int, ...] = knob((), "Numbers of the runs.", title="Runs")
+    prompts: tuple[str, ...] = knob((), "Prompts every adapter answers.", title="Prompts")
+
+    def perform(self, home: Home, run_dir: Path, *_: Any) -> Iterator[Event]:
+        """Measure every run that has an adapter; write `bakeoff.json`."""
+        from studio.backbone import Backbone
+        from studio.models.loading import load
+
+        run_dir.mkdir(parents=True, exist_ok=True)
+        yield Loading(text="Loading the base")
+        loaded = load(self.model, "auto")
+        backbone = Backbone(loaded.model)
+        rows = []
+        for number in self.runs:
+            folder = home.run(number) / "adapter"
+            if not folder.is_dir():
+                continue
+            yield Loading(text=f"Measuring run {number}")
+            try:
+                rows.append({"run": number, **measure(loaded, backbone, folder, self.prompts)})
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                logger.warning("run %s cannot be measured: out of memory", number)
+        self._write(rows, run_dir)
+        yield Loading(text="Measuring training steps of each method alone")
+        specs = _first_of_each_method(home, self.runs)
+        costs = step_costs(specs, self.model, loaded, backbone, home, run_dir)
+        for row in rows:
+            row |= costs.get(row["run"], {})
+        self._write(rows, run_dir)
+        yield Finished()
+
+    def _write(self, rows: list[dict[str, Any]], run_dir: Path) -> None:
+        text = json.dumps({"model": self.model.path, "rows": rows}, ensure_ascii=False, indent=1)
+        atomic.write(run_dir / REPORT, text)
+
+
+def _first_of_each_method(home: Home, runs: Sequence[int]) -> dict[int, RunSpec]:
+    """Return the specs of runs as they started, one run of each method."""
+    found: dict[int, RunSpec] = {}
+    for number in runs:
+        try:
+            spec = RunSpec.parse(read_yaml(home.run(number) / "spec.yaml"))
+        except SpecError:
+            continue  # it never started
+        if all(spec.method != other.method for other in found.values()):
+            found[number] = spec
+    return found
+
+
+def measure(
+    loaded: Loaded, backbone: Backbone, folder: Path, prompts: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return size, latency ratios to the bare base, and answers of one adapter."""
+    from studio.adapters.adapter_lineage import frozen_below
+    from studio.adapters.library import describe
+    from studio.backbone import Backbone
+    from studio.backbone.fold import fold
+    from studio.models.loading import load
+
+    found = describe(folder)
+    row: dict[str, Any] = {"method": found.method, "size_bytes": found.size_bytes}
+    if found.is_model:
+        whole = load(ModelSource(path=str(folder)), str(loaded.device))
+        own = Backbone(whole.model)
+        return row | {
+            "live_ratio": ratio(decoder(backbone), decoder(own)),
+            "merged_ratio": None,
+            "answers": answers(whole, own, prompts),
+        }
+    below = {f"below-{i}": one.path for i, one in enumerate(frozen_below(found))}
+    stack = tuple((name, 1.0) for name in (*below, "candidate"))
+    others = set(backbone.adapters)
+    try:
+        for name, path in (below | {"candidate": folder}).items():
+            backbone.load(name, path)
+        row["live_ratio"] = ratio(decoder(backbone), decoder(backbone, stack))
+        backbone.use(stack)
+        row["answers"] = answers(loaded, backbone, prompts)
+        folded = fold(backbone, stack)
+        backbone.use(())
+        row["merged_ratio"] = None
+        if not folded.left:
+            merged = copy.deepcopy(backbone.model)
+            merged.load_state_dict(folded.tensors, strict=False)
+            row["merged_ratio"] = ratio(decoder(backbone), decoder(Backbone(merged)))
+    finally:
+        for name in set(backbone.adapters) - others:
+            backbone.detach(name)
+    return row
+
+
+def ratio(base: Callable[[], None], other: Callable[[], None]) -> float:
+    """Return the median time of `other` relative to `base`, measured alternately."""
+
+    def seconds(run: Callable[[], None]) -> float:
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    base()
+    other()
+    pairs = [(seconds(base), seconds(other)) for _ in range(ROUNDS)]
+    return median(ours / bare for bare, ours in pairs)
+
+
+def decoder(backbone: Backbone, stack: tuple[tuple[str, float], ...] = ()) -> Callable[[], None]:
+    """Return a function that generates `TOKENS` tokens with a cache."""
+    import torch
+    from transformers import DynamicCache
+
+    from studio.chat.decoding import cache_argument
+
+    def run() -> None:
+        backbone.use(stack)
+        name = cache_argument(backbone.model)
+        cache = DynamicCache(config=backbone.model.config)
+        token = torch.ones(1, 1, dtype=torch.long, device=backbone.model.device)
+        with torch.no_grad():
+            for place in range(TOKENS):
+                at = torch.full_like(token, place)
+                output = backbone.model(token, position_ids=at, use_cache=True, **{name: cache})
+                token = output.logits[:, -1:].argmax(-1)
+
+    return run
+
+
+def answers(loaded: Loaded, backbone: Backbone, prompts: tuple[str, ...]) -> list[str]:
+    """Return the greedy answers of the active stack."""
+    from studio.adapter_stack import StackItem
+    from studio.chat.chat_engine import ChatEngine
+    from studio.chat.lanes import Lane, Message, Sampling
+
+    stack = tuple(StackItem(name=name, weight=weight) for name, weight in backbone.active[0])
+    engine = ChatEngine(loaded, backbone)
+    sampling = Sampling(max_new_tokens=48, temperature=0)
+    lanes = [
+        Lane(stack=stack, messages=(Message(role="user", content=prompt),), sampling=sampling)
+        for prompt in prompts
+    ]
+    texts = [""] * len(lanes)
+    for delta in engine.stream(lanes):
+        texts[delta.lane] += delta.text
+    return texts

@@ -1,0 +1,125 @@
+"""Classify without generating: the log-likelihood of each label's text after each row's prompt.
+
+The labels are the answers of a dataset, with the tokens that end an answer, so that a label which
+begins like another is not preferred for being shorter. A prompt is read once; all labels continue
+from its keys and values. Softmax over the labels gives probabilities.
+
+Shapes: `R rows, L labels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from studio.data.template.template import IGNORED
+from studio.errors import DataError
+from studio.evaluation import likelihood
+from studio.evaluation.likelihood import Continuations
+from studio.evaluation.vote_ranking import wilson
+
+if TYPE_CHECKING:
+    from studio.backbone import Backbone
+    from studio.models.loading import Loaded
+    from studio.training.batching import TokenRow
+
+MAX_LABELS, ECE_BINS = 500, 15
+
+
+class Task(NamedTuple):
+    """Labels as texts and token ids, and rows as prompts with the place of the right label."""
+
+    labels: list[str]
+    label_ids: list[list[int]]
+    prompts: list[list[int]]
+    wanted: list[int]
+
+
+def task_of(rows: Sequence[TokenRow], every: Sequence[TokenRow], tokenizer: Any) -> Task:
+    """Return the task of some rows; the labels are the answers of `every` row.
+
+    Raises:
+        DataError: The answers are not labels, or some cannot be told apart.
+    """
+    known = sorted({tuple(_parts(row)[1]) for row in every} - {()})
+    if not 2 <= len(known) <= MAX_LABELS or (len(known) == len(every) and len(every) > 2):
+        raise DataError(
+            f"The data has {len(known):,} different answers in {len(every):,} rows: classifying "
+            f"takes 2 to {MAX_LABELS} labels that repeat. Choose a dataset with a label column."
+        )
+    texts = [tokenizer.decode(list(ids), skip_special_tokens=True).strip() for ids in known]
+    for place, (ids, text) in enumerate(zip(known, texts, strict=True)):
+        if text in texts[:place]:
+            raise DataError(
+                f'Two labels are both "{text}" but for spaces or tokens that are not shown: make '
+                "them equal in the data."
+            )
+        following = known[place + 1] if place + 1 < len(known) else ()
+        if following[: len(ids)] == ids:
+            raise DataError(
+                f'The label "{text}" tokenises to the beginning of "{texts[place + 1]}", and no '
+                "token ends it, so the shorter would always win: choose a chat template that ends "
+                "answers (data.chat_template), or rename a label."
+            )
+    places = {ids: place for place, ids in enumerate(known)}
+    parts = [_parts(row) for row in rows]
+    kept = [
+        (prompt, places[tuple(ids)]) for prompt, ids in parts if prompt and tuple(ids) in places
+    ]
+    return Task(texts, [list(ids) for ids in known], [p for p, _ in kept], [w for _, w in kept])
+
+
+def _parts(row: TokenRow) -> tuple[list[int], list[int]]:
+    """Return a row's tokens before its last answer, and those of that answer."""
+    ids, trained = row.input_ids.tolist(), (row.labels != IGNORED).tolist()
+    stop = len(ids)
+    while stop and not trained[stop - 1]:
+        stop -= 1
+    start = stop
+    while start and trained[start - 1]:
+        start -= 1
+    return ids[:start], ids[start:stop]
+
+
+def score(loaded: Loaded, backbone: Backbone, task: Task) -> Tensor:
+    """Return the log-likelihood `(R, L)` of labels after prompts under the active stack."""
+    found = torch.zeros(len(task.prompts), len(task.labels))
+    (stack,) = backbone.active
+    asked = [Continuations(prompt, task.label_ids) for prompt in task.prompts]
+    for row, (scores,) in likelihood.score(loaded, backbone, asked, [stack]):
+        found[row] = torch.tensor([total for total, _ in scores])
+    return found
+
+
+def classification(task: Task, scores: Tensor) -> dict[str, Any]:
+    """Return accuracy, macro F1, calibration and confusions of a task's scores `(R, L)`.
+
+    `ece` is the expected calibration error over 15 equal bins of the largest probability
+    (arXiv:1706.04599); macro F1 is the mean over labels that are right or predicted somewhere.
+    """
+    wanted, rows = np.array(task.wanted), len(task.wanted)
+    sure, chosen = scores.double().softmax(-1).max(-1)
+    predicted, confidence = chosen.numpy(), sure.numpy()
+    right = predicted == wanted
+    counts = np.zeros((len(task.labels), len(task.labels)), int)
+    np.add.at(counts, (wanted, predicted), 1)
+    hits, support, given = counts.diagonal(), counts.sum(1), counts.sum(0)
+    present = (support + given) > 0
+    f1 = 2 * hits[present] / (support + given)[present]
+    bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
+    gaps = [abs(float((right[bins == b] - confidence[bins == b]).sum())) for b in range(ECE_BINS)]
+    confusions = [
+        [task.labels[a], task.labels[b], int(counts[a, b])]
+        for a, b in sorted(np.argwhere(counts).tolist(), key=lambda at: -counts[at[0], at[1]])
+    ]
+    accuracy = float(right.mean())
+    return {
+        "classified": rows, "accuracy": accuracy,
+        "accuracy_interval": list(wilson(accuracy, rows)),
+        "macro_f1": float(f1.mean()), "ece": sum(gaps) / rows, "labels": task.labels,
+        "confusions": confusions,
+    }  # fmt: skip

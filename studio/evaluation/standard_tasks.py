@@ -1,0 +1,164 @@
+"""Measure stacks on standard tasks with lm-eval: base and several adapters in one pass.
+
+A stack is one lane; with `each`, the base and every adapter of the stack, on top of what it was
+trained on, are lanes of their own.
+What was answered is kept in the run's folder, so a stopped or killed job goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from studio.adapter_stack import MAX_LANES, Stack, write_lane
+from studio.errors import AdapterError
+from studio.evaluation import task_files
+from studio.evaluation.evaluate_on_dataset import REPORT
+from studio.evaluation.gate import bounds, check
+from studio.fields import knob
+from studio.home import Home
+from studio.job_request import Control, Request
+from studio.spec import ModelSource
+from studio.training.training_events import Event, Finished, Loading, Working
+
+if TYPE_CHECKING:
+    from studio.evaluation.likelihood import Stack as Weighted
+
+ANSWERS, EVENT_SECONDS = "answers.jsonl", 0.5
+OTHER = "{name} is a model of its own (full fine-tuning): measure it alone, as the model."
+
+
+class TasksRequest(Request):
+    """Measure a stack, or the base and each adapter, on standard tasks."""
+
+    kind: ClassVar[str] = "tasks"
+    model: ModelSource = ModelSource()
+    stack: Stack = ()
+    each: bool = knob(False, "Measure the base and each adapter alone, in one pass.")
+    tasks: tuple[str, ...] = knob((), "Task names, files, or folders of files.", min_length=1)
+    limit: int = knob(0, "Documents of each task; 0 uses all.", ge=0)
+    num_fewshot: int = knob(-1, "Examples in each prompt; -1 uses the task's own.", ge=-1, le=64)
+    chat: bool = knob(False, "Write prompts with the base's chat template.")
+    seed: int = knob(1234, "Seed of the choice of examples.", ge=0, le=2**31 - 1)
+    min: tuple[str, ...] = knob((), "Fail below this, as in arc_easy:acc=0.5.")
+    max: tuple[str, ...] = knob((), "Fail above this, as in wikitext:word_perplexity=30.")
+    device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True)
+
+    def checked(self, home: Home) -> Self:
+        """Return the request as the queue stores it, with adapters and files found.
+
+        Raises:
+            StudioError: An adapter, the model or a task does not exist, or lm-eval is missing.
+        """
+        from studio.adapters.adapter_lineage import resolve_stack
+        from studio.adapters.library import describe
+        from studio.models.find_model import facts
+
+        facts(self.model)
+        bounds((*self.min, *self.max))
+        stack, model = resolve_stack(home, self.stack), self.model
+        if self.each:  # what an adapter was trained on top of is found again for its own lane
+            stack = tuple(resolve_stack(home, (item,))[-1] for item in self.stack)
+        whole = [item for item in stack if describe(Path(item.name)).is_model]
+        if whole and (self.each or len(stack) > 1):
+            raise AdapterError(OTHER.format(name=Path(whole[0].name).name))
+        if whole:
+            model, stack = model.model_copy(update={"path": whole[0].name}), ()
+        if self.each and len(stack) >= MAX_LANES:
+            raise AdapterError(f"One pass measures the base and up to {MAX_LANES - 1} adapters.")
+        tasks = task_files.resolve(self.tasks)
+        return self.model_copy(update={"stack": stack, "model": model, "tasks": tasks})
+
+    def stacks(self, home: Home) -> list[Stack]:
+        """Return the stack of each lane."""
+        from studio.adapters.adapter_lineage import resolve_stack
+
+        if not self.each:
+            return [self.stack]
+        return [(), *(resolve_stack(home, (item,)) for item in self.stack)]
+
+    def perform(
+        self, home: Home, run_dir: Path, control: Control = lambda: None
+    ) -> Iterator[Event]:
+        """Answer task by task, and write `evaluation.json` after each."""
+        yield Loading(text="Loading lm-eval")
+        lanes = self.stacks(home)
+        from studio.backbone import Backbone
+        from studio.evaluation import lm_eval_model, lm_eval_tasks
+        from studio.models.loading import load
+
+        loaded_tasks = []
+        for task in self.tasks:
+            yield Loading(text=_reading(task))
+            loaded_tasks.append(
+                lm_eval_tasks.load(task, num_fewshot=self.num_fewshot, seed=self.seed)
+            )
+        yield Loading(text="Loading the base")
+        loaded = load(self.model, self.device)
+        backbone = Backbone(loaded.model)
+        folders = dict.fromkeys(item.name for lane in lanes for item in lane)
+        names = {folder: f"adapter-{place}" for place, folder in enumerate(folders)}
+        for folder, name in names.items():
+            backbone.load(name, Path(folder))
+        stacks: list[Weighted] = [tuple((names[i.name], i.weight) for i in lane) for lane in lanes]
+        run_dir.mkdir(parents=True, exist_ok=True)
+        answers = lm_eval_model.Answers(run_dir / ANSWERS)
+        model = lm_eval_model.LaneModel(loaded, backbone, stacks, answers)
+        asked = [
+            lm_eval_tasks.requests_of(one, model, limit=self.limit, chat=self.chat)
+            for one in loaded_tasks
+        ]
+        total = sum(len(own) for kinds in asked for own in kinds.values())
+        report: dict[str, Any] = {
+            "lanes": [write_lane(self.model.path, lane) for lane in lanes],
+            "names": [self._name(lane) for lane in lanes], "tasks": [], "examples": [],
+        }  # fmt: skip
+        before, due = 0, 0.0
+        for name, found, kinds in zip(self.tasks, loaded_tasks, asked, strict=True):
+            for kind, requests in kinds.items():
+                for done in model.answer(kind, requests):
+                    if done == len(requests) or time.monotonic() > due:
+                        due = time.monotonic() + EVENT_SECONDS
+                        text = f"{Path(name).stem}: request {done:,} of {len(requests):,}"
+                        yield Working(step=before + done, total_steps=total, text=text)
+                    if control() == "stop":
+                        yield Finished(step=before + done, reason="stopped")
+                        return
+                before += len(requests)
+            measured = list(
+                lm_eval_tasks.measure(found, model, len(stacks), limit=self.limit, chat=self.chat)
+            )
+            report["tasks"] += lm_eval_tasks.figures(found, measured)
+            report["examples"] += lm_eval_tasks.examples(found, measured)
+            text = json.dumps(report, ensure_ascii=False, indent=1)
+            (run_dir / REPORT).write_text(text, encoding="utf-8")
+        self._check(report)
+        yield Finished(step=total, facts={key: report[key] for key in ("lanes", "names", "tasks")})
+
+    def _name(self, lane: Stack) -> str:
+        """Return a lane's name as users read it."""
+        from studio.adapters.library import describe
+
+        named = [item.model_copy(update={"name": describe(Path(item.name)).name}) for item in lane]
+        return " + ".join(map(str, named)) or Path(self.model.path).name
+
+    def _check(self, report: dict[str, Any]) -> None:
+        """Check every lane but the base beside others against the bounds."""
+        for place, lane in enumerate(report["names"]):
+            if place or len(report["names"]) == 1:
+                own = {f"{r['task']}:{r['metric']}": r["values"][place] for r in report["tasks"]}
+                check(own, self.min, self.max, lane)
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the report."""
+        report: dict[str, Any] = json.loads((run_dir / REPORT).read_text(encoding="utf-8"))
+        return {"id": int(run_dir.name), **report}
+
+
+def _reading(task: str) -> str:
+    if Path(task).is_absolute():
+        return f"Reading {Path(task).name}"
+    return f"Reading the documents of {task}; what is not here is downloaded from the hub"

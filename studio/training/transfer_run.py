@@ -1,0 +1,206 @@
+"""Train a run on another machine: pack it into a folder, train that folder, unpack the result.
+
+`pack` writes everything the run needs, with a script for `accelerate launch` and one for Slurm.
+`python -m studio.training.transfer_run FOLDER` trains the folder, under accelerate or torchrun on
+as many processes as they start, and resumes from its newest checkpoint. `unpack` copies the adapter
+of a trained folder and yields its events.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from studio.errors import DataError, InputError, StudioError
+from studio.home import Home, is_whole, open_home, publishing
+from studio.spec import RunSpec
+from studio.training.training_events import Event, Finished, event_from
+
+EVENTS = "events.jsonl"
+RUN = """#!/usr/bin/env bash
+# Trains this folder on the GPUs of one machine, after `pip install adapter-studio`.
+set -euo pipefail
+cd "$(dirname "$0")"
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+exec accelerate launch --num_machines 1 --mixed_precision no --dynamo_backend no \\
+  --num_processes "${NUM_PROCESSES:-$((gpus > 1 ? gpus : 1))}" -m studio.training.transfer_run .
+"""
+SLURM = """#!/usr/bin/env bash
+#SBATCH --job-name={name}
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node={processes}
+#SBATCH --cpus-per-task={cpus}
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --output=slurm-%j.txt
+# Submit with `sbatch slurm.sh` from this folder. After an interruption submit it again to resume.
+set -euo pipefail
+NUM_PROCESSES={processes} srun bash run.sh
+"""
+README = """{name}: a run of Adapter Studio, packed to train on another machine.
+
+1. Copy this folder to the machine.{model}
+2. pip install adapter-studio, then `bash run.sh`, or `sbatch slurm.sh` on a Slurm cluster.
+3. Copy the folder back, including its new run/ folder, and run `studio unpack FOLDER`.
+"""
+
+
+def pack(spec: RunSpec, out: Path, home: Home, *, with_model: bool = False) -> RunSpec:
+    """Write the folder `out` atomically; return its spec, whose paths are relative to it.
+
+    Raises:
+        InputError: `out` exists.
+        DiskFull: The disk is full; the folder was removed.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists already: choose a new folder.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    model = Path(spec.model.path)
+    with publishing(out.absolute()) as folder:
+        data = {
+            "path": _copy_data(spec.data.path, folder, home),
+            "validation_path": _copy_data(spec.data.validation_path, folder, home),
+        }
+        packed = spec.with_parts(data=data, train={"device": "auto"})
+        note = ""
+        if with_model and model.is_dir():
+            shutil.copytree(model, folder / "model", ignore=shutil.ignore_patterns(".*"))
+            packed = packed.with_parts(model={"path": "model"})
+        elif model.is_dir():
+            note = f"\n   Copy the model {model.name} too, and set model.path in spec.yaml."
+        (folder / "spec.yaml").write_text(packed.to_yaml(), encoding="utf-8")
+        processes = spec.train.num_devices
+        name = spec.name or "adapter-studio"
+        (folder / "run.sh").write_text(RUN)
+        script = SLURM.format(name=name, processes=processes, cpus=4 * processes)
+        (folder / "slurm.sh").write_text(script)
+        (folder / "README.txt").write_text(README.format(name=name, model=note))
+    return packed
+
+
+def unpack(folder: Path, run_dir: Path) -> Iterator[Event]:
+    """Copy the adapter of a trained folder into `run_dir` and yield the run's events.
+
+    Raises:
+        InputError: The run has not finished, or its adapter is damaged.
+    """
+    trained = folder / "run" / "adapter"
+    events = list(_events(folder / "run" / EVENTS))
+    last = events[-1] if events else None
+    if not isinstance(last, Finished) or last.reason != "completed":
+        done = f"stopped at step {last.step}" if last else "not started"
+        raise InputError(f"The run in {folder} has not finished ({done}): run run.sh there first.")
+    if not is_whole(trained):
+        raise InputError(
+            f"The adapter in {folder} is damaged or incomplete: copy the folder again."
+        )
+    yield from events[:-1]
+    with publishing(run_dir / "adapter") as target:
+        shutil.copytree(trained, target, dirs_exist_ok=True)
+    for name in ("report.json", "log.txt"):
+        if (folder / "run" / name).is_file():
+            shutil.copyfile(folder / "run" / name, run_dir / f"elsewhere-{name}")
+    values = {**last.as_dict(), "adapter": str(run_dir / "adapter")}
+    yield event_from(values)
+
+
+def read_spec(folder: Path) -> RunSpec:
+    """Return the spec of a packed folder, with relative paths."""
+    return RunSpec.from_yaml(folder / "spec.yaml")
+
+
+def spec_in(folder: Path) -> RunSpec:
+    """Return the spec of a packed folder, with absolute paths."""
+    spec = read_spec(folder)
+    changes: dict[str, Any] = {}
+    for field in ("model.path", "data.path", "data.validation_path"):
+        part, _, name = field.partition(".")
+        value = getattr(getattr(spec, part), name)
+        if value and (folder / value).exists():
+            changes[field] = str(folder / value)
+    return spec.with_values(changes)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train a packed folder as one process of a launcher."""
+    folder = Path((arguments or sys.argv[1:] or ["."])[0]).absolute()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        _train(folder)
+    except StudioError as error:
+        print(error.text, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _train(folder: Path) -> None:
+    from studio.training.train_run import train
+
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    train_args = {"num_processes": size} | ({"device": _join()} if size > 1 else {})
+    spec, run_dir = spec_in(folder).with_parts(train=train_args), folder / "run"
+    run_dir.mkdir(exist_ok=True)
+    with (run_dir / EVENTS).open("a", encoding="utf-8") as file:
+        for event in train(
+            spec, run_dir=run_dir, home=open_home(folder / "home"), in_process_group=size > 1
+        ):
+            if rank == 0:
+                file.write(json.dumps(event.as_dict()) + "\n")
+                file.flush()
+                logging.info("%s", event)
+
+
+def _join() -> str:
+    """Join the launcher's process group; return this rank's device."""
+    import torch
+
+    gpus = torch.cuda.is_available()
+    torch.distributed.init_process_group("nccl" if gpus else "gloo")
+    if not gpus:
+        return "cpu"
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    torch.cuda.set_device(device)
+    return device
+
+
+def _copy_data(path: str, folder: Path, home: Home) -> str:
+    """Copy a dataset into the folder; return its path there, or the name of a demo or hub id."""
+    source = Path(path)
+    if not path or path.startswith("starter:"):
+        return path
+    if source.is_dir() or source.is_file():
+        target = folder / "data" / source.name
+        target.parent.mkdir(exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*"))
+        else:
+            shutil.copyfile(source, target)
+        return str(target.relative_to(folder))
+    if (snapshot := home.datasets / path).is_dir():
+        shutil.copytree(snapshot, folder / "home" / "datasets" / path)
+    return path
+
+
+def _events(path: Path) -> Iterator[Event]:
+    """Yield the events of a run; steps that a resumed run repeated occur twice."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    for number, line in enumerate(lines, 1):
+        try:
+            yield event_from(json.loads(line))
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):  # the last line may be incomplete
+                raise DataError(f"Line {number} of {path} is not an event of a run.") from None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,189 @@
+"""The queue as a person uses it."""
+
+import json
+import threading
+
+import pytest
+
+from jobs import job_names
+from jobs.process_identity import me
+from jobs.run_curves import Progress
+from studio.errors import QueueError
+from studio.home import publishing
+from studio.spec import RunSpec
+from tests.jobs.conftest import a_spec, begin, run_one
+
+
+def test_a_submitted_spec_comes_back_whole(store):
+    spec = a_spec(name="mine", seed=7)
+    job = store.submit(spec)
+    assert job.state == "queued"
+    assert job.spec == spec.model_dump(mode="json")
+    assert store.get("mine") == job
+    with pytest.raises(QueueError, match="already a job called"):
+        store.submit(a_spec(name="mine"))
+    assert len(store.list()) == 1
+
+
+def test_what_no_job_or_its_state_allows_is_one_sentence(store):
+    held, cancelled = store.submit(a_spec()).id, store.submit(a_spec()).id
+    assert store.pause(held).state == "paused"
+    assert store.cancel(cancelled).state == "cancelled"
+    assert store.claims.claim("cpu", owner=me()) is None
+    store.submit(a_spec())
+    done = run_one(store).job
+    for action, job, words in (
+        (store.get, 9, "no job number 9"), (store.cancel, "x", 'no job called "x"'),
+        (store.cancel, cancelled, "is cancelled and cannot be cancelled"),
+        (store.resume, done, f"cannot be resumed. `studio extend {done}` trains it"),
+    ):  # fmt: skip
+        with pytest.raises(QueueError, match=words):
+            action(job)
+
+
+def test_a_name_is_made_up_from_the_parts(store):
+    names = [store.submit(a_spec()).name for _ in range(3)]
+    assert names == ["starter-lora-pirate", "starter-lora-pirate-2", "starter-lora-pirate-3"]
+    assert store.get(names[2]).spec["name"] == names[2]
+    parts = {"model": {"path": "Qwen/Qwen2.5-0.5B"}, "data": {"path": "/x/rows.jsonl.gz"}}
+    assert store.submit(parts).name == "qwen2-5-0-5b-rows", "what is no ending is kept"
+    assert store.submit({"folder": "/o", "repo": "me/pirate"}, kind="push").name == "push-pirate"
+
+
+def test_a_made_up_name_is_free_whatever_was_deleted_between(store):
+    names = [store.submit({"name": ""}, kind="merge").name for _ in range(4)]
+    assert names == ["merge", "merge-2", "merge-3", "merge-4"]
+    store.cancel("merge-2")
+    store.delete("merge-2")
+    store.submit({"name": "merge-5x"})
+    found = [store.submit({"name": ""}, kind="merge").name for _ in range(3)]
+    assert len({*found, *names}) == 7 and all(name.startswith("merge-") for name in found)
+
+
+def test_a_name_is_searched_without_reading_all_names(store):
+    with store.database.reading() as db:
+        for sql in (
+            job_names._COUNT.replace(":base", "'x'"),
+            "SELECT id FROM jobs WHERE name = 'x'",
+            "SELECT MAX(position) FROM jobs",
+        ):
+            plan = db.conn.execute("EXPLAIN QUERY PLAN " + sql).fetchall()
+            assert "SEARCH" in plan[0][3], plan
+
+
+@pytest.mark.parametrize("name", ["x:2", "a\nb", "\x1b[31mred", "../../etc", "--json", "5"])
+@pytest.mark.parametrize("kind", ["train", "merge", "mix", "evaluate"])
+def test_a_name_that_reads_as_something_else_is_refused(store, name, kind):
+    with pytest.raises(QueueError, match="take a plain name|cannot be a name"):
+        store.submit({"name": name}, kind=kind)
+    with pytest.raises(QueueError, match="take a plain name|cannot be a name"):
+        store.submit_many([{"name": "fine"}], sweep=name)
+    assert store.list() == []
+
+
+def test_a_sweep_names_its_runs_after_values_that_are_no_names(store):
+    specs = [a_spec(name=f"s path={path}") for path in ("a/b", "a:b")]
+    assert [job.name for job in store.submit_many(specs, sweep="s")] == [
+        "s path=a-b",
+        "s path=a-b-2",
+    ]
+
+
+def test_an_older_name_still_loads_and_a_wildcard_is_only_a_name(store):
+    job = store.submit(a_spec(name="fine"))
+    with store.database.writing() as db:
+        db.conn.execute("UPDATE jobs SET name = 'x:2', spec = json_set(spec, '$.name', 'x:2')")
+    assert store.get("x:2").id == job.id
+    assert RunSpec.parse(store.get(job.id).spec).name == "x:2"
+    store.submit_many([a_spec(name="50%_a"), a_spec(name="50xya")])
+    assert [job.name for job in store.list(search="%_")] == ["50%_a"]
+
+
+def test_a_running_job_is_stopped_once_and_neither_moved_nor_deleted(store):
+    job, other = store.submit(a_spec()).id, store.submit(a_spec()).id
+    begin(store)
+    with pytest.raises(QueueError, match="only waiting jobs"):
+        store.move(job, before=other)
+    with pytest.raises(QueueError, match="Cancel it first"):
+        store.delete(job)
+    assert store.pause(job).intent == "pause"
+    with pytest.raises(QueueError, match="already being stopped"):
+        store.pause(job)
+    assert store.cancel(job).intent == "cancel"
+    for again in (store.cancel, store.pause):
+        with pytest.raises(QueueError, match="already being cancelled"):
+            again(job)
+
+
+def test_moving_changes_the_order_and_never_runs_out_of_numbers(store):
+    a, b, c = (store.submit(a_spec()).id for _ in range(3))
+    store.move(c, before=b)
+    store.run_next(b)
+    assert [job.id for job in store.queue()] == [b, a, c]
+    store.move(b)
+    assert [job.id for job in store.queue()] == [a, c, b]
+    for _ in range(100):
+        store.move(b, before=c)
+        store.move(c, before=b)
+        assert [job.id for job in store.queue()] == [a, c, b]
+
+
+def test_resume_goes_on_from_a_checkpoint_or_says_that_there_is_none(store):
+    job = store.submit(a_spec()).id
+    claim = begin(store)
+    store.claims.report(claim, Progress(step=7, total_steps=20))
+    store.pause(job)
+    store.claims.stopped(claim)
+
+    with pytest.raises(QueueError, match="no whole checkpoint"):
+        store.resume(job)
+    assert store.get(job).state == "paused"
+
+    folder = store.home.run(job) / "checkpoints" / "step-00000005"
+    with publishing(folder) as temporary:
+        (temporary / "state.json").write_text(json.dumps({"step": 5}))
+    assert store.resume(job).why == "goes on from step 5"
+
+
+def test_restart_forgets_what_was_done(store):
+    job = store.submit(a_spec()).id
+    claim = begin(store)
+    store.claims.report(claim, Progress(metrics=[("loss", 7, 1.0, 0.0)], step=7))
+    store.cancel(job)
+    store.claims.stopped(claim)
+    again = store.resume(job, restart=True)
+    assert (again.state, again.step) == ("queued", 0)
+    assert store.metrics([job], ["loss"])["data"] == {}
+
+
+def test_deleting_removes_the_folder_and_keeps_the_audit(store):
+    job = store.submit(a_spec()).id
+    store.home.run(job).mkdir()
+    store.delete(job)
+    assert not store.home.run(job).exists()
+    assert [event["dst"] for event in store.events(job)] == ["queued", "deleted"]
+    assert store.submit(a_spec()).id > job, "a number names a folder and is never used again"
+
+
+def test_many_threads_share_one_store(store):
+    names: list[str] = []
+
+    def submit() -> None:
+        for _ in range(10):
+            names.append(store.submit(a_spec()).name)
+            store.list(limit=5)
+
+    threads = [threading.Thread(target=submit) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(names)) == 80 == len(store.list())
+
+
+def test_a_living_process_is_seen_and_a_dead_one_is_not(store):
+    store.announce("web", url="http://127.0.0.1:1")
+    assert [row["role"] for row in store.processes()] == ["web"]
+    with store.database.writing() as db:
+        db.conn.execute("UPDATE processes SET pid_started = pid_started - 1")
+    assert store.processes() == [], "the same pid with another start is another process"

@@ -1,0 +1,116 @@
+"""The results table joins passports, evaluations, suites and votes by adapter."""
+
+import csv
+import json
+
+from jobs import results_table
+from jobs.votes import Votes
+from studio.adapter_stack import StackItem, write_lane
+from studio.evaluation.evaluate_on_dataset import REPORT
+from studio.evaluation.suites import RESULTS
+from tests.studio.methods.test_matrix import attached
+
+
+def adapter(home, name, eval_loss, forgetting):
+    folder = home.adapters / name
+    folder.mkdir()
+    backbone, _ = attached("lora-r=4", "llama", trained=False)
+    backbone.save("a", folder, base="base")
+    passport = {"name": name, "eval_loss": eval_loss, "forgetting": {"forgetting": forgetting}}
+    (folder / "passport.json").write_text(json.dumps(passport))
+    return str(folder)
+
+
+def measured(store, lanes, *tasks, **spec):
+    job = store.submit({"name": "", "tasks": ["quiz"], **spec}, kind="tasks").id
+    store.home.run(job).mkdir()
+    (store.home.run(job) / REPORT).write_text(json.dumps({"lanes": lanes, "tasks": tasks}))
+    return job
+
+
+def quiz(*values, metric="acc", best="max"):
+    return {"task": "quiz", "metric": metric, "best": best, "values": values}
+
+
+def test_a_lane_finds_its_row_and_other_prompts_have_columns_of_their_own(store, home):
+    low, top, whole = (adapter(home, name, None, None) for name in ("low", "top", "whole"))
+    line = [{"name": "low", "path": low, "frozen": True}]
+    (home.adapters / "top" / "passport.json").write_text(
+        json.dumps({"name": "top", "lineage": line})
+    )
+    stack = [StackItem(name=low), StackItem(name=top)]
+    lanes = [whole, write_lane("base", stack), write_lane("base", stack[::-1])]
+    measured(store, lanes, quiz(0.25, 0.5, 0.5), quiz(1, 2, 2, metric="odd", best=""))
+    half = stack[0].model_copy(update={"weight": 0.5})
+    other = [write_lane("base", [half, stack[1]]), "base"]
+    measured(store, other, quiz(0.75, 0.125), num_fewshot=5, limit=100, chat=True)
+
+    found = results_table.table(store)
+
+    rows = {row["key"]: row for row in found["rows"]}
+    assert {key: row.get("quiz acc") for key, row in rows.items()} == {
+        low: None, top: 0.5, whole: 0.25, "base base": None,
+    }  # fmt: skip
+    apart = "quiz (5-shot, first 100, chat)"
+    assert rows["base base"][f"{apart} acc"] == 0.125
+    columns = {column["key"]: column for column in found["columns"]}
+    assert columns[f"{apart} acc"]["title"] == f"{apart}: acc"
+    assert columns["quiz odd"]["best"] is None
+    lines = results_table.written(found, "markdown").splitlines()
+    assert any(" **0.5** | 2 |" in line for line in lines)  # no best where it is unknown
+
+
+def evaluated(store, stack, **report):
+    spec = {"name": "", "model": {"path": "base"}, "data": {"path": "/x/bank.csv"}, "stack": stack}
+    job = store.submit(spec, kind="evaluate").id
+    store.home.run(job).mkdir()
+    (store.home.run(job) / REPORT).write_text(json.dumps(report))
+    return job
+
+
+def test_every_figure_stands_in_the_row_of_its_adapter(store, home):
+    one, other = adapter(home, "one", 0.5, 0.1), adapter(home, "o|ther", 0.75, None)
+    evaluated(store, [{"name": one}], accuracy=0.25)
+    newest = evaluated(store, [{"name": one}], accuracy=0.5)
+    evaluated(store, [], accuracy=0.125)
+    evaluated(store, [{"name": one}, {"name": other}], accuracy=0.99)  # a stack has no row
+    lane = {"model": "base", "stack": [{"name": "o|ther"}]}
+    cases = [{"prompt": "x", "expected": "y"}]
+    suite = store.submit({"name": "quiz", "lanes": [lane], "cases": cases}, kind="suite").id
+    answer = {"text": "y", "error": None, "reason": "end", "exact_match": 1.0, "rouge_l": 1.0}
+    answer |= dict.fromkeys(
+        ("pattern", "json", "tokens", "tokens_per_second", "first_token_seconds", "seconds")
+    )
+    home.run(suite).mkdir()
+    row = {**cases[0], "pattern": None, "case": 0, "answers": [answer]}
+    (home.run(suite) / RESULTS).write_text(json.dumps(row) + "\n")
+    lanes = ["base~one:1", "base"]
+    for winner in (0, 0, None, 1):
+        Votes(store.database).cast("hi", lanes, winner=winner)
+
+    prose = {"task": "prose", "metric": "word_perplexity", "best": "min", "values": [9.0, 8.0]}
+    tasks = [quiz(0.25, 0.5), prose]
+    job = measured(store, ["base", "base~one:1"], *tasks)
+
+    found = results_table.table(store)
+
+    acc = {row["name"]: row.get("quiz acc") for row in found["rows"]}
+    assert acc == {"one": 0.5, "o|ther": None, "base": 0.25}
+    columns = {column["key"]: column for column in found["columns"]}
+    assert columns["prose word_perplexity"]["best"] == "min"
+    assert columns["quiz acc"]["title"] == "quiz: acc" and columns["quiz acc"]["job"] == job
+    rows = {row["name"]: row for row in found["rows"]}
+    assert set(rows) == {"one", "o|ther", "base"}
+    figures = ("eval_loss", "forgetting", "win_rate", "bank.csv accuracy", "quiz exact_match")
+    assert [rows["one"].get(key) for key in figures] == [0.5, 0.1, 2.5 / 4, 0.5, None]
+    assert [rows["o|ther"].get(key) for key in figures] == [0.75, None, None, None, 1.0]
+    assert [rows["base"].get(key) for key in figures] == [None, None, 1.5 / 4, 0.125, None]
+    assert rows["one"]["jobs"]["bank.csv accuracy"] == newest
+    table = list(csv.DictReader(results_table.written(found, "csv").splitlines()))
+    assert {line["Name"]: line["bank.csv: accuracy"] for line in table} == {
+        "one": "0.5", "o|ther": "", "base": "0.125",
+    }  # fmt: skip
+    head, _, *body = results_table.written(found, "markdown").splitlines()
+    assert head.startswith("| Name | Method | Base | Held-out loss |")
+    assert any(line.startswith("| o\\|ther | LoRA | base | 0.75 |") for line in body)
+    assert any("| one | LoRA | base | **0.5** | **0.1** | **0.625** |" in line for line in body)

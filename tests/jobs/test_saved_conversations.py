@@ -1,0 +1,92 @@
+"""Conversations of Compare and the votes on their answers."""
+
+import pytest
+
+from jobs.saved_conversations import Conversations
+from jobs.votes import Votes
+from studio.errors import ChatError
+
+LANES = [{"model": "starter", "stack": []}]
+
+
+@pytest.fixture
+def kept(store):
+    talks = Conversations(store.database)
+    talks.save("a", lanes=LANES, settings={"linked": True})
+    for number, prompt in enumerate(("Tell me of 100% wool", "And of snow_flakes")):
+        talks.save_turn("a", number, prompt=prompt, answers=[{"text": f"answer {number}"}])
+    return talks
+
+
+def test_a_conversation_comes_back_as_it_was(kept):
+    found = kept.get("a")
+
+    assert found["lanes"] == LANES and found["settings"] == {"linked": True}
+    assert [turn["prompt"] for turn in found["turns"]] == [
+        "Tell me of 100% wool", "And of snow_flakes"
+    ]  # fmt: skip
+    assert found["turns"][1]["answers"] == [{"text": "answer 1"}]
+    assert found["title"] == "Tell me of 100% wool"
+
+
+@pytest.mark.parametrize(
+    ("search", "hits"),
+    [("wool", 1), ("ANSWER 1", 1), ("0%", 1), ("9%", 0), ("w_f", 1), ("wxf", 0), ("starter", 1)],
+)
+def test_a_search_reads_prompts_answers_and_lanes_literally(kept, search, hits):
+    assert len(kept.list(search=search)) == hits
+
+
+def test_writing_a_turn_again_replaces_it_and_may_drop_the_later_ones(kept):
+    kept.save_turn("a", 0, prompt="Other", answers=[{"text": "x"}], last=True)
+
+    assert [turn["prompt"] for turn in kept.get("a")["turns"]] == ["Other"]
+
+
+def test_a_branch_has_the_first_turns_and_leaves_the_old_one_alone(kept):
+    branched = kept.branch("a", "b", turns=1)
+
+    assert [turn["prompt"] for turn in branched["turns"]] == ["Tell me of 100% wool"]
+    assert branched["parent"] == "a"
+    assert len(kept.get("a")["turns"]) == 2
+    with pytest.raises(ChatError, match="already"):
+        kept.branch("a", "b", turns=1)
+
+
+def test_what_is_deleted_is_gone_and_is_said(kept):
+    kept.delete("a")
+
+    assert kept.list() == []
+    with pytest.raises(ChatError, match='no conversation "a"'):
+        kept.get("a")
+    with pytest.raises(ChatError, match="no conversation"):
+        kept.delete("a")
+    with pytest.raises(ChatError, match="was deleted"):
+        kept.save_turn("a", 0, prompt="x", answers=[])
+
+
+PAIR = ["starter", "starter~pirate:1"]
+
+
+@pytest.fixture
+def votes(store):
+    return Votes(store.database)
+
+
+def test_a_vote_is_on_the_board(votes):
+    votes.cast("Hi", PAIR, winner=1, blind=True, answers=["a", "b"])
+
+    board = votes.board()
+    assert board["votes"] == 1
+    assert board["standings"][0]["lane"] == PAIR[1]
+    assert board["lanes"] == PAIR and board["wins"] == [[0, 0], [1, 0]]
+    assert votes.list()[0]["answers"] == ["a", "b"]
+    votes.cast("Hi", PAIR, winner=0)
+    assert votes.board()["votes"] == 2
+    assert votes.board(blind_only=True)["votes"] == 1, "open votes can be left out"
+
+
+def test_a_vote_on_one_answer_is_refused(votes):
+    with pytest.raises(ChatError, match="at least two"):
+        votes.cast("Hi", PAIR[:1], winner=0)
+    assert votes.list() == []

@@ -1,0 +1,174 @@
+"""One growing answer: its text of whole characters, and the sampling of its tokens."""
+
+import math
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from studio.chat.answer_text import Detokenizer, StopTexts
+from studio.chat.lanes import Sampling
+from studio.chat.sampling import Sampler, candidates, pick_all
+
+TEXTS = [
+    "Hello, world! It's  fine.\n\n  indented\ttab",
+    "日本語のテキスト，中国中国。",
+    "👩‍👩‍👧 and 🎉🎉 é ü ñ ẞ",
+    " leading and trailing ",
+]
+
+
+@pytest.mark.parametrize("name", ["tokenizers/minimind", "models/stories260k", "models/tarot-gpt2"])
+@pytest.mark.parametrize("prompt", ["", "Once upon a", "a line\n"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_pieces_join_to_the_text_of_all_tokens(real, name, prompt, text):
+    tokenizer = AutoTokenizer.from_pretrained(real / name)
+    before = tokenizer.encode(prompt)[-6:] if prompt else []
+    answer = tokenizer.encode(text, add_special_tokens=False)
+
+    detokenizer = Detokenizer(tokenizer, before)
+    pieces = [detokenizer.add(token) for token in answer] + [detokenizer.flush()]
+
+    whole = tokenizer.decode(before + answer, skip_special_tokens=True)
+    assert "".join(pieces) == whole[len(tokenizer.decode(before, skip_special_tokens=True)) :]
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_part_of_a_character_waits_for_the_rest_but_not_forever(real):
+    tokenizer = AutoTokenizer.from_pretrained(real / "models/stories260k")
+    tokens = tokenizer.encode("日", add_special_tokens=False)[-3:]  # three bytes, E6 97 A5
+
+    detokenizer = Detokenizer(tokenizer)
+    assert [detokenizer.add(token) for token in tokens] == ["", "", "日"]
+    assert (detokenizer.add(tokens[0]), detokenizer.flush()) == ("", "\ufffd"), "stays visible"
+    broken = Detokenizer(tokenizer)
+    assert len("".join(broken.add(tokens[0]) for _ in range(40))) >= 32
+
+
+@pytest.mark.parametrize(
+    ("texts", "pieces", "shown", "reached"),
+    [
+        (["\nUser:", "###"], ["Hello\n", "Us", "er", ": more"], "Hello", True),
+        (["###"], ["a ##", " b #"], "a ## b #", False),
+    ],
+)
+def test_a_stop_text_across_pieces_is_cut_and_what_only_looks_like_one_is_shown(
+    texts, pieces, shown, reached
+):
+    stops = StopTexts(texts)
+    assert "".join(stops.add(piece) for piece in pieces) + stops.flush() == shown
+    assert stops.reached is reached
+
+
+def logits(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(1.0, 0, 1.0), (0.7, 5, 1.0), (1.3, 0, 0.9), (0.8, 40, 0.5), (2.0, 3, 0.99), (1.0, 0, 0.01)],
+)
+def test_filters_leave_the_same_distribution_as_transformers(temperature, top_k, top_p):
+    row = logits(3000)
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    expected = warpers(torch.zeros(1, 1, dtype=torch.long), row[None].clone())[0].softmax(-1)
+
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    probabilities, tokens = candidates(row, sampling)
+
+    assert set(tokens.tolist()) == set(expected.nonzero().flatten().tolist())
+    torch.testing.assert_close(probabilities, expected[tokens])
+
+
+def test_a_flat_distribution_keeps_more_tokens_than_the_first_thousand():
+    row = torch.zeros(5000)
+
+    probabilities, tokens = candidates(row, Sampling(temperature=1, top_p=0.8))
+
+    assert len(tokens) == math.ceil(0.8 * 5000)
+    torch.testing.assert_close(probabilities.sum(), torch.tensor(1.0))
+
+
+def test_repetition_penalty_is_that_of_transformers_and_counts_what_was_generated():
+    row, prompt = logits(50), [3, 7, 7, 49]
+    processor = RepetitionPenaltyLogitsProcessor(1.7)
+    expected = processor(torch.tensor([prompt]), row[None].clone())[0].argmax()
+    sampler = Sampler(Sampling(temperature=0, repetition_penalty=1.7), prompt, 50)
+    assert sampler.pick(row) == expected
+
+    row = torch.tensor([2.0, 1.9, 0.0])
+    sampler = Sampler(Sampling(temperature=0, repetition_penalty=2), [2], 3)
+    assert [sampler.pick(row), sampler.pick(row)] == [0, 1]
+
+
+def test_draws_follow_the_probabilities():
+    row = torch.tensor([0.5, 0.3, 0.2]).log()
+    sampler = Sampler(Sampling(temperature=1, seed=1), [0], 3)
+
+    counts = torch.bincount(torch.tensor([sampler.pick(row) for _ in range(4000)]), minlength=3)
+
+    # Four standard deviations of a share near one half among 4000 draws: 0.032.
+    assert (counts / 4000 - row.exp()).abs().max() < 0.032
+
+
+def test_same_seed_gives_same_tokens_whatever_the_neighbours_are():
+    mine = logits(6, 80)
+    alone = Sampler(Sampling(temperature=1, seed=5), [0], 80)
+    expected = [alone.pick(row) for row in mine]
+
+    rows = [
+        Sampler(Sampling(temperature=2, seed=9), [0], 80),
+        Sampler(Sampling(temperature=1, seed=5), [0], 80),
+        Sampler(Sampling(temperature=0), [0], 80),
+    ]
+    got = [pick_all(rows, torch.stack([-row, row, row * 2]))[1] for row in mine]
+
+    assert got == expected
+
+
+def test_a_draw_is_changed_by_its_seed_and_not_by_rounding():
+    mine = logits(40, 80)
+    noisy = mine + logits(40, 80, seed=1) * 1e-6
+    drawn = []
+    for seed, rows in ((5, mine), (5, noisy), (6, mine), (7, mine)):
+        sampler = Sampler(Sampling(temperature=1, top_p=0.95, seed=seed), [0], 80)
+        drawn.append(tuple(sampler.pick(row) for row in rows))
+
+    assert drawn[0] == drawn[1] and len(set(drawn)) == 3
+
+
+def test_numbers_that_overflowed_are_no_token():
+    rows = torch.tensor([[1.0, 2.0], [float("nan"), 1.0], [float("inf"), 1.0]])
+    samplers = [Sampler(Sampling(temperature=0), [0], 2) for _ in range(3)]
+
+    assert pick_all(samplers, rows) == [1, None, None]
+
+
+def test_control_tokens_that_mark_parts_are_written_and_others_are_not(byte_markers):
+    detokenizer = Detokenizer(byte_markers, kept={257: "[TOOL_CALLS]"})
+
+    text = "".join(detokenizer.add(token) for token in [*b"hi", 256, 257, *b"f{}"])
+
+    assert text + detokenizer.flush() == "hi[TOOL_CALLS]f{}"
+
+
+@pytest.fixture
+def byte_markers():
+    """A tokenizer of bytes with two control tokens, 256 and 257, that are skipped."""
+
+    class Bytes:
+        def decode(self, ids, **_):
+            return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+    return Bytes()

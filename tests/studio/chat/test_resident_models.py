@@ -1,0 +1,101 @@
+"""Memory, devices and leases of resident models; a stand-in plays the GPU."""
+
+import pytest
+import torch
+
+from studio.adapter_stack import StackItem
+from studio.chat import resident_models
+from studio.chat.lanes import Lane, Sampling
+from studio.chat.resident_models import ResidentModels
+from studio.errors import OutOfMemory
+from studio.models import loading
+from studio.models.find_model import facts
+from studio.spec import ModelSource
+
+GIB, STARTER = 1 << 30, "starter"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A card with `gpu["free"]` bytes; what is loaded on it is on the CPU under its name."""
+    state = {"free": 24 * GIB}
+    load = loading.load
+
+    def on_cpu(source, device="auto", **options):
+        state["loaded"] = (source.quantization, device)
+        return load(ModelSource(path=source.path), device="cpu", **options)
+
+    monkeypatch.setattr(loading, "load", on_cpu)
+    monkeypatch.setattr(loading, "torch_device", torch.device)
+    monkeypatch.setattr(loading, "dtype_for", lambda name, device: (
+        torch.bfloat16 if device.type == "cuda" else torch.float32
+    ))  # fmt: skip
+    monkeypatch.setattr(resident_models, "_free_bytes", lambda device: state["free"])
+    return state
+
+
+def model_of(billions: float, monkeypatch) -> None:
+    known = facts(ModelSource(path=STARTER))
+    known = type(known)(**{
+        **{name: getattr(known, name) for name in known.__slots__},
+        "parameters": int(billions * 1e9),
+    })  # fmt: skip
+    monkeypatch.setattr(resident_models, "facts", lambda source: known)
+
+
+def ask(models: ResidentModels, *adapters: str) -> list:
+    lane = Lane(
+        model=STARTER, messages=[{"role": "user", "content": "Hello"}],
+        sampling=Sampling(max_new_tokens=2),
+        stack=tuple(StackItem(name=name) for name in adapters),
+    )  # fmt: skip
+    return list(models.stream([lane]))
+
+
+@pytest.mark.parametrize(
+    ("billions", "device", "free_gib", "fits"),
+    [(8, "cuda:0", 23.3, True), (3, "cuda:0", 11, True), (14, "cuda:0", 40, True),
+     (14, "cuda:0", 24, False), (8, "cpu", 23.3, False)],
+)  # fmt: skip
+def test_a_base_counts_the_bytes_that_it_loads(
+    home, gpu, monkeypatch, billions, device, free_gib, fits
+):
+    """bfloat16 on a GPU takes 2 bytes a parameter, float32 on a CPU 4."""
+    model_of(billions, monkeypatch)
+    gpu["free"] = int(free_gib * GIB)
+    last = ask(ResidentModels(home, device=device))[-1]
+    assert (last.error is None) is fits
+    assert fits or isinstance(last.error, OutOfMemory)
+
+
+def test_a_base_of_adapters_trained_in_4_bits_is_loaded_in_4_bits_on_a_gpu(home, gpu, monkeypatch):
+    """8B: 4.5 GB instead of 16."""
+    model_of(8, monkeypatch)
+    gpu["free"] = 6 * GIB
+    models = ResidentModels(home, device="cuda:0")
+    monkeypatch.setattr(models, "_with_adapters", lambda *_: iter(()))
+    monkeypatch.setattr(models, "_completed", lambda stack: stack)  # there is no adapter "q"
+    monkeypatch.setattr(models, "_quantization", lambda name: "nf4" if name == "q" else "none")
+    monkeypatch.setattr(resident_models, "_renumbered", lambda *_: iter(()))
+    notes = [delta.note for delta in ask(models, "q")]
+    assert gpu["loaded"] == ("nf4", "cuda:0")
+    assert any("nf4" in note for note in notes)
+    assert isinstance(ask(models, "q", "plain")[-1].error, OutOfMemory)
+
+
+def test_the_device_is_asked_at_each_question_and_held_before_loading(home, gpu):
+    here, held = ["cpu"], []
+
+    def hold(models):
+        held.append(([model["device"] for model in models], gpu.get("loaded")))
+        gpu.pop("loaded", None)
+
+    models = ResidentModels(home, device=lambda: here[0], hold=hold)
+    ask(models)
+    assert held == [(["cpu"], None)] and gpu["loaded"] == ("none", "cpu")
+    ask(models)
+    assert len(held) == 1, "resident and unchanged"
+    here[0] = "cuda:0"  # the run that had the card has ended
+    ask(models)
+    assert held[-1][0] == ["cuda:0"] and gpu["loaded"] == ("none", "cuda:0")
+    assert [model["device"] for model in models.describe()] == ["cuda:0"]

@@ -1,0 +1,114 @@
+"""Parts and mixes: the same seed gives the same rows, shares hold, no row is repeated."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from studio.data.import_dataset import import_dataset
+from studio.data.mix_datasets import Source, mix, read_sources
+from studio.errors import DataError
+from studio.home import open_home
+from studio.spec import DataSource
+
+
+@pytest.fixture
+def home(tmp_path):
+    return open_home(tmp_path / "home")
+
+
+def rows(tmp_path, name, items):
+    file = tmp_path / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return str(file)
+
+
+def questions(tmp_path, name, count):
+    items = [{"question": f"{name} {i}?", "answer": f"yes {i}"} for i in range(count)]
+    return rows(tmp_path, name, items)
+
+
+def lines(snapshot):
+    return [row.line for row in snapshot.rows()]
+
+
+def test_a_part_is_the_first_rows_or_drawn_by_seed_in_their_order(home, tmp_path):
+    source = DataSource(path=questions(tmp_path, "q", 100))
+    first = import_dataset(home, source, name="first", num_rows=7).snapshot
+    assert lines(first) == [1, 2, 3, 4, 5, 6, 7]
+    assert first.meta.step == {"kind": "part", "pick": "first", "rows": 7, "seed": 0}
+    drawn = [
+        lines(
+            import_dataset(home, source, name=f"d{n}", num_rows=7, pick="random", seed=n).snapshot
+        )
+        for n in (1, 2)
+    ]
+    assert drawn[0] == sorted(set(drawn[0])) and len(drawn[0]) == 7 and drawn[0] != drawn[1]
+    again = import_dataset(home, source, num_rows=7, pick="random", seed=1)
+    assert again.already and again.snapshot.meta.name == "d1"
+    assert import_dataset(home, source, name="all").snapshot.meta.rows == 100
+
+
+@pytest.mark.parametrize(("pick", "read"), [("first", 19), ("random", 25)])
+def test_a_part_counts_the_rows_that_cannot_be_read(home, tmp_path, pick, read):
+    good = [json.dumps({"question": f"q {i}?", "answer": f"yes {i}"}) for i in range(15)]
+    file = tmp_path / "half.jsonl"
+    file.write_text("".join(f"{line}\n{{broken\n" for line in good))
+    made = import_dataset(home, DataSource(path=str(file)), num_rows=10, pick=pick).snapshot.meta
+    counts = made.findings.rows
+    assert (counts.read, counts.kept, counts.dropped) == (read, 10, read - 10)
+    assert any("rows are dropped" in warning for warning in made.findings.warnings)
+
+
+def test_a_mix_counts_the_rows_of_each_source_that_cannot_be_used(home, tmp_path):
+    empty = [{"question": f"e {i}?", "answer": ""} for i in range(4)]
+    good = [{"question": f"g {i}?", "answer": f"yes {i}"} for i in range(6)]
+    a, b = rows(tmp_path, "a", good + empty), questions(tmp_path, "b", 6)
+    meta = mix(home, [Source(a, 1), Source(b, 1)]).meta
+    assert [(one["of"], one["dropped"]) for one in meta.step["sources"]] == [(6, 4), (6, 0)]
+    (warning,) = [one for one in meta.findings.warnings if "left out" in one]
+    assert warning.startswith("4 rows of ") and "a.jsonl" in warning
+
+
+def test_a_mix_keeps_shares_and_own_mappings_and_repeats_no_row(home, tmp_path):
+    messages = [{"messages": [{"role": "user", "content": f"m{i}"},
+                              {"role": "assistant", "content": f"a{i}"}]}
+                for i in range(30)]  # fmt: skip
+    chats = rows(tmp_path, "chats", messages)
+    sources = [Source(questions(tmp_path, "q", 100), 2), Source(chats, 1)]
+    made = mix(home, sources, name="both", seed=3)
+    assert made.meta.rows == 90  # 30 of the smaller one are a third
+    counts = {one["rows"] for one in made.meta.step["sources"]}
+    assert counts == {60, 30} and made.meta.findings.rows.kept == 90
+    values = [row.values for row in made.rows()]
+    assert Counter(one["source"] for one in values) == {sources[0].name: 60, chats: 30}
+    assert len({json.dumps(one["messages"]) for one in values}) == 90
+    assert values != sorted(values, key=lambda one: one["source"])  # shuffled
+    other = mix(home, sources, name="again", seed=3)
+    assert [row.values for row in other.rows()] == values and other.meta.hash == made.meta.hash
+
+
+def test_pairs_are_mixed_with_pairs_only(home, tmp_path):
+    pairs = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(9)]
+    a, b = rows(tmp_path, "a", pairs), rows(tmp_path, "b", pairs[:3])
+    made = mix(home, [Source(a, 1), Source(b, 1)])
+    assert made.meta.rows == 6 and made.meta.mapping.format == "preference"
+    with pytest.raises(DataError, match="rows of one kind"):
+        mix(home, [Source(a, 1), Source(questions(tmp_path, "q", 4), 1)])
+
+
+def test_too_many_rows_name_the_source_and_what_is_possible(home, tmp_path):
+    sources = [Source(questions(tmp_path, "q", 40), 3), Source(questions(tmp_path, "r", 5), 1)]
+    with pytest.raises(DataError, match=r"5 usable rows.* need 10 of it: at most 20 rows"):
+        mix(home, sources, num_rows=40)
+
+
+@pytest.mark.parametrize("text", ["a", "a:0,b", ":2,b"])
+def test_what_is_no_mix_is_refused(text):
+    with pytest.raises(DataError):
+        read_sources([text])
+
+
+def test_sources_may_have_colons_in_their_names():
+    assert read_sources(["starter:pirate:2", "b:0.5"]) == [("starter:pirate", 2.0), ("b", 0.5)]
+    assert read_sources(["starter:pirate,b"]) == [("starter:pirate", 1.0), ("b", 1.0)]

@@ -1,0 +1,42 @@
+"""The search of a learning rate: it takes the best trial and leaves no trace in the run."""
+
+from dataclasses import replace
+
+import pytest
+
+from studio.errors import SpecError
+from studio.home import open_home
+from studio.spec import RunSpec
+from studio.training import learning_rate_search
+from studio.training.train_run import train
+from studio.training.training_events import Finished, Loading, Started
+
+
+def spec(method: str, **train_args) -> RunSpec:
+    values = {
+        "method.name": method, "train.max_steps": 8, "train.num_samples": 0, "train.save_steps": -1,
+        "data.max_length": 64, "train.self_test": False,
+        **{f"train.{name}": value for name, value in train_args.items()},
+    }  # fmt: skip
+    return RunSpec().with_values(values)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_best_trial_trains_as_if_it_had_been_given(method, tmp_path):
+    home = open_home(tmp_path / "home")
+    searched = list(train(spec(method, find_learning_rate=True), run_dir=tmp_path / "a", home=home))
+    (rate,) = (event.learning_rate for event in searched if isinstance(event, Started))
+    trials = [e.text for e in searched if isinstance(e, Loading) and "trial" in e.text]
+    assert len(trials) == len(learning_rate_search.FACTORS)
+    given = list(train(spec(method, learning_rate=rate), run_dir=tmp_path / "b", home=home))
+    ends = [events[-1] for events in (searched, given)]
+    assert all(isinstance(end, Finished) for end in ends)
+    one, other = (replace(end, adapter="", facts=None, seconds=0) for end in ends)
+    assert one == other
+
+
+def test_the_search_needs_held_out_rows_and_one_process(tmp_path):
+    home = open_home(tmp_path / "home")
+    none_held = spec("lora", find_learning_rate=True).with_values({"data.validation_fraction": 0})
+    with pytest.raises(SpecError, match="no row is held out"):
+        list(train(none_held, run_dir=tmp_path / "a", home=home))

@@ -1,0 +1,58 @@
+"""The page's way to the chat host: what is wrong is refused before a host is asked or started."""
+
+import time
+
+import pytest
+
+from jobs.process_identity import me
+from studio.spec import RunSpec
+from tests.ui.conftest import client_of
+from ui.compare_page import compare_routes
+
+
+@pytest.fixture
+def client(home, store):
+    return client_of(compare_routes(home, store))
+
+
+def test_lanes_can_choose_from_bases_adapters_and_recipes(client):
+    choices = client.get("/api/chat/choices").json()
+
+    assert choices["models"][0]["path"] == "starter"
+    assert choices["adapters"] == choices["recipes"] == []
+    assert "What is the capital of France?" in choices["prompts"]
+    moved = {"id": "gone", "lane": 0, "stack": [{"name": "p", "weight": 0.5}]}
+    assert client.post("/api/chat/weigh", json=moved).json() == {"moved": False}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("weigh", {"id": "a", "lane": 16, "stack": []}),
+        ("weigh", {"id": "../a", "lane": 0, "stack": []}),
+        ("weigh", {"id": "a", "lane": 0, "stack": [{"name": "p", "weight": "much"}]}),
+        ("weigh", {"id": "a", "lane": 0, "stack": [{"name": "p", "weight": 99}]}),
+        ("generate", {"id": "a", "lanes": []}),
+        ("generate", {"id": "a", "lanes": [{"model": "starter", "messages": []}] * 17}),
+        ("generate", {"id": "a b", "lanes": [{"model": "starter", "messages": []}]}),
+        ("stop", {"id": ""}),
+    ],
+)
+def test_what_is_no_request_is_refused(client, path, body):
+    assert client.post(f"/api/chat/{path}", json=body).status_code == 422
+
+
+def test_the_host_is_started_ahead_only_where_nothing_trains(client, store, monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr("jobs.chat_client.ensure_host", lambda home: asked.append(str(home.path)))
+    store.submit(RunSpec())
+    claim = store.claims.claim("cpu", owner=me())
+
+    assert client.post("/api/chat/warm", json={}).json() == {"warming": False}
+    store.claims.register(claim, me())
+    store.claims.finish(claim, "succeeded")
+    assert client.post("/api/chat/warm", json={}).json() == {"warming": True}
+    deadline = time.monotonic() + 10
+    while not asked and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert asked == [str(store.home.path)]

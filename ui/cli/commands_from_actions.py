@@ -1,0 +1,214 @@
+"""Commands generated from actions: options from the fields, one way to ask, follow and print."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from inspect import Parameter as Argument
+from inspect import Signature
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs.actions import ACTIONS, Action, Reply, ask, outcome
+from jobs.job_queue import JobStore
+from jobs.job_record import summary
+from studio.errors import InputError
+from studio.fields import Parameter
+from studio.home import Home, open_home
+from studio.training.training_events import Event, Working
+from ui.cli.follow_job import follow_to_the_end
+from ui.cli.print_runs_and_queue import CODES, SENTENCES, ending, plain
+
+SETTLE_SECONDS = 15.0
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", help="Home folder; STUDIO_HOME by default.", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+FollowOption = Annotated[
+    bool, typer.Option("--follow/--detach", help="Wait for the end of the job, or only queue it.")
+]
+
+
+def add_commands(app: typer.Typer, groups: dict[str, str]) -> None:
+    """Add a command for every action; `groups` are the helps of groups of commands by name."""
+    made = {
+        name: typer.Typer(help=text, invoke_without_command=name in ACTIONS, no_args_is_help=False)
+        for name, text in groups.items()
+    }
+    for name, action in ACTIONS.items():
+        group, dot, word = name.rpartition(".")
+        if name in made:
+            made[name].callback()(command(action, only_alone=True))
+        else:
+            (made[group] if dot else app).command(word)(command(action))
+    for name, one in made.items():
+        app.add_typer(one, name=name)
+
+
+def command(action: Action, *, only_alone: bool = False) -> Callable[..., int]:
+    """Return the function that Typer reads the options of an action from."""
+    fields = {one.path.replace(".", "__"): one for one in action.fields if one.flag != "-"}
+
+    of = {one.path: one.of for one in fields.values()}
+
+    def run(context: typer.Context, **given: Any) -> int:
+        if only_alone and context.invoked_subcommand is not None:
+            return 0
+        home, as_json = given.pop("home", None), given.pop("as_json", False)
+        follow = given.pop("follow", True)
+        values = {
+            fields[name].path: value
+            for name, value in given.items()
+            if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"
+        }
+        for name, value in values.items():
+            if of.get(name) in ("file", "folder") and value:
+                values[name] = str(Path(os.path.expanduser(value)).absolute())
+            if of.get(name) == "secret" and value == "-":
+                values[name] = _unseen(name)
+        return perform(action, values, home, follow=follow, as_json=as_json)
+
+    shared = {"home": (HomeOption, None), "as_json": (JsonOption, False)}
+    if action.follow:
+        shared = {"follow": (FollowOption, True), **shared}
+    own = {name: (_annotation(one), _default(one)) for name, one in fields.items()}
+    arguments = {name: pair for name, pair in own.items() if fields[name].positional}
+    everything = arguments | own | shared
+    run.__name__ = action.name.rpartition(".")[2]
+    run.__doc__ = action.help
+    run.__annotations__ = {"context": typer.Context, "return": int} | {
+        name: annotation for name, (annotation, _) in everything.items()
+    }
+    run.__signature__ = Signature(  # type: ignore[attr-defined]
+        [Argument("context", Argument.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
+        + [
+            Argument(name, Argument.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in everything.items()
+        ]
+    )
+    return run
+
+
+def _annotation(one: Parameter) -> Any:
+    kind: Any = one.type
+    if one.kind in ("list", "stack"):
+        kind = list[one.type]  # type: ignore[name-defined]
+    if one.default is None or one.kind in ("list", "stack"):
+        kind = kind | None
+    text = one.help.replace("[", "(").replace("]", ")")
+    if one.choices and not all(choice in text for choice in one.choices):
+        text = f"{text.rstrip('.')} ({', '.join(one.choices)})."
+    hidden = one.default in ("", None, ())
+    if one.positional:
+        return Annotated[
+            kind,
+            typer.Argument(
+                metavar=one.metavar or one.path.upper(), help=text, show_default=not hidden,
+            ),
+        ]  # fmt: skip
+    return Annotated[
+        kind,
+        typer.Option(one.flag, metavar=one.metavar or None, help=text, show_default=not hidden),
+    ]
+
+
+def _default(one: Parameter) -> Any:
+    required = one.required or (one.positional and not one.metavar.startswith("["))
+    if required:
+        return ...
+    return None if one.kind in ("list", "stack") else one.default
+
+
+def perform(
+    action: Action, values: dict[str, Any], where: Path | None, *, follow: bool, as_json: bool
+) -> int:
+    """Ask for an action, follow its job, print the answer; return the exit code."""
+    home = _home(where, action)
+    if action.needs != "store" and not action.follow:
+        watch = _silent if as_json else _progress
+        return show(action.name, ask(home, action.name, values, watch=watch).value, as_json)
+    home = home or open_home(where)
+    with closing(JobStore(home)) as store:
+        answer = ask(home, action.name, values, store=store)
+        if not (action.follow and answer.jobs):
+            return show(action.name, _settled(store, answer).value, as_json)
+        return _followed(store, action.name, answer, follow=follow, as_json=as_json)
+
+
+def _settled(store: JobStore, answer: Reply) -> Reply:
+    """Wait briefly for a job that is stopping, so that its new state is printed."""
+    if len(answer.jobs) != 1 or answer.jobs[0].state != "stopping":
+        return answer
+    job, deadline = answer.jobs[0], time.monotonic() + SETTLE_SECONDS
+    while job.state == "stopping" and time.monotonic() < deadline:
+        time.sleep(0.05)
+        job = store.get(job.id)
+    return Reply(jobs=(job,))
+
+
+def _followed(store: JobStore, name: str, answer: Reply, *, follow: bool, as_json: bool) -> int:
+    job = answer.jobs[-1]
+    if not follow or job.state == "paused":
+        word = "Held" if job.state == "paused" else "Queued"
+        text = f'{word} "{job.name}" as number {job.id}.'
+        print(json.dumps(answer.value, ensure_ascii=False) if as_json else text)
+        return 0
+    try:
+        for one in answer.jobs:
+            job = follow_to_the_end(store, one)
+    except KeyboardInterrupt:
+        print(
+            f'\n"{job.name}" continues. Follow it with `studio logs {job.id}`, end it with '
+            f"`studio cancel {job.id}`.", file=sys.stderr,
+        )  # fmt: skip
+        if as_json:
+            print(json.dumps(summary(store.get(job.id)), ensure_ascii=False))
+        return 130
+    if job.state != "succeeded":
+        return ending(job, as_json)
+    if answer.then:
+        return show(answer.then[0], ask(store.home, *answer.then, store=store).value, as_json)
+    return show(name, (answer.facts or {}) | outcome(store, job), as_json)
+
+
+def show(name: str, value: Any, as_json: bool) -> int:
+    """Print what an action answered and return the exit code."""
+    if as_json:
+        print(json.dumps(value, ensure_ascii=name.startswith("data.")))
+    else:
+        SENTENCES[name](value) if name in SENTENCES else plain(value)
+    return CODES[name](value) if name in CODES else 0
+
+
+def _home(where: Path | None, action: Action) -> Home | None:
+    """Open the home; an action that only may use one gets None where it cannot be opened."""
+    try:
+        return open_home(where) if action.needs or action.here else None
+    except InputError:
+        if action.needs == "any home":
+            return None
+        raise
+
+
+def _unseen(name: str) -> str:
+    """Ask for a secret without showing it, or read it from a pipe."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().strip()
+    from getpass import getpass
+
+    return getpass(f"{name.capitalize()}: ").strip()
+
+
+def _silent(event: Event) -> None:
+    pass
+
+
+def _progress(event: Event) -> None:
+    if isinstance(event, Working) and sys.stderr.isatty():
+        share = event.step / max(1, event.total_steps)
+        print(f"\r{share:5.0%}  {event.text:30}", end="\n" if share >= 1 else "", file=sys.stderr)

@@ -1,0 +1,387 @@
+"""Print runs, the queue, presets, methods and estimates; the exit codes of jobs."""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jobs.job_record import Job, summary
+from jobs.preflight_jobs import TITLES
+from jobs.ray_cluster import sentence as cluster
+from jobs.run_findings import command
+from studio.errors import InputError
+from ui.cli import print_adapters, print_home, print_models
+from ui.cli.print_data import (
+    checked,
+    compared,
+    conversations,
+    curated,
+    dataset,
+    duration,
+    endpoint,
+    hub_dataset,
+    hub_datasets,
+    judge,
+    leaderboard,
+    mapped,
+    mixed,
+    number,
+    recipes,
+    suite,
+    table,
+    xray,
+)
+
+Answer = Any
+
+
+def exit_code(job: Job) -> int:
+    """Return the contract's exit code for how a job ended."""
+    if job.state == "succeeded":
+        return 0
+    if job.state in ("cancelled", "paused"):
+        return 4
+    return 2 if job.error_kind in _input_kinds(InputError) else 3
+
+
+def _input_kinds(root: type[InputError]) -> set[str]:
+    return {root.kind}.union(*(_input_kinds(child) for child in root.__subclasses__()))
+
+
+def ending(job: Job, as_json: bool) -> int:
+    """Print how a job ended that made nothing, and return the exit code."""
+    facts, whole = summary(job), job.kind in ("train", "arrive")
+    if as_json:
+        error = None if whole else facts["error"]
+        print(json.dumps({"error": error} if error else facts, ensure_ascii=False))
+    elif job.kind == "train":
+        text = f'"{job.name}" ended at step {job.step}: {job.state}.'
+        print(f"{text}\n{job.error_text}" if job.error_text else text)
+    else:
+        print(job.error_text or f'"{job.name}" is {job.state}.', file=sys.stderr)
+    return exit_code(job)
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+def trained(facts: Mapping[str, Any]) -> None:
+    """Print how a training went and what to do next."""
+    print(
+        f'"{facts["name"]}" is trained: {facts["step"]} steps in {duration(facts["seconds"])}, '
+        f"loss {number(facts['first_loss'])} → {number(facts['last_loss'])}.\n"
+        f"Its adapter is {facts['adapter']}\n"
+        f"Talk to it: studio chat --adapter {shlex.quote(facts['name'])}"
+    )
+
+
+def estimated(report: Mapping[str, Any]) -> None:
+    """Print the memory of a run by part, and its time."""
+    for part, size in report["parts"].items():
+        print(f"{TITLES[part]:22} {size / 2**20:10.1f} MiB")
+    how = "measured" if report["measured"] else "estimated"
+    fits = "fits" if report["fits"] else "does not fit"
+    size, apart = report["processes"], report["on_device"] == 1
+    each, pace = "", ""
+    if size > 1:
+        each = " on each device" if apart else f" for all {size} processes"
+        each += "" if apart else f" of {report['process_bytes'] / 2**20:.1f} MiB"
+        pace = f", if {size} are {report['efficiency'] * size:.2g} times as fast as one"
+    print(
+        f"{'Peak, ' + how:22} {report['total_bytes'] / 2**20:10.1f} MiB{each}, {fits} into "
+        f"{report['device_bytes'] / 2**20:.0f} MiB free on {report['device']}"
+    )
+    print(
+        f"{report['total_steps']} steps of about {report['tokens_per_step']} tokens, about "
+        f"{report['seconds']:.0f} s{pace}"
+    )
+    for field, value in report["changes"].items():
+        print(f"changed: {field}={value}")
+
+
+def refitted(answer: Answer) -> None:
+    """Print what was changed so that a run fits, and the other ways."""
+    offers = answer if isinstance(answer, list) else answer["offers"]
+    if not isinstance(answer, list):
+        taken = answer["remedy"]
+        offers = [one for one in offers if one["name"] != taken["name"]]
+        queued = f'Queued "{answer["name"]}" as number {answer["id"]}.'
+        print(f"{queued} {taken['title']}: {taken['about']}")
+        if offers:
+            print("Other ways, with --remedy NAME:")
+    for one in offers:
+        same = "Same result." if one["same_result"] else "The result changes."
+        print(f"  {one['name']:14} {one['about']} {one['lacks'] or same}")
+
+
+def presets(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print what each preset sets."""
+    for preset in found:
+        print(f"{preset['name']}: {preset['about']}")
+        for field, value in preset["values"].items():
+            print(f"  {field}={value}")
+
+
+def contest(answer: Answer) -> None:
+    """Print the table of a bake-off."""
+    rows = []
+    for row in answer["rows"]:
+        if row["state"] != "succeeded":
+            rows.append((row["title"], row["error"] or row["state"]))
+            continue
+        rows.append(
+            (
+                row["title"],
+                f"{row['trainable_parameters']:,}",
+                number(row["memory_bytes"], "{:.0f} MiB", 2**20),
+                number(row["seconds_per_step"], "{:.3f}"),
+                number(row["learning_rate"], "{:.2g}"),
+                *(
+                    number(row[key], "{:.3f}")
+                    + (f" ± {margin:.2f}" if (margin := row.get(f"{key}_interval")) else "")
+                    for key in ("last_loss", "eval_loss", "forgetting")
+                ),
+                number(row["size_bytes"], "{:.0f} KiB", 1024),
+                *(number(row[key], "× {:.2f}") for key in ("live_ratio", "merged_ratio")),
+            )
+        )
+    table("Method Trainable Memory s/step Rate Last Eval Forgetting Size Live Merged".split(), rows)
+
+
+def methods(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print every method with its paper and what it can do."""
+    width = max(len(one["name"]) for one in found)
+    for one in found:
+        able = ", ".join(key for key, value in one["capabilities"].items() if value)
+        print(f"{one['name']:{width}}  {one['title']} ({one['paper']})")
+        print(f"{'':{width}}  {one['summary']}")
+        if able:
+            print(f"{'':{width}}  {able}")
+
+
+# -- the queue -------------------------------------------------------------------------------------
+
+
+def schedule_of(job: Mapping[str, Any]) -> str:
+    """Return what a queued job waits for, in brackets; empty if nothing."""
+    parts = []
+    if job["start_after"] and job["start_after"] > time.time():
+        moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(job["start_after"]))
+        parts.append(f"not before {moment}")
+    if job["start_when"]:
+        parts.append({"idle": "when idle", "night": "at night"}[job["start_when"]])
+    if job["needs"]:
+        parts.append("after " + ", ".join(map(str, job["needs"])))
+    if job["retries_left"]:
+        parts.append(f"retried up to {job['retries_left']} times")
+    if job["waits"]:
+        parts.append(job["waits"])
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def queue(answer: Answer) -> None:
+    """Print running and queued jobs in order."""
+    if answer["held"]:
+        print(f"The queue is held: {answer['held']} Release it with `studio queue --release`.")
+    for job in answer["jobs"]:
+        print(f"{job['id']:>6}  {job['state']:9} {job['name']}{schedule_of(job)}")
+    if not answer["jobs"]:
+        print("The queue is empty.")
+
+
+def changed(answer: Answer) -> None:
+    """Print the new state of a job, or how many runs of a sweep changed."""
+    if "changed" in answer:
+        print(f'{answer["changed"]} runs of "{answer["sweep"]}" changed.')
+    else:
+        print(f'"{answer["name"]}" is {answer["state"]}{schedule_of(answer)}.')
+
+
+def runs(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table of runs."""
+    if not found:
+        print("No runs yet. `studio train --data starter:pirate` makes the first.")
+        return
+    rows = []
+    for job in found:
+        total = "–" if job["total_steps"] is None else job["total_steps"]
+        steps = f"{job['step']} / {total}"
+        losses = (number(job[key]) for key in ("last_loss", "eval_loss", "forgetting"))
+        rows.append([str(job["id"]), job["name"], job["state"], steps, *losses,
+                     duration(job["seconds"])])  # fmt: skip
+    table("ID|Name|State|Steps|Loss|Eval loss|Forgetting|Time".split("|"), rows)
+
+
+def run(job: Mapping[str, Any]) -> None:
+    """Print everything about one run."""
+    print(f"{job['name']} (number {job['id']}) is {job['state']}.")
+    if job["error"] and job["error"]["text"]:
+        print(job["error"]["text"])
+    total = "" if job["total_steps"] is None else f" of {job['total_steps']}"
+    print(f"  step       {job['step']}{total}")
+    for key in ("first_loss", "last_loss", "eval_loss", "forgetting"):
+        print(f"  {key.replace('_', ' '):10} {number(job[key])}")
+    print(f"  time       {duration(job['seconds'])}")
+    print("  rows       " + ", ".join(f"{v} {k}" for k, v in job["rows"].items() if v))
+    print(f"  adapter    {job['adapter'] or '–'}")
+    print(f"  folder     {job['folder']}")
+    for one in job["reading"]:
+        print(f"  {one['title']}: {one['text']}\n    {command(job, one['remedy'])}")
+    for event in job["history"]:
+        moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
+        print(f"  {moment}  {event['state']:12} {event['why']}")
+
+
+def note(job: Mapping[str, Any]) -> None:
+    """Print a job's tags and note."""
+    print("\n".join([f"{job['name']}: {', '.join(job['tags'])}", job["notes"]]).strip())
+
+
+def lines(text: str, empty: str = "") -> Callable[[Answer], None]:
+    """Return a printer of a sentence with values of the answer, or of each row of it.
+
+    Args:
+        text: A format with the names of the values.
+        empty: Printed instead where there are no rows.
+    """
+
+    def show(answer: Answer) -> None:
+        for row in answer if isinstance(answer, list) else [answer]:
+            print(text.format(**row))
+        if empty and not answer:
+            print(empty)
+
+    return show
+
+
+def plain(answer: Answer) -> None:
+    """Print the values of an answer, or of each row of it, that are not empty."""
+    for row in answer if isinstance(answer, list) else [answer]:
+        for key, value in row.items() if isinstance(row, dict) else [("", row)]:
+            if isinstance(value, list) and all(isinstance(one, str) for one in value):
+                value = ", ".join(value)
+            if value not in (None, "", [], {}):
+                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                print(f"{key:14} {text}" if key else text)
+
+
+PASSPORT = (
+    "id", "name", "path", "base", "method", "tags", "ended", "parents", "passport", "blind_test",
+)  # fmt: skip
+
+
+def exported_runs(answer: Answer) -> None:
+    """Print what trackers got."""
+    for name, count in answer["values"].items():
+        print(f'{count:,} values of "{name}" written to {answer["report_to"]}')
+    for folder in answer["folders"]:
+        print(f"tensorboard --logdir {shlex.quote(folder)}")
+
+
+def reported(answer: Answer) -> None:
+    """Print a report, or where it was written."""
+    print(answer.get("html") or f"Written to {answer['out']}")
+
+
+SENTENCES: dict[str, Callable[[Any], None]] = {
+    "train": trained,
+    "bakeoff": contest,
+    "preflight": estimated,
+    "refit": refitted,
+    "presets.list": presets,
+    "presets.save": presets,
+    "presets.forget": presets,
+    "methods": methods,
+    "merge": print_adapters.merged,
+    "mix": lines("Mixed into {adapter} ({how}, error {error:.2g})"),
+    "import": lines('Imported {method} adapter "{name}" to {path}'),
+    "export": print_adapters.exported,
+    "gguf": print_adapters.exported,
+    "push": lines("Uploaded to {address}"),
+    "promote": lines("The adapter of the run is now {adapter}"),
+    "evaluate": print_adapters.evaluated,
+    "results": print_adapters.results,
+    "report": reported,
+    "diagnostics": lambda answer: print(answer["diagnostics"], end=""),
+    "runs.export": exported_runs,
+    "data.check": checked,
+    "data.import": dataset,
+    "data.mix": mixed,
+    "data.search": hub_datasets,
+    "data.show": hub_dataset,
+    "data.map": mapped,
+    "data.xray": xray,
+    "data.list": lines(
+        "{name:32} {rows:>12,} rows  {format:18} {hash:.12}",
+        empty="No dataset is imported yet: studio data import FILE",
+    ),
+    "data.export": lines("{rows:,} rows are in {file}."),
+    "data.delete": lines("{deleted} is deleted."),
+    "data.overlap": lines("{rows:,} rows of {other} are in {dataset} too."),
+    **dict.fromkeys(("data.split", "data.filter", "data.dedupe", "data.drop"), curated),
+    "compare": compared,
+    "suite": suite,
+    "judge": judge,
+    "leaderboard": leaderboard,
+    "vote": lines("Turn {turn}: {verdict}."),
+    "conversations": conversations,
+    "recipes": recipes,
+    "endpoint": endpoint,
+    "adapters": print_adapters.adapters,
+    "adapters.show": lambda a: plain({key: value for key, value in a.items() if key in PASSPORT}),
+    "adapters.rename": lines('Renamed to "{name}".'),
+    "adapters.tag": lambda a: print(f'Tags of "{a["name"]}": {", ".join(a["tags"]) or "none"}.'),
+    "adapters.delete": lines('Deleted "{name}". Restore it with `studio adapters undo`.'),
+    "adapters.undo": lines('Restored "{name}".'),
+    "adapters.trash": lines("{name}", empty="The trash is empty."),
+    "adapters.picture": print_adapters.picture,
+    "models": print_models.models,
+    "models.search": print_models.found,
+    "models.show": print_models.one,
+    "models.get": lines("{model} is in {folder}"),
+    "models.remove": print_models.removed,
+    "models.folders": lines("{path}  {trouble}", empty="No folder is registered."),
+    "models.token": print_models.token,
+    "welcome": print_home.welcome,
+    "guide": print_home.guide,
+    "guide.template": print_home.template,
+    "offline": lambda a: print("The hub is " + ("not used." if a["offline"] else "used.")),
+    "queue": queue,
+    "move": lambda job: print(
+        f'"{job["name"]}" is number {job["place"]} of the queue.' if job["place"] else job["name"]
+    ),
+    "hold": changed,
+    "release": changed,
+    "delete": lines('"{name}" is deleted.'),
+    "duplicate": lines('Queued "{name}" as number {id}.'),
+    "sweep": lambda a: print(f'Queued {len(a["jobs"])} runs as the sweep "{a["sweep"]}".'),
+    "schedule": changed,
+    "then": lines('Queued "{name}" as number {id}, after run {parent}.'),
+    "extend": lines('Queued "{name}" as number {id}, from step {step}.'),
+    "save": lines('"{name}" saves a checkpoint at its next step.'),
+    "sample": lines('"{name}" answers its sample prompts at its next step.'),
+    "note": note,
+    "webhook": print_home.webhook,
+    "runs": runs,
+    "show": run,
+    "cancel": changed,
+    "pause": changed,
+    "resume": changed,
+    "storage": print_home.storage,
+    "clean": print_home.cleaned,
+    "backup": print_home.backed_up,
+    "restore": print_home.restored,
+    "stop": lambda a: print(
+        "Ended: " + ", ".join(a["ended"]) + "." if a["ended"] else "Nothing was running."
+    ),
+    "pack": lines("Packed into {out}. Its README.txt says how to train it and bring it back."),
+    "unpack": lines('"{name}" is here, as number {id}.'),
+    "cluster": lambda found: print(cluster(found)),
+    "modules": lines("{key}  {shape[0]} x {shape[1]}"),
+}
+CODES: dict[str, Callable[[Any], int]] = {
+    "data.check": lambda reports: 0 if all(one["ok"] for one in reports) else 2,
+    "compare": lambda found: 2 if all("error" in one for one in found["lanes"]) else 0,
+}

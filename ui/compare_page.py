@@ -1,0 +1,198 @@
+"""Serve the Compare page: choices of a lane, streams of answers, saved conversations, downloads.
+
+The chat host is its own process with its own token; the page never sees either. A closed tab ends
+the stream, which stops the host's work. What an answer holds beside its text is the page's own and
+is stored as it came. Votes, suites and recipes are actions.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+import anyio
+from fastapi import APIRouter
+from fastapi.concurrency import iterate_in_threadpool, run_in_threadpool
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs import suite_results
+from jobs.adapter_recipes import Recipes
+from jobs.job_queue import JobStore
+from jobs.saved_conversations import Conversations
+from jobs.votes import Votes
+from studio import starter
+from studio.adapter_stack import MAX_LANES
+from studio.chat.checkpoint_adapters import stackable
+from studio.chat.lanes import ChatRequest, NewWeights, Sampling
+from studio.errors import StudioError
+from studio.evaluation.export_votes_and_suites import MEDIA, Form, votes_as
+from studio.home import Home
+from ui.train_page_facts import labelled_models
+
+logger = logging.getLogger(__name__)
+ID = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
+FormName = Literal["csv", "jsonl", "html"]
+
+
+class EmptyBody(BaseModel):
+    """An empty body: it must be JSON, which a foreign page cannot send unasked."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class StopRequest(EmptyBody):
+    """The request to stop."""
+
+    id: str = ID
+
+
+class SavedConversation(EmptyBody):
+    """A conversation without its turns."""
+
+    id: str = ID
+    lanes: list[dict[str, Any]] = Field(max_length=MAX_LANES)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    parent: str | None = None
+    title: str = Field("", max_length=200)
+
+
+class Turn(EmptyBody):
+    """One turn; `last` drops what came after it."""
+
+    conversation: str = ID
+    number: int = Field(ge=0, le=10_000)
+    prompt: str = Field(max_length=2_000_000)
+    answers: list[dict[str, Any]] = Field(max_length=MAX_LANES)
+    last: bool = False
+
+
+class Branch(EmptyBody):
+    """Copy the first turns of a conversation."""
+
+    id: str = ID
+    new: str = ID
+    turns: int = Field(ge=0, le=10_000)
+
+
+def compare_routes(home: Home, store: JobStore) -> APIRouter:
+    """Return the routes of the Compare page."""
+    router = APIRouter(prefix="/api/chat")
+    _answers(router, home, store)
+    _conversations(router, Conversations(store.database))
+
+    @router.get("/choices")
+    def choices() -> dict[str, Any]:
+        return {
+            "models": labelled_models(home),
+            "adapters": stackable(home),
+            "prompts": starter.SAMPLE_PROMPTS,
+            "recipes": Recipes(store.database).list(),
+            "sampling": Sampling.model_json_schema()["properties"],
+            "max_lanes": MAX_LANES,
+        }
+
+    @router.get("/export/votes.{form}")
+    def votes(form: FormName) -> Response:
+        kept = Votes(store.database)
+        return _download("votes", form, votes_as(form, kept.list(), kept.board()))
+
+    @router.get("/export/suite-{number}.{form}")
+    def suite(number: int, form: FormName) -> Response:
+        return _download(f"suite-{number}", form, suite_results.exported(store, number, form))
+
+    return router
+
+
+def _answers(router: APIRouter, home: Home, store: JobStore) -> None:
+    @router.post("/warm")
+    def warm(_: EmptyBody) -> dict[str, bool]:
+        """Start the host before the first prompt, unless a run is under way that it would slow."""
+        from jobs import chat_client
+
+        wanted = chat_client.find_host(home) is None and not store.active_claims()
+        if wanted:
+            threading.Thread(target=_warm, args=(home,), daemon=True).start()
+        return {"warming": wanted}
+
+    @router.post("/generate")
+    def generate(request: ChatRequest) -> StreamingResponse:
+        return StreamingResponse(
+            _lines(home, request.model_dump(mode="json")),
+            media_type="application/x-ndjson",
+            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        )
+
+    @router.post("/stop")
+    def stop(request: StopRequest) -> dict[str, Any]:
+        from jobs import chat_client
+
+        chat_client.stop(home, request.id)
+        return {"stopped": request.id}
+
+    @router.post("/weigh")
+    def weigh(weights: NewWeights) -> dict[str, Any]:
+        from jobs import chat_client
+
+        return {"moved": chat_client.weigh(home, weights.model_dump())}
+
+
+def _conversations(router: APIRouter, kept: Conversations) -> None:
+    @router.post("/conversations")
+    def save(body: SavedConversation) -> dict[str, Any]:
+        kept.save(body.id, **body.model_dump(exclude={"id"}))
+        return {"id": body.id}
+
+    @router.post("/turns")
+    def save_turn(body: Turn) -> dict[str, Any]:
+        kept.save_turn(**body.model_dump())
+        return {"number": body.number}
+
+    @router.post("/branch")
+    def branch(body: Branch) -> dict[str, Any]:
+        return kept.branch(body.id, body.new, turns=body.turns)
+
+
+def _warm(home: Home) -> None:
+    from jobs import chat_client
+
+    try:
+        chat_client.ensure_host(home)
+    except StudioError as error:  # the first prompt tries again, and says it on the page
+        logger.warning("the chat host did not start: %s", error)
+
+
+async def _lines(home: Home, request: dict[str, Any]) -> AsyncIterator[bytes]:
+    """Yield the host's events as JSON lines; a failure is the last line, never a broken stream."""
+    from jobs import chat_client
+
+    whole = False
+    try:
+        if await run_in_threadpool(chat_client.find_host, home) is None:
+            yield _line({"type": "status", "lane": None, "text": "Starting the chat engine…"})
+        # What the host sent together stays together: a hop of a thread for each would age it.
+        async for lines in iterate_in_threadpool(chat_client.relay(home, request)):
+            yield lines
+        whole = True
+    except StudioError as error:
+        yield _line({"type": "error", "lane": None, **error.as_dict()})
+        whole = True
+    finally:
+        if not whole:  # the tab is gone: what it asked for is not needed any more
+            with anyio.CancelScope(shield=True):
+                await run_in_threadpool(chat_client.stop, home, request["id"])
+
+
+def _line(event: dict[str, Any]) -> bytes:
+    return (json.dumps(event, ensure_ascii=False) + "\n").encode()
+
+
+def _download(name: str, form: Form, text: str) -> Response:
+    # A download, never a page of ours: users and models wrote what is in it.
+    headers = {
+        "content-disposition": f'attachment; filename="{name}.{form}"',
+        "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
+        "cache-control": "no-store",
+    }
+    return Response(text, media_type=f"{MEDIA[form]}; charset=utf-8", headers=headers)

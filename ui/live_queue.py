@@ -1,0 +1,240 @@
+"""JSON routes that read the queue: one cursor poll per tab, curves, one job.
+
+Gradio's events are bound to a tab and die with it; these routes only read the database, so any
+number of tabs may come and go; changes are actions (`ui/action_routes.py`). `/api/live` answers
+with what is new since the cursors it was given, and with 204 if there is nothing new.
+"""
+
+import hashlib
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from fastapi import APIRouter, Query, Response
+
+from jobs import queue_settings
+from jobs.claims import device_of
+from jobs.job_queue import JobStore
+from jobs.job_record import Job, actions, summary
+from jobs.run_curves import SERIES
+from jobs.supervisor import shortage
+from studio.errors import QueueError, SpecError
+from studio.home import Home
+from studio.methods import methods, trains_base
+from studio.spec import RunSpec
+from studio.spec_text import command_line
+from ui import form_state
+from ui.page_words import with_titles
+
+MOST_JOBS = 500
+KEPT_LISTINGS = 64
+View = Literal["log", "samples", "checkpoints", "config", "history"]
+MOST_QUEUED = 200
+
+
+def routes(home: Home, store: JobStore) -> APIRouter:
+    """Return the routes on the queue of `home`."""
+    router = APIRouter(prefix="/api")
+    listing = Listing(home, store)
+
+    @router.get("/health")
+    def health() -> dict[str, Any]:
+        return {"ok": True, "home": str(home.path)}
+
+    @router.get("/live")
+    def live(
+        jobs: str = "",
+        runs: str = "",
+        names: str = "loss",
+        after: int = 0,
+        bins: int = Query(600, ge=10, le=5000),
+        detail: int | None = None,
+        view: View = "log",
+        seen: str = "",
+    ) -> Response:
+        news: dict[str, Any] = {}
+        changes = listing.since(jobs)
+        if changes:
+            news["jobs"] = changes
+        metrics = _metrics(store, runs, names, after, bins)
+        if metrics and (metrics["data"] or metrics["seq"] != after):
+            news["metrics"] = metrics
+        if detail is not None:
+            shown = _detail(store, home, detail, view)
+            if shown["digest"] != seen:
+                news["detail"] = shown
+        return _json(news)
+
+    @router.get("/metrics")
+    def metrics(
+        runs: str, names: str = "loss", low: int = 0, high: int = 2**53,
+        bins: int = Query(1000, ge=10, le=5000),
+    ) -> Response:  # fmt: skip
+        return _json(_metrics(store, runs, names, 0, bins, window=(low, high)) or {})
+
+    return router
+
+
+def queue_state(home: Home, store: JobStore) -> dict[str, Any]:
+    """Return what holds the whole queue, and what errors do to it."""
+    return {
+        "held": queue_settings.read(store, "held"),
+        "on_error": queue_settings.read(store, "on_error"),
+        "short": shortage(home.path),
+    }
+
+
+def job_row(job: Job) -> dict[str, Any]:
+    """Return what the page shows of a job: the command line's shape and a little more."""
+    spec = job.spec
+    method = dict(spec.get("method") or {})
+    known = methods().get(str(method.get("name")))
+    shown = summary(job)
+    if shown["error"]:
+        shown["error"] |= {"text": with_titles(shown["error"]["text"] or "")}
+    return {
+        **shown,
+        "kind": job.kind,
+        "truncated": (job.result.get("rows") or {}).get("truncated"),
+        "stage_of": stage_of(job),
+        "model": (spec.get("model") or {}).get("path", ""),
+        "data": (spec.get("data") or {}).get("path", ""),
+        "method": known.title if known else method.get("name", ""),
+        "method_name": method.get("name", ""),
+        "phase": job.phase,
+        "device": job.device and device_of(job.device),
+        "created": job.created,
+        "started": job.started,
+        "finished": job.finished,
+        "attempt": job.attempt,
+        "ended": job.result.get("ended") or job.result.get("reason"),
+        "note": job.result.get("note") and with_titles(job.result["note"]),
+        "reward_accuracy": job.result.get("eval_rewards_accuracies"),
+        "reward": job.result.get("eval_reward"),
+        "trainable_parameters": job.result.get("trainable_parameters"),
+        "total_parameters": job.result.get("total_parameters"),
+        "intent": job.intent,
+        "actions": actions(job.state),
+        "trains_base": trains_base(str(method.get("name"))),
+    }
+
+
+def stage_of(job: Job) -> int | None:
+    """Return the run whose adapter a run starts from, if it is one of this home."""
+    start = Path((job.spec.get("train") or {}).get("init_adapter") or "")
+    number = start.parent.name
+    return int(number) if start.name == "adapter" and number.isdigit() else None
+
+
+class Listing:
+    """The list of jobs as differences: a tab names the state it has and gets what changed."""
+
+    def __init__(self, home: Home, store: JobStore) -> None:
+        self.home, self.store = home, store
+        self.sent: OrderedDict[str, dict[int, str]] = OrderedDict()
+        self.rows: dict[int, tuple[Job, dict[str, Any], str]] = {}
+
+    def since(self, digest: str) -> dict[str, Any] | None:
+        """Return what changed since the listing of that digest; None where nothing did.
+
+        `items` are the changed jobs, `removed` the ids that are gone; `whole` says that the tab
+        must forget what it had, because its listing is not known here (any more).
+        """
+        self.rows = {job.id: self._row(job) for job in self._shown()}
+        rows = [row for _, row, _ in self.rows.values()]
+        now = {job_id: digest for job_id, (_, _, digest) in self.rows.items()}
+        supervised = self.store.supervisor() is not None
+        queue = queue_state(self.home, self.store)
+        current = _digest([now, supervised, queue])
+        if current == digest:
+            return None
+        before = self.sent.get(digest)
+        self.sent[current] = now
+        while len(self.sent) > KEPT_LISTINGS:
+            self.sent.popitem(last=False)
+        known = before or {}
+        return {
+            "digest": current,
+            "supervised": supervised,
+            "queue": queue,
+            "whole": before is None,
+            "items": [row for row in rows if known.get(row["id"]) != now[row["id"]]],
+            "removed": [job_id for job_id in known if job_id not in now],
+        }
+
+    def _row(self, job: Job) -> tuple[Job, dict[str, Any], str]:
+        """Return the last row; made anew for a job that changed or is active."""
+        kept = self.rows.get(job.id)
+        if kept and kept[0] == job and not job.active:
+            return kept
+        row = job_row(job)
+        return job, row, _digest(row)
+
+    def _shown(self) -> list[Job]:
+        """Return the newest jobs and the front of the queue."""
+        jobs = {job.id: job for job in self.store.list(limit=MOST_JOBS)}
+        if len(jobs) == MOST_JOBS:
+            jobs |= {job.id: job for job in self.store.queue(limit=MOST_QUEUED)}
+        return sorted(jobs.values(), key=lambda job: -job.id)
+
+
+def _metrics(
+    store: JobStore,
+    runs: str,
+    names: str,
+    after: int,
+    bins: int,
+    window: tuple[int, int] | None = None,
+) -> dict[str, Any] | None:
+    ids = [int(part) for part in runs.split(",") if part.isdigit()][:20]
+    wanted = [name for name in names.split(",") if name in SERIES]
+    if not ids or not wanted:
+        return None
+    return store.metrics(ids, wanted, after_seq=after, bins=bins, window=window)
+
+
+def _detail(store: JobStore, home: Home, job_id: int, view: View) -> dict[str, Any]:
+    try:
+        job = store.get(job_id)
+    except QueueError as error:
+        return {"id": job_id, "view": view, "digest": "gone", "error": error.as_dict()}
+    content: Any
+    if view == "log":
+        content = store.log_tail(job_id, 400)
+    elif view == "samples":
+        content = store.samples(job_id)
+    elif view == "checkpoints":
+        content = store.checkpoints(job_id)
+    elif view == "history":
+        content = {"events": store.events(job_id), "attempts": store.attempts(job_id)}
+    else:
+        content = _config(job)
+    return {"id": job_id, "view": view, "content": content, "digest": _digest(content)}
+
+
+def _config(job: Job) -> dict[str, str]:
+    if job.kind != "train":
+        return {"yaml": yaml.safe_dump(job.spec, sort_keys=False, allow_unicode=True)}
+    try:
+        spec = RunSpec.parse(job.spec)
+    except SpecError as error:
+        return {"yaml": json.dumps(job.spec, indent=2), "command": "", "query": "",
+                "error": error.text}  # fmt: skip
+    return {
+        "yaml": spec.to_yaml(),
+        "command": command_line(spec),
+        "query": form_state.query(spec.model_copy(update={"name": ""})),
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, default=str).encode(), digest_size=8).hexdigest()
+
+
+def _json(value: dict[str, Any]) -> Response:
+    if not value:
+        return Response(status_code=204, headers={"cache-control": "no-store"})
+    body = json.dumps(value, default=str, allow_nan=False, ensure_ascii=False).encode()
+    return Response(body, media_type="application/json", headers={"cache-control": "no-store"})

@@ -1,0 +1,38 @@
+"""Words of pages: sentences name fields by their titles instead of their paths."""
+
+import re
+from functools import cache
+from typing import Any
+
+from studio.fields import parameter
+from studio.methods import methods
+from studio.spec import DataSource, ModelSource
+from studio.train_args import TrainArgs
+
+_PATH = re.compile(
+    r"""(?<![\w./"'`-])(?P<part>model|data|train|method)\.(?P<name>\w+)(?![\w"'`/]|\.\w)(?:=(?=\w))?"""
+)
+
+
+def with_titles(text: str) -> str:
+    """Return a sentence about fields as pages say it: “Steps” for `train.max_steps`."""
+
+    def named(found: re.Match[str]) -> str:
+        title, before = _titles().get(f"{found['part']}.{found['name']}"), text[: found.start()]
+        if title is None or before.count("`") % 2 or before.endswith("--set "):
+            return found[0]  # no field, or part of a command
+        return f"“{title}”{' = ' if found[0].endswith('=') else ''}"
+
+    return _PATH.sub(named, text)
+
+
+@cache
+def _titles() -> dict[str, str]:
+    records: list[tuple[str, Any]] = [("method", one) for one in reversed(methods().values())]
+    records += [("model", ModelSource), ("data", DataSource), ("train", TrainArgs)]
+    found = {
+        f"{part}.{name}": parameter(f"{part}.{name}", info).title.split(" (")[0]
+        for part, record in records
+        for name, info in record.model_fields.items()
+    }
+    return found | {"method.name": "Method"}

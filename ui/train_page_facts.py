@@ -1,0 +1,379 @@
+"""What the Train page says about a model, a dataset and a method before anything runs.
+
+One line each, read from files without torch; a mistake becomes the same sentence as on the command
+line.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jobs.job_queue import JobStore
+from jobs.job_record import Job
+from jobs.preflight_jobs import TITLES
+from studio import device_setting, hardware, starter
+from studio.adapters import library
+from studio.data.dataset_report import LOW_SHARE
+from studio.data.find_dataset import origin_of
+from studio.data.readers import data_suffix
+from studio.data.snapshots import open_snapshot, snapshots
+from studio.device_setting import CLUSTER
+from studio.errors import DataError, SpecError, StudioError
+from studio.home import Home
+from studio.methods import methods
+from studio.models import find_model, model_list, remote_facts
+from studio.models.hub_cache import size_on_disk
+from studio.names import readable
+from studio.spec import DataSource, ModelSource, RunSpec
+from ui.page_words import with_titles
+from ui.uploads import kept_uploads
+
+HUB_ID = "Of the hub: downloaded when the run starts. The Data page shows its rows before."
+CHECKED_BYTES = 20 * 1024**2
+ESTIMATED_BYTES = 16 * 2**20
+MOST_RATES = 30  # times the usual learning rate before it is remarked on
+SHOWN_ROWS, SHOWN_TOKENS = 3, 240
+RECENT_RUNS = 100
+
+
+def model_choices(home: Home) -> list[tuple[str, str]]:
+    """Return (label, value) of the starter and the models in the home."""
+    found = [path for path in find_model.available(home) if path != starter.MODEL]
+    return [("Starter · the tiny embedded model", starter.MODEL), *((_leaf(p), p) for p in found)]
+
+
+def labelled_models(home: Home) -> list[dict[str, str]]:
+    """Return the models as pages list them."""
+    return [{"label": label, "path": path} for label, path in model_choices(home)]
+
+
+def data_choices(home: Home) -> list[tuple[str, str]]:
+    """Return (label, value) of the demos, of imported datasets and of what was uploaded."""
+    own = sorted(p for p in kept_uploads(home).glob("*") if data_suffix(p.name))
+    return [
+        *((f"Demo · {name}", f"{starter.DATA_PREFIX}{name}") for name in starter.datasets()),
+        *((f"Dataset · {found.meta.name}", found.meta.name) for found in snapshots(home)),
+        *((path.name, str(path)) for path in own),
+    ]
+
+
+def adapter_choices(home: Home) -> list[tuple[str, str]]:
+    """Return (label, value) of the adapters that a run can start from, newest first."""
+    found = [one.name for one in library.adapters(home) if not one.is_model]
+    return [(name, name) for name in dict.fromkeys(found)]
+
+
+def device_choices() -> list[tuple[str, str]]:
+    """Return (label, value) of what a run may train on: this machine's devices, the cluster."""
+    found = hardware.devices()
+    here = [(f"{device.name} · {device.label}", device.name) for device in found]
+    gpus = sum(device.name.startswith("cuda:") for device in found)
+    every = f"all · {gpus} GPUs at once" if gpus else "all · the processor, a process a core"
+    return [
+        ("auto · a free one", device_setting.AUTO), (every, device_setting.ALL), *here,
+        ("ray · the cluster of the System page", CLUSTER),
+    ]  # fmt: skip
+
+
+def looked_at(spec: RunSpec, home: Home, *, ask: bool = False) -> RunSpec:
+    """Return a run on the facts of its hub model, if these are known before its download.
+
+    Args:
+        spec: The run.
+        home: Where facts are kept.
+        ask: Ask the hub for them.
+
+    Raises:
+        StudioError: The hub does not have the model, or does not answer.
+    """
+    if find_model.origin_of(spec.model.path, spec.model.revision).kind != "hub":
+        return spec
+    folder = remote_facts.look(spec.model, home) if ask else remote_facts.known(spec.model, home)
+    return spec.with_parts(model={"path": str(folder), "revision": ""}) if folder else spec
+
+
+def model_line(source: ModelSource, home: Home) -> str:
+    """Say what the model is: `Llama · 3.2 M parameters · …`.
+
+    Raises:
+        ModelError: It cannot be used; says why.
+    """
+    to_download = ""
+    if find_model.origin_of(source.path, source.revision).kind == "hub":
+        folder = remote_facts.known(source, home)
+        if folder is None:
+            return _to_download(source)
+        facts = find_model.facts(ModelSource(path=str(folder)))
+        left = max(0, facts.size_bytes - size_on_disk(source.path))
+        to_download = f"{_bytes(left)} to download, for which a run waits"
+    else:
+        facts = find_model.facts(source)
+    parts = [
+        facts.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel"),
+        f"{_compact(facts.parameters)} parameters",
+        f"{facts.num_layers} layers",
+        f"context {facts.context_length:,}".replace(",", "\u202f"),
+        "own chat template" if facts.has_chat_template else "no chat template",
+        to_download,
+    ]
+    return " · ".join(filter(None, parts))
+
+
+def _to_download(source: ModelSource) -> str:
+    """Say what is known of a model that is not here, without asking the hub."""
+    parts = []
+    for one in (one for one in model_list.curated() if one.path == source.path):
+        left = max(0, one.bytes - size_on_disk(one.path))
+        parts += [f"{_compact(one.parameters)} parameters", f"{_bytes(left)} to download"]
+        parts += ["gated"] * one.gated
+    return " · ".join([*parts, "Not here yet: a run waits for its download."])
+
+
+def data_line(source: DataSource, home: Home) -> str:
+    """Say what the dataset is: `300 rows · messages`.
+
+    Raises:
+        DataError: It cannot be used; says why.
+    """
+    kind, path = origin_of(source.path, home)
+    if kind == "dataset":
+        meta = open_snapshot(home, source.path).meta
+        return " · ".join(
+            [
+                f"{meta.rows:,} rows".replace(",", "\u202f"),
+                meta.mapping.format.replace("_", " "),
+                f"imported, hash {meta.hash[:12]}",
+            ]
+        )
+    if kind == "hub":
+        return HUB_ID
+    if kind == "missing":
+        raise DataError(f"There is no dataset {path}. Give a file, a folder, or a hub id.")
+    if kind == "folder":
+        return "A folder: every data file in it is read."
+    status = path.stat()
+    if status.st_size > CHECKED_BYTES:
+        return f"{_bytes(status.st_size)} · counted when the run starts"
+    return _checked(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def _checked(path: Path, _changed: int, size: int) -> str:
+    from studio.data.check_dataset import check_file
+
+    report = check_file(path)
+    if report.error:
+        raise DataError(report.error.text)
+    rows = report.rows
+    parts = [f"{rows.kept:,} rows".replace(",", "\u202f")]
+    if rows.dropped:
+        parts.append(f"{rows.dropped} dropped")
+    return " · ".join([*parts, str(report.format).replace("_", " "), _bytes(size)])
+
+
+def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
+    """Say which share of the first rows' tokens is trained, and whether that is too little.
+
+    Raises:
+        StudioError: Not one token would be trained.
+    """
+    if not find_model.origin_of(spec.model.path, spec.model.revision).is_local:
+        return "", False  # shown with the model, or known once it is downloaded
+    from studio.data.tokenise_first_rows import first_report
+
+    report = first_report(spec, home)
+    if report is None:
+        return "", False
+    if spec.train.loss == "grpo":
+        return "the model answers the prompts itself", False
+    share = report.trained_token_share
+    if share < LOW_SHARE:
+        return (
+            f"Only {share:.1%} of the tokens would be trained: the rest is read, not learnt. "
+            "The X-ray of the Data page shows which.",
+            True,
+        )
+    return f"{share:.0%} of the tokens are trained", False
+
+
+def warnings(spec: RunSpec, home: Home) -> Iterator[str]:
+    """Yield what is rarely meant of settings that are valid."""
+    from studio.training.steps_and_learning_rate import lr_for
+
+    words, too_little = trained_line(spec, home)
+    if too_little:
+        yield words
+    rate = spec.train.learning_rate
+    if rate != "auto" and find_model.origin_of(spec.model.path, spec.model.revision).is_local:
+        usual = lr_for(spec.method, find_model.facts(spec.model).hidden_size)
+        if rate > MOST_RATES * usual:
+            shown = f"{rate:g}".replace("e+0", "e")
+            yield (
+                f"The learning rate {shown} is {rate / usual:,.0f} times the usual {usual:.2g} for "
+                f"{spec.method.title} on this model: the loss will most likely diverge."
+            )
+
+
+def model_traits(source: ModelSource) -> list[str]:
+    """Return what decides which fields a model uses: "experts" for a mixture."""
+    from studio.training.activation_sizes import read_shape
+
+    if not find_model.origin_of(source.path, source.revision).is_local:
+        return []
+    with contextlib.suppress(StudioError):
+        return ["experts"] if read_shape(find_model.facts(source)).mixture else []
+    return []
+
+
+def method_sizes(spec: RunSpec) -> dict[str, dict[str, int]]:
+    """Return the trained parameters and the bytes of each method's result on the run's model."""
+    from studio.training.activation_sizes import read_shape
+    from studio.training.estimate_memory_and_time import trained_parameters
+
+    if not find_model.origin_of(spec.model.path, spec.model.revision).is_local:
+        return {}
+    try:
+        known = find_model.facts(spec.model)
+    except StudioError:
+        return {}
+    shape, found = read_shape(known), {}
+    for name, method in methods().items():
+        own = spec.method if name == spec.method.name else method()
+        count = trained_parameters(spec.model_copy(update={"method": own}), shape, known)
+        if own.needs_bias and not getattr(own, "create_missing", False):
+            count = find_model.num_biases(known.path)
+        found[name] = {"parameters": count, "bytes": 4 * count}
+    return found
+
+
+def data_note(spec: RunSpec, home: Home) -> str:
+    """Say what the dataset is and which share of its tokens is trained.
+
+    Raises:
+        StudioError: It cannot be used, or not one token would be trained.
+    """
+    line, (words, too_little) = data_line(spec.data, home), trained_line(spec, home)
+    return line if too_little or not words else f"{line} · {words}"
+
+
+def forecast(spec: RunSpec, home: Home, store: JobStore) -> dict[str, Any]:
+    """Return a run's memory, time and automatic values, or why they are not known (`unknown`).
+
+    The time is corrected by the last run of this method on this model (`like`), if there is one.
+    """
+    from studio.training.estimate_memory_and_time import estimate
+
+    try:
+        seen = looked_at(spec, home, ask="/" in spec.model.path)
+    except StudioError as error:
+        return {"unknown": error.text}
+    news = {"looked": True} if seen is not spec else {}
+    spec = seen
+    if why := unknown(spec, home):
+        return {"unknown": why} | news
+    try:
+        found = estimate(spec, home).as_dict() | {"titles": TITLES} | _plan(spec, home)
+        run, factor = _pace(spec, home, store)
+        return found | {"seconds": found["seconds"] * factor, "like": run and run.name} | news
+    except SpecError as error:  # devices that are not here
+        return {"unknown": with_titles(error.text)}
+
+
+def _pace(spec: RunSpec, home: Home, store: JobStore) -> tuple[Job | None, float]:
+    """Return the last run of this method on this model, and its time relative to its estimate."""
+    from studio.training.estimate_memory_and_time import estimate
+
+    def about(given: dict[str, Any]) -> tuple[Any, ...]:
+        path, train = given["model"]["path"], given["train"]
+        here = path if find_model.origin_of(path).kind == "embedded" else str(Path(path).absolute())
+        how = train.get("loss", "sft"), train["device"], train["num_processes"]
+        return here, given["method"]["name"], *how
+
+    asked = about(spec.model_dump(mode="json"))
+    for job in store.list(["succeeded"], limit=RECENT_RUNS):
+        seconds = job.result.get("seconds")
+        if job.kind != "train" or not seconds or job.attempt != 1 or about(job.spec) != asked:
+            continue
+        with contextlib.suppress(StudioError):
+            ratio = seconds / estimate(RunSpec.parse(job.spec), home).seconds
+            return job, min(20.0, max(0.05, ratio))
+    return None, 1.0
+
+
+def _plan(spec: RunSpec, home: Home) -> dict[str, Any]:
+    """Return what automatic fields become, and how many rows are cut."""
+    from studio.data.model_tokenizer import backend_for
+    from studio.data.prepare_run_data import prepare
+    from studio.training.steps_and_learning_rate import plan_run
+
+    known = find_model.facts(spec.model)
+    made = prepare(
+        spec.data, backend_for(known.path, home), seed=spec.seed, home=home,
+        context_length=max(1, known.context_length - spec.method.num_tokens_before),
+        rows=spec.train.rows,
+    )  # fmt: skip
+    report = made.report
+    rows, held_out = report.train_examples, report.validation_examples
+    plan = plan_run(spec, num_rows=rows, hidden_size=known.hidden_size)
+    return {
+        "rows": rows, "held_out": held_out,
+        "cut": {
+            "rows": report.truncated, "of": report.examples, "limit": report.limit,
+            "start": report.truncated_start, "longest": report.longest,
+            "context": known.context_length,
+        },
+        "auto": {
+            "train.max_steps": f"{plan.total_steps:,} steps".replace(",", "\u202f"),
+            "train.learning_rate": f"{plan.learning_rate:.2g}",
+            "train.beta": f"{spec.train.own_beta:g}",
+            "train.warmup_steps": f"{plan.warmup_steps} steps",
+            "train.eval_steps": f"every {plan.eval_every} steps",
+            "train.save_steps": f"every {plan.save_every} steps",
+            "data.format": report.format.replace("_", " "),
+            "data.chat_template": report.template,
+        },
+    }  # fmt: skip
+
+
+def first_rays(spec: RunSpec, home: Home) -> dict[str, Any]:
+    """Return the first rows of a run as the trainer sees them, or why they are not known."""
+    from studio.data.tokenise_first_rows import first_xrays
+
+    spec = looked_at(spec, home)
+    if why := unknown(spec, home):
+        return {"unknown": why}
+    shown = first_xrays(spec, home, SHOWN_ROWS)
+    return {"rows": [_shortened(row.model_dump(mode="json")) for row in shown]}
+
+
+def _shortened(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"tokens": row["tokens"][:SHOWN_TOKENS], "text": ""}
+
+
+def unknown(spec: RunSpec, home: Home) -> str:
+    """Return why a run cannot be estimated yet; empty if it can."""
+    from studio.data.tokenise_first_rows import absent
+
+    if why := absent(spec, home):
+        return why
+    kind, file = origin_of(spec.data.path, home)
+    if kind == "file" and file.stat().st_size > ESTIMATED_BYTES:
+        return "A large dataset: press Measure to read it and take two real steps."
+    return ""
+
+
+def _leaf(path: str) -> str:
+    return Path(path).name or path
+
+
+def _compact(value: float) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.3g}\u202f{unit}"
+    return f"{value:.0f}"
+
+
+def _bytes(size: float) -> str:
+    return readable(size).replace(" ", "\u202f")
