@@ -5,6 +5,7 @@ those that no longer exist. Variable parts are numbered in the order of the Engl
 """
 
 import ast
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ NO_SENTENCES = re.compile(
     r"^(ID\||Iterator\[|Method Trainable|\{0\}=\{1\}; Path|Tell me a|What (is|sound) |You can call|"
     r"no stubs|Address  |part.(aria-|ia3_l|studio\.db))"
 )
+WORDED = {"TITLES", "FIXED", "ROLES"}  # dictionaries whose values pages show
 MODELS_READ = {"SAMPLE_PROMPTS", "RUBRIC", "QUESTION", "TEXTS"}
 Texts = dict[str, str]  # by key: the expressions of its variable parts
 
@@ -84,9 +86,11 @@ def _closing(source: str, at: int) -> int:
 
 def closed_sets() -> list[str]:
     """Return the words that pages show as they come: states, how runs ended, kinds of jobs."""
+    from jobs import disk_usage
     from jobs.job_record import STATES
 
-    return [*STATES, "imported", "mixed", "train", "validation", "good", "bad"]
+    parts = re.findall(r'"([A-Z][a-z ]+)":', inspect.getsource(disk_usage.usage))
+    return [*STATES, *parts, "imported", "mixed", "train", "validation", "good", "bad"]
 
 
 # -- Python ----------------------------------------------------------------------------------------
@@ -113,6 +117,7 @@ def field_texts() -> Texts:
     from jobs.actions.registry import schema
     from studio.chat.lanes import Sampling
     from studio.methods import methods
+    from studio.models import inventory
     from ui.pages import PAGES as OPENED
     from ui.train_page import PARTS, explained, form_fields, shown
 
@@ -127,6 +132,7 @@ def field_texts() -> Texts:
             asked = schema(action)
             found += [asked["title"], asked["help"]]
             fields += asked["fields"]
+    found += [model.what for model in inventory.curated()]
     for one in Sampling.model_json_schema()["properties"].values():
         found += [one.get("title"), one.get("description")]
     for one in fields:
@@ -155,15 +161,33 @@ class _Reader(ast.NodeVisitor):
         name = getattr(node.func, "id", getattr(node.func, "attr", ""))
         if name in SILENT or name in ("knob", "field", "Field", "_rows"):
             return
-        if name == "say" and isinstance(node.args[0], ast.Constant):
-            self.strict[node.args[0].value] = ""
+        if name == "say":
+            parts: list[str] = []
+            if re.search(
+                "[A-Za-z]{2}", re.sub(r"\{\d\}", "", key := template(node.args[0], parts))
+            ):
+                self.strict[key] = ", ".join(f"{{{i}}} = {part}" for i, part in enumerate(parts))
         elif ERRORS.match(name) and node.args:
             self._add(node.args[0], sure=True)
         self.generic_visit(node)
 
+    def visit_keyword(self, node: ast.keyword) -> None:
+        if node.arg in ("title", "label", "note") and isinstance(node.value, ast.Constant):
+            self._word(node.value)
+        self.generic_visit(node)
+
     def visit_Assign(self, node: ast.Assign) -> None:
-        if getattr(node.targets[0], "id", "") not in MODELS_READ:
+        name = getattr(node.targets[0], "id", "")
+        if name in WORDED and isinstance(node.value, ast.Dict):
+            for value in node.value.values:
+                for one in ast.walk(value):
+                    self._word(one)
+        elif name not in MODELS_READ:
             self.generic_visit(node)
+
+    def _word(self, node: ast.AST) -> None:
+        if isinstance(node, ast.Constant) and re.match(r"[A-Z0-9].*[a-z]|\w+ \w", str(node.value)):
+            self.strict[node.value] = ""
 
     def visit_Constant(self, node: ast.Constant) -> None:
         self._add(node)

@@ -44,6 +44,7 @@ OURS: dict[str, frozenset[str]] = {
         "/api/outcome": "text note notes why reason warnings phase",
     }.items()
 }
+SHORT = 12
 FIELD = re.compile(r"\{(\d)\}")
 QUOTES = {'"': '"', "“": "”", "`": "`", "'": "'"}
 
@@ -86,7 +87,8 @@ def _patterns(language: str) -> list[tuple[str, re.Pattern[str], str, str]]:
         literals = FIELD.split(key.removeprefix(PART))[::2]
         if len(literals) == 1 or not translated:
             continue
-        pattern = "(.*?)".join(map(re.escape, literals))
+        short = len("".join(literals)) < SHORT  # its fields are single words, such as numbers
+        pattern = ("([^ ]*?)" if short else "(.*?)").join(map(re.escape, literals))
         found.append((max(literals, key=len), re.compile(pattern, re.DOTALL), key, translated))
     return sorted(found, key=lambda one: -len(FIELD.sub("", one[2])))
 

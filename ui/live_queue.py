@@ -25,7 +25,7 @@ from studio.home import Home
 from studio.methods import methods, trains_base
 from studio.spec import RunSpec
 from studio.spec_text import command_line
-from ui import form_state
+from ui import form_state, language
 from ui.page_words import with_titles
 
 MOST_JOBS = 500
@@ -135,6 +135,7 @@ class Listing:
         self.home, self.store = home, store
         self.sent: OrderedDict[str, dict[int, str]] = OrderedDict()
         self.rows: dict[int, tuple[Job, dict[str, Any], str]] = {}
+        self.language = ""
 
     def since(self, digest: str) -> dict[str, Any] | None:
         """Return what changed since the listing of that digest; None where nothing did.
@@ -142,6 +143,8 @@ class Listing:
         `items` are the changed jobs, `removed` the ids that are gone; `whole` says that the tab
         must forget what it had, because its listing is not known here (any more).
         """
+        if self.language != language.current.get():
+            self.language, self.rows = language.current.get(), {}
         self.rows = {job.id: self._row(job) for job in self._shown()}
         rows = [row for _, row, _ in self.rows.values()]
         now = {job_id: digest for job_id, (_, _, digest) in self.rows.items()}

@@ -8,6 +8,7 @@ from studio.fields import parameter
 from studio.methods import methods
 from studio.spec import DataSource, ModelSource
 from studio.train_args import TrainArgs
+from ui.language import say
 
 _PATH = re.compile(
     r"""(?<![\w./"'`-])(?P<part>model|data|train|method)\.(?P<name>\w+)(?![\w"'`/]|\.\w)(?:=(?=\w))?"""
@@ -15,14 +16,15 @@ _PATH = re.compile(
 
 
 def with_titles(text: str) -> str:
-    """Return a sentence about fields as pages say it: “Steps” for `train.max_steps`."""
+    """Return a sentence as pages say it: in the user's language, “Steps” for `train.max_steps`."""
 
     def named(found: re.Match[str]) -> str:
         title, before = _titles().get(f"{found['part']}.{found['name']}"), text[: found.start()]
         if title is None or before.count("`") % 2 or before.endswith("--set "):
             return found[0]  # no field, or part of a command
-        return f"“{title}”{' = ' if found[0].endswith('=') else ''}"
+        return f"“{say(title)}”{' = ' if found[0].endswith('=') else ''}"
 
+    text = say(text)
     return _PATH.sub(named, text)
 
 

@@ -27,6 +27,7 @@ from studio.models import find_model, model_list, remote_facts
 from studio.models.hub_cache import size_on_disk
 from studio.names import readable
 from studio.spec import DataSource, ModelSource, RunSpec
+from ui.language import say
 from ui.page_words import with_titles
 from ui.uploads import kept_uploads
 
@@ -41,7 +42,10 @@ RECENT_RUNS = 100
 def model_choices(home: Home) -> list[tuple[str, str]]:
     """Return (label, value) of the starter and the models in the home."""
     found = [path for path in find_model.available(home) if path != starter.MODEL]
-    return [("Starter · the tiny embedded model", starter.MODEL), *((_leaf(p), p) for p in found)]
+    return [
+        (say("Starter · the tiny embedded model"), starter.MODEL),
+        *((_leaf(p), p) for p in found),
+    ]
 
 
 def labelled_models(home: Home) -> list[dict[str, str]]:
@@ -53,8 +57,11 @@ def data_choices(home: Home) -> list[tuple[str, str]]:
     """Return (label, value) of the demos, of imported datasets and of what was uploaded."""
     own = sorted(p for p in kept_uploads(home).glob("*") if data_suffix(p.name))
     return [
-        *((f"Demo · {name}", f"{starter.DATA_PREFIX}{name}") for name in starter.datasets()),
-        *((f"Dataset · {found.meta.name}", found.meta.name) for found in snapshots(home)),
+        *(
+            (f"{say('Demo')} · {name}", f"{starter.DATA_PREFIX}{name}")
+            for name in starter.datasets()
+        ),
+        *((f"{say('Dataset')} · {found.meta.name}", found.meta.name) for found in snapshots(home)),
         *((path.name, str(path)) for path in own),
     ]
 
@@ -70,10 +77,12 @@ def device_choices() -> list[tuple[str, str]]:
     found = hardware.devices()
     here = [(f"{device.name} · {device.label}", device.name) for device in found]
     gpus = sum(device.name.startswith("cuda:") for device in found)
-    every = f"all · {gpus} GPUs at once" if gpus else "all · the processor, a process a core"
+    every = (
+        say(f"all · {gpus} GPUs at once") if gpus else say("all · the processor, a process a core")
+    )
     return [
-        ("auto · a free one", device_setting.AUTO), (every, device_setting.ALL), *here,
-        ("ray · the cluster of the System page", CLUSTER),
+        (say("auto · a free one"), device_setting.AUTO), (every, device_setting.ALL), *here,
+        (say("ray · the cluster of the System page"), CLUSTER),
     ]  # fmt: skip
 
 
@@ -107,15 +116,15 @@ def model_line(source: ModelSource, home: Home) -> str:
             return _to_download(source)
         facts = find_model.facts(ModelSource(path=str(folder)))
         left = max(0, facts.size_bytes - size_on_disk(source.path))
-        to_download = f"{_bytes(left)} to download, for which a run waits"
+        to_download = say(f"{_bytes(left)} to download, for which a run waits")
     else:
         facts = find_model.facts(source)
     parts = [
         facts.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel"),
-        f"{_compact(facts.parameters)} parameters",
-        f"{facts.num_layers} layers",
-        f"context {facts.context_length:,}".replace(",", "\u202f"),
-        "own chat template" if facts.has_chat_template else "no chat template",
+        say(f"{_compact(facts.parameters)} parameters"),
+        say(f"{facts.num_layers} layers"),
+        say(f"context {_count(facts.context_length)}"),
+        say("own chat template") if facts.has_chat_template else say("no chat template"),
         to_download,
     ]
     return " · ".join(filter(None, parts))
@@ -126,9 +135,9 @@ def _to_download(source: ModelSource) -> str:
     parts = []
     for one in (one for one in model_list.curated() if one.path == source.path):
         left = max(0, one.bytes - size_on_disk(one.path))
-        parts += [f"{_compact(one.parameters)} parameters", f"{_bytes(left)} to download"]
-        parts += ["gated"] * one.gated
-    return " · ".join([*parts, "Not here yet: a run waits for its download."])
+        parts += [say(f"{_compact(one.parameters)} parameters"), say(f"{_bytes(left)} to download")]
+        parts += [say("gated")] * one.gated
+    return " · ".join([*parts, say("Not here yet: a run waits for its download.")])
 
 
 def data_line(source: DataSource, home: Home) -> str:
@@ -142,35 +151,34 @@ def data_line(source: DataSource, home: Home) -> str:
         meta = open_snapshot(home, source.path).meta
         return " · ".join(
             [
-                f"{meta.rows:,} rows".replace(",", "\u202f"),
+                say(f"{_count(meta.rows)} rows"),
                 meta.mapping.format.replace("_", " "),
-                f"imported, hash {meta.hash[:12]}",
+                say(f"imported, hash {meta.hash[:12]}"),
             ]
         )
     if kind == "hub":
-        return HUB_ID
+        return say(HUB_ID)
     if kind == "missing":
         raise DataError(f"There is no dataset {path}. Give a file, a folder, or a hub id.")
     if kind == "folder":
-        return "A folder: every data file in it is read."
+        return say("A folder: every data file in it is read.")
     status = path.stat()
     if status.st_size > CHECKED_BYTES:
-        return f"{_bytes(status.st_size)} · counted when the run starts"
-    return _checked(path, status.st_mtime_ns, status.st_size)
+        return f"{_bytes(status.st_size)} · {say('counted when the run starts')}"
+    rows, dropped, row_format = _checked(path, status.st_mtime_ns, status.st_size)
+    parts = [say(f"{_count(rows)} rows"), *([say(f"{dropped} dropped")] if dropped else [])]
+    return " · ".join([*parts, row_format.replace("_", " "), _bytes(status.st_size)])
 
 
 @lru_cache(maxsize=64)
-def _checked(path: Path, _changed: int, size: int) -> str:
+def _checked(path: Path, _changed: int, _size: int) -> tuple[int, int, str]:
+    """Return the rows kept, those dropped, and their format."""
     from studio.data.check_dataset import check_file
 
     report = check_file(path)
     if report.error:
         raise DataError(report.error.text)
-    rows = report.rows
-    parts = [f"{rows.kept:,} rows".replace(",", "\u202f")]
-    if rows.dropped:
-        parts.append(f"{rows.dropped} dropped")
-    return " · ".join([*parts, str(report.format).replace("_", " "), _bytes(size)])
+    return report.rows.kept, report.rows.dropped, str(report.format)
 
 
 def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
@@ -187,15 +195,17 @@ def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
     if report is None:
         return "", False
     if spec.train.loss == "grpo":
-        return "the model answers the prompts itself", False
+        return say("the model answers the prompts itself"), False
     share = report.trained_token_share
     if share < LOW_SHARE:
         return (
-            f"Only {share:.1%} of the tokens would be trained: the rest is read, not learnt. "
-            "The X-ray of the Data page shows which.",
+            say(
+                f"Only {share:.1%} of the tokens would be trained: the rest is read, not learnt. "
+                "The X-ray of the Data page shows which."
+            ),
             True,
         )
-    return f"{share:.0%} of the tokens are trained", False
+    return say(f"{share:.0%} of the tokens are trained"), False
 
 
 def warnings(spec: RunSpec, home: Home) -> Iterator[str]:
@@ -210,7 +220,7 @@ def warnings(spec: RunSpec, home: Home) -> Iterator[str]:
         usual = lr_for(spec.method, find_model.facts(spec.model).hidden_size)
         if rate > MOST_RATES * usual:
             shown = f"{rate:g}".replace("e+0", "e")
-            yield (
+            yield say(
                 f"The learning rate {shown} is {rate / usual:,.0f} times the usual {usual:.2g} for "
                 f"{spec.method.title} on this model: the loss will most likely diverge."
             )
@@ -325,12 +335,12 @@ def _plan(spec: RunSpec, home: Home) -> dict[str, Any]:
             "context": known.context_length,
         },
         "auto": {
-            "train.max_steps": f"{plan.total_steps:,} steps".replace(",", "\u202f"),
+            "train.max_steps": say(f"{_count(plan.total_steps)} steps"),
             "train.learning_rate": f"{plan.learning_rate:.2g}",
             "train.beta": f"{spec.train.own_beta:g}",
-            "train.warmup_steps": f"{plan.warmup_steps} steps",
-            "train.eval_steps": f"every {plan.eval_every} steps",
-            "train.save_steps": f"every {plan.save_every} steps",
+            "train.warmup_steps": say(f"{plan.warmup_steps} steps"),
+            "train.eval_steps": say(f"every {plan.eval_every} steps"),
+            "train.save_steps": say(f"every {plan.save_every} steps"),
             "data.format": report.format.replace("_", " "),
             "data.chat_template": report.template,
         },
@@ -373,6 +383,10 @@ def _compact(value: float) -> str:
         if value >= limit:
             return f"{value / limit:.3g}\u202f{unit}"
     return f"{value:.0f}"
+
+
+def _count(value: int) -> str:
+    return f"{value:,}".replace(",", "\u202f")
 
 
 def _bytes(size: float) -> str:

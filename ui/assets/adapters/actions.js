@@ -126,7 +126,7 @@ function confusions({ labels, confusions: all }) {
 export function facts(found) {
   const shown = (name, value) => (/bytes$/.test(name) ? bytes(value) : /seconds$/.test(name) ? duration(value)
     : Number.isInteger(value) ? count(value) : typeof value === 'number' ? number(value)
-      : value === true ? 'yes' : value);
+      : value === true ? t`yes` : value);
   const rows = Object.entries(found).filter(([name, value]) => ['number', 'string', 'boolean'].includes(typeof value)
     && value !== '' && value !== false && !['id', 'hash', 'kind', 'state', 'notes'].includes(name))
     .map(([name, value]) => [name.charAt(0).toUpperCase() + name.slice(1).replaceAll('_', ' '), shown(name, value)]);

@@ -3,7 +3,7 @@
 // are shown here and on the Runs page.
 
 import { actOn, ago, api, badge, button, bytes, changed, dots, go, h, keyed, matcher, number, query, remember, send,
-  short, sureButton, t, text, toast } from '../core/dom.js';
+  short, sureButton, t, text, toast, word } from '../core/dom.js';
 import { list } from '../core/form.js';
 import { compareAdapters } from '../core/lanes.js';
 import { isLive, subscribe } from '../core/live.js';
@@ -11,10 +11,10 @@ import { askEvaluate, askExport, askImport, askMerge, askMix, KINDS, outcome, un
 import { askBakeoff, Results } from './bakeoff.js';
 import { ENDED, ending, Passport } from './passport.js';
 
-const ORDERS = { 'Newest first': (a, b) => (b.created ?? 0) - (a.created ?? 0),
-  'By name': (a, b) => a.name.localeCompare(b.name),
-  'Lowest held-out loss': (a, b) => (a.eval_loss ?? Infinity) - (b.eval_loss ?? Infinity),
-  'Largest first': (a, b) => b.size_bytes - a.size_bytes };
+const ORDERS = { [t`Newest first`]: (a, b) => (b.created ?? 0) - (a.created ?? 0),
+  [t`By name`]: (a, b) => a.name.localeCompare(b.name),
+  [t`Lowest held-out loss`]: (a, b) => (a.eval_loss ?? Infinity) - (b.eval_loss ?? Infinity),
+  [t`Largest first`]: (a, b) => b.size_bytes - a.size_bytes };
 
 export class Adapters extends HTMLElement {
   connectedCallback() {
@@ -116,7 +116,7 @@ export class Adapters extends HTMLElement {
     if (!changed(node, JSON.stringify(one))) return;
     const [head, what, figures, foot] = node.children;
     text(head.children[1], one.name);
-    head.lastChild.replaceChildren(badge(ENDED[one.ended] ?? 'queued', ending(one) || 'unknown'));
+    head.lastChild.replaceChildren(badge(ENDED[one.ended] ?? 'queued', word(ending(one)) || t`unknown`));
     text(what, dots(one.method_title, short(one.base) || t`unknown base`, short(one.data),
       one.parents.length && t`from ${one.parents.join(', ')}`));
     figures.replaceChildren(...[[t`Final loss`, number(one.last_loss)],

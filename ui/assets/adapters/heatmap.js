@@ -17,7 +17,7 @@ export function heatmap(changes) {
     const rank = one.effective_rank;
     return h('td', { class: share > 0.55 ? 's-heat s-heat-dark' : 's-heat',
       style: `--share:${(100 * share).toFixed(1)}%`,
-      title: `${place(one)}: ${one.relative ? t`changed by` : 'size'} ${percent(one)}`
+      title: `${place(one)}: ${one.relative ? t`changed by` : t`size`} ${percent(one)}`
         + (rank == null ? '' : t`, effective rank ${number(rank, 3)}`) },
     h('span', {}, rank == null ? '' : number(rank, 2)),
     h('span.s-heat-words', {}, `${percent(one)}`));
@@ -27,7 +27,7 @@ export function heatmap(changes) {
     h('div.s-heat-scroll', {}, table([t`Layer`, ...modules.map((module) => h('th', { scope: 'col',
       title: module },
       h('span', {}, module.split('.').slice(-2).join('.'))))], layers.map((layer) => [
-      h('th', { scope: 'row' }, layer < 0 ? 'outside' : String(layer)), ...modules.map((module) => cell(layer,
+      h('th', { scope: 'row' }, layer < 0 ? t`outside` : String(layer)), ...modules.map((module) => cell(layer,
         module))]),
     { class: '', 'aria-label': t`What the adapter changed` })),
     h('figcaption.s-quiet', {}, relative

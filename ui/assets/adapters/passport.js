@@ -82,7 +82,7 @@ export class Passport {
     const libraries = Object.entries(versions).filter(([, version]) => version)
       .map(([name, version]) => `${name} ${version}`);
     const rows = [
-      [t`Method`, one.method_title], [t`Base`, one.base || 'unknown'],
+      [t`Method`, one.method_title], [t`Base`, one.base || t`unknown`],
       [t`Base fingerprint`, base.fingerprint], [t`Dataset`, one.data], [t`Data hash`, data.hash],
       [t`Chat template`, data.template],
       [t`Steps`, one.steps ? count(one.steps) : ''],

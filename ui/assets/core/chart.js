@@ -55,9 +55,9 @@ export class Chart {
     this.plot = h('div.s-plot', {}, this.canvas, this.empty);
     this.legend = h('ul.s-legend', {});
     this.table = h('div.s-chart-table', { hidden: true, tabindex: '0' });
-    this.logButton = button('log', () => this.toggleLog(), 's-tool',
+    this.logButton = button(t`log`, () => this.toggleLog(), 's-tool',
       { 'aria-pressed': String(this.log), title: t`Logarithmic axis` });
-    this.tableButton = button('table', () => this.toggleTable(), 's-tool',
+    this.tableButton = button(t`table`, () => this.toggleTable(), 's-tool',
       { 'aria-pressed': 'false', title: t`Show the values as a table` });
     this.resetButton = button(t`reset zoom`, () => this.group.set({ zoom: null }), 's-tool',
       { hidden: true });

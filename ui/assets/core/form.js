@@ -47,7 +47,7 @@ function choicesOf({ choices, of, default: usual }, known, value) {
   const named = known[KNOWN[of]].map((one) => (typeof one === 'string' ? [one, one]
     : [one.path ?? one.name, one.label ?? one.title]));
   if (of === 'method') return named;
-  const found = usual ? named : [['', 'none'], ...named];
+  const found = usual ? named : [['', t`none`], ...named];
   return found.some(([name]) => [].concat(value).includes(name)) ? found : [...found, [value, short(value)]];
 }
 

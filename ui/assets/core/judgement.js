@@ -26,7 +26,7 @@ export function trust(found) {
       [t`Judge`, found.address || found.judge]]));
 }
 
-const WORDS = { 0: 'A', 1: 'B', tie: 'tie', null: t`no verdict` };
+const WORDS = { 0: 'A', 1: 'B', tie: t`tie`, null: t`no verdict` };
 
 /** The pairs with the judge's reasons, fetched when opened. */
 export function reasons({ id }) {

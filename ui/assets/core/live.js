@@ -181,7 +181,7 @@ export function stateName(job) {
 }
 
 const KEY = 'studio.notify';
-const ENDS = { succeeded: t`is trained`, failed: 'failed', cancelled: t`was cancelled`,
+const ENDS = { succeeded: t`is trained`, failed: t`failed`, cancelled: t`was cancelled`,
   paused: t`is paused`, interrupted: t`was interrupted` };
 
 export const wantsNotifications = () => {

@@ -26,7 +26,7 @@ export function takeAway(title, { drawing, rows }) {
     if (!made) throw new Error(t`${title}: no values yet.`);
     return framed(made.markup, { title, ...made, colours: colours() });
   });
-  return own(menu('save', item('PNG', async () => save(await png(svg()), `${file}.png`)),
+  return own(menu(t`save`, item('PNG', async () => save(await png(svg()), `${file}.png`)),
     item('SVG', async () => save(new Blob([svg()], { type: 'image/svg+xml' }), `${file}.svg`)),
     item('CSV', async () => save(new Blob([csv(await rows())], { type: 'text/csv' }), `${file}.csv`)),
     item(t`Copy as Markdown`, async (node) => copy(markdown(await rows()), node))), t`Save ${title}`);
@@ -49,7 +49,7 @@ export async function saveTable(title, element) {
 export function takeTable(title, element) {
   const rows = () => cells(element.querySelector('table') ?? element);
   const file = fileName(title);
-  return own(menu('save', item('PNG', () => saveTable(title, element)),
+  return own(menu(t`save`, item('PNG', () => saveTable(title, element)),
     item('CSV', async () => save(new Blob([csv(rows())], { type: 'text/csv' }), `${file}.csv`)),
     item(t`Copy as Markdown`, async (node) => copy(markdown(rows()), node))), t`Save ${title}`);
 }

@@ -124,7 +124,8 @@ export class Data extends HTMLElement {
   head(found) {
     const parts = found.validation_rows ? ['', 'train', 'validation'] : [''];
     const exports = menu(t`Export`, ['jsonl', 'csv'].flatMap((form) => parts.map((part) => h('a', { download: '',
-      href: `/api/data/${found.name}/export?format=${form}&part=${part}` }, t`${part || 'all'} rows as ${form}`))));
+      href: `/api/data/${found.name}/export?format=${form}&part=${part}` },
+    part ? t`${word(part)} rows as ${form}` : t`all rows as ${form}`))));
     return h('section.s-detail', {},
       h('div.s-detail-head', {}, h('h1', {}, found.name), badge('queued', found.format.replace('_', ' ')),
         h('div.s-actions', {},

@@ -275,7 +275,7 @@ export class Mapping {
   }
 
   systemPrompt() {
-    const input = h('input', { placeholder: 'none', 'data-testid': 'system-prompt', oninput: () =>
+    const input = h('input', { placeholder: t`none`, 'data-testid': 'system-prompt', oninput: () =>
       this.change((mapping) => {
         if (input.value) {
           mapping.constants.system = input.value;
@@ -325,7 +325,7 @@ export function rendered(row) {
   return h('div.s-stack', {}, messages(row.messages),
     sides.length ? h('div.s-sides', {}, sides.map((side) =>
       h('section', { 'data-side': side }, h('h4', {}, side), messages(row[side])))) : null,
-    row.good === undefined ? null : h('p.s-quiet', {}, t`Judged as ${row.good ? 'good' : 'bad'}`),
+    row.good === undefined ? null : h('p.s-quiet', {}, row.good ? t`Judged as good` : t`Judged as bad`),
     row.tools?.length ? h('p.s-quiet', {}, t`${row.tools.length} tools may be called`) : null);
 }
 

@@ -41,7 +41,7 @@ export class Report {
         [t`Carry loss`, percent(report.trained_token_share),
           t`${count(report.trained_tokens)} tokens are trained`, low],
         [t`Cut rows`, count(cut), t`longer than ${count(report.limit)} tokens`, cut > 0],
-        [t`Longest row`, `${count(report.longest)}`, 'tokens'],
+        [t`Longest row`, count(report.longest), t`tokens`],
         [t`Steps`, count(steps), t`${epochs} epochs of ${count(report.train_examples)} rows, ${rowsPerStep} a step`],
         [t`Packing saves`, percent(padding, 0), t`of what padded batches would compute; packed rows need no padding`],
       ]),

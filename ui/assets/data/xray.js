@@ -5,7 +5,7 @@ import { api, button, count, dots, h, query, remember, t, text } from '../core/d
 import { labelled, select } from '../core/form.js';
 
 const PICKS = { first: t`First`, longest: t`Longest`, shortest: t`Shortest`, random: t`Random` };
-const STATES = { trained: 'trained', masked: t`read, not trained`, truncated: t`cut off`, special: 'special',
+const STATES = { trained: t`trained`, masked: t`read, not trained`, truncated: t`cut off`, special: t`special`,
   lost: t`left out by the template`, shared: t`equal on both sides` };
 
 export class XRay {

@@ -8,8 +8,8 @@ import { isLive, poke, share, subscribe } from '../core/live.js';
 
 const JOBS = new Set(['download', 'extend_model']);
 const WAYS = { full: t`Full`, lora: t`LoRA`, qlora: 'QLoRA' };
-const WORDS = { fits: 'fits', tight: t`is tight`, no: t`does not fit`, short: t`is beyond the model’s context` };
-const ORIGINS = { starter: 'embedded', made: t`in this home`, folder: 'folder', hub: 'downloaded' };
+const WORDS = { fits: t`fits`, tight: t`is tight`, no: t`does not fit`, short: t`is beyond the model’s context` };
+const ORIGINS = { starter: t`embedded`, made: t`in this home`, folder: t`folder`, hub: t`downloaded` };
 const SORTS = [['downloads', t`Most downloaded`], ['likes', t`Most liked`], ['trending_score', t`Trending`],
   ['last_modified', t`Newest`]];
 
@@ -131,7 +131,7 @@ export class Models extends HTMLElement {
       one.context && t`context ${count(one.context)}`, one.license, one.gated && t`gated`,
       one.downloads && t`${compact(one.downloads)} downloads`);
     const here = one.here || this.models.some(({ path, kind }) => kind === 'hub' && path === one.id);
-    return this.row(one, one.id, meta, [here ? badge('succeeded', 'downloaded')
+    return this.row(one, one.id, meta, [here ? badge('succeeded', t`downloaded`)
       : !one.why_not && button(t`Download …`, () => this.askDownload(one.id))]);
   }
 

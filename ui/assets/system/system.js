@@ -2,7 +2,7 @@
 // rules, clean-up with a preview, backup).
 
 import { api, badge, bar, button, bytes, copy, count, duration, fill, h, pairs, quiet, send, sureButton, t,
-  table } from '../core/dom.js';
+  table, word } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 import { hubCard } from '../models/models.js';
 
@@ -68,7 +68,7 @@ function deviceRow(label, name, used, share, status, props = {}) {
 
 function device({ label, name, total_bytes: total, free_bytes: free, utilization, holders }) {
   const used = total - free;
-  const status = [utilization != null && t`${count(100 * utilization)}\u202f% busy`, !holders.length && 'free'];
+  const status = [utilization != null && t`${count(100 * utilization)}\u202f% busy`, !holders.length && t`free`];
   const row = deviceRow(label, name, t`${bytes(used)} of ${bytes(total)} used`, used / total,
     h('span.s-quiet', {}, status.filter(Boolean).join(' · ')));
   if (holders.length) row.append(heldBy(name, holders));
@@ -87,7 +87,7 @@ const heldBy = (name, holders) => table([t`Held by`, t`State`, t`Since`, t`Memor
 
 const processes = (rows) => table([t`Process`, t`State`, 'PID', t`Since`, 'CPU', t`Memory`], rows.map((row) => [
   h('td', { title: row.what }, row.role, h('div.s-quiet.s-what', {}, row.what)),
-  badge(row.pid ? 'succeeded' : 'queued', row.pid ? 'running' : t`not running`), row.pid ? String(row.pid) : '–',
+  badge(row.pid ? 'succeeded' : 'queued', row.pid ? word('running') : t`not running`), row.pid ? String(row.pid) : '–',
   duration(row.seconds), row.cpu == null ? '–' : `${count(row.cpu)}\u202f%`, row.pid ? bytes(row.bytes) : '–']));
 
 // -- cluster ---------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ const processes = (rows) => table([t`Process`, t`State`, 'PID', t`Since`, 'CPU',
 function clusterDevice({ devices, free, kind, machines, version, holders, trouble }) {
   const known = devices != null;
   const facts = known ? [t`${machines} machines, Ray ${version}`, holders.length ? t`held by ${holders.join(' and ')}`
-    : 'free']
+    : t`free`]
     .join(' · ') : t`connecting …`;
   return deviceRow(t`Ray cluster`, 'ray', known ? t`${free} of ${devices} ${kind}s free` : '',
     known ? (devices - free) / Math.max(1, devices) : 0,
@@ -150,7 +150,8 @@ class Storage {
       [t`Days until they go`, rules.keep_days || t`no limit`]]));
     const most = Math.max(1, ...parts.map((part) => part.bytes));
     const row = (name, track, size) => h('div', {}, h('span', {}, name), track, h('span', {}, bytes(size)));
-    this.parts.replaceChildren(...parts.map((part) => row(part.name, fill(bar(''), part.bytes / most), part.bytes)),
+    this.parts.replaceChildren(...parts.map((part) =>
+      row(word(part.name), fill(bar(''), part.bytes / most), part.bytes)),
       row(t`Free on this disk`, h('span', {}), free));
     this.runs.replaceChildren(runs.length ? h('details', {}, h('summary', {}, t`Largest runs`), table(null,
       runs.map((run) => [run.id ? h('a', { href: `/runs?run=${run.id}` }, run.name) : run.name, run.state,

@@ -9,11 +9,11 @@ export class FirstRows {
     this.turn = 0;
     this.warning = h('div', { role: 'status', 'data-testid': 'cut' });
     this.words = quiet('');
-    this.marked = h('span', {}, 'trained');
+    this.marked = h('span', {}, t`trained`);
     this.list = h('div.s-first-rows', { 'data-testid': 'first-rows' });
     this.element = h('section.s-card', { hidden: true }, h('header.s-row-between', {},
       h('h2', {}, t`The first rows`), h('span.s-xray-legend', {}, [['trained', this.marked],
-        ['masked', 'read'], ['truncated', 'cut']].map(([state, words]) => h('span', {},
+        ['masked', t`read`], ['truncated', t`cut`]].map(([state, words]) => h('span', {},
         h('i.s-token', { 'data-state': state }, 'Aa'), words)))), this.warning, this.words, this.list);
   }
 
@@ -24,7 +24,7 @@ export class FirstRows {
     const { rows = [], error, unknown = error?.text ?? '' } = await api('/api/train/rows', { set: found.set })
       .catch((failed) => ({ error: { text: failed.message } }));
     if (turn !== this.turn) return;
-    const what = found.values['train.loss'] === 'grpo' ? t`to compare with` : 'trained';
+    const what = found.values['train.loss'] === 'grpo' ? t`to compare with` : t`trained`;
     text(this.marked, what);
     text(this.words, unknown);
     this.words.hidden = !unknown;

@@ -16,7 +16,7 @@ export async function openGuide() {
 
 /** A model as the list writes it. */
 export const modelWords = (one) => `${one.name}${one.here ? '' : ` · ${dots(
-  one.parameters && t`${compact(one.parameters)} parameters`, t`to download`, one.gated && 'gated')}`}${
+  one.parameters && t`${compact(one.parameters)} parameters`, t`to download`, one.gated && t`gated`)}`}${
   one.suggested ? t` · suggested` : ''}`;
 
 /** Minutes and steps of an estimate in words, or why they are not known. */

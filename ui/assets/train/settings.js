@@ -39,8 +39,8 @@ export class Setting {
       !isSwitch && this.control, field.help && h('p.s-help', { id: `${id}-help` }, field.help));
     this.fill();
     this.usual = this.value();
-    const usual = written(field) || 'auto';
-    this.back.title = t`Back to ${isSwitch ? (field.default ? 'on' : 'off') : this.labels?.get(usual) ?? usual}`;
+    const usual = written(field) || t`auto`;
+    this.back.title = t`Back to ${isSwitch ? (field.default ? t`on` : t`off`) : this.labels?.get(usual) ?? usual}`;
     this.back.ariaLabel = `${field.title}: ${this.back.title}`;
   }
 
@@ -53,7 +53,7 @@ export class Setting {
     if (choices.length && closed) return this.input = select(choices, '', null, named);
     const number = ['number', 'integer'].includes(field.type) || field.words.auto !== undefined;
     this.input = h('input', { type: 'text', inputmode: number && 'decimal', maxlength: field.max_length,
-      placeholder: auto(field) === undefined ? false : 'auto', ...named });
+      placeholder: auto(field) === undefined ? false : t`auto`, ...named });
     if (closed || !choices.length) return this.input;
     const node = h('datalist', { id: `${named.id}-list` }, choices.map(([value]) => h('option', { value })));
     this.input.setAttribute('list', node.id);
@@ -117,9 +117,9 @@ export class Setting {
     this.element.toggleAttribute('data-changed', differs);
     this.back.hidden = !differs;
     if (becomes === undefined || auto(this.field) === undefined) return;
-    if (this.input.localName === 'input') this.input.placeholder = becomes ? `auto: ${becomes}` : 'auto';
+    if (this.input.localName === 'input') this.input.placeholder = becomes ? t`auto: ${becomes}` : t`auto`;
     const option = this.input.localName === 'select' && [...this.input.options].find((one) => one.value === 'auto');
-    const label = this.labels?.get('auto') ?? 'auto';
+    const label = this.labels?.get('auto') ?? t`auto`;
     if (option) option.textContent = becomes ? `${label}: ${becomes}` : label;
   }
 

@@ -1,0 +1,101 @@
+"""Chinese beside English: every text has a translation, and sentences are recognised by theirs."""
+
+import re
+
+import pytest
+
+from tests import catalog
+from tests.catalog import texts
+from ui import language
+from ui.language import LOCALE, PAGES, PART, TEXTS, read_po, say, translated
+
+LANGUAGES = [folder.name for folder in LOCALE.iterdir()]
+SOURCES = {PAGES: catalog.page_texts, TEXTS: lambda: {**texts()[0], **texts()[1]}}
+PLURAL = re.compile(r"\? '\w*' : '\w*'$|if .* else '\w*'$|^(s|them)$|^'s' \*")
+
+
+@pytest.fixture
+def chinese():
+    """The language of this test."""
+    token = language.current.set("zh_CN")
+    yield
+    language.current.reset(token)
+
+
+@pytest.mark.parametrize("domain", SOURCES)
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_every_text_is_translated_with_its_fields_and_no_translation_is_stale(name, domain):
+    found = SOURCES[domain]()
+    known = read_po((LOCALE / name / "LC_MESSAGES" / f"{domain}.po").read_text(encoding="utf-8"))
+    assert known.keys() - {""} == found.keys(), "run `python -m tests.catalog`, then translate"
+    assert [key for key, words in known.items() if not words] == []
+    wrong = {
+        key: words
+        for key, words in known.items()
+        if (lost := fields(key) ^ fields(words)) and not may_be_lost(found[key], lost)
+    }
+    assert wrong == {}
+
+
+def fields(text: str) -> set[str]:
+    return set(re.findall(r"\{\d\}", text))
+
+
+def may_be_lost(notes: str, lost: set[str]) -> bool:
+    """Return True if all these fields are English plurals."""
+    by_field = dict(re.findall(r"(\{\d\}) = (.*?)(?=, \{\d\} = |$)", notes))
+    return all(PLURAL.search(by_field.get(field, "")) for field in lost)
+
+
+def test_every_sentence_is_recognised_by_its_own_key(chinese):
+    """A sentence made of its key, as the library makes it, must not match another key first."""
+    _, sentences = texts()
+    known = language.catalog("zh_CN")
+    wrong = []
+    for key in sentences:
+        if not key.startswith(PART):
+            made, wanted = filled(key), filled(known[key])
+            if say(made) != wanted:
+                wrong.append((made, say(made)))
+    assert wrong == []
+
+
+def filled(text: str) -> str:
+    return re.sub(r"\{(\d)\}", lambda found: f"v{found[1]}", text)
+
+
+def test_only_our_own_words_are_translated(chinese):
+    answer = {"reason": "by hand", "rows": [{"text": "Rows", "title": "Train"}], "name": "Models"}
+    assert translated(answer, "/api/elsewhere") == answer
+    assert say("There is no job Train. `studio runs` lists them.").startswith("没有任务 Train")
+    assert say('"Rows" has no curve to export.') == '"Rows" 没有可导出的曲线。'
+    assert say("An entirely unknown sentence of three words.") == (
+        "An entirely unknown sentence of three words."
+    )
+    both = say('"x" has no curve to export. The queue is held.')
+    assert both == '"x" 没有可导出的曲线。队列已暂缓。'
+    field = {
+        "name": "r",
+        "title": "Rank (r)",
+        "choices": [["none", "none"]],
+        "words": {"never": -1},
+    }
+    shown = translated({"fields": [field]}, "/api/actions")["fields"][0]
+    assert shown["title"] == "秩（r）" and shown["name"] == "r"
+    assert shown["choices"][0][0] == "none" and shown["words"] == {"从不": -1}
+
+
+@pytest.mark.parametrize(
+    "headers, wanted",
+    [
+        ({}, "en"),
+        ({"accept-language": "de,zh;q=0.5"}, "en"),
+        ({"accept-language": "zh-CN,en;q=0.5"}, "zh_CN"),
+        ({"accept-language": "zh-CN", "cookie": "a=b; studio-language=en"}, "en"),
+        ({"cookie": "studio-language=zh_CN"}, "zh_CN"),
+        ({"cookie": "studio-language=../x"}, "en"),
+    ],
+)
+def test_a_request_is_answered_in_the_language_of_its_cookie_or_browser(headers, wanted):
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    assert language.wanted({"headers": raw}) == wanted
