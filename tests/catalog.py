@@ -26,7 +26,7 @@ ERRORS = re.compile(
 SILENT = {"debug", "info", "warning", "exception", "execute", "compile", "sub", "match", "search"}
 NO_SENTENCES = re.compile(
     r"^(ID\||Iterator\[|Method Trainable|\{0\}=\{1\}; Path|Tell me a|What (is|sound) |You can call|"
-    r"no stubs|Address  |part.(aria-|ia3_l|studio\.db))"
+    r"no stubs|[A-Z]:\\|Address  |part.(aria-|ia3_l|studio\.db))"
 )
 WORDED = {"TITLES", "FIXED", "ROLES"}  # dictionaries whose values pages show
 MODELS_READ = {"SAMPLE_PROMPTS", "RUBRIC", "QUESTION", "TEXTS"}
