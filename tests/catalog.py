@@ -17,8 +17,9 @@ from ui.language import LOCALE, PAGES, PART, TEXTS, read_po
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "ui/assets"
 LEFT_OUT = re.compile(
-    r"ui/bench/|ui/language|starter/make/|spec_text|/template/(named|saved)|gguf_tokenizer|"
-    r"adapters/(card|ollama|verify)|data/quality|methods/__main__|evaluation/(report_page|lm_eval)"
+    r"ui/bench/|ui/language|starter/make/|spec_text|/template/(named|keep)_|gguf_tokenizer|"
+    r"adapters/(model_card|ollama|verify)|data/suspicious|methods/__main__|"
+    r"evaluation/(html_page|lm_eval)"
 )
 ERRORS = re.compile(
     r"\w+Error$|OutOfMemory|DiskFull|Unreached|JudgeFailed|Diverged|\w+Lost$|GateFailed|WeightsToo"
@@ -117,7 +118,7 @@ def field_texts() -> Texts:
     from jobs.actions.registry import schema
     from studio.chat.lanes import Sampling
     from studio.methods import methods
-    from studio.models import inventory
+    from studio.models import model_list
     from ui.pages import PAGES as OPENED
     from ui.train_page import PARTS, explained, form_fields, shown
 
@@ -132,7 +133,7 @@ def field_texts() -> Texts:
             asked = schema(action)
             found += [asked["title"], asked["help"]]
             fields += asked["fields"]
-    found += [model.what for model in inventory.curated()]
+    found += [model.what for model in model_list.curated()]
     for one in Sampling.model_json_schema()["properties"].values():
         found += [one.get("title"), one.get("description")]
     for one in fields:
