@@ -103,7 +103,9 @@ def import_dataset(
             title="Rows to take",
         ),
     ] = 0,
-    pick: Annotated[Literal["first", "random"], field("Which rows.", title="Which")] = "first",
+    pick: Annotated[
+        Literal["first", "random"], field("First, or by seed.", title="Which")
+    ] = "first",
     seed: Annotated[int, field("Seed of random rows.", when={"pick": ("random",)})] = 0,
 ) -> Request:
     """Keep a dataset as an immutable snapshot with hash, mapping and report."""

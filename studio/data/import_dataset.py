@@ -62,7 +62,7 @@ def import_dataset(
             return Imported(old, True)
     size = sum(file.stat().st_size for file in origin.files)
     meta = Meta(
-        name=free_name(home, name or called_after(origin.name)),
+        name=free_name(home, name or called_after(origin.name if origin.files else source.path)),
         plain=origin.plain,
         mapping=guess.mapping,
         reason=guess.reason,

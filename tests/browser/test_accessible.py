@@ -27,15 +27,15 @@ PAGES = (
     "/runs", "/runs?run=1", "/adapters", "/adapters?adapter=sea", "/results", "/system",
     "/compare?lane=starter&lane=starter~sea:1",
 )  # fmt: skip
-DIALOGS = {
-    "/": (["Help"], ["Guided start …"], ["Sweep: several values of some fields …"],
-          ["Bake-off: these settings with several methods …"], ["Save as …"]),
-    "/models": (["Folders …"], ["Token …"], ["Add tokens …"]),
-    "/data": (["Mix …"],),
-    "/runs?run=1": (["More", "Rename …"],),
-    "/adapters": (),
-    "/compare?lane=starter&lane=starter~sea:1": (["Settings"],),
-}  # fmt: skip
+WITH_DIALOGS = (
+    "/",
+    "/models",
+    "/data",
+    "/runs?run=1",
+    "/adapters?adapter=sea",
+    "/system",
+    PAGES[-1],
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,22 +88,26 @@ def test_a_page_has_no_finding_and_nothing_too_wide(page, filled, axe, path):
     page.goto(path)
     expect(page.locator("h1").first).to_be_attached()
     settle(page)
-    assert axe(path) == []
+    assert "\n".join(axe(path)) == ""
 
 
-@pytest.mark.parametrize("path", [one for one in DIALOGS if DIALOGS[one]])
+@pytest.mark.long
+@pytest.mark.parametrize("path", WITH_DIALOGS)
 def test_a_dialog_has_no_finding_and_nothing_too_wide(page, filled, axe, path):
-    found = []
-    for clicks in DIALOGS[path]:
+    """A button that ends with … asks for more; those that need the hub have a test of their own."""
+    page.goto(path)
+    settle(page)
+    found, labels = [], page.evaluate(_LABELS)
+    for label in labels:
         page.set_viewport_size({"width": 1440, "height": 900})
         page.goto(path)
         settle(page)
-        for name in clicks:
-            named = page.get_by_role("button", name=name, exact=True)
-            named.or_(page.get_by_text(name, exact=True)).first.click()
+        page.evaluate(_LABELS)  # opens the menus
+        page.get_by_role("button", name=label, exact=True).first.click()
         settle(page)
-        found += axe(f"{path} {clicks[-1]}")
-    assert found == []
+        if page.locator("dialog[open]").count():
+            found += axe(f"{path} {label}")
+    assert labels and "\n".join(found) == ""
 
 
 _THEME = """dark => {
@@ -118,4 +122,10 @@ _FINDINGS = """async () => {
   const dialog = document.querySelector('dialog[open]');
   if (dialog && dialog.scrollWidth > dialog.clientWidth) found.push('the dialog scrolls sideways');
   return found;
+}"""
+_LABELS = """() => {
+  for (const one of document.querySelectorAll('details.s-menu')) one.open = true;
+  const seen = [...document.querySelectorAll('main button')].filter(one => one.checkVisibility());
+  return [...new Set(seen.map(one => one.textContent))].filter(
+    one => one.endsWith('…') && !/Download|Delete|upload/i.test(one));
 }"""

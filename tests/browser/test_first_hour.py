@@ -3,6 +3,7 @@
 `STUDIO_PICTURES=docs/first-hour` writes a picture of each step into that folder.
 """
 
+import json
 import os
 import re
 import signal
@@ -19,13 +20,12 @@ from studio.starter import MODEL_DIR
 from tests import hub as hubs
 from tests.browser.conftest import longest_answer
 from tests.browser.test_guide import XLSX, sheet
-from tests.jobs.conftest import until
 from tests.served import served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 MODEL = "Qwen/Qwen3.5-0.8B"  # of the curated list; here with the starter's weights
 SLOW = 240_000
-HALF = 2 << 20  # of 4.7 MB
+LARGE = 24 << 20  # bytes of one more file: the hub's library writes pieces of 10 MiB
 ROWS = [[f"What is {n} plus one?", f"Arr, it be {n + 1}, matey!"] for n in range(60)]
 
 
@@ -33,6 +33,10 @@ ROWS = [[f"What is {n} plus one?", f"Arr, it be {n + 1}, matey!"] for n in range
 def hub():
     with hubs.running() as running:
         running.repos[MODEL] = hubs.repo_of(MODEL_DIR)
+        more = {"more": {"dtype": "U8", "shape": [LARGE], "data_offsets": [0, LARGE]}}
+        header = json.dumps(more).encode()
+        content = len(header).to_bytes(8, "little") + header + bytes(LARGE)
+        running.repos[MODEL].files["more.safetensors"] = content
         yield running
 
 
@@ -78,27 +82,26 @@ def test_from_an_empty_home_to_a_report_that_opens_from_disk(page, studio, hub, 
     expect(page.locator("#model-note")).to_contain_text("to download, for which a run waits")
     expect(page.get_by_test_id("preflight")).to_contain_text("Base weights")
     expect(page.get_by_test_id("first-rows")).to_contain_text("matey")
-    assert hub.sent < HALF
+    assert hub.sent < 1 << 20
     picture("fit-before-the-download")
 
     # Download it; the process is killed in the middle and the rest is fetched.
     page.get_by_role("link", name="Look at it on the Models page").click()
     row = page.get_by_test_id(f"model-{MODEL}")
     row.get_by_role("button", name="Download …").first.click()
-    expect(page.get_by_role("dialog")).to_contain_text("in 6 files")
+    expect(page.get_by_role("dialog")).to_contain_text("in 7 files")
     picture("what-is-downloaded")
-    hub.fail("GET /storage/", stall_after=HALF, times=1)
+    hub.fail("GET /storage/", stall_after=21 << 20, times=1)
     page.get_by_role("dialog").get_by_role("button", name="Download").click()
-    expect(page.get_by_test_id("downloads")).to_contain_text("MiB of")
-    picture("download")
+    expect(page.get_by_test_id("downloads")).to_contain_text(re.compile(r"2\d.\d MiB of"))
     with closing(JobStore(open_home(studio.home))) as store:
         job = next(one for one in store.list() if one.kind == "download")
-        until(lambda: "MiB" in store.get(job.id).phase)
         os.kill(store.get(job.id).pid, signal.SIGKILL)
+    picture("download")
     expect(row.get_by_role("link", name="Train")).to_be_visible(timeout=SLOW)
     expect(row.get_by_role("button", name="Download …")).to_have_count(0)
     firsts = [first for how, path, first in hub.asked if how == "GET" and "/storage/" in path]
-    assert firsts[0] == 0 and firsts[-1] > 0
+    assert 20 << 20 in firsts
 
     # The form is as it was left; QLoRA by its card; train.
     page.get_by_role("link", name="Train", exact=True).first.click()

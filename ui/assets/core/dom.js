@@ -222,12 +222,19 @@ export function say(line, words) {
   text(line, words || '');
 }
 
+/** Tables that scroll sideways are reached with Tab. */
+const scrolled = globalThis.ResizeObserver && new ResizeObserver((all) => {
+  for (const { target: one } of all) one.tabIndex = one.scrollWidth > one.clientWidth ? 0 : -1;
+});
+
 /** A table of `heads` (texts or th) and `rows` (arrays of texts, nodes or td). */
 export function table(heads, rows, props = {}) {
   const cell = (tag, value, more) => (['td', 'th'].includes(value?.localName) ? value : h(tag, more, value ?? ''));
-  return h('table.s-table', { ...props },
+  const node = h('table.s-table', props,
     heads && h('thead', {}, h('tr', {}, heads.map((head) => cell('th', head, { scope: 'col' })))),
     h('tbody', {}, rows.map((row) => h('tr', {}, row.map((value) => cell('td', value, {}))))));
+  scrolled?.observe(node);
+  return node;
 }
 
 /** A list of names and values. */

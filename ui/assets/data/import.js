@@ -182,7 +182,7 @@ export class Mapping {
     this.preview = h('div.s-preview', { 'data-testid': 'preview' });
     this.element = h('div.s-mapping', {},
       h('div.s-stack', {}, this.why, this.controls, this.error, save),
-      h('div.s-stack', {}, h('h3', {}, t`The first rows`), this.preview));
+      h('div.s-stack', {}, h('h2', {}, t`The first rows`), this.preview));
     if (found) this.take(found, true);
   }
 

@@ -81,7 +81,7 @@ export class Change {
         this.page.openResult(await form.submit(), (words) => { text(this.status, ''); say(this.error, words); });
         text(this.status, t`The step is queued; the new dataset opens when it is made.`);
       } catch (error) { say(this.error, error.message); }
-    } }, h('h3', {}, form.title), quiet(form.help), form.element,
+    } }, h('h2', {}, form.title), quiet(form.help), form.element,
     h('button', { type: 'submit', class: 's-button', 'data-testid': `change-${STEPS[i]}` }, form.title))));
   }
 }
