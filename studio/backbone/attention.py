@@ -5,6 +5,8 @@ transformers' attention interface calls it. Beyond the stock functions it suppor
 
 - *packed rows*: rows concatenated without padding attend only within themselves, in one call where
   a GPU has the kernel for it (`attention_kernels.py`), else row by row;
+- *shared prompts*: a packed row may continue the first tokens of another one, as both answers of a
+  pair continue their prompt; these tokens are in the batch once;
 - *prefixes*: trained keys and values before each layer's own, per row and outside the cache, so
   prefix tuning works with packing, checkpointing and other rows in the batch;
 - *weighted prefixes*: a weight `w` adds `log w` to the prefix's attention logits: 1 is exact, 0
@@ -23,6 +25,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from operator import add
 from typing import Any
 
 import torch
@@ -102,6 +105,8 @@ class AttentionState:
 
     Attributes:
         lengths: Tokens of each packed row; None for a padded batch.
+        shared: Tokens that each packed row continues, the first ones of the last row before it that
+            continues none; empty if no row does.
         batch: Rows and tokens per row of a padded batch.
         prefix: Returns a layer's virtual tokens.
         positions: `(B, T)`, counted from the first virtual token; kept while there are any.
@@ -111,13 +116,14 @@ class AttentionState:
         eager: Plain matrix products instead of torch's fused kernel.
         products: Matrix products in bfloat16 on a CPU, where they are faster.
         kernel: The variable-length kernel, which attends all packed rows in one call.
-        spans: Where the packed rows lie, for `kernel`.
+        spans: Where the queries of packed rows lie, and `key_spans` their keys, for `kernel`.
         lean: Keep and compute no more than training needs (`fused_layers.py`).
         keep: Positions whose output is read, and `kept_lengths` their number per packed row; None
             for all positions.
     """
 
     lengths: tuple[int, ...] | None = None
+    shared: tuple[int, ...] = ()
     batch: tuple[int, int] = (0, 0)
     prefix: Callable[[int], Prefix | None] | None = None
     positions: Tensor | None = None
@@ -128,6 +134,7 @@ class AttentionState:
     products: bool = False
     kernel: attention_kernels.Kernel | None = None
     spans: attention_kernels.Spans | None = None
+    key_spans: attention_kernels.Spans | None = None
     lean: bool = True
     keep: Tensor | None = None
     kept_lengths: tuple[int, ...] = ()
@@ -140,10 +147,21 @@ class AttentionState:
         rows = self.lengths or (self.batch[1],) * self.batch[0]
         return rows if sum(rows) == num_tokens else None
 
-    def pack(self, lengths: Sequence[int], device: torch.device) -> None:
-        """Set the row lengths of the next packed batch."""
-        self.lengths = tuple(lengths)
-        self.spans = attention_kernels.Spans.of(lengths, device) if self.kernel else None
+    @property
+    def key_lengths(self) -> tuple[int, ...]:
+        """Tokens that the last query of each packed row sees."""
+        assert self.lengths is not None
+        return tuple(map(add, self.lengths, self.shared)) if self.shared else self.lengths
+
+    def pack(
+        self, lengths: Sequence[int], device: torch.device, shared: Sequence[int] = ()
+    ) -> None:
+        """Set the rows of the next packed batch."""
+        self.lengths, self.shared = tuple(lengths), tuple(shared) if any(shared) else ()
+        if self.kernel:
+            self.spans = self.key_spans = attention_kernels.Spans.of(lengths, device)
+            if self.shared:
+                self.key_spans = attention_kernels.Spans.of(self.key_lengths, device)
 
 
 def studio_attention(
@@ -350,8 +368,20 @@ def _attend_packed(
     prefix: Prefix | None,
     shape: AttentionShape,
 ) -> Tensor:
-    """Attend within each row of a packed batch `(1, H, ΣT, E)`, in one call where possible."""
+    """Attend within each row of a packed batch `(1, H, ΣT, E)`, in one call where possible.
+
+    Raises:
+        MethodError: A row continues another one under a mask or bias that is laid out without it.
+    """
     assert state.lengths is not None
+    if state.shared:
+        if mask is not None or shape.bias is not None or not shape.causal:
+            raise MethodError("Rows cannot share their beginning under this model's own mask.")
+        key, value = (
+            attention_kernels.SharedPrompt.apply(x, state.lengths, state.shared)
+            for x in (key, value)
+        )
+    lengths, key_lengths = state.lengths, state.key_lengths
     if (
         state.kernel
         and state.spans
@@ -359,7 +389,7 @@ def _attend_packed(
         and attention_kernels.varlen_fits(query, key, value, shape, prefix)
     ):
         return attention_kernels.attend_rows(
-            state.kernel, query, key, value, state.spans,
+            state.kernel, query, key, value, state.spans, state.key_spans or state.spans,
             prefix=prefix, scaling=shape.scaling, window=shape.window,
         )  # fmt: skip
     if (
@@ -367,14 +397,16 @@ def _attend_packed(
         and mask is None
         and prefix is None
         and shape.is_plain
-        and max(state.lengths) <= (shape.window or math.inf)
-        and attention_kernels.products_fit(query, key)
+        and max(key_lengths) <= (shape.window or math.inf)
+        and attention_kernels.products_fit(query)
     ):
-        return attention_kernels.attend_by_products(query, key, value, state.lengths, shape.scaling)
+        return attention_kernels.attend_by_products(
+            query, key, value, lengths, key_lengths, shape.scaling
+        )
     if prefix is not None and shape.window is not None:
         prefix = _within(prefix, state.positions, shape.window)
     how = {"eager": state.eager}
-    return attend_rows_in_turn(query, key, value, state.lengths, mask, prefix, shape, how)
+    return attend_rows_in_turn(query, key, value, lengths, key_lengths, mask, prefix, shape, how)
 
 
 def attend_rows_in_turn(
@@ -382,6 +414,7 @@ def attend_rows_in_turn(
     key: Tensor,
     value: Tensor,
     lengths: tuple[int, ...],
+    key_lengths: tuple[int, ...],
     mask: Tensor | None,
     prefix: Prefix | None,
     shape: AttentionShape,
@@ -393,15 +426,15 @@ def attend_rows_in_turn(
     """
     outputs = []
     rows = zip(
-        query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2),
-        strict=True,
+        query.split(lengths, dim=2), key.split(key_lengths, dim=2),
+        value.split(key_lengths, dim=2), strict=True,
     )  # fmt: skip
     start = 0
     for row, (q, k, v) in enumerate(rows):
         stop = start + q.shape[2]
         seen = None if mask is None else mask[..., start:stop, start:stop]
         window = shape.window
-        if seen is None and window and q.shape[2] > window:
+        if seen is None and window and k.shape[2] > window:
             seen = causal_mask(q.shape[2], k.shape[2], q.device, window)[None, None]
         if prefix is not None:
             at = row if prefix.keys.shape[0] > 1 else 0

@@ -35,32 +35,59 @@ MULTIPLE = 32
 BLOCK_WEIGHTS = 500_000  # attention weights of a block of queries: 1 MB fits a second-level cache
 
 
-def products_fit(query: Tensor, key: Tensor) -> bool:
+class SharedPrompt(torch.autograd.Function):
+    """Keys or values of packed rows, each row's after those of the beginning that it continues."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lengths: Sequence[int], shared: Sequence[int]) -> Tensor:
+        """Return `(1, K, S, E)` of `(1, K, T, E)`; `shared` as in `attention.AttentionState`."""
+        parts, start, leader = [], 0, 0
+        for length, continued in zip(lengths, shared, strict=True):
+            leader = leader if continued else start
+            if continued:
+                parts.append((leader, continued))
+            parts.append((start, length))
+            start += length
+        ctx.parts, ctx.tokens = parts, start
+        return torch.cat([x.narrow(2, start, length) for start, length in parts], dim=2)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
+        """Add the gradients of the same tokens."""
+        gradient, seen = _like(outputs[0], ctx.tokens), 0
+        pieces = outputs[0].split([length for _, length in ctx.parts], dim=2)
+        for (start, length), piece in zip(ctx.parts, pieces, strict=True):
+            into = gradient.narrow(2, start, length)
+            _ = into.copy_(piece) if start == seen else into.add_(piece)
+            seen = max(seen, start + length)
+        return gradient, None, None
+
+
+def products_fit(query: Tensor) -> bool:
     """Return True for packed rows in bfloat16 on a CPU."""
-    return (
-        query.dtype == torch.bfloat16
-        and query.device.type == "cpu"
-        and query.shape[2] == key.shape[2]
-    )
+    return query.dtype == torch.bfloat16 and query.device.type == "cpu"
 
 
 def attend_by_products(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scaling: float | None = None
-) -> Tensor:
-    """Return causal attention within each row.
+    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], key_lengths: Sequence[int],
+    scaling: float | None = None,
+) -> Tensor:  # fmt: skip
+    """Return causal attention within each row, whose last query sees its last key.
 
     Args:
         query: `(1, H, T, E)`.
-        key: `(1, K, T, E)`.
-        value: `(1, K, T, E)`.
-        lengths: Tokens of each row; their sum is T.
+        key: `(1, K, S, E)`.
+        value: `(1, K, S, E)`.
+        lengths: Queries of each row; their sum is T.
+        key_lengths: Keys of each row; their sum is S.
         scaling: Scale of the logits; `1 / √E` when None.
 
     Returns:
         `(1, H, T, E)`.
     """
     scaling = scaling or query.shape[-1] ** -0.5
-    result: Tensor = Products.apply(query, key, value, tuple(lengths), scaling)
+    rows = tuple(zip(lengths, key_lengths, strict=True))
+    result: Tensor = Products.apply(query, key, value, rows, scaling)
     return result
 
 
@@ -69,38 +96,36 @@ class Products(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scaling: float
-    ) -> Tensor:
-        """Return `(1, H, T, E)`."""
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Sequence[tuple[int, int]],
+        scaling: float,
+    ) -> Tensor:  # fmt: skip
+        """Return `(1, H, T, E)`; `rows` are the numbers of queries and keys of each."""
         ctx.save_for_backward(query, key, value)
-        ctx.lengths, ctx.scaling = lengths, scaling
+        ctx.rows, ctx.scaling = rows, scaling
         output = _like(query, query.shape[2])
-        for row, blocks in _rows(lengths, query, key):
-            keys, values = _folded(key[:, :, row]), _folded(value[:, :, row])
-            for tokens, seen in blocks:
-                queries = _folded(query[:, :, row][:, :, tokens], len(keys)).mul_(scaling)
-                weights = _weights(queries, keys[:, :seen], tokens)
-                _unfold(torch.bmm(weights, values[:, :seen]), output[:, :, row][:, :, tokens])
+        for own, blocks in _rows(rows, query, key):
+            keys, values = _folded(key[:, :, own]), _folded(value[:, :, own])
+            for tokens, first, seen in blocks:
+                queries = _folded(query[:, :, tokens], len(keys)).mul_(scaling)
+                weights = _weights(queries, keys[:, :seen], tokens, first)
+                _unfold(torch.bmm(weights, values[:, :seen]), output[:, :, tokens])
         return output
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of query, key and value."""
         query, key, value = ctx.saved_tensors
-        total = query.shape[2]
-        of_query, of_key, of_value = (_like(x, total) for x in (query, key, value))
-        for row, blocks in _rows(ctx.lengths, query, key):
-            keys, values = _folded(key[:, :, row]), _folded(value[:, :, row])
+        of_query, of_key, of_value = (_like(x, x.shape[2]) for x in (query, key, value))
+        for own, blocks in _rows(ctx.rows, query, key):
+            keys, values = _folded(key[:, :, own]), _folded(value[:, :, own])
             sums = [torch.zeros_like(keys, dtype=torch.float32) for _ in blocks[1:] and "KV"]
-            for tokens, seen in blocks:
-                queries, outer = (
-                    _folded(x[:, :, row][:, :, tokens], len(keys)) for x in (query, outputs[0])
-                )
-                weights = _weights(queries.mul_(ctx.scaling), keys[:, :seen], tokens)
+            for tokens, first, seen in blocks:
+                queries, outer = (_folded(x[:, :, tokens], len(keys)) for x in (query, outputs[0]))
+                weights = _weights(queries.mul_(ctx.scaling), keys[:, :seen], tokens, first)
                 of_weights = torch.bmm(outer, values[:, :seen].transpose(1, 2))
                 logits = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
                 of_queries = torch.bmm(logits, keys[:, :seen]).mul_(ctx.scaling)
-                _unfold(of_queries, of_query[:, :, row][:, :, tokens])
+                _unfold(of_queries, of_query[:, :, tokens])
                 found = [
                     torch.bmm(logits.transpose(1, 2), queries),
                     torch.bmm(weights.transpose(1, 2), outer),
@@ -108,7 +133,7 @@ class Products(torch.autograd.Function):
                 for sum_KPE, part in zip(sums, found, strict=False):
                     sum_KPE[:, :seen] += part
             for sum_KPE, gradient in zip(sums or found, (of_key, of_value), strict=True):
-                _unfold(sum_KPE, gradient[:, :, row])
+                _unfold(sum_KPE, gradient[:, :, own])
         return of_query, of_key, of_value, None, None
 
 
@@ -118,26 +143,29 @@ def _like(x: Tensor, tokens: int) -> Tensor:
 
 
 def _rows(
-    lengths: Sequence[int], query: Tensor, key: Tensor
-) -> Iterator[tuple[slice, list[tuple[slice, int]]]]:
-    """Yield each row's tokens; blocks of its queries, each with the number of keys it may see."""
-    start, folds = 0, query.shape[1] // key.shape[1]
-    for length in lengths:
-        most = max(MULTIPLE, BLOCK_WEIGHTS // (folds * _padded(length)) // MULTIPLE * MULTIPLE)
-        blocks = [
-            (slice(first, min(first + most, length)), _padded(min(first + most, length)))
-            for first in range(0, length, most)
-        ]
-        yield slice(start, start + length), blocks
-        start += length
+    rows: Sequence[tuple[int, int]], query: Tensor, key: Tensor
+) -> Iterator[tuple[slice, list[tuple[slice, int, int]]]]:
+    """Yield each row's keys and blocks of its queries.
+
+    A block also has the key of its first query, and the number of keys that it may see.
+    """
+    start, key_start, folds = 0, 0, query.shape[1] // key.shape[1]
+    for length, keys in rows:
+        most = max(MULTIPLE, BLOCK_WEIGHTS // (folds * _padded(keys)) // MULTIPLE * MULTIPLE)
+        blocks = []
+        for first in range(0, length, most):
+            stop, before = min(first + most, length), keys - length
+            tokens = slice(start + first, start + stop)
+            blocks.append((tokens, before + first, _padded(before + stop)))
+        yield slice(key_start, key_start + keys), blocks
+        start, key_start = start + length, key_start + keys
 
 
-def _weights(queries: Tensor, keys: Tensor, tokens: slice) -> Tensor:
+def _weights(queries: Tensor, keys: Tensor, tokens: slice, first: int) -> Tensor:
     """Return the weights `(K, G P, S)` of a block of scaled queries on the keys up to its end."""
     logits = torch.bmm(queries, keys.transpose(1, 2))
     padded, seen = _padded(tokens.stop - tokens.start), keys.shape[1]
-    later = _later(padded, seen, tokens.start)
-    logits.view(len(keys), -1, padded, seen).masked_fill_(later, -torch.inf)
+    logits.view(len(keys), -1, padded, seen).masked_fill_(_later(padded, seen, first), -torch.inf)
     return logits.softmax(-1)
 
 
@@ -262,6 +290,7 @@ def attend_rows(
     key: Tensor,
     value: Tensor,
     spans: Spans,
+    key_spans: Spans,
     *,
     prefix: Prefix | None,
     scaling: float | None,
@@ -274,20 +303,20 @@ def attend_rows(
         query: Queries of all rows.
         key: Keys of all rows.
         value: Values of all rows.
-        spans: Boundaries of the rows.
+        spans: Boundaries of the rows' queries.
+        key_spans: Those of their keys.
         prefix: Virtual tokens that every query sees.
         scaling: Scale of the logits; `E^-½` when None.
         window: Number of tokens that a query sees, itself included; all when None.
     """
     queries, keys, values = (part[0].transpose(0, 1) for part in (query, key, value))
-    all_keys = spans
     if prefix is not None:
-        keys = _after(prefix.keys, keys, spans)
-        values = _after(prefix.values, values, spans)
-        all_keys = spans.with_virtual(prefix.keys.shape[2])
-    narrow = window is not None and window < all_keys.longest
+        keys = _after(prefix.keys, keys, key_spans)
+        values = _after(prefix.values, values, key_spans)
+        key_spans = key_spans.with_virtual(prefix.keys.shape[2])
+    narrow = window is not None and window < key_spans.longest
     output = run(
-        queries, keys, values, spans.bounds, all_keys.bounds, spans.longest, all_keys.longest,
+        queries, keys, values, spans.bounds, key_spans.bounds, spans.longest, key_spans.longest,
         scale=scaling, window_size=(window - 1 if window and narrow else -1, 0),
         enable_gqa=queries.shape[1] != keys.shape[1],
     )  # fmt: skip

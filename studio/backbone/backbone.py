@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,7 @@ from studio.backbone.fused_layers import install_lean_forwards, keep_positions
 from studio.backbone.gradient_reach import reached
 from studio.backbone.prompt_embeddings import insert_packed
 from studio.backbone.rotary import install_row_factors
+from studio.backbone.shared_prompts import shares_prompts
 from studio.backbone.site_hooks import Hooks, Plans
 from studio.backbone.sites import Anatomy, Site
 from studio.backbone.virtual_tokens import VIRTUAL, VirtualTokens
@@ -327,17 +329,20 @@ class Backbone:
 
     def packed_logits(
         self, ids_T: Tensor, lengths: Sequence[int], keep_N: Tensor,
-        kept: Sequence[int] | None = None,
+        kept: Sequence[int] | None = None, shared: Sequence[int] = (),
     ) -> Tensor:  # fmt: skip
         """Run concatenated rows and return the logits at some positions.
 
-        Each row attends only to itself and its positions start at zero.
+        Each row attends only to itself and its positions start at zero, or after the beginning of
+        another row that it continues.
 
         Args:
             ids_T: Token ids of all rows, one after the other; `sum(lengths)` of them.
-            lengths: Tokens of each row.
+            lengths: Tokens of each row, without those of a beginning that it continues.
             keep_N: Positions in `ids_T` whose logits are returned.
-            kept: How many of them are in each row; counted if not given, which waits for a GPU.
+            kept: How many of them are of each row; counted if not given, which waits for a GPU.
+            shared: Tokens that each row continues, the first ones of the last row before it that
+                continues none; possible where `shares_prompts`.
 
         Returns:
             logits_NV.
@@ -352,14 +357,21 @@ class Backbone:
                 prompts, ids_T, lengths, keep_N
             )
             given = {"input_ids": ids[None]}
-        positions_T = torch.cat([torch.arange(n) for n in lengths]).to(device, non_blocking=True)
-        with packed_isolation.packed(self._state, lengths, device):
+        firsts = shared or [0] * len(lengths)
+        rows = [torch.arange(s, s + n) for s, n in zip(firsts, lengths, strict=True)]
+        positions_T = torch.cat(rows).to(device, non_blocking=True)
+        with packed_isolation.packed(self._state, lengths, device, shared):
             skips = keep_positions(self.anatomy, self._state, keep_N, kept)
             try:
                 return self._logits(keep_N, skips=skips, position_ids=positions_T[None], **given)[0]
             finally:
                 self._state.lengths, self._state.keep = tuple(lengths), None
                 self._virtual.replaced = None
+
+    @cached_property
+    def shares_prompts(self) -> bool:
+        """True if packed rows may continue the beginning of another one on this model."""
+        return not self._has_row_factors and self._observed(shares_prompts)
 
     def _padded_logits(self, ids_T: Tensor, lengths: Sequence[int], keep_N: Tensor) -> Tensor:
         """Return `packed_logits` of a model whose packed rows would reach each other."""

@@ -297,12 +297,12 @@ class Blocks:
     def _mixing(self, key: str) -> bool:
         if key not in self._mixes:
             before, after = self._again(key, 1)
-            self._mixes[key] = _differs(before, after, slice(1, ROWS[0]))
+            self._mixes[key] = differs(before, after, slice(1, ROWS[0]))
         return self._mixes[key]
 
     def _leaks(self, key: str) -> bool:
         before, after = self._again(key, ROWS[0])
-        return _differs(before, after, slice(ROWS[0], None))
+        return differs(before, after, slice(ROWS[0], None))
 
     def _again(self, key: str, count: int) -> tuple[Tensor | None, Tensor | None]:
         """Return the results of a module with its own input and with its first tokens changed."""
@@ -310,7 +310,7 @@ class Blocks:
         given = _first(call.args, call.kwargs)
         if given is None:
             return None, None
-        axis = _axis(given)
+        axis = token_axis(given)
         if axis is None:
             return None, None
         other = given.clone()
@@ -368,11 +368,16 @@ def forward(
     rows: tuple[int, ...] | None,
     *,
     with_positions: bool = True,
+    shared: int = 0,
 ) -> Tensor:
-    """Return the tower's hidden states of packed rows, or of one row."""
-    with packed_isolation.packed(state, rows, ids.device):
+    """Return the tower's hidden states of packed rows, or of one row.
+
+    The last of two rows may continue the first `shared` tokens of the other.
+    """
+    with packed_isolation.packed(state, rows, ids.device, (0, shared)):
         lengths = rows or (len(ids),)
         positions = torch.cat([torch.arange(n) for n in lengths]).to(ids.device)
+        positions[lengths[0] :] += shared
         given = {"input_ids": ids[None], "position_ids": positions[None], "use_cache": False}
         if not with_positions:
             del given["position_ids"]
@@ -390,7 +395,7 @@ def _counts_from_zero(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> b
     except Exception as error:
         logger.info("Positions cannot be given: %s: %s", type(error).__name__, error)
         return False
-    return given.shape == own.shape and not _differs(given, own, slice(None), loose=True)
+    return given.shape == own.shape and not differs(given, own, slice(None), loose=True)
 
 
 def _has_plain_head(anatomy: Anatomy, ids: Tensor) -> bool:
@@ -428,10 +433,10 @@ def _same_alone(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> bool:
     """Return True if the rows alone have the hidden states that they have packed."""
     packed = forward(anatomy, state, ids, ROWS)
     alone = [forward(anatomy, state, part, None) for part in ids.split(ROWS)]
-    axis = _axis(packed)
+    axis = token_axis(packed)
     if axis is None:
         return False
-    return not _differs(packed, torch.cat(alone, dim=axis), slice(None), loose=True)
+    return not differs(packed, torch.cat(alone, dim=axis), slice(None), loose=True)
 
 
 def accepted(
@@ -460,7 +465,7 @@ def _keys(anatomy: Anatomy, attended: list[tuple[nn.Module, Tensor, Tensor]]) ->
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """Return the first tensor argument with an axis of all tokens."""
     for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and _axis(value) is not None:
+        if isinstance(value, Tensor) and token_axis(value) is not None:
             return value
     return None
 
@@ -476,14 +481,19 @@ def first_tensor(output: Any) -> Tensor | None:
     return next((part for part in parts if isinstance(part, Tensor)), None)
 
 
-def _axis(x: Tensor) -> int | None:
+def token_axis(x: Tensor) -> int | None:
+    """Return the axis of all tokens."""
     return next((axis for axis, size in enumerate(x.shape) if size == sum(ROWS)), None)
 
 
-def _differs(
-    one: Tensor | None, other: Tensor | None, where: slice, *, loose: bool = False
-) -> bool:
-    if one is None or other is None or (axis := _axis(one)) is None or one.shape != other.shape:
+def differs(one: Tensor | None, other: Tensor | None, where: slice, *, loose: bool = False) -> bool:
+    """Return True if some tokens of two results differ; `loose` allows for other shapes."""
+    if (
+        one is None
+        or other is None
+        or (axis := token_axis(one)) is None
+        or one.shape != other.shape
+    ):
         return False
     places = torch.arange(sum(ROWS), device=one.device)[where]
     a, b = one.index_select(axis, places).float(), other.index_select(axis, places).float()

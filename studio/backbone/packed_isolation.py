@@ -25,8 +25,9 @@ from studio.backbone.attention import AttentionState
 
 @contextmanager
 def packed(
-    state: AttentionState, lengths: Sequence[int] | None, device: torch.device
-) -> Iterator[None]:
+    state: AttentionState, lengths: Sequence[int] | None, device: torch.device,
+    shared: Sequence[int] = (),
+) -> Iterator[None]:  # fmt: skip
     """Run packed rows of these lengths, or one plain batch if None.
 
     The lengths stay set afterwards: checkpointing recomputes layers in the backward pass.
@@ -35,7 +36,7 @@ def packed(
     if lengths is None:
         state.lengths = None
     else:
-        state.pack(lengths, device)
+        state.pack(lengths, device, shared)
     try:
         yield
     finally:

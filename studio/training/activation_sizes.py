@@ -6,6 +6,7 @@ Shapes: `T tokens of the largest batch, D hidden, A attention width, K key/value
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from studio.training.expert_sizes import Mixture, read_mixture, shared_inner
 
 if TYPE_CHECKING:
     from studio.training.row_and_batch_lengths import BatchLoad
+
+OTHER_MIXERS = re.compile(r"mamba|ssm|state_size|conv|lru|recurren|alibi|chunk|block_types?$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +36,8 @@ class Shape:
     tied: bool
     model_type: str
     mixture: Mixture | None = None
+    only_attends: bool = True
+    """False if the configuration names another mixer of tokens, or attention in chunks."""
 
     @property
     def matrices(self) -> int:
@@ -77,6 +82,8 @@ def shape_of(whole: dict[str, Any], known: ModelFacts) -> Shape:
         keys_values=groups * head, inner=inner, vocabulary=known.vocab_size,
         gated="intermediate_size" in config and known.model_type not in ("gpt_neox", "opt", "phi"),
         tied=bool(config.get("tie_word_embeddings", True)), model_type=known.model_type,
+        only_attends=not any(config[name] and OTHER_MIXERS.search(name) for name in config)
+        and set(config.get("layer_types") or ()) <= {"full_attention", "sliding_attention"},
     )  # fmt: skip
 
 

@@ -42,7 +42,8 @@ class TokenRow(Protocol):
 class PackedBatch:
     """Concatenated rows; `keep_N` indexes `ids_T`, `targets_N` holds the next tokens.
 
-    `kept` is the number of targets of each row: known here, a wait for the GPU later.
+    `kept` is the number of targets of each row: known here, a wait for the GPU later. `lengths`
+    are without the `shared` tokens, which a row continues as in `Backbone.packed_logits`.
     """
 
     ids_T: Tensor
@@ -51,6 +52,7 @@ class PackedBatch:
     targets_N: Tensor
     rows: tuple[int, ...]
     kept: tuple[int, ...]
+    shared: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -81,20 +83,41 @@ class PaddedBatch:
         return int(self.targets_N.shape[0])
 
 
-def pack(examples: Sequence[TokenRow], device: torch.device) -> PackedBatch:
-    """Concatenate rows; the last position of a row has no target."""
-    ids = np.concatenate([e.input_ids for e in examples]).astype(np.int64)
-    next_of = [_next_labels(e.labels) for e in examples]
-    nexts = np.concatenate(next_of)
-    keep = np.flatnonzero(nexts != IGNORED)
+def pack(examples: Sequence[TokenRow], device: torch.device, *, together: int = 1) -> PackedBatch:
+    """Concatenate rows; the last position of a row has no target.
+
+    Of every `together` rows the later ones continue the beginning that they have in common with the
+    first. Its last token may then predict the next one of several rows.
+    """
+    ids, keep, targets, shared, start = [], [], [], [], 0
+    first, leader = examples[0], 0  # the last row that continues none, and its place
+    for i, example in enumerate(examples):
+        common = _num_common(first, example) if i % together else 0
+        if not common:
+            first, leader = example, start
+        nexts = _next_labels(example.labels)
+        places = np.flatnonzero(nexts != IGNORED)
+        keep.append(places + np.where(places < common, leader, start - common))
+        targets.append(nexts[places])
+        ids.append(example.input_ids[common:])
+        shared.append(common)
+        start += len(ids[-1])
     return PackedBatch(
-        ids_T=torch.from_numpy(ids).to(device),
-        lengths=tuple(len(e.input_ids) for e in examples),
-        keep_N=torch.from_numpy(keep).to(device),
-        targets_N=torch.from_numpy(nexts[keep]).to(device),
+        ids_T=torch.from_numpy(np.concatenate(ids).astype(np.int64)).to(device),
+        lengths=tuple(map(len, ids)),
+        keep_N=torch.from_numpy(np.concatenate(keep)).to(device),
+        targets_N=torch.from_numpy(np.concatenate(targets)).to(device),
         rows=tuple(e.row for e in examples),
-        kept=tuple(int(np.count_nonzero(labels != IGNORED)) for labels in next_of),
+        kept=tuple(map(len, targets)),
+        shared=tuple(shared) if any(shared) else (),
     )
+
+
+def _num_common(first: TokenRow, row: TokenRow) -> int:
+    """Return the tokens of the beginning that two rows have in common; at least one is left."""
+    most = min(len(first.input_ids), len(row.input_ids) - 1)
+    differ = np.flatnonzero(first.input_ids[:most] != row.input_ids[:most])
+    return int(differ[0]) if len(differ) else most
 
 
 def pad(examples: Sequence[TokenRow], device: torch.device, *, pad_id: int = 0) -> PaddedBatch:

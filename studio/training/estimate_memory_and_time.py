@@ -39,9 +39,11 @@ from studio.training.row_and_batch_lengths import (
     BatchLoad,
     answer_lengths,
     batch_load,
+    cached_tokens,
     first_lengths,
     longest_answer,
     row_lengths,
+    shares_prompts,
 )
 from studio.training.steps_and_learning_rate import Plan, plan_run
 
@@ -142,7 +144,9 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
     lengths, targets = measure(spec, known, home)
     longer = 0  # tokens that answers may have beyond what is expected of them
     if spec.train.loss == "grpo":
-        lengths, targets, longer = answer_lengths(spec, known, lengths, targets)
+        lengths, targets, longer = answer_lengths(spec, shape, known, lengths, targets)
+    elif shares_prompts(spec, shape):
+        lengths = lengths - (lengths - targets).min(1, keepdims=True) * np.arange(lengths.shape[1])
     plan = plan_run(spec, num_rows=len(lengths), hidden_size=shape.hidden)  # pairs: two columns
     load = batch_load(plan, lengths, targets, packing=spec.train.packing, processes=size)
     if from_first_rows:
@@ -156,7 +160,7 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
     device = chosen_device(spec.train.device)
     on_gpu = device.name.startswith("cuda")  # an Apple GPU loads float32 into the system's memory
     flops = step_flops(spec, shape, tokens=load.share_tokens, targets=load.share_targets)
-    step_seconds = STEP_SECONDS * shape.layers * layer_calls(spec, plan, load)
+    step_seconds = STEP_SECONDS * shape.layers * layer_calls(spec, shape, plan, load)
     step_seconds += flops / speed(device, home) * slowdown(size, on_gpu=on_gpu)
     before = reference_steps(spec, plan) * step_seconds
     on_device, shared, beside = _shared_memory(spec, known, on_gpu=on_gpu)
@@ -180,14 +184,15 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
     )
 
 
-def layer_calls(spec: RunSpec, plan: Plan, load: BatchLoad) -> float:
+def layer_calls(spec: RunSpec, shape: Shape, plan: Plan, load: BatchLoad) -> float:
     """Return how often a rank passes a batch through each layer per step."""
     args, size = spec.train, spec.train.num_processes
     calls = float(plan.most_passes(size))
     if args.loss != "grpo":
         return calls
     answers = plan.rows_per_step / size * args.num_generations
-    batches = math.ceil(load.share_tokens / CACHE_TOKENS)  # that are written, token after token
+    whole = cached_tokens(spec, shape, tokens=load.share_tokens, targets=load.share_targets)
+    batches = math.ceil(whole / CACHE_TOKENS)  # that are written, token after token
     tokens = longest_answer(load.share_targets / answers, answers / batches)
     written = batches * min(args.max_completion_length, tokens)
     return calls * (args.num_iterations + needs_reference(spec) / 2) + written
@@ -243,8 +248,9 @@ def memory(
         + gathered,
     }
     if spec.train.loss == "grpo":  # before the step: the cache of the answers
-        at_once = min(CACHE_TOKENS, load.tokens * spec.train.gradient_accumulation_steps)
-        cache = 2 * shape.layers * shape.keys_values * at_once * width
+        whole = cached_tokens(spec, shape, tokens=load.tokens, targets=load.targets)
+        at_once = min(CACHE_TOKENS, whole * spec.train.gradient_accumulation_steps)
+        cache = 2 * shape.layers * shape.keys_values * int(at_once) * width
         step = parts["activations"] + parts["logits"] + parts["workspace"]
         parts["workspace"] += max(0, cache - step)
     if shares_base and not on_gpu:  # the base is loaded whole, then sharded

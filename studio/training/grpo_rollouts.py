@@ -83,7 +83,10 @@ class Rollouts:
             self._write([row for rows in places for row in rows])
             self._old, self._reference = [], []
         return [
-            self.session.batch([one for row in rows for one in self._answers[row]])
+            self.session.batch(
+                [one for row in rows for one in self._answers[row]],
+                together=self.args.num_generations,
+            )
             for rows in places
         ]
 

@@ -142,7 +142,7 @@ def packed_hidden(backbone: Backbone, head: nn.Linear, batch: PackedBatch) -> Te
 
     handle = head.register_forward_pre_hook(intercept)
     try:
-        backbone.packed_logits(batch.ids_T, batch.lengths, batch.keep_N, batch.kept)
+        _packed_logits(backbone, batch)
     finally:
         handle.remove()
     return seen[0][0]
@@ -220,7 +220,13 @@ def _forward(
         return padded_logits(backbone, batch), None
     if (head := plain_head(backbone)) is not None:
         return packed_hidden(backbone, head, batch), head
-    return backbone.packed_logits(batch.ids_T, batch.lengths, batch.keep_N, batch.kept), None
+    return _packed_logits(backbone, batch), None
+
+
+def _packed_logits(backbone: Backbone, batch: PackedBatch) -> Tensor:
+    return backbone.packed_logits(
+        batch.ids_T, batch.lengths, batch.keep_N, batch.kept, batch.shared
+    )
 
 
 def _cross_entropy(

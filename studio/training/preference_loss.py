@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -251,8 +251,8 @@ class Preference:
         found = session.from_rank_0(_read(folder, key) if session.is_rank_0 else None)
         if found is None:
             values = torch.zeros(len(wanted), dtype=torch.float64, device=session.loaded.device)
-            ranks = session.accelerator
-            own = range(len(wanted))[ranks.process_index :: ranks.num_processes]
+            ranks, units = session.accelerator, range(len(wanted) // self._width)
+            own = self._rows_of(units[ranks.process_index :: ranks.num_processes])
             started = time.monotonic()
             done = 0
             session.backbone.use(session.start.reference)
@@ -278,9 +278,9 @@ class Preference:
 
     def _wanted(self) -> list[tuple[str, int]]:
         """Return the rows whose reference the run needs."""
-        plan, width = self.session.plan, self._width
+        plan = self.session.plan
         used = {one for step in range(plan.total_steps) for one in plan.step_rows(step)}
-        rows = [width * one + i for one in sorted(used) for i in range(width)]
+        rows = self._rows_of(sorted(used))
         held = self._held_rows()
         found = [(TRAIN, row) for row in rows] + [(HELD, row) for row in held]
         if self._needs_distance:
@@ -304,11 +304,17 @@ class Preference:
     def _log_probs(self, examples: Sequence[TokenRow]) -> Iterator[tuple[list[int], Tensor]]:
         """Yield places of rows and their log-probabilities under what is active, no gradients."""
         session = self.session
-        lengths = [len(example.input_ids) for example in examples]
+        lengths = np.array([len(example.input_ids) for example in examples])
+        units = lengths.reshape(-1, self._width).sum(1).tolist()
         with session.backbone.evaluating():
-            for places in grouped(lengths, max_tokens=BATCH_TOKENS):
-                batch = session.batch([examples[i] for i in places])
+            for some in grouped(units, max_tokens=BATCH_TOKENS):
+                places = self._rows_of(some)
+                batch = session.batch([examples[i] for i in places], together=self._width)
                 yield places, -row_losses(session.backbone, batch)
+
+    def _rows_of(self, units: Iterable[int]) -> list[int]:
+        """Return the rows of pairs, or of judged answers."""
+        return [self._width * unit + side for unit in units for side in range(self._width)]
 
 
 class _Wanted(Sequence[TokenRow]):

@@ -12,13 +12,20 @@ from studio.errors import DataError
 from studio.home import Home
 from studio.models.find_model import ModelFacts
 from studio.spec import RunSpec
+from studio.training.activation_sizes import Shape
 from studio.training.steps_and_learning_rate import Plan
 
 MOST_STEPS = 4000
 
 
+def shares_prompts(spec: RunSpec, shape: Shape) -> bool:
+    """Return True if a prompt is computed once for all its answers, as the configuration tells."""
+    args = spec.train
+    return args.packing and not args.neftune_noise_alpha and shape.only_attends
+
+
 def answer_lengths(
-    spec: RunSpec, known: ModelFacts, lengths: np.ndarray, targets: np.ndarray
+    spec: RunSpec, shape: Shape, known: ModelFacts, lengths: np.ndarray, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Return the tokens of each prompt with its answers (GRPO), and how many more they may have.
 
@@ -30,8 +37,16 @@ def answer_lengths(
     own = targets[targets > 0]
     usual = min(most, math.ceil(own.mean()) + 1 if len(own) else math.ceil(most / 2))
     answers = np.full_like(targets, args.num_generations * usual)
-    prompts = args.num_generations * (lengths - targets)
+    prompts = lengths - targets
+    if not shares_prompts(spec, shape):
+        prompts = args.num_generations * prompts
     return prompts + answers, answers, args.num_generations * (most - usual)
+
+
+def cached_tokens(spec: RunSpec, shape: Shape, *, tokens: float, targets: float) -> float:
+    """Return the tokens in the cache of answers (GRPO), each of which has its whole prompt."""
+    repeats = spec.train.num_generations if shares_prompts(spec, shape) else 1
+    return targets + repeats * (tokens - targets)
 
 
 def longest_answer(mean: float, count: float) -> float:

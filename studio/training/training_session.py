@@ -179,10 +179,20 @@ class Session:
         """Return this rank's micro-batches of the next step."""
         if isinstance(self.preference, Rollouts):
             return self.preference.batches(self.next_rows())
-        return [self.batch([self.prepared.train[i] for i in rows]) for rows in self.next_rows()]
+        width = self.prepared.rows_per_example
+        return [
+            self.batch([self.prepared.train[i] for i in rows], together=width)
+            for rows in self.next_rows()
+        ]
 
-    def batch(self, examples: Sequence[TokenRow]) -> PackedBatch | PaddedBatch:
-        """Return rows as tensors, packed or padded as the spec says."""
+    def batch(
+        self, examples: Sequence[TokenRow], *, together: int = 1
+    ) -> PackedBatch | PaddedBatch:
+        """Return rows as tensors, packed or padded as the spec says.
+
+        Every `together` rows compute the beginning that they have in common once, where the model
+        can. NEFTune's noise depends on the row.
+        """
         vocabulary = self.loaded.model.get_input_embeddings().weight.shape[0]
         for example in examples:
             if (largest := int(example.input_ids.max())) >= vocabulary:
@@ -191,7 +201,8 @@ class Session:
                     f"model knows only {vocabulary}: the tokenizer belongs to another model."
                 )
         if self.spec.train.packing:
-            return pack(examples, self.loaded.device)
+            shares = together > 1 and not self.neftune and self.backbone.shares_prompts
+            return pack(examples, self.loaded.device, together=together if shares else 1)
         return pad(examples, self.loaded.device)
 
     def gradient_scale(self, targets: int) -> int:

@@ -20,13 +20,15 @@ def passed(how: Any, inputs: list[Tensor], outer: Tensor) -> list[Tensor]:
     return [result.detach(), *(tensor.grad for tensor in own if tensor.grad is not None)]
 
 
+@pytest.mark.parametrize("before", [0, 10, 64])  # keys of a shared beginning
 @pytest.mark.parametrize("lengths", [(1,), (2, 31, 32), (33, 100), (256, 5), (300, 1)], ids=str)
 @pytest.mark.parametrize("heads", [(2, 2), (6, 2), (4, 1)], ids=str)
 @pytest.mark.parametrize("scaling", [None, 0.3])
-def test_rows_of_any_length(lengths, heads, scaling, monkeypatch):
+def test_rows_of_any_length(lengths, heads, scaling, before, monkeypatch):
     monkeypatch.setattr(attention_kernels, "BLOCK_WEIGHTS", 40_000)  # long rows: several blocks
     made, tokens = torch.Generator().manual_seed(sum(lengths)), sum(lengths)
-    wanted = [(1, heads[0], tokens, 8), *[(1, heads[1], tokens, 8)] * 2]
+    key_lengths = tuple(length + before for length in lengths)
+    wanted = [(1, heads[0], tokens, 8), *[(1, heads[1], sum(key_lengths), 8)] * 2]
     # As the layers give it: tokens before heads, seen the other way.
     inputs = [
         torch.randn(a, c, b, d, generator=made, dtype=torch.float64).transpose(1, 2)
@@ -35,10 +37,14 @@ def test_rows_of_any_length(lengths, heads, scaling, monkeypatch):
     outer = torch.randn(wanted[0], generator=made, dtype=torch.float64)
     shape = AttentionShape(scaling)
     plain = passed(
-        lambda *x: attend_rows_in_turn(*x, lengths, None, None, shape, {}), inputs, outer
+        lambda *x: attend_rows_in_turn(*x, lengths, key_lengths, None, None, shape, {}),
+        inputs,
+        outer,
     )
     products = passed(
-        lambda *x: attention_kernels.attend_by_products(*x, lengths, scaling), inputs, outer
+        lambda *x: attention_kernels.attend_by_products(*x, lengths, key_lengths, scaling),
+        inputs,
+        outer,
     )
     assert len(plain) == 4
     for one, other in zip(products, plain, strict=True):
@@ -47,10 +53,9 @@ def test_rows_of_any_length(lengths, heads, scaling, monkeypatch):
 
 def test_only_rows_of_bfloat16_on_a_cpu():
     row = torch.zeros(1, 2, 9, 8, dtype=torch.bfloat16)
-    assert attention_kernels.products_fit(row, row)
-    assert not attention_kernels.products_fit(row.float(), row.float())
-    assert not attention_kernels.products_fit(row.to("meta"), row.to("meta"))
-    assert not attention_kernels.products_fit(row, row.repeat(1, 1, 2, 1))  # a prefix's keys
+    assert attention_kernels.products_fit(row)
+    assert not attention_kernels.products_fit(row.float())
+    assert not attention_kernels.products_fit(row.to("meta"))
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt2", "qwen3"])

@@ -77,21 +77,23 @@ def kernel(monkeypatch):
 
 
 def passed(
-    backbone: Backbone, parameters: list[torch.nn.Parameter], how: str
+    backbone: Backbone, parameters: list[torch.nn.Parameter], how: str, shared: tuple[int, ...] = ()
 ) -> tuple[Tensor, list[Tensor]]:
     backbone.set_attention(how)
     device = next(backbone.model.parameters()).device
-    loss = backbone.packed_logits(IDS.to(device), LENGTHS, KEEP.to(device)).logsumexp(-1).sum()
+    logits = backbone.packed_logits(IDS.to(device), LENGTHS, KEEP.to(device), shared=shared)
+    loss = logits.logsumexp(-1).sum()
     return loss.detach(), list(torch.autograd.grad(loss, parameters))
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model", ["llama", "gpt2", "qwen3", "gemma", "mistral"])
-def test_loss_and_gradients_are_those_of_row_after_row(kernel, model, method):
+@pytest.mark.parametrize("shared", [(), (0, 4, 3, 0)], ids=str)
+def test_loss_and_gradients_are_those_of_row_after_row(kernel, model, method, shared):
     backbone, parameters = adapted(model, METHODS[method], noise=0.05)
-    plain, plain_gradients = passed(backbone, parameters, "sdpa")
+    plain, plain_gradients = passed(backbone, parameters, "sdpa", shared)
     assert not kernel.bounds
-    loss, gradients = passed(backbone, parameters, "varlen")
+    loss, gradients = passed(backbone, parameters, "varlen", shared)
     assert len(kernel.windows) == 2  # one call a layer
     torch.testing.assert_close(loss, plain, rtol=1e-5, atol=1e-5)
     for one, other in zip(gradients, plain_gradients, strict=True):
@@ -155,7 +157,7 @@ def test_the_real_kernel_takes_these_arguments(window, virtual):
     prefix = Prefix(own, own, torch.zeros(1, virtual), whole=True) if virtual else None
     spans = attention_kernels.Spans.of(LENGTHS, torch.device("meta"))
     out = attention_kernels.attend_rows(
-        varlen_attn, q, k, v, spans, prefix=prefix, scaling=0.1, window=window
+        varlen_attn, q, k, v, spans, spans, prefix=prefix, scaling=0.1, window=window
     )
     leaves = [q, k, v, own] if virtual else [q, k, v]
     gradients = torch.autograd.grad(out.float().sum(), leaves)
@@ -209,11 +211,12 @@ def test_the_real_kernel_gives_what_row_after_row_gives(virtual, window):
         if name == "at once":
             spans = attention_kernels.Spans.of(LENGTHS, device)
             out = attention_kernels.attend_rows(
-                run, q, k, v, spans, prefix=prefix, scaling=None, window=window
+                run, q, k, v, spans, spans, prefix=prefix, scaling=None, window=window
             )
         else:
             shape = AttentionShape(window=window)
-            out = attend_rows_in_turn(q, k, v, LENGTHS, None, prefix, shape, {"eager": False})
+            how = {"eager": False}
+            out = attend_rows_in_turn(q, k, v, LENGTHS, LENGTHS, None, prefix, shape, how)
         leaves = [q, k, v, own] if virtual else [q, k, v]
         results.append((out, *torch.autograd.grad(out.float().square().sum(), leaves)))
     for plain, at_once in zip(*results, strict=True):

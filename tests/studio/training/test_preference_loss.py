@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from studio.backbone import Backbone
 from studio.data import tokenise_first_rows
 from studio.errors import DataError, MethodError, SpecError
 from studio.methods import methods
@@ -98,6 +99,31 @@ def test_the_reference_is_the_bare_base_and_the_first_step_costs_log_2(name, tmp
     begins_with_effect = name in ("prefix_tuning", "prompt_tuning", "p_tuning")
     assert (first.loss == pytest.approx(math.log(2), abs=1e-4)) is not begins_with_effect
     assert first.grad_norm > 0
+
+
+@pytest.mark.parametrize("name", CAN_BE_OFF)
+def test_the_prompt_of_a_pair_is_computed_once_and_nothing_differs(name, tmp_path, monkeypatch):
+    found, tokens = [], []
+    for shares in (False, True):
+        monkeypatch.setattr(Backbone, "shares_prompts", shares)
+        own = prepared(made("dpo", name), tmp_path / str(shares))
+        generator = torch.Generator().manual_seed(1)
+        for parameter in own.parameters:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+        passed = own.forward_backward(own)
+        tokens.append(passed.num_tokens)
+        gradients = [parameter.grad for parameter in own.parameters]
+        found.append([own.preference.reference["train"], *passed.losses, *passed.sums, *gradients])
+        found[-1] += [torch.tensor(own.evaluate().eval_loss)]
+    assert tokens[0] - tokens[1] >= 8  # two of each pair
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5)
+
+
+def test_noise_on_the_embeddings_is_that_of_each_row():
+    own = made("dpo", neftune_noise_alpha=5.0)
+    assert own.backbone.shares_prompts
+    assert all(not batch.shared for batch in own.next_batches())
 
 
 def _bare_log_probs(own: Session) -> torch.Tensor:
