@@ -20,7 +20,7 @@ from studio import hardware
 from studio.errors import StudioError
 from studio.home import open_home
 from studio.names import readable
-from studio.training import allocator
+from studio.training import allocator, kernel_check
 
 logger = logging.getLogger(__name__)
 PACKAGES = (
@@ -88,6 +88,7 @@ def examine(home_path: Path | None, model: str = "") -> dict[str, Any]:
 
 def _home_facts(home_path: Path | None, findings: list[dict[str, str]]) -> dict[str, Any]:
     home = open_home(home_path)
+    findings += [_note(text) for text in kernel_check.sentences(home)]
     usage = shutil.disk_usage(home.path)
     if usage.free < LITTLE_ROOM_BYTES:
         findings.append(_problem(

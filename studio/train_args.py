@@ -245,6 +245,11 @@ class TrainArgs(Record):
         True, "Products of float32 matrices (full fine-tuning) round their inputs to TF32: several "
         "times faster, about as precise as bfloat16.", title="TF32", when={"device": ["gpu"]},
     )  # fmt: skip
+    triton_kernels: bool = _speed(
+        True, "Own Triton kernels for norms, SwiGLU, rotary positions and the loss, each where a "
+        "self-test finds it right and faster on this card.", title="Triton kernels",
+        when={"device": ["gpu"]},
+    )  # fmt: skip
     device: Annotated[str, BeforeValidator(device_setting.parse_devices)] = _devices(
         "auto", "auto, cpu, one GPU (cuda:0), several GPUs (cuda:0,cuda:2), all (every GPU; "
         "without one, one process per CPU core), or ray (the cluster).", several=True,

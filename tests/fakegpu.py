@@ -27,7 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from studio import hardware
-from studio.backbone import attention_kernels
+from studio.backbone import attention_kernels, kernels
+from studio.training import kernel_check
 
 GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
 _getter = torch._C.TensorBase.device
@@ -349,8 +350,11 @@ class Stream(Event):
 
 
 @contextlib.contextmanager
-def fake_gpu(*, capability=(8, 6), free=12 << 30, total=12 << 30):
-    """Give torch one GPU, and the studio a card of that memory; yields the log."""
+def fake_gpu(*, capability=(8, 6), free=12 << 30, total=12 << 30, triton=False):
+    """Give torch one GPU, and the studio a card of that memory; yields the log.
+
+    With `triton`, every kernel has passed its check, and its plain form counts as one launch.
+    """
 
     class Properties:
         name, total_memory, major, minor, multi_processor_count = "Fake RTX", total, *capability, 28
@@ -382,7 +386,9 @@ def fake_gpu(*, capability=(8, 6), free=12 << 30, total=12 << 30):
         set_rng_state=lambda state, d=None: None,
         manual_seed_all=lambda seed: None,
     )
+    attention_kernels._is_new.cache_clear()
     with contextlib.ExitStack() as stack:
+        stack.callback(attention_kernels._is_new.cache_clear)
         for name, value in stub.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value, create=True))
         stack.enter_context(
@@ -393,6 +399,14 @@ def fake_gpu(*, capability=(8, 6), free=12 << 30, total=12 << 30):
         stack.enter_context(mock.patch.object(
             attention_kernels, "kernel", lambda d: varlen if d.type == "cuda" else None
         ))  # fmt: skip
+
+        stack.enter_context(mock.patch.object(kernel_check, "installed", lambda: triton))
+        if triton:
+            named = {name: one_launch(plain) for name, plain in kernels.PLAIN.items()}
+            good = {name: {"why": ""} for name in named}
+            stack.enter_context(mock.patch.object(kernel_check, "_kernels", lambda: named))
+            stack.enter_context(mock.patch.object(kernel_check, "_ask", lambda *_: good))
+            stack.enter_context(mock.patch.object(kernel_check, "_versions", lambda: ["fake"]))
 
         def device(self):
             return GPU if on_gpu(self) else _true(self)
@@ -434,6 +448,21 @@ def fake_gpu(*, capability=(8, 6), free=12 << 30, total=12 << 30):
         stack.enter_context(Rules())
         log.clear()
         yield log
+
+
+def one_launch(plain):
+    """Return a kernel that computes as its plain form, seen from outside as one launch."""
+
+    def kernel(*args):
+        with _quiet():
+            found = plain(*args)
+        log.launches += 1
+        log.ops[plain.__name__] += 1
+        for tensor in tree_leaves(found):
+            put(tensor)
+        return found
+
+    return kernel
 
 
 # -- the varlen kernel's plain twin ----------------------------------------------------------------

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from inspect import signature
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -232,14 +232,20 @@ def takes_groups(query: Tensor, mask: Tensor | None) -> bool:
     if query.device.type != "cuda":
         return True
     fast = mask is None and query.dtype in DTYPES and _head_fits(query.shape[-1])
-    return fast and torch.cuda.get_device_capability(query.device) >= OLDEST_GPU
+    return fast and _is_new(query.device)
+
+
+@cache
+def _is_new(device: torch.device) -> bool:
+    """Return True for a GPU with FlashAttention-2; asked once, not at each call."""
+    return torch.cuda.get_device_capability(device) >= OLDEST_GPU
 
 
 def kernel(device: torch.device) -> Kernel | None:
     """Return the varlen kernel if this torch and device have it, else None."""
     if device.type != "cuda" or not torch.backends.cuda.is_flash_attention_available():
         return None
-    if torch.cuda.get_device_capability(device) < OLDEST_GPU:
+    if not _is_new(device):
         return None
     try:
         from torch.nn.attention.varlen import varlen_attn
@@ -309,7 +315,7 @@ def attend_rows(
         scaling: Scale of the logits; `E^-½` when None.
         window: Number of tokens that a query sees, itself included; all when None.
     """
-    queries, keys, values = (part[0].transpose(0, 1) for part in (query, key, value))
+    queries, keys, values = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
     if prefix is not None:
         keys = _after(prefix.keys, keys, key_spans)
         values = _after(prefix.values, values, key_spans)

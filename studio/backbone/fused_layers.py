@@ -26,6 +26,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from studio.backbone.attention import AttentionState, packing
+from studio.backbone.kernels import replaceable
 from studio.backbone.linear_kernels import gated, recomputed, row_blocks
 from studio.backbone.site_hooks import Hooks
 from studio.backbone.sites import Anatomy
@@ -41,11 +42,7 @@ class RmsNormNode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
         """Return `(T, D)`."""
-        y_TD, inverse_T1 = torch.empty_like(x_TD), x_TD.new_empty(len(x_TD), 1, dtype=torch.float32)
-        for rows, y, inverse in row_blocks(x_TD, y_TD, inverse_T1):
-            wide = rows.float()
-            torch.rsqrt(wide.pow(2).mean(-1, keepdim=True).add_(epsilon), out=inverse)
-            torch.mul(weight_D, (wide * inverse).to(y.dtype), out=y)
+        y_TD, inverse_T1 = rms_norm(x_TD, weight_D, epsilon)
         ctx.save_for_backward(x_TD, inverse_T1)
         ctx.weight = weight_D
         return y_TD
@@ -54,12 +51,31 @@ class RmsNormNode(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
         """Return the gradient of `x`."""
         x_TD, inverse_T1 = ctx.saved_tensors
-        grad_TD = torch.empty_like(x_TD)
-        for rows, inverse, outer, grad in row_blocks(x_TD, inverse_T1, outputs[0], grad_TD):
-            normed, wide = rows.float() * inverse, (outer * ctx.weight).float()
-            share = (wide * normed).mean(-1, keepdim=True)
-            grad.copy_(wide.sub_(normed.mul_(share)).mul_(inverse))
-        return grad_TD, None, None
+        return rms_norm_gradient(x_TD, ctx.weight, inverse_T1, outputs[0]), None, None
+
+
+@replaceable
+def rms_norm(x_TD: Tensor, weight_D: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Return `(T, D)` and `1 / √(mean x² + ε)` as `(T, 1)` in float32."""
+    y_TD, inverse_T1 = torch.empty_like(x_TD), x_TD.new_empty(len(x_TD), 1, dtype=torch.float32)
+    for rows, y, inverse in row_blocks(x_TD, y_TD, inverse_T1):
+        wide = rows.float()
+        torch.rsqrt(wide.pow(2).mean(-1, keepdim=True).add_(epsilon), out=inverse)
+        torch.mul(weight_D, (wide * inverse).to(y.dtype), out=y)
+    return y_TD, inverse_T1
+
+
+@replaceable
+def rms_norm_gradient(
+    x_TD: Tensor, weight_D: Tensor, inverse_T1: Tensor, outer_TD: Tensor
+) -> Tensor:
+    """Return the gradient of `x` `(T, D)`."""
+    grad_TD = torch.empty_like(x_TD)
+    for rows, inverse, outer, grad in row_blocks(x_TD, inverse_T1, outer_TD, grad_TD):
+        normed, wide = rows.float() * inverse, (outer * weight_D).float()
+        share = (wide * normed).mean(-1, keepdim=True)
+        grad.copy_(wide.sub_(normed.mul_(share)).mul_(inverse))
+    return grad_TD
 
 
 class RotaryNode(torch.autograd.Function):
@@ -69,19 +85,20 @@ class RotaryNode(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
         """Return `(1, H, T, E)`."""
         ctx.save_for_backward(cos_TE, sin_TE)
-        return _rotated(x, cos_TE, sin_TE, 1)
+        return rotated(x, cos_TE, sin_TE, False)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
         """Rotate the gradient back."""
-        cos_TE, sin_TE = ctx.saved_tensors
-        turned = sin_TE.roll(sin_TE.shape[-1] // 2, -1)
-        return _rotated(outputs[0], cos_TE, turned, -1), None, None
+        return rotated(outputs[0], *ctx.saved_tensors, True), None, None
 
 
-def _rotated(x: Tensor, cos_TE: Tensor, sin_TE: Tensor, sign: int) -> Tensor:
+@replaceable
+def rotated(x: Tensor, cos_TE: Tensor, sin_TE: Tensor, back: bool) -> Tensor:
+    """Return `x` `(1, H, T, E)` rotated by its position, or `back` for gradients."""
     result = x.new_empty(x.shape[2], x.shape[1], x.shape[3])
-    half = x.shape[3] // 2
+    half, sign = x.shape[3] // 2, -1 if back else 1
+    sin_TE = sin_TE.roll(half, -1) if back else sin_TE
     for rows, cos, sin, y in row_blocks(x[0].transpose(0, 1), cos_TE, sin_TE, result):
         cos, sin = cos[:, None], sin[:, None]
         torch.mul(rows, cos, out=y)

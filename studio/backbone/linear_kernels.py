@@ -30,9 +30,11 @@ import torch
 from torch import Tensor, nn
 
 from studio.backbone.dense_weights import dequantised
+from studio.backbone.kernels import replaceable
 from studio.backbone.sites import Site
 
 Span = tuple[int, int]
+SILU = nn.SiLU()
 BLOCK_NUMBERS = 131_072  # of a row block: its tensors in 16 bit fit a second-level cache of 2 MB
 
 
@@ -90,6 +92,7 @@ class Linears:
     sites: Sequence[Site]
     deltas: Sequence[LowRankDelta] = ()
     weights: list[Any] = field(init=False)
+    _dtypes: list[torch.dtype] = field(init=False)
 
     def __post_init__(self) -> None:
         self.weights = [site.module.weight for site in self.sites]
@@ -99,24 +102,39 @@ class Linears:
         """Return the factors of every delta, as the nodes take them."""
         return [tensor for one in self.deltas for tensor in one.factors()]
 
-    def forward(self, x_TI: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return each linear's `(T, O)`, and what the backward needs beside `x`."""
+    def forward(self, x_TI: Tensor, factors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return each linear's `(T, O)`, and what the backward needs beside `x`.
+
+        Args:
+            x_TI: The input.
+            factors: What `factors` returned.
+        """
         ys, kept, gained = [], [], {one.linear for one in self.deltas if one.gain}
+        self._dtypes = [factor.dtype for factor in factors]
         for number in range(len(self.sites)):
             weight_IO, bias = self._weight(number, x_TI.dtype).T, self._bias(number)
             plain = bias is None or number in gained
             ys.append(x_TI @ weight_IO if plain else torch.addmm(bias, x_TI, weight_IO))
-        for deltas, a_RI, factors in self._bundles(x_TI.dtype):
+        left = iter(factors)
+        for deltas in self._bundles():
+            owns = [[next(left) for _ in range(2 + one.gain)] for one in deltas]
+            firsts = [own[0] for own in owns]
+            a_RI = (firsts[0] if len(firsts) == 1 else torch.cat(firsts)).to(x_TI.dtype)
+            seconds = [own[1].to(x_TI.dtype) for own in owns]
             h_TR = deltas[0].dropped(x_TI) @ a_RI.T
-            kept.append(h_TR.div_(1 - deltas[0].dropout) if deltas[0].dropout else h_TR)
-            for one, own, part in _each(deltas, factors, h_TR):
+            h_TR = h_TR.div_(1 - deltas[0].dropout) if deltas[0].dropout else h_TR
+            kept += [a_RI, h_TR, *seconds]
+            places = a_RI.split([len(first) for first in firsts])
+            for one, own, own_a, b_OR, part in zip(
+                deltas, owns, places, seconds, _parts(h_TR, seconds), strict=True
+            ):
                 y_TO, bias = ys[one.linear], self._bias(one.linear)
-                y_TO[slice(*one.span)].addmm_(part, own[1].T)
+                y_TO[slice(*one.span)].addmm_(part, b_OR.T)
                 if one.gain:
-                    norm_O = row_norms(self._weight(one.linear, x_TI.dtype), *own[:2])
+                    norm_O = row_norms(self._weight(one.linear, x_TI.dtype), own_a, b_OR)
                     gain_O = (own[2] / norm_O).to(y_TO.dtype)
                     ys[one.linear] = y_TO.mul_(gain_O) if bias is None else y_TO * gain_O + bias
-                    kept += [norm_O, y_TO]  # with the gain in it, if there is no bias
+                    kept += [own[2], norm_O, y_TO]  # with the gain in it, if there is no bias
         return ys, kept
 
     def backward(
@@ -132,28 +150,30 @@ class Linears:
             x_of: Returns `x`; it is given the gradient of `x` and may overwrite it.
         """
         grads, left, dtype = list(outer), iter(kept), outer[0].dtype
-        bundles, lows, found = list(self._bundles(dtype)), [], []
-        for deltas, _, factors in bundles:
-            ends = []
-            for one, own, part in _each(deltas, factors, next(left)):
+        bundles, found = [], []
+        for deltas in self._bundles():
+            a_RI, h_TR = next(left), next(left)
+            seconds, ends = [next(left) for _ in deltas], []
+            for one, b_OR, part in zip(deltas, seconds, _parts(h_TR, seconds), strict=True):
                 gains = []
                 if one.gain:
-                    norm_O, y_TO = next(left), next(left)
-                    gain_O = own[2] / norm_O
+                    m_O, norm_O, y_TO = next(left), next(left), next(left)
+                    gain_O = m_O / norm_O
                     grad_O = (grads[one.linear] * y_TO).sum(0, dtype=torch.float32)
                     grad_O = grad_O / gain_O if self._bias(one.linear) is None else grad_O
                     grads[one.linear] = grads[one.linear] * gain_O.to(dtype)
                     gains = [grad_O / norm_O]
                 grad_TO = grads[one.linear][slice(*one.span)]
-                ends.append(grad_TO @ own[1])
+                ends.append(grad_TO @ b_OR)
                 found.append([grad_TO.T @ part, *gains])
             low_TR = ends[0] if len(ends) == 1 else torch.cat(ends, 1)
-            lows.append(low_TR.div_(1 - deltas[0].dropout) if deltas[0].dropout else low_TR)
+            low_TR = low_TR.div_(1 - deltas[0].dropout) if deltas[0].dropout else low_TR
+            bundles.append((deltas, a_RI, low_TR, seconds))
         grad_x: Tensor | None = None
         for number, grad_TO in enumerate(grads if reaches_x else ()):
             weight_OI = self._weight(number, dtype)
             grad_x = grad_TO @ weight_OI if grad_x is None else grad_x.addmm_(grad_TO, weight_OI)
-        for (deltas, a_RI, _), low_TR in zip(bundles, lows, strict=True):
+        for deltas, a_RI, low_TR, _ in bundles:
             if grad_x is not None:
                 part_TI = grad_x[slice(*deltas[0].span)]
                 if deltas[0].dropout:
@@ -161,11 +181,11 @@ class Linears:
                 else:
                     part_TI.addmm_(low_TR, a_RI)
         x_TI, firsts = x_of(grad_x) if bundles else None, []
-        for (deltas, _, factors), low_TR in zip(bundles, lows, strict=True):
-            of_a = low_TR.T @ deltas[0].dropped(x_TI)
-            firsts += of_a.split([len(own[0]) for own in factors])
+        for deltas, _, low_TR, seconds in bundles:
+            of_a = (low_TR.T @ deltas[0].dropped(x_TI)).to(self._dtypes[0])
+            firsts += of_a.split([b_OR.shape[1] for b_OR in seconds])
         grads = [grad for own in zip(firsts, found, strict=True) for grad in (own[0], *own[1])]
-        return grad_x, [g.to(f.dtype) for g, f in zip(grads, self.factors(), strict=True)]
+        return grad_x, [g.to(kind) for g, kind in zip(grads, self._dtypes, strict=True)]
 
     def _weight(self, number: int, dtype: torch.dtype) -> Tensor:
         """Return a weight as `(O, I)` in the input's precision."""
@@ -178,20 +198,14 @@ class Linears:
         bias: Tensor | None = self.sites[number].module.bias
         return bias
 
-    def _bundles(
-        self, dtype: torch.dtype
-    ) -> Iterator[tuple[list[LowRankDelta], Tensor, list[list[Tensor]]]]:
-        """Yield the deltas that read the same tokens, their `A` as one, and their factors."""
-        for _, same in groupby(self.deltas, key=lambda one: (one.seed, one.span)):
-            deltas, owns = list(same), []
-            for a_RI, b_OR, *gain in (one.factors() for one in deltas):
-                owns.append([a_RI.to(dtype), b_OR.to(dtype), *gain])
-            yield deltas, owns[0][0] if len(owns) == 1 else torch.cat([a[0] for a in owns]), owns
+    def _bundles(self) -> list[list[LowRankDelta]]:
+        """Return the deltas in groups that read the same tokens; the `A` of a group are one."""
+        return [list(one) for _, one in groupby(self.deltas, key=lambda one: (one.seed, one.span))]
 
 
-def _each(deltas: list[LowRankDelta], factors: list[list[Tensor]], h_TR: Tensor) -> Any:
-    """Return each delta with its factors and its part of `A x`."""
-    return zip(deltas, factors, h_TR.split([len(own[0]) for own in factors], 1), strict=True)
+def _parts(h_TR: Tensor, seconds: list[Tensor]) -> tuple[Tensor, ...]:
+    """Return each delta's part of `A x`."""
+    return h_TR.split([b_OR.shape[1] for b_OR in seconds], 1)
 
 
 def row_norms(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor) -> Tensor:
@@ -208,7 +222,7 @@ class LinearsNode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, linears: Linears, x_TI: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
         """Return each linear's `(T, O)`."""
-        ys, kept = linears.forward(x_TI)
+        ys, kept = linears.forward(x_TI, factors)
         ctx.linears = linears
         ctx.save_for_backward(x_TI if linears.deltas else None, *kept)
         return tuple(ys)
@@ -278,11 +292,10 @@ class GatedNode(torch.autograd.Function):
         ctx: Any, act: nn.Module, into: Linears, down: Linears, x_TI: Tensor, *factors: Tensor
     ) -> Tensor:
         """Return `(T, O)`; `into` are gate and up."""
-        (gate_TF, up_TF), kept_into = into.forward(x_TI)
-        inner_TF = torch.empty_like(gate_TF)
-        for gate, up, inner in row_blocks(gate_TF, up_TF, inner_TF):
-            torch.mul(act(gate), up, out=inner)
-        (y_TO,), kept_down = down.forward(inner_TF)
+        own = sum(2 + one.gain for one in into.deltas)
+        (gate_TF, up_TF), kept_into = into.forward(x_TI, factors[:own])
+        inner_TF = swiglu(gate_TF, up_TF) if _is_silu(act) else _product(act, gate_TF, up_TF)
+        (y_TO,), kept_down = down.forward(inner_TF, factors[own:])
         ctx.parts, ctx.split = (act, into, down), len(kept_into)
         ctx.save_for_backward(x_TI if into.deltas else None, gate_TF, up_TF, *kept_into, *kept_down)
         return y_TO
@@ -292,20 +305,17 @@ class GatedNode(torch.autograd.Function):
         """Return the gradients of `x` and of the factors of gate, up and down."""
         act, into, down = ctx.parts
         x_TI, gate_TF, up_TF, *kept = ctx.saved_tensors
+        silu = _is_silu(act)
         reaches_inner = ctx.needs_input_grad[3] or bool(into.deltas)
         of_gate = torch.empty_like(gate_TF) if reaches_inner else gate_TF
 
         def recompute(of_inner: Tensor | None) -> Tensor:
             """Return the product; replace its gradient by that of `up x`, and fill `of_gate`."""
-            inner_TF = torch.empty_like(gate_TF)
-            outer = inner_TF if of_inner is None else of_inner
-            for gate, up, inner, du, dg in row_blocks(gate_TF, up_TF, inner_TF, outer, of_gate):
-                active = act(gate)
-                if of_inner is not None:
-                    _activation_gradient(act, du * up, gate, out=dg)
-                    du.mul_(active)
-                torch.mul(active, up, out=inner)
-            return inner_TF
+            if of_inner is None:
+                return swiglu(gate_TF, up_TF) if silu else _product(act, gate_TF, up_TF)
+            if silu:
+                return swiglu_gradient(gate_TF, up_TF, of_inner, of_gate)
+            return _product_gradient(act, gate_TF, up_TF, of_inner, of_gate)
 
         split = ctx.split
         of_inner, of_down = down.backward(outputs, kept[split:], reaches_inner, recompute)
@@ -324,6 +334,37 @@ def gated(x: Tensor, act: nn.Module, into: Linears, down: Linears) -> Tensor:
     flat, factors = x.reshape(-1, x.shape[-1]), (*into.factors(), *down.factors())
     y_TO: Tensor = GatedNode.apply(act, into, down, flat, *factors)
     return y_TO.view(*x.shape[:-1], y_TO.shape[-1])
+
+
+@replaceable
+def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    """Return `silu(gate) ⊙ up`, `(T, F)`."""
+    return _product(SILU, gate_TF, up_TF)
+
+
+@replaceable
+def swiglu_gradient(gate_TF: Tensor, up_TF: Tensor, outer_TF: Tensor, of_gate_TF: Tensor) -> Tensor:
+    """Return `silu(gate) ⊙ up`; replace its gradient by that of `up`, and fill that of `gate`."""
+    return _product_gradient(SILU, gate_TF, up_TF, outer_TF, of_gate_TF)
+
+
+def _product(act: nn.Module, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    inner_TF = torch.empty_like(gate_TF)
+    for gate, up, inner in row_blocks(gate_TF, up_TF, inner_TF):
+        torch.mul(act(gate), up, out=inner)
+    return inner_TF
+
+
+def _product_gradient(
+    act: nn.Module, gate_TF: Tensor, up_TF: Tensor, outer_TF: Tensor, of_gate_TF: Tensor
+) -> Tensor:
+    inner_TF = torch.empty_like(gate_TF)
+    for gate, up, inner, du, dg in row_blocks(gate_TF, up_TF, inner_TF, outer_TF, of_gate_TF):
+        active = act(gate)
+        _activation_gradient(act, du * up, gate, out=dg)
+        du.mul_(active)
+        torch.mul(active, up, out=inner)
+    return inner_TF
 
 
 def _is_silu(act: nn.Module) -> bool:

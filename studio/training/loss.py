@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from studio.backbone.kernels import replaceable
 from studio.training.allocator import WIDE_NUMBERS, chunk_numbers
 from studio.training.batching import PackedBatch, PaddedBatch
 
@@ -50,7 +51,7 @@ class HeadLoss(torch.autograd.Function):
         for start in range(0, hidden_ND.shape[0], chunk):
             part = slice(start, start + chunk)
             logits_CV = hidden_ND[part] @ weight_VD.T
-            losses_N[part] = _loss_and_gradient(logits_CV, targets_N[part], smoothing)
+            losses_N[part] = loss_and_gradient(logits_CV, targets_N[part], smoothing)
             if ctx.needs_input_grad[0]:
                 gradient_ND[part] = logits_CV @ weight_VD
         ctx.save_for_backward(gradient_ND)
@@ -63,7 +64,8 @@ class HeadLoss(torch.autograd.Function):
         return gradient_ND * outputs[0].to(gradient_ND.dtype)[:, None], None, None, None, None
 
 
-def _loss_and_gradient(logits_CV: Tensor, targets_C: Tensor, smoothing: float) -> Tensor:
+@replaceable
+def loss_and_gradient(logits_CV: Tensor, targets_C: Tensor, smoothing: float) -> Tensor:
     """Return the losses `(C,)` in float32; replace the logits by their gradient in place."""
     losses = []
     for rows_RV, target_R in _row_chunks(logits_CV, targets_C):

@@ -13,6 +13,7 @@ from studio import device_setting, hardware
 from studio.data.template.template import IGNORED
 from studio.home import Home
 from studio.spec import RunSpec
+from studio.training import kernel_check
 from studio.training.activation_sizes import read_shape
 from studio.training.base_precision import base_model
 from studio.training.estimate_memory_and_time import (
@@ -63,6 +64,7 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
         alone = spec.with_parts(train={"device": device, "num_processes": 1, "fsdp": False})
         loaded = load(base_model(alone), device)
         prepared = prepare_data(alone, loaded, home)
+        kernel_check.prepare(alone, loaded, home)
         session = open_session(alone, loaded=loaded, prepared=prepared)
         yield Loading(text="Two steps on the longest batch")
         peak, seconds = measured_steps(session, run_dir, processes=guessed.processes)

@@ -29,7 +29,7 @@ from torch import Tensor
 from studio.errors import is_out_of_memory
 from studio.evaluation.forgetting import general_set_of
 from studio.methods import Phase
-from studio.training import training_loop
+from studio.training import kernel_check, training_loop
 from studio.training.base_check import check_base
 from studio.training.base_precision import base_model
 from studio.training.batching import PackedBatch, PaddedBatch
@@ -116,6 +116,7 @@ class SiblingGroup:
             return iter([finished])
         with explain_errors(spec, lambda: "before the first step"):
             prepared = prepare_data(spec, self._loaded, home)
+            note = kernel_check.prepare(spec, self._loaded, home)
             name = f"sibling-{sibling.run_dir.name}"
             session = open_session(
                 spec, loaded=self._loaded, prepared=prepared, backbone=self.backbone, name=name
@@ -127,7 +128,7 @@ class SiblingGroup:
                 )
         self.join(session)
         events = training_loop.run(session, run_dir=sibling.run_dir, control=sibling.control)
-        return self._events(session, events)
+        return self._events(session, events, note)
 
     def join(self, session: Session) -> None:
         """Let a session on this backbone share passes with the others."""
@@ -161,12 +162,14 @@ class SiblingGroup:
                     del runs[number]
                     yield number, error
 
-    def _events(self, session: Session, events: Iterator[Event]) -> Iterator[Event]:
+    def _events(self, session: Session, events: Iterator[Event], note: str) -> Iterator[Event]:
         with contextlib.ExitStack() as stack:
             stack.callback(self.leave, session)
             stack.enter_context(
                 explain_errors(session.spec, lambda: f"at step {session.progress.step + 1}")
             )
+            if note:
+                yield Loading(text=note)
             yield from events
 
     # -- passes --------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from studio.errors import OutOfMemory, WeightsTooLarge
 from studio.evaluation.forgetting import general_set_of
 from studio.home import Home
 from studio.spec import RunSpec
-from studio.training import objectives
+from studio.training import kernel_check, objectives
 from studio.training.base_check import check_base
 from studio.training.base_precision import base_model
 from studio.training.distributed import check_sharding, train_distributed
@@ -105,6 +105,9 @@ def _train(
         yield Loading(text="Reading the data")
         with rank_0_first(in_process_group):
             prepared = prepare_data(spec, loaded, home)
+            text = kernel_check.prepare(spec, loaded, home)
+        if text:
+            yield Loading(text=text)
         backbone = Backbone(loaded.model)
         if spec.train.find_learning_rate:
             rate = yield from find_rate(

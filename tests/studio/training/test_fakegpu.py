@@ -5,12 +5,17 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from torch.nn.functional import scaled_dot_product_attention
 
-from studio.backbone import attention
+from studio.backbone import Backbone, attention, kernels
 from studio.home import open_home
+from studio.methods.lora import Lora
 from studio.spec import RunSpec
+from studio.training import kernel_check
+from studio.training.batching import pack
+from studio.training.loss import loss_sum
 from studio.training.train_run import train
 from studio.training.training_events import Evaluated, Step
-from tests.fakegpu import fake_gpu, log
+from tests.fakegpu import GPU, fake_gpu, log
+from tests.studio.training.conftest import make_model, make_rows
 
 BASE = {
     "model": {"path": "starter", "dtype": "bfloat16"},
@@ -51,6 +56,7 @@ CASES = {
     "full": {"method.name": "full", "model.dtype": "float32"},
     "Lion": {"train.optim": "lion"},
     "Muon": {"train.optim": "muon"},
+    "kernels": {"triton": True, "train.label_smoothing_factor": 0.1},
 }  # fmt: skip
 MOST_WAITS = 1  # of a step: loss and gradient norm, fetched together
 MAY_WAIT = {"padded": 2, "offloading": 4}  # a boolean index and its gradient; layers copied back
@@ -74,8 +80,8 @@ def run(folder, changes, device):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_on_the_gpu_is_the_run_on_the_cpu(name, tmp_path):
-    changes = CASES[name]
-    with fake_gpu():
+    changes = dict(CASES[name])
+    with fake_gpu(triton=changes.pop("triton", False)):
         found, waits = run(tmp_path, changes, "cuda:0")
     # transformers checks the positions of each pass for packed rows, which waits once, too.
     own = {place: count for place, count in waits.items() if "<-" not in place}
@@ -86,6 +92,31 @@ def test_a_run_on_the_gpu_is_the_run_on_the_cpu(name, tmp_path):
     assert len(found) == 5
     close = 0.02 if BASE["model"]["dtype"] == changes.get("model.dtype", "bfloat16") else 0.005
     assert found == pytest.approx(expected, rel=close)
+
+
+@pytest.mark.parametrize(("triton", "most"), [(True, 105), (False, 152)])
+def test_a_layer_of_a_training_step_takes_few_launches(triton, most):
+    counts = []
+    with fake_gpu(triton=triton):
+        named = kernel_check._kernels() if triton else {}
+        kernels.activate(GPU, torch.bfloat16, named)
+        for layers in (2, 3):
+            model = make_model(num_hidden_layers=layers).bfloat16().to("cuda:0")
+            backbone = Backbone(model)
+            backbone.attach("a", Lora(r=4))
+            backbone.use([("a", 1.0)])
+            parameters = backbone.train("a")
+            backbone.set_attention("varlen")
+            batch = pack(make_rows().train[:4], GPU)
+            for _ in range(2):  # the first pass finds out which projections share their input
+                log.clear()
+                for parameter in parameters:
+                    parameter.grad = None
+                loss_sum(backbone, batch).backward()
+            counts.append(log.launches)
+        assert set(log.ops) >= set(named)
+    kernels.activate(GPU, torch.bfloat16, {})
+    assert counts[1] - counts[0] <= most, counts
 
 
 @pytest.mark.parametrize("chosen", [True, False])

@@ -1,0 +1,296 @@
+"""Choose the Triton kernels of a run: those that are right and faster than their plain form here.
+
+Before the first run on a card, a child process compares each kernel with its plain form on usual
+and odd sizes, and times both. A kernel that differs, is slower, or cannot be compiled is not used.
+It is a child because a wrong kernel may end its process, or make the card unusable to it. The
+result is kept in the home per card, precision and version of torch, Triton and the kernels.
+
+This module imports torch only where it computes: `studio doctor` reads the results.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studio import atomic
+from studio.errors import is_out_of_memory
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from studio.backbone.kernels import Kernels
+    from studio.home import Home
+    from studio.models.loading import Loaded
+    from studio.spec import RunSpec
+
+logger = logging.getLogger(__name__)
+FILE = "kernels.json"
+CHECK_SECONDS = 300.0  # compiling two dozen kernels takes about a tenth of it
+MEMORY = "not enough free memory to check it"
+LATE = f"its check did not end within {CHECK_SECONDS:.0f} s"
+PASSING = (MEMORY, LATE)  # reasons that the next run may not meet
+TOLERANCES = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}  # 4 units in the last place
+CALLS, ROUNDS = 20, 3
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """Sizes of the tensors that a kernel is checked on."""
+
+    rows: int
+    hidden: int
+    inner: int
+    heads: int
+    head_dim: int
+    vocabulary: int
+
+
+ODD = Size(rows=37, hidden=200, inner=300, heads=3, head_dim=40, vocabulary=5003)
+USUAL = Size(rows=1024, hidden=4096, inner=8192, heads=32, head_dim=128, vocabulary=32_000)
+
+
+def prepare(spec: RunSpec, loaded: Loaded, home: Home) -> str:
+    """Choose the kernels that this process uses; return what a user should know, once per card."""
+    import torch
+
+    from studio.backbone.kernels import activate
+
+    device, dtype = loaded.device, loaded.dtype
+    if device.type != "cuda":
+        return ""
+    kind, text = str(dtype).removeprefix("torch."), ""
+    if not spec.train.triton_kernels or not installed() or kind not in TOLERANCES:
+        activate(device, dtype, {})
+        return ""
+    card, known = torch.cuda.get_device_name(device), results(home)
+    major, minor = torch.cuda.get_device_capability(device)
+    key = " / ".join([card, f"{major}.{minor}", kind, *_versions()])
+    if key not in known:
+        found = {"card": card, "dtype": kind, "kernels": _ask(str(device), kind)}
+        text = " ".join(_sentences(found))
+        if not any(one["why"] in PASSING for one in found["kernels"].values()):
+            home.state.mkdir(parents=True, exist_ok=True)
+            atomic.write(home.state / FILE, json.dumps(known | {key: found}))
+        known[key] = found
+    good = [name for name, one in known[key]["kernels"].items() if not one["why"]]
+    activate(device, dtype, {name: _kernels()[name] for name in good})
+    return text
+
+
+def installed() -> bool:
+    """Return True if Triton is here; torch's own builds for GPUs bring it on Linux."""
+    return util.find_spec("triton") is not None
+
+
+def results(home: Home) -> dict[str, Result]:
+    """Return the kept results by card, precision and versions."""
+    return atomic.read_object(home.state / FILE)
+
+
+def sentences(home: Home) -> list[str]:
+    """Return why kernels are not used on cards of this home, for the installed versions."""
+    suffix = " / ".join(_versions()) if installed() else "-"
+    return [
+        text for key, one in results(home).items() if key.endswith(suffix)
+        for text in _sentences(one)
+    ]  # fmt: skip
+
+
+def _sentences(result: Result) -> list[str]:
+    by_reason: dict[str, list[str]] = {}
+    for name, one in result["kernels"].items():
+        if one["why"]:
+            by_reason.setdefault(one["why"], []).append(name)
+    return [
+        f"Triton kernels not used on {result['card']} in {result['dtype']}: {', '.join(names)} "
+        f"({why}). torch's own operations compute the same."
+        for why, names in by_reason.items()
+    ]
+
+
+def _versions() -> list[str]:
+    source = Path(__file__).parents[1] / "backbone" / "triton_kernels.py"
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    return [metadata.version("torch"), metadata.version("triton"), digest]
+
+
+def _kernels() -> Kernels:
+    from studio.backbone.triton_kernels import KERNELS
+
+    return KERNELS
+
+
+# -- the child process -----------------------------------------------------------------------------
+
+
+def _ask(device: str, dtype: str) -> dict[str, Result]:
+    """Return each kernel's result, measured in a child process."""
+    command = [sys.executable, "-P", "-m", "studio.training.kernel_check", device, dtype]
+    why, timeout = "", CHECK_SECONDS
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        logger.debug("%s", done.stderr)
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    except subprocess.TimeoutExpired:
+        why = LATE
+    except OSError as error:
+        why = str(error)
+    except (ValueError, IndexError):
+        why = f"its check ended with exit code {done.returncode}"
+    return {"all": {"why": why}}
+
+
+def main() -> None:
+    """Print the results for a device and precision as one line of JSON."""
+    import torch
+
+    import studio.backbone.fused_layers
+    import studio.training.loss  # noqa: F401 (both name their plain forms)
+
+    device, dtype = torch.device(sys.argv[1]), getattr(torch, sys.argv[2])
+    print(json.dumps(measure(device, dtype, _kernels())))
+
+
+def measure(
+    device: torch.device,
+    dtype: torch.dtype,
+    kernels: Kernels,
+    sizes: tuple[Size, ...] = (ODD, USUAL),
+) -> dict[str, Result]:  # fmt: skip
+    """Compare kernels with their plain forms on all sizes, and time both on the last.
+
+    Returns:
+        For each kernel `error`, `milliseconds` and those of its plain form, and `why` it is not to
+        be used; empty if it is.
+    """
+    from studio.backbone.kernels import PLAIN
+
+    found: dict[str, Result] = {}
+    for name, kernel in kernels.items():
+        try:
+            found[name] = _measured(kernel, PLAIN[name], name, device, dtype, sizes)
+        except Exception as error:  # of compiler or driver: whatever it is, the plain form is used
+            first = str(error).strip().partition("\n")[0][:200]
+            why = MEMORY if is_out_of_memory(error) else f"{type(error).__name__}: {first}"
+            found[name] = {"why": why}
+    return found
+
+
+def _measured(
+    kernel: Callable[..., Any], plain: Callable[..., Any], name: str, device: torch.device,
+    dtype: torch.dtype, sizes: tuple[Size, ...],
+) -> Result:  # fmt: skip
+    error, allowed = 0.0, TOLERANCES[str(dtype).removeprefix("torch.")]
+    for size in sizes:
+        for args in samples(name, size, device, dtype):
+            error = max(error, difference(kernel, plain, args), key=_nan_first)
+    if not error <= allowed:
+        return {"error": error, "why": f"its result differs by {error:.2g}, allowed {allowed:.2g}"}
+    args = samples(name, sizes[-1], device, dtype)[0]
+    own, theirs = (_milliseconds(one, args, device) for one in (kernel, plain))
+    why = f"{own:.3g} ms, {theirs:.3g} without it" if own > theirs else ""
+    return {"error": error, "milliseconds": own, "plain_milliseconds": theirs, "why": why}
+
+
+def samples(
+    name: str, size: Size, device: torch.device, dtype: torch.dtype
+) -> list[tuple[Any, ...]]:
+    """Return lists of arguments for a kernel; the first has what a training step has."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    rows, hidden, inner = size.rows, size.hidden, size.inner
+    if name == "rms_norm":
+        return [(draw(rows, hidden), draw(hidden), 1e-6)]
+    if name == "rms_norm_gradient":
+        scale = draw(rows, 1).abs().float() + 0.1
+        return [(draw(rows, hidden), draw(hidden), scale, draw(rows, hidden))]
+    if name == "swiglu":
+        return [(draw(rows, inner), draw(rows, inner))]
+    if name == "swiglu_gradient":
+        return [tuple(draw(rows, inner) for _ in range(4))]
+    if name == "rotated":
+        x = draw(rows, size.heads, size.head_dim).transpose(0, 1)[None]
+        angles = draw(rows, size.head_dim), draw(rows, size.head_dim)
+        return [(x, *angles, False), (x, *angles, True)]
+    targets = torch.randint(size.vocabulary, (-(-rows // 4),), generator=generator).to(device)
+    logits = draw(len(targets), size.vocabulary) * 3
+    return [(logits, targets, 0.0), (logits, targets, 0.1)]
+
+
+def difference(
+    kernel: Callable[..., Any], plain: Callable[..., Any], args: tuple[Any, ...]
+) -> float:
+    """Return the largest difference of results and of arguments written to.
+
+    It is relative to a number's size and to that of all numbers, `|f − e| / (|e| + rms(e))`; `e` is
+    computed by the plain form in float32.
+    """
+    import torch
+
+    def wide(one: Any) -> Any:
+        return one.to(torch.float32, copy=True) if _is_floating(one) else one
+
+    own, others, worst = copy.deepcopy(args), tuple(map(wide, args)), 0.0  # a copy keeps strides
+    results = [kernel(*own), plain(*others)]
+    found, expected = (
+        [x for x in (*(y if isinstance(y, tuple) else (y,)), *given) if isinstance(x, torch.Tensor)]
+        for y, given in zip(results, (own, others), strict=True)
+    )
+    for one, other in zip(found, expected, strict=True):
+        if one.shape != other.shape:
+            return float("nan")
+        other = other.float()
+        scale = other.abs() + other.square().mean().sqrt() + 1e-30
+        if one.numel():
+            error = float(((one.float() - other).abs() / scale).max())
+            worst = max(worst, error, key=_nan_first)
+    return worst
+
+
+def _is_floating(one: Any) -> bool:
+    import torch
+
+    return isinstance(one, torch.Tensor) and one.is_floating_point()
+
+
+def _nan_first(value: float) -> tuple[bool, float]:
+    return value != value, value
+
+
+def _milliseconds(call: Callable[..., Any], args: tuple[Any, ...], device: torch.device) -> float:
+    """Return the shortest mean time of a call."""
+    import torch
+
+    found = []
+    for count in (2, *[CALLS] * ROUNDS):  # the first calls compile
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        for _ in range(count):
+            call(*args)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append((time.perf_counter() - started) / count * 1e3)
+    return min(found[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Which kernels a run uses: the check against plain forms, its results, and what a user reads."""
+
+import json
+import os
+import stat
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from jobs.doctor import examine
+from studio.backbone import kernels
+from studio.backbone.kernels import PLAIN
+from studio.spec import RunSpec
+from studio.training import kernel_check
+from studio.training.kernel_check import LATE, MEMORY, Size, measure, prepare
+from tests.fakegpu import GPU, fake_gpu
+
+CPU = torch.device("cpu")
+SMALL = Size(rows=8, hidden=6, inner=10, heads=2, head_dim=4, vocabulary=12)
+
+
+def slightly_wrong(*args):
+    return PLAIN["swiglu"](*args).mul_(1.01)
+
+
+def not_a_number(*args):
+    return PLAIN["swiglu"](*args) * float("nan")
+
+
+def transposed(*args):
+    return PLAIN["swiglu"](*args).T
+
+
+def fails(*args):
+    raise RuntimeError("Failed to find C compiler.\nPlease specify …")
+
+
+def takes_too_much(*args):
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "milliseconds", "why"),
+    [
+        (PLAIN["swiglu"], 1.0, ""),
+        (PLAIN["swiglu"], 2.0, "2 ms, 1.5 without it"),
+        (slightly_wrong, 1.0, "its result differs by 0.0"),
+        (not_a_number, 1.0, "its result differs by nan"),
+        (transposed, 1.0, "its result differs by nan"),
+        (fails, 1.0, "RuntimeError: Failed to find C compiler."),
+        (takes_too_much, 1.0, MEMORY),
+    ],
+)
+def test_a_kernel_is_used_if_it_is_right_and_faster(kernel, milliseconds, why, monkeypatch):
+    times = iter([milliseconds, 1.5])
+    monkeypatch.setattr(kernel_check, "_milliseconds", lambda *_: next(times))
+    found = measure(CPU, torch.float32, {"swiglu": kernel}, (SMALL,))["swiglu"]
+    assert found["why"].startswith(why) and bool(found["why"]) == bool(why)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_every_output_of_a_kernel_is_compared(name):
+    def outputs(args):
+        found = PLAIN[name](*args)
+        return [*(found if isinstance(found, tuple) else (found,)), *args]
+
+    for args in kernel_check.samples(name, SMALL, CPU, torch.float32):
+        before = [x.clone() if isinstance(x, torch.Tensor) else x for x in args]
+        tensors = [x for x in outputs(args) if isinstance(x, torch.Tensor)]
+        for number in range(len(tensors)):
+
+            def wrong(*given, number=number):
+                found = PLAIN[name](*given)
+                all_of = [*(found if isinstance(found, tuple) else (found,)), *given]
+                [x for x in all_of if isinstance(x, torch.Tensor)][number].add_(1)
+                return found
+
+            args = tuple(before)
+            assert kernel_check.difference(PLAIN[name], PLAIN[name], args) == 0
+            assert kernel_check.difference(wrong, PLAIN[name], args) > 0.1, number
+
+
+def test_the_time_of_a_call_is_measured():
+    assert 0 < kernel_check._milliseconds(torch.neg, (torch.ones(4),), CPU) < 1000
+
+
+def used():
+    return {name for name, device, _ in kernels._active if device == GPU}
+
+
+def test_the_result_is_kept_in_the_home_and_told_once(home, monkeypatch):
+    loaded = SimpleNamespace(device=GPU, dtype=torch.bfloat16)
+    asked, answer = [], {name: {"why": ""} for name in PLAIN}
+    answer["rotated"] = {"why": "2 ms, 1.5 without it"}
+    with fake_gpu(triton=True), monkeypatch.context() as patched:
+        patched.setattr(kernel_check, "_ask", lambda *args: asked.append(args) or answer)
+        spec = RunSpec()
+        text = prepare(spec, loaded, home)
+        assert text == (
+            "Triton kernels not used on Fake RTX in bfloat16: rotated (2 ms, 1.5 without it). "
+            "torch's own operations compute the same."
+        )
+        assert used() == set(PLAIN) - {"rotated"}
+        assert prepare(spec, loaded, home) == "" and asked == [("cuda:0", "bfloat16")]
+        assert text in [one["text"] for one in examine(home.path)["findings"]]
+        assert prepare(spec.with_values({"train.triton_kernels": False}), loaded, home) == ""
+        assert used() == set()
+        patched.setattr(kernel_check, "_versions", lambda: ["newer"])
+        assert prepare(spec, loaded, home) == text and len(asked) == 2
+        answer["rotated"] = {"why": LATE}
+        patched.setattr(kernel_check, "_versions", lambda: ["newest"])
+        assert LATE in prepare(spec, loaded, home) and LATE in prepare(spec, loaded, home)
+    with fake_gpu():  # without Triton: silent and plain
+        assert prepare(spec, loaded, home) == "" and used() == set()
+        assert kernel_check.sentences(home) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ('echo a warning; echo \'{"swiglu": {"why": ""}}\'', None),
+        ("echo something else; exit 0", "its check ended with exit code 0"),
+        ("kill -SEGV $$", "its check ended with exit code -11"),
+        ("sleep 5", LATE),
+    ],
+)
+def test_a_check_that_ends_badly_is_a_reason(script, why, tmp_path, monkeypatch):
+    file = tmp_path / "python"
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(kernel_check, "CHECK_SECONDS", 0.5)
+    monkeypatch.setattr(sys, "executable", str(file))
+    expected = {"swiglu": {"why": ""}} if why is None else {"all": {"why": why}}
+    assert kernel_check._ask("cuda:0", "bfloat16") == expected
+
+
+def test_the_child_checks_every_kernel(monkeypatch, capsys):
+    pytest.importorskip("triton", reason="Triton is not installed: it is for Linux only")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("the kernels are compiled for a card here")
+    monkeypatch.setattr(kernel_check.measure, "__defaults__", ((SMALL,),))
+    monkeypatch.setattr(kernel_check, "CALLS", 1)
+    monkeypatch.setattr(sys, "argv", ["kernel_check", "cpu", "float32"])
+    kernel_check.main()
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == set(PLAIN)
+    assert all("without it" in one["why"] and one["error"] < 1e-4 for one in found.values())
