@@ -154,7 +154,8 @@ class LaneBatch:
             if token is None:
                 answer.fail(ChatError(OVERFLOW))
                 continue
-            delta = answer.take(token, logits_BV[row])
+            seen_V = answer.sampler.logits_V
+            delta = answer.take(token, logits_BV[row] if seen_V is None else seen_V)
             if delta.token_id is not None:
                 yield delta
 
