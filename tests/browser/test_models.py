@@ -1,5 +1,6 @@
-"""The Models page in a browser: a hub model is found, confirmed, downloaded, trained, deleted."""
+"""What the hub offers, in a browser: models and datasets are found, looked at, downloaded, used."""
 
+import re
 import shutil
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,6 +17,7 @@ NAME = "org/small-chat"
 def hub():
     with hubs.running() as running:
         running.repos[NAME] = hubs.repo_of(MODEL_DIR)
+        running.datasets["org/sums"] = hubs.dataset(300)
         running.repos["org/small-gated"] = hubs.repo_of(MODEL_DIR, gated="manual")
         yield running
 
@@ -86,3 +88,37 @@ def test_a_gated_model_shows_its_steps_and_offline_is_said(page, studio, hub):
     expect(page.get_by_text("This studio is offline")).to_be_hidden()
     page.set_viewport_size({"width": 360, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_a_dataset_is_searched_seen_as_tokens_taken_in_part_and_mixed(page, studio):
+    from playwright.sync_api import expect
+
+    page.goto("/data")
+    page.get_by_test_id("import-path").fill("sums")
+    page.get_by_role("button", name="Search the hub").click()
+    page.get_by_test_id("found").get_by_role("button", name="org/sums").click()
+    parts = page.get_by_test_id("hub-parts")
+    expect(parts.get_by_role("radio", name="train")).to_be_checked()
+    expect(parts).to_contain_text("300")
+    parts.get_by_role("radio", name="test").check()
+    expect(page.get_by_test_id("guess")).to_contain_text("question answer")
+    page.get_by_text("X-ray of the first rows").click()
+    rays = page.get_by_test_id("import-xray")
+    expect(rays).to_contain_text("65 tokens in the first 5 rows · 10 trained")
+    page.get_by_test_id("part-question").select_option("answer")  # the parts change places
+    page.get_by_test_id("part-answer").select_option("question")
+    expect(rays).not_to_contain_text("· 10 trained")
+    page.locator("[name=rows]").fill("5")
+    page.get_by_test_id("import-go").click()
+    expect(page).to_have_url(re.compile(r"/data\?name=sums$"), timeout=90_000)
+    expect(page.get_by_test_id("family")).to_have_text("Taken in part (pick first, rows 5)")
+    assert studio.json("/api/data/sums")["mapping"]["columns"]["answer"] == "question"
+
+    page.get_by_role("button", name="Mix …").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Weight 2").fill("0.25")
+    dialog.get_by_label("Rows").fill("5")
+    dialog.get_by_role("button", name="Mix", exact=True).click()
+    expect(page.get_by_test_id("family")).to_have_text(
+        "Mixed of sums (4 of 5 rows), starter:pirate (1 of 320 rows)", timeout=90_000
+    )

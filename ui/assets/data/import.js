@@ -153,7 +153,8 @@ export class Import {
           ? t`Row ${row.row} is dropped: ${row.problem}` : t`Row ${row.row}`), ...drawn([row])]));
       } catch (error) { text(words, error.message); }
     };
-    const element = h('details.s-same', { 'data-testid': 'import-xray', ontoggle: show },
+    const element = h('details.s-same', { 'data-testid': 'import-xray', ontoggle: show,
+      open: this.looked.lastChild?.open },
       h('summary', {}, t`X-ray of the first rows`), h('div.s-stack', {}, labelled(t`Model`, model), words,
         tokens));
     return { element, stale: () => { clearTimeout(this.later); this.later = setTimeout(show, 400); } };
