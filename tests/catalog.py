@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from studio.fields import _PLAIN
 from ui.language import LOCALE, PAGES, PART, TEXTS, read_po
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +30,12 @@ NO_SENTENCES = re.compile(
     r"^(ID\||Iterator\[|Method Trainable|\{0\}=\{1\}; Path|Tell me a|What (is|sound) |You can call|"
     r"no stubs|[A-Z]:\\|Address  |part.(aria-|ia3_l|studio\.db))"
 )
+SHORT = (  # what a value should be, and parts that are too short to be recognised as sentences
+    "greater than {0}", "greater than or equal to {0}", "less than {0}",
+    "less than or equal to {0}", "text of at most {0} characters", "a finite number",
+    "a list such as [q_proj, v_proj]",
+    "fields of its own, such as {0}", "{0} is {1}", "{0} is empty", "number {0}",
+)  # fmt: skip
 WORDED = {"TITLES", "FIXED", "ROLES"}  # dictionaries whose values pages show
 MODELS_READ = {"SAMPLE_PROMPTS", "RUBRIC", "QUESTION", "TEXTS"}
 Texts = dict[str, str]  # by key: the expressions of its variable parts
@@ -104,7 +111,9 @@ def texts() -> tuple[Texts, Texts]:
         for file in sorted((ROOT / root).rglob("*.py")):
             if not LEFT_OUT.search(file.relative_to(ROOT).as_posix()):
                 _Reader(strict, sentences).visit(ast.parse(file.read_text()))
-    strict |= dict.fromkeys((PART + word for word in closed_sets()), "")
+    strict |= dict.fromkeys(
+        (PART + word for word in (*closed_sets(), *_PLAIN.values(), *SHORT)), ""
+    )
     return strict, {
         key: parts
         for key, parts in sentences.items()
@@ -210,7 +219,7 @@ class _Reader(ast.NodeVisitor):
         key = template(node, parts)
         plain = re.sub(r"\{\d\}", "", key)
         words = re.findall(r"[A-Za-z]{2,}", plain)
-        sentence = re.match(r"\s*[A-Z“\"{]", key) and len(words) > 2 and " " in plain.strip()
+        sentence = re.match(r"\s*[A-Z“\"{`]", key) and len(words) > 2 and " " in plain.strip()
         code = re.search(r"^\s*[A-Z]{3,} |\\[swn]|\(\?|[<>]{1}/|;$|_\w+\(|^\W*import |--\w+ ", key)
         if len(parts) < 10 and ((sentence and not code) or (sure and len(words) > 1)):
             notes = ", ".join(f"{{{i}}} = {part}" for i, part in enumerate(parts))

@@ -9,16 +9,20 @@ made it. Parts in quotes are the user's own words and stay.
 The catalogs are read as `.po` files: nothing is compiled, neither in a wheel nor in a checkout.
 """
 
+from __future__ import annotations
+
 import ast
 import json
+import os
 import re
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ui.security import App, Message, Receive, Scope, Send
+if TYPE_CHECKING:
+    from ui.security import App, Message, Receive, Scope, Send
 
 LOCALE = Path(__file__).parent / "locale"
 LANGUAGES = {"en": "EN", "zh_CN": "中文"}
@@ -45,6 +49,8 @@ OURS: dict[str, frozenset[str]] = {
     }.items()
 }
 SHORT = 12
+SEVERAL = re.compile(r"(?<=[.?!]) (?=\S)")  # between two sentences
+DOUBLED = re.compile(r"([？！。：])\s*。")
 FIELD = re.compile(r"\{(\d)\}")
 QUOTES = {'"': '"', "“": "”", "`": "`", "'": "'"}
 
@@ -93,12 +99,16 @@ def _patterns(language: str) -> list[tuple[str, re.Pattern[str], str, str]]:
     return sorted(found, key=lambda one: -len(FIELD.sub("", one[2])))
 
 
-@cache
-def _known(text: str, language: str) -> str | None:
-    if exact := catalog(language).get(text):
+@lru_cache(maxsize=4096)
+def _known(text: str, language: str, *, whole: bool = False) -> str | None:
+    """Return the translation of a sentence; `whole` lets its parts hold several sentences."""
+    known = catalog(language)
+    if exact := known.get(text) or known.get(PART + text):
         return exact
     for literal, pattern, key, translated in _patterns(language):
         if literal not in text or not (found := pattern.fullmatch(text)):
+            continue
+        if not whole and any(SEVERAL.search(value) for value in found.groups()):
             continue
         values = [_value(found, key, at, language) for at in range(len(found.groups()))]
         return FIELD.sub(lambda one, values=values: values[int(one[1])], translated)
@@ -109,21 +119,24 @@ def _value(found: re.Match[str], key: str, at: int, language: str) -> str:
     """Return a variable part of a sentence, translated if it is a text of ours."""
     value, place = found[at + 1], key.index(f"{{{at}}}")
     before, after = key[place - 1 : place], key[place + 3 : place + 4]
-    if (QUOTES.get(before) == after and before) or not value.strip():
-        return value
+    quoted = QUOTES.get(before) == after if before else False
     bare = value.strip()
+    if quoted or key[:place].count("`") % 2 or not bare:
+        return value
     fixed = catalog(language).get(PART + bare) or (_said(bare, language) if " " in bare else bare)
-    return value.replace(bare, fixed)
+    return value if fixed == bare else fixed
 
 
 def _said(text: str, language: str) -> str:
-    whole = _known(text, language)
-    if whole is not None:
-        return whole
-    for between, joined in (("\n", "\n"), (" · ", " · ")):
-        if between in text:
-            return joined.join(_said(part, language) for part in text.split(between))
-    pieces = re.split(r"(?<=[.?!:]) (?=\S)", text)
+    known = _known(text, language)
+    if known is not None:
+        return DOUBLED.sub(r"\1", known)
+    for between, joined in (("\n", "\n"), (" · ", " · "), (" or ", " 或 ")):
+        if between in text and (between != " or " or not SEVERAL.search(text)):
+            parts = [_said(part, language) for part in text.split(between)]
+            if parts != text.split(between):
+                return joined.join(parts)
+    pieces = SEVERAL.split(text)
     said, at = "", 0
     while len(pieces) > 1 and at < len(pieces):
         for end in range(len(pieces), at, -1):
@@ -132,7 +145,22 @@ def _said(text: str, language: str) -> str:
                 said += known if known is not None else f"{' ' if said else ''}{pieces[at]} "
                 at = end
                 break
-    return said.rstrip() or text
+    if said.split() == text.split():
+        said = _known(text, language, whole=True) or text
+    return DOUBLED.sub(r"\1", said.strip()) or text
+
+
+def of_terminal() -> str:
+    """Return the language of commands: STUDIO_LANG, else that of the locale."""
+    names = ("STUDIO_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
+    return _known_language(next(filter(None, map(os.environ.get, names)), ""))
+
+
+def _known_language(name: str) -> str:
+    """Return the language of a name such as `zh_CN.UTF-8` or `zh-Hans`."""
+    words = re.split(r"[-_.@;]", name.lower())
+    traditional = {"tw", "hk", "mo", "hant"} & set(words)
+    return "zh_CN" if words[0] == "zh" and not traditional else "en"
 
 
 def tag(language: str) -> str:
@@ -184,8 +212,7 @@ def wanted(scope: Scope) -> str:
         name, _, value = part.strip().partition("=")
         if name == COOKIE and value in LANGUAGES:
             return value
-    first = headers.get(b"accept-language", "").partition(",")[0].lower()
-    return "zh_CN" if first.startswith("zh") else "en"
+    return _known_language(headers.get(b"accept-language", "").partition(",")[0].strip())
 
 
 class _Spoken:

@@ -7,6 +7,7 @@ import pytest
 from tests import catalog
 from tests.catalog import texts
 from ui import language
+from ui.cli.main import main
 from ui.language import LOCALE, PAGES, PART, TEXTS, read_po, say, translated
 
 LANGUAGES = [folder.name for folder in LOCALE.iterdir()]
@@ -99,3 +100,36 @@ def test_only_our_own_words_are_translated(chinese):
 def test_a_request_is_answered_in_the_language_of_its_cookie_or_browser(headers, wanted):
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     assert language.wanted({"headers": raw}) == wanted
+
+
+@pytest.mark.parametrize(
+    "environment, wanted",
+    [
+        ({"LANG": "zh_CN.UTF-8"}, "zh_CN"),
+        ({"LANG": "zh_TW.UTF-8"}, "en"),
+        ({"LANG": "zh_CN.UTF-8", "LC_ALL": "C"}, "en"),
+        ({"LANG": "de_DE.UTF-8", "STUDIO_LANG": "zh"}, "zh_CN"),
+    ],
+)
+def test_a_command_says_its_errors_in_the_language_of_the_terminal(
+    environment, wanted, monkeypatch, capsys
+):
+    for name in ("STUDIO_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert language.of_terminal() == wanted
+    for arguments, said in ((["trian"], "没有命令"), (["trian", "--json"], "There is no command")):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        out, err = capsys.readouterr()
+        expected = said if wanted == "zh_CN" else "There is no command"
+        assert expected in (out or err)
+    language.current.set("en")
+
+
+def test_a_refusal_of_several_fields_is_translated_whole(chinese):
+    text = "data.max_length is 'x': input should be a whole number. method.r is 0: input should be "
+    assert say(text + "greater than or equal to 1.") == (
+        "data.max_length 为 'x'：输入应为整数。method.r 为 0：输入应为大于或等于 1。"
+    )

@@ -25,6 +25,7 @@ import typer
 from jobs.job_queue import JobStore
 from studio.errors import ServeError, StudioError, nearest
 from studio.home import Home, open_home
+from ui import language
 from ui.cli.chat_commands import app as chat_app
 from ui.cli.commands_from_actions import HomeOption, JsonOption, add_commands
 from ui.cli.print_data import printable
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not words or (words[0].startswith("-") and words[0] not in ("--help", "-h")):
         words.insert(0, "serve")
     as_json = "--json" in words
+    language.current.set(language.of_terminal())
     try:
         code = app(words, prog_name="studio", standalone_mode=False)
     except StudioError as error:
@@ -232,7 +234,7 @@ def _tell(error: dict[str, str], code: int, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"error": error}, ensure_ascii=False))
     else:
-        print(printable(error["text"], keep_lines=True), file=sys.stderr)
+        print(printable(language.say(error["text"]), keep_lines=True), file=sys.stderr)
     return code
 
 
@@ -240,8 +242,8 @@ def _usage_sentence(error: Any, words: Sequence[str]) -> str:
     text = str(error.format_message()).strip().rstrip(".")
     if "No such command" in text:
         names = getattr(typer.main.get_command(app), "commands", {})
-        text = f'There is no command "{words[0]}".' + nearest(words[0], names)
-        return text.rstrip(".") + ". `studio --help` lists them all."
+        text = f'There is no command "{words[0]}".{nearest(words[0], names)}'
+        return text + " `studio --help` lists them all."
     return f"{text}. `studio {words[0]} --help` shows how it is used."
 
 

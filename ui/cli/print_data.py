@@ -11,6 +11,7 @@ from studio.adapter_stack import StackItem
 from studio.evaluation.export_votes_and_suites import title
 from studio.home import slug
 from studio.names import readable
+from ui.language import say
 
 Answer = Any
 NAME_WIDTH = 20  # to which a column may be cut
@@ -39,15 +40,15 @@ def checked(reports: Sequence[Mapping[str, Any]]) -> None:
     for report in reports:
         name = printable(report["file"])
         if report["error"]:
-            print(f"{name}: refused. {printable(report['error']['text'])}", file=sys.stderr)
+            print(f"{name}: refused. {printable(say(report['error']['text']))}", file=sys.stderr)
             continue
         rows, reason = report["rows"], printable(report["reason"])
         usable = f"{rows['kept']:,} of {rows['read']:,} rows can be used"
         print(f"{name}: {usable}. {report['format']}: {reason}.")
         for warning in report["warnings"]:
-            print(f"  {printable(warning)}")
+            print(f"  {printable(say(warning))}")
         for problem in report["problems"][:10]:
-            print(f"  line {problem['line']:,}: {printable(problem['text'])}")
+            print(f"  line {problem['line']:,}: {printable(say(problem['text']))}")
         if len(report["problems"]) > 10:
             print("  … all of them with --json")
 
@@ -59,7 +60,7 @@ def dataset(found: Mapping[str, Any]) -> None:
     usable = f"{kept['kept']:,} of {kept['read']:,} rows can be used"
     print(f'"{found["name"]}" {known}: {usable}, {found["format"]} ({found["reason"]}).')
     for warning in found["report"]["warnings"]:
-        print(f"  {printable(warning)}")
+        print(f"  {printable(say(warning))}")
     if found["already"] and asked and slug(asked) != found["name"]:
         print(f'  It keeps its name: it was not called "{printable(asked[:60])}".')
 
@@ -124,7 +125,7 @@ def xray(rows: Sequence[Mapping[str, Any]]) -> None:
             text = printable(part["text"][:200])
             print(f"  left out by the template: {part['kind']} of {where}: ~~{text}~~")
         if row["problem"]:
-            print(f"  dropped: {printable(row['problem'])}")
+            print(f"  dropped: {printable(say(row['problem']))}")
             continue
         out, state = "", "masked"
         for token in row["tokens"]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs.ray_cluster import sentence as cluster
 from studio.names import readable
+from ui.language import say
 
 
 def diagnosis(facts: Mapping[str, Any]) -> None:
@@ -29,7 +30,7 @@ def diagnosis(facts: Mapping[str, Any]) -> None:
         for name, why in model["fails"].items():
             print(f"  {name}: {why}")
     for finding in facts["findings"]:
-        print(f"{finding['kind'].capitalize()}: {finding['text']}")
+        print(f"{finding['kind'].capitalize()}: {say(finding['text'])}")
     print("No problems found." if facts["ok"] else "Problems found (see above).")
 
 
@@ -88,7 +89,7 @@ def welcome(answer: Mapping[str, Any]) -> None:
     disk = f", {readable(answer['disk_bytes'])} disk free" if answer["disk_bytes"] else ""
     print(f"{device['name']}: {device['label']}, {free} of {total} memory free{disk}")
     for finding in answer["findings"]:
-        print(f"{finding['kind'].capitalize()}: {finding['text']}")
+        print(f"{finding['kind'].capitalize()}: {say(finding['text'])}")
     print("Try it:         studio train --data starter:pirate")
     print("With my data:   studio guide --goal voice --data FILE")
     print("With my model:  studio models --fits")

@@ -33,6 +33,7 @@ from ui.cli.print_data import (
     table,
     xray,
 )
+from ui.language import say
 
 Answer = Any
 
@@ -58,9 +59,9 @@ def ending(job: Job, as_json: bool) -> int:
         print(json.dumps({"error": error} if error else facts, ensure_ascii=False))
     elif job.kind == "train":
         text = f'"{job.name}" ended at step {job.step}: {job.state}.'
-        print(f"{text}\n{job.error_text}" if job.error_text else text)
+        print(f"{text}\n{say(job.error_text)}" if job.error_text else text)
     else:
-        print(job.error_text or f'"{job.name}" is {job.state}.', file=sys.stderr)
+        print(say(job.error_text or f'"{job.name}" is {job.state}.'), file=sys.stderr)
     return exit_code(job)
 
 
@@ -108,12 +109,12 @@ def refitted(answer: Answer) -> None:
         taken = answer["remedy"]
         offers = [one for one in offers if one["name"] != taken["name"]]
         queued = f'Queued "{answer["name"]}" as number {answer["id"]}.'
-        print(f"{queued} {taken['title']}: {taken['about']}")
+        print(f"{queued} {say(taken['title'])}: {say(taken['about'])}")
         if offers:
             print("Other ways, with --remedy NAME:")
     for one in offers:
         same = "Same result." if one["same_result"] else "The result changes."
-        print(f"  {one['name']:14} {one['about']} {one['lacks'] or same}")
+        print(f"  {one['name']:14} {say(one['about'])} {say(one['lacks'] or same)}")
 
 
 def presets(found: Sequence[Mapping[str, Any]]) -> None:
@@ -218,7 +219,7 @@ def run(job: Mapping[str, Any]) -> None:
     """Print everything about one run."""
     print(f"{job['name']} (number {job['id']}) is {job['state']}.")
     if job["error"] and job["error"]["text"]:
-        print(job["error"]["text"])
+        print(say(job["error"]["text"]))
     total = "" if job["total_steps"] is None else f" of {job['total_steps']}"
     print(f"  step       {job['step']}{total}")
     for key in ("first_loss", "last_loss", "eval_loss", "forgetting"):
@@ -228,7 +229,7 @@ def run(job: Mapping[str, Any]) -> None:
     print(f"  adapter    {job['adapter'] or '–'}")
     print(f"  folder     {job['folder']}")
     for one in job["reading"]:
-        print(f"  {one['title']}: {one['text']}\n    {command(job, one['remedy'])}")
+        print(f"  {say(one['title'])}: {say(one['text'])}\n    {command(job, one['remedy'])}")
     for event in job["history"]:
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
         print(f"  {moment}  {event['state']:12} {event['why']}")
