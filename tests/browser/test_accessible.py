@@ -21,6 +21,7 @@ from tests.jobs.conftest import begin
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 AXE = Path(os.environ.get("STUDIO_AXE", "axe.min.js"))
 WIDTHS = (360, 768, 1440)
+ZOOMED = (320, 640, 2560)  # 640 and 1280 pixels at 200 %
 PAGES = (
     "/", "/models", "/data", "/data?name=terse", "/data?name=terse&tab=xray",
     "/data?name=terse&tab=rows", "/data?name=terse&tab=mapping", "/data?name=terse&tab=change",
@@ -72,6 +73,10 @@ def axe(page):
                 page.evaluate(_THEME, dark)
                 at = f"{where} {width} {'dark' if dark else 'light'}"
                 found += [f"{at}: {one}" for one in page.evaluate(_FINDINGS)]
+        for width in ZOOMED:
+            page.set_viewport_size({"width": width, "height": 450})
+            if page.evaluate(_WIDE) > 0:
+                found.append(f"{where} {width}: too wide")
         return found
 
     return findings
@@ -110,9 +115,49 @@ def test_a_dialog_has_no_finding_and_nothing_too_wide(page, filled, axe, path):
     assert labels and "\n".join(found) == ""
 
 
+def test_the_keyboard_alone_trains_watches_compares_and_votes(page, studio):
+    page.emulate_media(reduced_motion="reduce")
+    page.goto("/?set=train.max_steps=2&set=name=by+hand")
+    expect(page.locator("#data-note")).to_contain_text("rows")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the page")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("main").first).to_be_focused()
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_test_id("launched")).to_contain_text("succeeded", timeout=240_000)
+    moving = "node => getComputedStyle(node).animationName"
+    assert page.locator(".s-pulse i").evaluate(moving) == "none"
+    reach(page, page.get_by_role("link", name="Open in Runs"))
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="by hand")).to_be_visible()
+    compare = page.get_by_role("link", name="Compare", exact=True).last
+    reach(page, compare)
+    page.keyboard.press("Enter")
+    expect(page.get_by_test_id("lane-1")).to_contain_text("by hand")
+    reach(page, page.get_by_test_id("prompt"))
+    page.keyboard.type("Say ahoy.")
+    page.keyboard.press("Enter")
+    expect(page.locator(".s-cell-foot").nth(1)).to_contain_text("by hand", timeout=240_000)
+    vote = page.get_by_test_id("vote")
+    reach(page, vote.get_by_role("button").nth(1))
+    page.keyboard.press("Enter")
+    expect(vote).to_contain_text("You chose B")
+
+
+def reach(page, node) -> None:
+    """Press Tab until an element has the focus."""
+    expect(node).to_be_visible()
+    for _ in range(120):
+        if node.evaluate("node => node === document.activeElement"):
+            return
+        page.keyboard.press("Tab")
+    pytest.fail(f"{node} cannot be reached with Tab")
+
+
 _THEME = """dark => {
   for (const node of [document.documentElement, document.body]) node.classList.toggle('dark', dark);
 }"""
+_WIDE = "document.documentElement.scrollWidth - innerWidth"
 _FINDINGS = """async () => {
   const found = (await axe.run(document, { resultTypes: ['violations'] })).violations.map(
     one => `${one.impact} ${one.id}: ` + one.nodes.slice(0, 3).map(
@@ -125,7 +170,10 @@ _FINDINGS = """async () => {
 }"""
 _LABELS = """() => {
   for (const one of document.querySelectorAll('details.s-menu')) one.open = true;
-  const seen = [...document.querySelectorAll('main button')].filter(one => one.checkVisibility());
+  const adapter = document.querySelector('studio-adapters li input[type=checkbox]');
+  if (adapter && !adapter.checked) adapter.click();
+  const seen = [...document.querySelectorAll('main button')].filter(
+    one => one.checkVisibility() && !one.disabled);
   return [...new Set(seen.map(one => one.textContent))].filter(
     one => one.endsWith('…') && !/Download|Delete|upload/i.test(one));
 }"""

@@ -70,7 +70,8 @@ export class Models extends HTMLElement {
   list() {
     const matches = matcher(this.search.value);
     const rows = this.models.filter((one) => matches(one.name, one.path, one.what, one.license, one.why_not));
-    const here = rows.filter((one) => one.kind !== 'curated'), others = rows.filter((one) => one.kind === 'curated');
+    const here = rows.filter((one) => one.kind !== 'curated'), others = rows.filter((one) => one.kind === 'curated'
+      && !this.found?.some(({ id }) => id === one.path));
     const groups = [[t`On this machine`, here.map((one) => this.local(one))],
       [t`To begin with, from the hub`, others.map((one) => this.remote({ ...one, id: one.path }))]];
     if (this.found) groups.unshift([t`Found on the hub`, this.found.map((one) => this.remote(one))]);
