@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ADAPTERS = ("a", "b", "c", "d")
 BARS = {
     "four LoRA lanes / one": 1.6,
+    "four LoRA lanes / transformers, four rows": 1.15,
     "first token of a LoRA lane / generate's": 1.3,
     "streamed by the host / in process, CPU": 1.05,
 }
@@ -230,6 +231,8 @@ def _ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
     pairs = {
         "four LoRA lanes / one": (
             "studio: four LoRA lanes together", "studio: one LoRA lane"),
+        "four LoRA lanes / transformers, four rows": (
+            "studio: four LoRA lanes together", "transformers: base, four rows"),
         "base / transformers generate": ("studio: base", "transformers: base"),
         "first token of a LoRA lane / generate's": (
             "studio: first token of one LoRA lane", "transformers: first token of the base"),
