@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from studio.adapters.mix_adapters import mix
-from studio.backbone import Anatomy, Backbone
+from studio.backbone import Anatomy, Backbone, expert_kernels
 from studio.backbone.dense_weights import stored_weight
 from studio.backbone.fold import fold
 from studio.errors import AdapterError, MethodError
@@ -149,7 +149,9 @@ def test_each_expert_has_its_own_low_rank_delta():
     close(logits(backbone), by_loop("qwen3_moe", params, 8.0))  # lora_alpha 32 / r 4
 
 
-def test_gradients_of_experts_are_those_of_their_matrices():
+@pytest.mark.parametrize("joined", [True, False])
+def test_gradients_of_experts_are_those_of_their_matrices(joined, monkeypatch):
+    monkeypatch.setattr(expert_kernels.JoinedFactors, "fits", lambda x, a_ERI: joined)
     backbone = adapted("olmoe")
     parameters = backbone.train("a")
     loss = backbone.model(input_ids=IDS).logits.square().mean()
