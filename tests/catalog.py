@@ -9,10 +9,12 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from studio.fields import _PLAIN
+from tests.ratchet import sources, tree_of
 from ui.language import LOCALE, PAGES, PART, TEXTS, read_po
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +35,9 @@ NO_SENTENCES = re.compile(
 SHORT = (  # what a value should be, and parts that are too short to be recognised as sentences
     "greater than {0}", "greater than or equal to {0}", "less than {0}",
     "less than or equal to {0}", "text of at most {0} characters", "a finite number",
-    "a list such as [q_proj, v_proj]",
+    "a list such as [q_proj, v_proj]", "gradient became {0}", "loss became {0}", "Lower",
+    "role and content", "from and value", "at a quarter of the rate",
+    "the model's own chat template", "longer", "shorter", "epochs", "steps",
     "fields of its own, such as {0}", "{0} is {1}", "{0} is empty", "number {0}",
 )  # fmt: skip
 WORDED = {"TITLES", "FIXED", "ROLES"}  # dictionaries whose values pages show
@@ -104,13 +108,13 @@ def closed_sets() -> list[str]:
 # -- Python ----------------------------------------------------------------------------------------
 
 
+@cache
 def texts() -> tuple[Texts, Texts]:
     """Return the texts of Python: those that must be translated, and sentences of the library."""
     strict, sentences = field_texts(), Texts()
-    for root in ("studio", "jobs", "ui"):
-        for file in sorted((ROOT / root).rglob("*.py")):
-            if not LEFT_OUT.search(file.relative_to(ROOT).as_posix()):
-                _Reader(strict, sentences).visit(ast.parse(file.read_text()))
+    for file in sources():
+        if not LEFT_OUT.search(file.as_posix()):
+            _Reader(strict, sentences).visit(tree_of(file))
     strict |= dict.fromkeys(
         (PART + word for word in (*closed_sets(), *_PLAIN.values(), *SHORT)), ""
     )
@@ -177,12 +181,15 @@ class _Reader(ast.NodeVisitor):
                 "[A-Za-z]{2}", re.sub(r"\{\d\}", "", key := template(node.args[0], parts))
             ):
                 self.strict[key] = ", ".join(f"{{{i}}} = {part}" for i, part in enumerate(parts))
+        elif name == "_again":  # "Train again …"
+            for one in node.args[1:]:
+                self._fixed(ast.IfExp(one, one, one))
         elif ERRORS.match(name) and node.args:
             self._add(node.args[0], sure=True)
         self.generic_visit(node)
 
     def visit_keyword(self, node: ast.keyword) -> None:
-        if node.arg in ("title", "label", "note") and isinstance(node.value, ast.Constant):
+        if node.arg in ("title", "label", "note"):
             self._word(node.value)
         self.generic_visit(node)
 
@@ -196,8 +203,11 @@ class _Reader(ast.NodeVisitor):
             self.generic_visit(node)
 
     def _word(self, node: ast.AST) -> None:
-        if isinstance(node, ast.Constant) and re.match(r"[A-Z0-9].*[a-z]|\w+ \w", str(node.value)):
-            self.strict[node.value] = ""
+        if isinstance(node, ast.Constant | ast.JoinedStr):
+            parts: list[str] = []
+            key = template(node, parts)
+            if re.match(r"[A-Z0-9].*[a-z]|\w+ \w", key):
+                self.strict[key] = ", ".join(f"{{{i}}} = {part}" for i, part in enumerate(parts))
 
     def visit_Constant(self, node: ast.Constant) -> None:
         self._add(node)

@@ -40,7 +40,7 @@ OURS: dict[str, frozenset[str]] = {
         "/api/live": "note phase text advice finding evidence",
         "/api/data": "reason problem text help title heading unit",
         "/api/do/": "text note notes why reason warnings lacks says words title label what help "
-        "unknown problem why_not phase trouble",
+        "about unknown problem why_not phase trouble",
         "/api/system": "what why trouble label",
         "/api/adapters": "label phase note",
         "/api/models": "why_not label phase",
