@@ -21,10 +21,12 @@ export class Reading {
     this.show(null, []);
   }
 
-  show(job, findings) {
-    this.element.hidden = !findings.length;
-    if (changed(this.element, JSON.stringify([job?.id, findings]))) {
-      this.element.replaceChildren(...findings.map((one) => item(job, one)));
+  /** Show the findings of a run; a `calm` one has none, and that is said. */
+  show(job, findings, calm = false) {
+    this.element.hidden = !findings.length && !calm;
+    if (changed(this.element, JSON.stringify([job?.id, findings, calm]))) {
+      this.element.replaceChildren(...findings.map((one) => item(job, one)), calm && !findings.length
+        ? h('li', { 'data-rule': 'calm' }, t`Nothing to mend: these curves show none of the known faults.`) : '');
     }
   }
 }

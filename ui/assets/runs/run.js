@@ -96,7 +96,7 @@ export class Detail {
     if (!draws(job) && job.forgetting == null) return;
     const { general, reading } = await api('/api/do/show', { job: job.id });
     if (this.job.id !== job.id) return;
-    this.reading.show(job, reading);
+    this.reading.show(job, reading, job.state === 'succeeded' && job.last_loss != null);
     this.forgot.replaceChildren(...(general ? [forgettingCard(general)] : []));
   }
 
