@@ -31,6 +31,7 @@ from studio.backbone import attention_kernels, kernels
 from studio.training import kernel_check
 
 GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
+MPS, XPU = torch.device("mps:0"), torch.device("xpu:0")
 _getter = torch._C.TensorBase.device
 
 
@@ -78,16 +79,23 @@ def put(t):
     return t
 
 
-def _is_cuda(d) -> bool:
-    return (
-        d is not None and torch.device(d if not isinstance(d, int) else f"cuda:{d}").type == "cuda"
-    )
+def _is_gpu(d) -> bool:
+    named = torch.device(f"{log.device.type}:{d}" if isinstance(d, int) else d)
+    return named.type == log.device.type
+
+
+def _check_precision(t):
+    if log.device.type == "mps" and isinstance(t, torch.Tensor) and t.dtype == torch.float64:
+        raise TypeError(
+            "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support "
+            f"float64 (at {log.where()})"
+        )
 
 
 class Log:
     """What happened since `clear`: host waits and uploads by place, launches by operation."""
 
-    quiet = False
+    quiet, device = False, GPU
 
     def __init__(self):
         self.clear()
@@ -187,7 +195,7 @@ class Rules(TorchDispatchMode):
         out = func(*args, **kwargs)
         if some and func is not aten.copy_.default and func is not aten._local_scalar_dense.default:
             for t in tree_leaves(out):
-                put(t)
+                _check_precision(put(t))
         return out
 
 
@@ -201,7 +209,7 @@ def _moved(t, to_gpu: bool, non_blocking: bool):
         if isinstance(t, torch.nn.Parameter) and not torch.is_grad_enabled():
             copied = copied.detach()
     if to_gpu:
-        put(copied)
+        _check_precision(put(copied))
         log.up[f"to gpu{' async' if non_blocking else ''} @ {log.where()}"] += 1
     else:
         log.wait("copy home")
@@ -266,13 +274,13 @@ class Places(TorchFunctionMode):
                 raise RuntimeError("fakegpu: only CPU tensors can be pinned")
         kwargs.pop("pin_memory", None)
         device = kwargs.get("device")
-        if device is not None and not isinstance(device, torch.Tensor) and _is_cuda(device):
+        if device is not None and not isinstance(device, torch.Tensor) and _is_gpu(device):
             kwargs["device"] = "cpu"
             if func in (torch.tensor, torch.as_tensor):
                 log.up[f"torch.tensor(device=) @ {log.where()}"] += 1
             out = func(*args, **kwargs)
             for t in tree_leaves(out):
-                put(t)
+                _check_precision(put(t))
             return out
         if (
             device is not None
@@ -306,11 +314,11 @@ class Places(TorchFunctionMode):
         if rest:
             copy = rest.pop(0)
         if other is not None:
-            want, dtype = (GPU if on_gpu(other) else _true(other)), other.dtype
+            want, dtype = (log.device if on_gpu(other) else _true(other)), other.dtype
         if want is not None:
-            d = torch.device(f"cuda:{want}" if isinstance(want, int) else want)
-            if d.type in ("cuda", "cpu") and _true(t).type == "cpu":
-                t = _moved(t, d.type == "cuda", nb)
+            d = torch.device(f"{log.device.type}:{want}" if isinstance(want, int) else want)
+            if d.type in (log.device.type, "cpu") and _true(t).type == "cpu":
+                t = _moved(t, d.type != "cpu", nb)
             else:
                 kwargs["device"] = d
         if dtype is not None:
@@ -350,8 +358,10 @@ class Stream(Event):
 
 
 @contextlib.contextmanager
-def fake_gpu(*, capability=(8, 6), free=12 << 30, total=12 << 30, triton=False):
+def fake_gpu(*, device=GPU, capability=(8, 6), free=12 << 30, total=12 << 30, triton=False):
     """Give torch one GPU, and the studio a card of that memory; yields the log.
+
+    It is NVIDIA's, or under the name `mps` or `xpu` that of a kind without `torch.cuda`.
 
     With `triton`, every kernel has passed its check, and its plain form counts as one launch.
     """
@@ -389,12 +399,17 @@ def fake_gpu(*, capability=(8, 6), free=12 << 30, total=12 << 30, triton=False):
     attention_kernels._is_new.cache_clear()
     with contextlib.ExitStack() as stack:
         stack.callback(attention_kernels._is_new.cache_clear)
-        for name, value in stub.items():
-            stack.enter_context(mock.patch.object(torch.cuda, name, value, create=True))
+        stack.enter_context(mock.patch.object(log, "device", device))
+        if device.type == "mps":
+            stack.enter_context(mock.patch.object(torch.backends.mps, "is_available", lambda: True))
+        for name, value in stub.items() if device.type != "mps" else ():
+            kind = torch.cuda if device.type == "cuda" else torch.xpu
+            stack.enter_context(mock.patch.object(kind, name, value, create=True))
         stack.enter_context(
             mock.patch.object(torch.backends.cuda, "is_flash_attention_available", lambda: True)
         )
-        card = hardware.Device(name="cuda:0", label="Fake RTX", total_bytes=total, free_bytes=free)
+        named = "mps" if device.type == "mps" else str(device)
+        card = hardware.Device(name=named, label="Fake RTX", total_bytes=total, free_bytes=free)
         stack.enter_context(mock.patch.object(hardware, "_gpus", lambda: [card]))
         stack.enter_context(mock.patch.object(
             attention_kernels, "kernel", lambda d: varlen if d.type == "cuda" else None
@@ -408,19 +423,17 @@ def fake_gpu(*, capability=(8, 6), free=12 << 30, total=12 << 30, triton=False):
             stack.enter_context(mock.patch.object(kernel_check, "_ask", lambda *_: good))
             stack.enter_context(mock.patch.object(kernel_check, "_versions", lambda: ["fake"]))
 
-        def device(self):
-            return GPU if on_gpu(self) else _true(self)
+        def place(self):
+            return log.device if on_gpu(self) else _true(self)
 
-        stack.enter_context(
-            mock.patch.object(torch.Tensor, "device", property(device), create=True)
-        )
+        stack.enter_context(mock.patch.object(torch.Tensor, "device", property(place), create=True))
         grouped = clip._group_tensors_by_device_and_dtype
 
         def group(lists, with_indices=False):  # C++ answers the true device
             found = {}
             for (device, dtype), (tensors, indices) in grouped(lists, with_indices).items():
                 here = any(on_gpu(t) for many in tensors for t in many if t is not None)
-                found[GPU if here else device, dtype] = (tensors, indices)
+                found[log.device if here else device, dtype] = (tensors, indices)
             return found
 
         stack.enter_context(mock.patch.object(clip, "_group_tensors_by_device_and_dtype", group))

@@ -458,6 +458,9 @@ def studio_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     apart in them by their positions.
     """
     if not packing.get() or kwargs.get("use_vmap"):
+        padding = kwargs.get("attention_mask")
+        if padding is not None and padding.device.type != "cpu" and not torch.is_grad_enabled():
+            kwargs["allow_is_causal_skip"] = False  # whether nothing is padded is read on the host
         return sdpa_mask(*args, **kwargs)
     chunk = getattr(kwargs.get("config"), "attention_chunk_size", None)
     window = kwargs.get("local_size")

@@ -8,9 +8,9 @@
 `f` is the backbone's own module. Keys and values of prefixes and prompts are concatenated in stack
 order (`virtual_tokens.py`). Every edit acts on all rows or on the rows of its lane.
 
-In decoding, low-rank deltas of different rows share two products, `B (w ⊙ (A x))`: the adapters are
-concatenated to `Aᵀ (I, R)` and `Bᵀ (R, O)`, and each row's weights select its own part. Decoding a
-few rows is bound by the number of calls, not by arithmetic.
+In decoding, low-rank deltas share two products, `B (w ⊙ (A x))`: the adapters are concatenated to
+`Aᵀ (I, R)` and `Bᵀ (R, O)`, and each row's weights select its own part; those of all rows are in
+`B`. Decoding a few rows is bound by the number of calls, not by arithmetic.
 
 Shapes: `B batch, T tokens, I in_features, O out_features, R ranks of all adapters`; a packed batch
 has `B = 1`, and its rows are ranges of tokens.
@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from studio.backbone.linear_kernels import draw_seed, recomputed
 from studio.backbone.sites import Site
@@ -190,12 +191,17 @@ class SitePlan:
         return recomputed(function, *inputs, seed=draw_seed() if method.input_dropout else 0)
 
     def _fuse(self, x: Tensor, lengths: tuple[int, ...] | None) -> FusedDeltas | None:
-        """Return the deltas as one product, if rows differ and nothing trains."""
-        routed = any(edit.rows.numbers is not None for edit in self.deltas)
-        if not routed or lengths is not None or x.dim() != 3 or torch.is_grad_enabled():
+        """Return the deltas as one product where nothing trains: if rows differ, or per token."""
+        if not self.deltas or lengths is not None or x.dim() != 3 or torch.is_grad_enabled():
             return None
-        if self._fused_rows != x.shape[0]:
-            self._fused, self._fused_rows = fuse(self.deltas, self.site, x.shape[0]), x.shape[0]
+        routed = any(edit.rows.numbers is not None for edit in self.deltas)
+        if not routed and x.shape[1] > 1:  # the reference that routed lanes are compared with
+            return None
+        if not routed and any(edit.training for edit in self.deltas):
+            return None  # its parameters change
+        rows = x.shape[0] if routed else -1
+        if self._fused_rows != rows:
+            self._fused, self._fused_rows = fuse(self.deltas, self.site, x), rows
         return self._fused
 
 
@@ -245,6 +251,7 @@ def group_rows(stacks: Iterable[Stack]) -> list[tuple[str, float, Rows]]:
     return [(name, weight, Rows(tuple(rows))) for (_, name, weight), rows in ordered]
 
 
+_checked = WeakTensorKeyDictionary()
 MAX_RANK = 256  # beyond it, computing all parts for every row costs more than the calls it saves
 
 
@@ -254,35 +261,60 @@ class FusedDeltas:
 
     a_IR: Tensor
     b_RO: Tensor
-    weights_BR: Tensor
+    weights_BR: Tensor | None
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
         """Return `y` plus each row's delta for the input `x`, both `(B, T, ·)`."""
         if x.dtype != self.a_IR.dtype or y.dtype != x.dtype or y.shape[1] != 1:
-            parts_BTR = (x.to(self.a_IR.dtype) @ self.a_IR) * self.weights_BR[:, None]
+            parts_BTR = x.to(self.a_IR.dtype) @ self.a_IR
+            if self.weights_BR is not None:
+                parts_BTR = parts_BTR * self.weights_BR[:, None]
             return y + (parts_BTR @ self.b_RO).to(y.dtype)
         # One token a row, all in one precision: decoding. Two products, the second one adds.
-        parts_BR = torch.mm(x[:, 0], self.a_IR).mul_(self.weights_BR)
+        parts_BR = torch.mm(x[:, 0], self.a_IR)
+        if self.weights_BR is not None:
+            parts_BR.mul_(self.weights_BR)
         return torch.addmm(y[:, 0], parts_BR, self.b_RO)[:, None]
 
 
-def fuse(edits: Sequence[Edit], site: Site, rows: int) -> FusedDeltas | None:
+def fuse(edits: Sequence[Edit], site: Site, x: Tensor) -> FusedDeltas | None:
     """Concatenate low-rank edits; None if one is not a plain product or not finite.
 
-    Infinities must stay in their own row, but `0 · inf` would spread them.
+    Infinities must stay in their own row, but `0 · inf` would spread them. On a GPU the products
+    run in the precision of the input `x`, as in training.
     """
     factors = [edit.method.factors(edit.params, site) for edit in edits]
     pairs = [pair for pair in factors if pair is not None]
     if len(pairs) < len(edits) or sum(len(a) for a, _ in pairs) > MAX_RANK:
         return None
-    a_RI = torch.cat([a for a, _ in pairs])
-    b_OR = torch.cat([b for _, b in pairs], dim=1)
-    if not (a_RI.isfinite().all() and b_OR.isfinite().all()):
+    if not all(_is_finite(one) for edit in edits for one in edit.params.values()):
         return None
+    a_RI = torch.cat([a for a, _ in pairs])
+    routed = any(edit.rows.numbers is not None for edit in edits)
+    own = [b if routed or edit.weight == 1 else b * edit.weight
+           for edit, (_, b) in zip(edits, pairs, strict=True)]  # fmt: skip
+    b_OR = torch.cat(own, dim=1)
+    kind = a_RI.dtype if x.device.type == "cpu" else x.dtype
+    weights_BR = _row_weights(edits, pairs, len(x)).to(a_RI.device, kind) if routed else None
+    return FusedDeltas(a_RI.t().to(kind).contiguous(), b_OR.t().to(kind).contiguous(), weights_BR)
+
+
+def _is_finite(parameter: Tensor) -> bool:
+    """Return True if it has no infinity; asked once per version, since the host waits for it."""
+    found: tuple[int, bool] | None = _checked.get(parameter)
+    if found is None or found[0] != parameter._version:
+        found = parameter._version, bool(parameter.isfinite().all())
+        _checked[parameter] = found
+    return found[1]
+
+
+def _row_weights(
+    edits: Sequence[Edit], pairs: Sequence[tuple[Tensor, Tensor]], rows: int
+) -> Tensor:
+    """Return the weight of each rank of all adapters for each row, `(B, R)`."""
     columns = []
-    for edit, (a, _) in zip(edits, pairs, strict=True):
-        own = torch.zeros(rows, 1, dtype=a.dtype)
+    for edit, (a_RI, _) in zip(edits, pairs, strict=True):
+        own = torch.zeros(rows, 1, dtype=a_RI.dtype)
         own[list(range(rows) if edit.rows.numbers is None else edit.rows.numbers)] = edit.weight
-        columns.append(own.expand(-1, len(a)))
-    weights_BR = torch.cat(columns, dim=1).to(a_RI.device)
-    return FusedDeltas(a_RI.t().contiguous(), b_OR.t().contiguous(), weights_BR)
+        columns.append(own.expand(-1, len(a_RI)))
+    return torch.cat(columns, dim=1)

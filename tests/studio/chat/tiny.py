@@ -63,12 +63,14 @@ def make_model(kind: str) -> Any:
     )).eval()  # fmt: skip
 
 
-def make_engine(kind: str, adapters: dict[str, str] | None = None) -> ChatEngine:
+def make_engine(
+    kind: str, adapters: dict[str, str] | None = None, device: str = "cpu"
+) -> ChatEngine:
     """An engine with trained-looking adapters: every parameter moved by random noise."""
     loaded = SimpleNamespace(
-        model=make_model(kind),
+        model=make_model(kind).to(device),
         tokenizer=make_tokenizer(),
-        device=torch.device("cpu"),
+        device=torch.device(device),
         dtype=torch.float32,
         facts=SimpleNamespace(context_length=CONTEXT, path=Path(kind)),
     )
@@ -77,7 +79,8 @@ def make_engine(kind: str, adapters: dict[str, str] | None = None) -> ChatEngine
         adapter = backbone.attach(name, named(method)(), seed=seed)
         generator = torch.Generator().manual_seed(seed)
         for parameter in adapter.parameters():
-            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
+            noise = torch.randn(parameter.shape, generator=generator) * 0.1
+            parameter.data += noise.to(device)
     return ChatEngine(loaded, backbone, template_for=lambda lane: WordTemplate())
 
 
