@@ -114,11 +114,12 @@ def _fetch_blob(found: Repository, file: RemoteFile) -> None:
         with FileLock(lock):
             if blob.exists():
                 return
+            url = hf_hub_url(
+                found.id, file.name, revision=found.revision, repo_type=found.kind
+            )  # fmt: skip
             with Hashed(partial, file) as writer:
                 http_get(
-                    hf_hub_url(  # type: ignore[arg-type]
-                        found.id, file.name, revision=found.revision, repo_type=found.kind
-                    ), writer,
+                    url, writer,  # type: ignore[arg-type]
                     resume_size=writer.size, headers=headers(), expected_size=file.size,
                     displayed_filename=file.name, tqdm_class=_silent(),
                 )  # fmt: skip

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from subprocess import Popen
 from typing import Annotated, Any
 
 import typer
@@ -122,9 +123,7 @@ def serve(
         print(f"Adapter Studio is at {address} (Ctrl-C ends the page, not the runs)", flush=True)
         if window:
             shown = open_window(browser, address, opened.state / "window")
-            threading.Thread(
-                target=lambda: (shown.wait(), _thread.interrupt_main()), daemon=True
-            ).start()
+            threading.Thread(target=_end_with, args=(shown,), daemon=True).start()
         elif not no_browser:
             import webbrowser
 
@@ -133,6 +132,12 @@ def serve(
     serve_page(
         opened, host=host, port=port, allowed=allow_host, root_path=root_path, on_ready=ready
     )
+
+
+def _end_with(window: Popen[bytes]) -> None:
+    """End this process, as Ctrl-C does, when a window is closed."""
+    window.wait()
+    _thread.interrupt_main()
 
 
 def _address_of(home: Home, port: int) -> str:
