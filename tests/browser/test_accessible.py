@@ -71,6 +71,7 @@ def axe(page):
             page.set_viewport_size({"width": width, "height": 900})
             for dark in (False, True):
                 page.evaluate(_THEME, dark)
+                assert page.evaluate(_IS_DARK) is dark
                 at = f"{where} {width} {'dark' if dark else 'light'}"
                 found += [f"{at}: {one}" for one in page.evaluate(_FINDINGS)]
         for width in ZOOMED:
@@ -115,6 +116,7 @@ def test_a_dialog_has_no_finding_and_nothing_too_wide(page, filled, axe, path):
     assert labels and "\n".join(found) == ""
 
 
+@pytest.mark.long
 def test_the_keyboard_alone_trains_watches_compares_and_votes(page, studio):
     page.emulate_media(reduced_motion="reduce")
     page.goto("/?set=train.max_steps=2&set=name=by+hand")
@@ -154,9 +156,8 @@ def reach(page, node) -> None:
     pytest.fail(f"{node} cannot be reached with Tab")
 
 
-_THEME = """dark => {
-  for (const node of [document.documentElement, document.body]) node.classList.toggle('dark', dark);
-}"""
+_THEME = "dark => window.studioTheme(dark ? 'dark' : 'light')"
+_IS_DARK = "getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0] < 128"
 _WIDE = "document.documentElement.scrollWidth - innerWidth"
 _FINDINGS = """async () => {
   const found = (await axe.run(document, { resultTypes: ['violations'] })).violations.map(

@@ -47,6 +47,7 @@ def studio(chromium, tmp_path_factory, hub):
         yield running
 
 
+@pytest.mark.long
 def test_from_an_empty_home_to_a_report_that_opens_from_disk(page, studio, hub, tmp_path):
     number = count(1)
 
