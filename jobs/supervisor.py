@@ -329,8 +329,9 @@ def main(arguments: Sequence[str] | None = None, *, command: Sequence[str] = RUN
             return
         _lock_path(home).write_text(str(me()))
         supervisor = Supervisor(
-            home, idle_seconds=options.idle_seconds, limit=options.tries, command=command
-        )
+            home, idle_seconds=options.idle_seconds, limit=options.tries, command=command,
+            spare=os.environ.get("STUDIO_SPARE") != "0",
+        )  # fmt: skip
     except StudioError as error:
         logger.error("%s", error.text)
         raise SystemExit(error.exit_code) from None

@@ -119,7 +119,7 @@ def start_supervisor(home: Home) -> subprocess.Popen[bytes]:
     script = str(Path(__file__).with_name("fake_supervisor.py"))
     child = subprocess.Popen(
         [sys.executable, script, "--home", str(home.path)],
-        env=environment(), start_new_session=True,
+        env=environment() | {"STUDIO_SPARE": "1"}, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     until(lambda: (found := living(home)) is not None and found.pid == child.pid)
