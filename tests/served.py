@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.store import JobStore
+
+from jobs.actions.home import stop
 from jobs.supervisor import living
 from studio.home import Home
 
@@ -50,13 +53,12 @@ def served(home: Path, *words: str, **variables: str) -> Iterator[Served]:
         words: More words of the command.
         variables: More of its environment.
     """
-    command = [sys.executable, "-m", "ui.cli.main"]
     environment = os.environ | {"STUDIO_HOME": str(home), "PYTHONPATH": str(ROOT)}
     environment |= variables
     log = home.with_suffix(".serve.log")
     with log.open("wb") as errors:
         page = subprocess.Popen(
-            [*command, "serve", "--port", "0", "--no-browser", *words],
+            [sys.executable, "-m", "ui.cli.main", "serve", "--port", "0", "--no-browser", *words],
             stdout=subprocess.PIPE, stderr=errors, env=environment, cwd=ROOT, text=True,
         )  # fmt: skip
     try:
@@ -70,7 +72,8 @@ def served(home: Path, *words: str, **variables: str) -> Iterator[Served]:
         yield Served(address=address, home=home, pid=page.pid)
     finally:
         try:
-            subprocess.run([*command, "stop"], env=environment, cwd=ROOT, timeout=180, check=False)
+            with contextlib.closing(JobStore(Home(home))) as store:
+                stop(store)
         finally:
             page.terminate()
             page.communicate(timeout=60)

@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 import warnings
+from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,14 +67,14 @@ token, and of DBRX as they are, and the run says so.
 """
 
 
-def examine(name: str) -> dict[str, str]:
+def examine(name: str, *, skip: Collection[str] = ()) -> dict[str, str]:
     """Return a family's findings, without the paths of this machine."""
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scratch = Path(place) / "scratch"
         scratch.mkdir()
         folder = write_family(name, Path(place) / "model")
-        found = examine_model(ModelSource(path=str(folder)), scratch)
+        found = examine_model(ModelSource(path=str(folder)), scratch, skip=skip)
     return {key: why.replace(f"{folder}", "The folder") for key, why in found.items()}
 
 

@@ -156,9 +156,14 @@ def verify(folder: Path, reference: Path) -> Comparison:
     )  # fmt: skip
 
 
-if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+def main(folder: str, reference: str) -> None:
+    """Print the comparison of a folder with a reference, or why there is none."""
     try:
-        print(json.dumps(asdict(verify(Path(sys.argv[1]), Path(sys.argv[2])))))
+        print(json.dumps(asdict(verify(Path(folder), Path(reference)))))
     except StudioError as error:
         print(json.dumps({"error": error.text}))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main(*sys.argv[1:])

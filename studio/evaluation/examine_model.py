@@ -12,7 +12,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,10 +43,10 @@ LARGEST_FILE_BYTES = 2 << 30  # larger bases are not written as GGUF only to be 
 
 def columns() -> tuple[str, ...]:
     """Return the names of the findings, in order."""
-    return ("load", *_methods(), *EQUALITIES, *FILES)
+    return ("load", *methods_of_own(), *EQUALITIES, *FILES)
 
 
-def _methods() -> list[str]:
+def methods_of_own() -> list[str]:
     """Return the methods with maths of their own: QLoRA is LoRA and the finding "nf4"."""
     return [name for name, method in methods().items() if method.quantization == "none"]
 
@@ -56,17 +56,20 @@ def small(name: str) -> Method:
     return named(name)(**SMALL.get(name, {}))
 
 
-def examine_model(source: ModelSource, scratch: Path) -> dict[str, str]:
+def examine_model(
+    source: ModelSource, scratch: Path, *, skip: Collection[str] = ()
+) -> dict[str, str]:
     """Return the findings: empty where it works, else the reason.
 
     Args:
         source: The model.
         scratch: An empty folder for written files.
+        skip: Methods other than LoRA that are not tried.
     """
     from studio.backbone import Backbone
     from studio.models.loading import load
 
-    found = dict.fromkeys(columns(), "")
+    found = dict.fromkeys((name for name in columns() if name not in skip), "")
     opened: list[tuple[Loaded, Backbone]] = []
 
     def opening() -> None:
@@ -77,7 +80,7 @@ def examine_model(source: ModelSource, scratch: Path) -> dict[str, str]:
     if found["load"]:
         return dict.fromkeys(found, found["load"])
     loaded, backbone = opened[0]
-    for name in _methods():
+    for name in (name for name in methods_of_own() if name not in skip):
         found[name] = reason(partial(_train, backbone, name))
     if found["lora"]:
         return found | dict.fromkeys((*EQUALITIES, *FILES), found["lora"])

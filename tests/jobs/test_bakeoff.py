@@ -22,7 +22,7 @@ from studio.models.loading import load
 from studio.spec import RunSpec
 from studio.training.base_precision import base_model
 from studio.training.train_run import train
-from tests.studio.tiny import tiny_spec
+from tests.studio.tiny import tiny_spec, verifying_here
 
 
 @pytest.fixture
@@ -188,7 +188,8 @@ def test_merge_and_mix_are_kinds_of_jobs(home, spec):
             )
         )
     )  # fmt: skip
-    assert run("merge", merge)[-1].adapter == str(home.models / "both")
+    with verifying_here():
+        assert run("merge", merge)[-1].adapter == str(home.models / "both")
     assert read_certificate(home.models / "both")["max_error"] <= 1e-4
     mix = MixRequest(name="blend", model=spec.model, stack=stack).checked(home)
     run("mix", mix)

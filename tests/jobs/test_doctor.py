@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+from jobs import doctor
 from jobs.doctor import examine
+from studio.evaluation import examine_model
 from tests.families import write_family
+from tests.studio.tiny import started_here
 from ui.cli.print_home import diagnosis
 
 
@@ -25,7 +28,8 @@ def test_a_model_that_cannot_be_loaded_is_a_problem(home, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 48}))
 
-    facts = examine(home.path, str(folder))
+    with started_here(doctor, examine_model.main):
+        facts = examine(home.path, str(folder))
 
     assert not facts["ok"] and facts["model"]["works"] == []
     assert any("load" in finding["text"] for finding in facts["findings"])

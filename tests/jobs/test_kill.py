@@ -6,6 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
+from studio.training.events import Step
+from studio.training.run import train
 
 from jobs import supervisor
 from jobs.copy_and_extend_runs import then
@@ -14,8 +16,6 @@ from jobs.submission_checks import admit
 from studio.adapters.adapter_lineage import frozen_below
 from studio.adapters.library import describe
 from studio.home import folder_hash
-from studio.training.events import Step
-from studio.training.run import train
 from tests.jobs.conftest import curve, until
 from tests.studio.tiny import tiny_spec
 

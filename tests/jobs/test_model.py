@@ -23,11 +23,11 @@ from studio.home import open_home
 from tests.jobs.model import Queue, one_step, walk
 
 pytestmark = [pytest.mark.usefixtures("no_power_cuts"), pytest.mark.timeout(900)]
-STEPS = int(os.environ.get("STUDIO_WALK_STEPS", "20000"))
+STEPS = int(os.environ.get("STUDIO_WALK_STEPS", "10000"))
 
 
 def test_a_long_random_walk_keeps_every_promise(tmp_path):
-    walks = 40
+    walks = 20
     for seed in range(walks):
         store = JobStore(open_home(tmp_path / str(seed)))
         walk(store, steps=STEPS // walks, seed=seed).store.close()

@@ -1,10 +1,15 @@
 """Tiny random models made in memory, one of each shape that people use."""
 
+import contextlib
 import copy
+import io
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -21,6 +26,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from studio.adapters import merge, verify_logits
 from studio.spec import RunSpec
 
 SIZES = {
@@ -77,6 +83,26 @@ def tiny_folder(path: Path, name: str = "llama", seed: int = 0) -> Path:
     tiny_model(name, seed).save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
     return path
+
+
+@contextlib.contextmanager
+def started_here(module: ModuleType, main: Callable[..., None]) -> Iterator[None]:
+    """Run the program that a module starts in this process: a fresh one imports torch again."""
+
+    def run(command: list[str], **_: Any) -> SimpleNamespace:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            main(*command[command.index("-m") + 2 :])
+        return SimpleNamespace(stdout=out.getvalue(), stderr="", returncode=0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "subprocess", SimpleNamespace(run=run))
+        yield
+
+
+def verifying_here() -> contextlib.AbstractContextManager[None]:
+    """Verify merged models in this process."""
+    return started_here(merge, verify_logits.main)
 
 
 ROWS = [{"question": f"say {word}", "answer": word * 2} for word in "abcdefghijklmnopqrstuvwx"]

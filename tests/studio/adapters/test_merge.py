@@ -1,5 +1,6 @@
 """Merged models: every one carries a certificate, and a wrong one never appears."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from studio.methods.ia3 import IA3
 from studio.methods.lora import Lora
 from studio.methods.norm_tuning import NormTuning
 from studio.spec import ModelSource
-from tests.studio.tiny import tiny_folder, tiny_model
+from tests.studio.tiny import tiny_folder, tiny_model, verifying_here
 
 METHODS = {
     "lora": Lora(r=4),
@@ -45,15 +46,17 @@ def saved(tmp_path: Path, *names: str, model_name: str = "llama") -> list[tuple[
     return stack
 
 
-def run(source: ModelSource, stack, out: Path):
-    return list(merge(source, stack, out, device="cpu"))
+def run(source: ModelSource, stack, out: Path, *, fresh: bool = False):
+    with contextlib.nullcontext() if fresh else verifying_here():
+        return list(merge(source, stack, out, device="cpu"))
 
 
 @pytest.mark.parametrize("model_name", ["llama", "gpt2"])
 def test_a_mixed_stack_is_merged_with_a_certificate(tmp_path, model_name):
     base = tiny_folder(tmp_path / "base", model_name)
     stack = saved(tmp_path, "lora", "dora", "ia3", "norm", "bottleneck", model_name=model_name)
-    events = run(ModelSource(path=str(base)), stack, tmp_path / "out")
+    fresh = model_name == "llama"
+    events = run(ModelSource(path=str(base)), stack, tmp_path / "out", fresh=fresh)
     assert events[-1].adapter == str(tmp_path / "out")
     certificate = read_certificate(tmp_path / "out")
     assert certificate["max_error"] <= 1e-4
@@ -122,7 +125,8 @@ def test_a_spoiled_merge_is_caught_and_not_kept(tmp_path, monkeypatch, spoil, wo
 
     monkeypatch.setattr(merging, "write_model", write_then_spoil)
     with pytest.raises(VerificationError, match=words):
-        run(ModelSource(path=str(base)), saved(tmp_path, "lora"), tmp_path / "out")
+        out = tmp_path / "out"
+        run(ModelSource(path=str(base)), saved(tmp_path, "lora"), out, fresh=spoil is cut)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "lora"]
 
 

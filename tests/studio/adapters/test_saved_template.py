@@ -19,6 +19,7 @@ from studio.home import open_home
 from studio.methods.lora import Lora
 from studio.models.loading import load, tokenizer_at
 from studio.spec import ModelSource
+from tests.studio.tiny import verifying_here
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,8 @@ def adapter(base, tmp_path_factory):
 def merged(base, adapter, tmp_path_factory):
     """Merge that adapter into the model."""
     out = tmp_path_factory.mktemp("merged") / "out"
-    [*_] = merge(ModelSource(path=str(base)), [(adapter, 1.0)], out, device="cpu")
+    with verifying_here():
+        [*_] = merge(ModelSource(path=str(base)), [(adapter, 1.0)], out, device="cpu")
     return out
 
 

@@ -21,7 +21,7 @@ from studio.models.loading import load
 from studio.models.new_tokens import ExtendRequest, new_token_ids, read_tokens
 from studio.spec import ModelSource, RunSpec
 from studio.training.train_run import train
-from tests.studio.tiny import SIZES, tiny_folder, tiny_tokenizer
+from tests.studio.tiny import SIZES, tiny_folder, tiny_tokenizer, verifying_here
 
 IDS = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(5))
 WAYS: list[dict[str, Any]] = [
@@ -210,7 +210,8 @@ def test_a_run_trains_new_tokens_which_chat_merge_and_peft_know(extended, tmp_pa
     backbone.use([("a", 1.0)])
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     theirs = PeftModel.from_pretrained(theirs, adapter).eval()
-    events = list(merge(spec.model, [(adapter, 1.0)], home.models / "merged", device="cpu"))
+    with verifying_here():
+        events = list(merge(spec.model, [(adapter, 1.0)], home.models / "merged", device="cpu"))
     merged = AutoModelForCausalLM.from_pretrained(events[-1].adapter, dtype=torch.float32)
     with torch.no_grad():
         expected = backbone.model(input_ids=ids).logits

@@ -1,4 +1,4 @@
-"""Default learning rates: near the best of the committed measurements, three of them repeated."""
+"""Default learning rates: near the best of the committed measurements; one is repeated."""
 
 import json
 import math
@@ -49,8 +49,10 @@ def test_the_walk_ends_where_the_loss_rises():
     assert min(bench.walk(lambda place: abs(place + 2) + 1).items(), key=lambda x: x[1]) == (-2, 1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["lora", "bottleneck", "prefix_tuning"])
+@pytest.mark.parametrize(
+    "name", ["lora", *(pytest.param(one, marks=pytest.mark.long) for one in
+                       ("bottleneck", "prefix_tuning"))]
+)  # fmt: skip
 def test_the_default_reaches_what_was_measured_on_the_starter(name, tmp_path):
     from studio.home import open_home
     from studio.spec import RunSpec

@@ -1,6 +1,8 @@
 """Every method on every architecture: shapes, formulas by hand, and the probed capabilities."""
 
 import json
+from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +18,8 @@ from tests.studio.methods.cases import ADAPTERS, MODELS, fits
 from tests.studio.tiny import tiny_model
 
 VIRTUAL = (Phase.KEYS_VALUES, Phase.PROMPT)
-every = pytest.mark.parametrize("label", ADAPTERS)
-everywhere = pytest.mark.parametrize("model_name", MODELS)
+PAIRS = [(label, model) for model in MODELS for label in ADAPTERS]
+pairs = pytest.mark.parametrize(("label", "model_name"), PAIRS)
 IDS = torch.randint(0, 64, (3, 11), generator=torch.Generator().manual_seed(1))
 
 
@@ -38,79 +40,45 @@ def logits(backbone: Backbone, ids: torch.Tensor = IDS, **kwargs) -> torch.Tenso
         return backbone.model(ids, **kwargs).logits
 
 
-@every
-@everywhere
-def test_at_step_zero_the_output_is_the_base(label, model_name):
-    backbone, adapter = attached(label, model_name, trained=False)
-    if adapter.method.phase in VIRTUAL:
-        pytest.skip("virtual tokens change the output from the start, by definition")
-    torch.testing.assert_close(
-        logits(backbone), tiny_model(model_name)(IDS).logits, atol=2e-5, rtol=0
-    )
+@cache
+def base_logits(model_name: str) -> torch.Tensor:
+    """Return the base's logits of `IDS`, seen through a backbone without adapters."""
+    return logits(Backbone(tiny_model(model_name)))
 
 
-@every
-@everywhere
-def test_the_forward_equals_the_formula_by_hand(label, model_name):
+@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
+def pair(request):
+    """A method on a model, moved away from its start; no test may change it."""
+    label, model_name = request.param
     backbone, adapter = attached(label, model_name, trained=True)
-    expected = by_hand.logits(model_name, adapter, IDS)
-    base = tiny_model(model_name)(IDS).logits
-    assert (expected - base).abs().max() > 1e-2, (
+    return SimpleNamespace(model_name=model_name, backbone=backbone, adapter=adapter)
+
+
+@pytest.fixture
+def backbone(pair):
+    pair.backbone.use([("a", 1.0)])
+    return pair.backbone
+
+
+def test_the_forward_equals_the_formula_by_hand(pair, backbone):
+    expected = by_hand.logits(pair.model_name, pair.adapter, IDS)
+    assert (expected - base_logits(pair.model_name)).abs().max() > 1e-2, (
         "the adapter must matter for this test to mean anything"
     )
     torch.testing.assert_close(logits(backbone), expected, atol=5e-4, rtol=1e-4)
 
 
-@every
-@everywhere
-def test_training_lowers_the_loss_and_touches_nothing_else(label, model_name):
-    backbone, _ = attached(label, model_name, trained=False)
-    before = {k: v.clone() for k, v in backbone.model.state_dict().items()}
-    parameters = backbone.train("a")
-    assert all(p.requires_grad for p in parameters)
-    assert not any(p.requires_grad for p in backbone.model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=0.02)
-    lengths, flat = [11, 11, 11], IDS.flatten()
-    keep = torch.cat([torch.arange(10) + 11 * row for row in range(3)])
-    losses = []
-    for _ in range(12):
-        loss = cross_entropy(backbone.packed_logits(flat, lengths, keep), flat[keep + 1])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] - 0.01, losses
-    after = backbone.model.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[key], before[key]) for key in before)
-
-
-@every
-@everywhere
-def test_save_and_load_give_equal_logits(label, model_name, tmp_path):
-    backbone, _ = attached(label, model_name, trained=True)
+def test_a_loaded_copy_has_equal_logits_and_leaves_the_exact_base(pair, backbone, tmp_path):
     backbone.save("a", tmp_path)
-    other = Backbone(tiny_model(model_name))
+    other = Backbone(tiny_model(pair.model_name))
     other.load("b", tmp_path)
     other.use([("b", 1.0)])
     torch.testing.assert_close(logits(other), logits(backbone), atol=5e-5, rtol=1e-4)
+    other.detach("b")
+    assert torch.equal(logits(other), base_logits(pair.model_name))
 
 
-@every
-@everywhere
-def test_detach_restores_the_base_exactly(label, model_name):
-    backbone, _ = attached(label, model_name, trained=True)
-    changed = logits(backbone)
-    backbone.detach("a")
-    restored = logits(backbone)
-    assert not torch.equal(restored, changed)
-    assert torch.equal(restored, logits(Backbone(tiny_model(model_name))))
-
-
-@every
-@everywhere
-def test_packed_rows_equal_rows_alone(label, model_name):
-    backbone, _ = attached(label, model_name, trained=True)
+def test_packed_rows_equal_rows_alone(backbone):
     lengths = [4, 11, 7]
     rows = [IDS[i, :n] for i, n in enumerate(lengths)]
     with torch.no_grad():
@@ -119,11 +87,8 @@ def test_packed_rows_equal_rows_alone(label, model_name):
     torch.testing.assert_close(packed, alone, atol=5e-5, rtol=1e-4)
 
 
-@every
-@everywhere
-def test_each_row_can_have_its_own_stack(label, model_name):
-    backbone, _ = attached(label, model_name, trained=True)
-    whole, base = logits(backbone), tiny_model(model_name)(IDS).logits
+def test_each_row_can_have_its_own_stack(pair, backbone):
+    whole, base = logits(backbone), base_logits(pair.model_name)
     backbone.use([("a", 0.5)])
     half = logits(backbone)
     backbone.use_rows([[("a", 1.0)], [], [("a", 0.5)]])
@@ -136,10 +101,7 @@ def test_each_row_can_have_its_own_stack(label, model_name):
     torch.testing.assert_close(packed, expected, atol=5e-5, rtol=1e-4)
 
 
-@every
-@everywhere
-def test_cache_and_left_padding_equal_a_plain_forward(label, model_name):
-    backbone, _ = attached(label, model_name, trained=True)
+def test_cache_and_left_padding_equal_a_plain_forward(backbone):
     lengths, width = [5, 9], 9
     ids = torch.zeros(2, width, dtype=torch.long)
     mask = torch.zeros(2, width, dtype=torch.long)
@@ -161,36 +123,57 @@ def test_cache_and_left_padding_equal_a_plain_forward(label, model_name):
         torch.testing.assert_close(second[row], expected[-1], atol=5e-5, rtol=1e-4)
 
 
-@every
-@pytest.mark.parametrize("model_name", ["llama", "gpt2"])
-def test_gradient_checkpointing_gives_the_same_gradients(label, model_name):
-    found = []
-    for checkpointing in (False, True):
-        backbone, _ = attached(label, model_name, trained=True)
-        parameters = backbone.train("a")
-        backbone.checkpointing(checkpointing)
-        keep = torch.arange(10)
-        loss = cross_entropy(backbone.packed_logits(IDS[0], [11], keep), IDS[0, 1:])
-        loss.backward()
-        found.append([p.grad.clone() for p in parameters])
-    for plain, recomputed in zip(*found, strict=True):
-        largest = float(plain.abs().max())  # what rounds is a sum of numbers of that size
-        torch.testing.assert_close(recomputed, plain, atol=max(5e-6, 5e-5 * largest), rtol=1e-4)
-
-
-@every
-@everywhere
-def test_folding_into_the_weights_equals_the_live_adapter(label, model_name):
-    backbone, adapter = attached(label, model_name, trained=True)
+def test_folding_into_the_weights_equals_the_live_adapter(pair, backbone):
     backbone.use([("a", 0.7)])
     live = logits(backbone)
     folded = fold(backbone, (("a", 0.7),))
     if folded.left:
-        pytest.skip(f"{adapter.method.title} does not fold here")
-    merged = tiny_model(model_name)
+        pytest.skip(f"{pair.adapter.method.title} does not fold here")
+    merged = tiny_model(pair.model_name)
     missing = merged.load_state_dict(folded.tensors, strict=False)
     assert folded.tensors and not missing.unexpected_keys
     torch.testing.assert_close(merged(IDS).logits, live, atol=5e-4, rtol=1e-4)
+
+
+@pairs
+def test_it_begins_as_the_base_and_training_lowers_the_loss_alone(label, model_name):
+    backbone, adapter = attached(label, model_name, trained=False)
+    if adapter.method.phase not in VIRTUAL:  # virtual tokens change the output by definition
+        begun = logits(backbone)
+        torch.testing.assert_close(begun, base_logits(model_name), atol=2e-5, rtol=0)
+    before = {k: v.clone() for k, v in backbone.model.state_dict().items()}
+    parameters = backbone.train("a")
+    assert all(p.requires_grad for p in parameters)
+    assert not any(p.requires_grad for p in backbone.model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=0.04)
+    lengths, flat = [11, 11, 11], IDS.flatten()
+    keep = torch.cat([torch.arange(10) + 11 * row for row in range(3)])
+    losses = []
+    for _ in range(6):
+        loss = cross_entropy(backbone.packed_logits(flat, lengths, keep), flat[keep + 1])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.01, losses
+    after = backbone.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize("label", ADAPTERS)
+@pytest.mark.parametrize("model_name", ["llama", "gpt2"])
+def test_gradient_checkpointing_gives_the_same_gradients(label, model_name):
+    backbone, _ = attached(label, model_name, trained=True)
+    parameters = backbone.train("a")
+    found = []
+    for checkpointing in (False, True):
+        backbone.checkpointing(checkpointing)
+        loss = cross_entropy(backbone.packed_logits(IDS[0], [11], torch.arange(10)), IDS[0, 1:])
+        found.append(torch.autograd.grad(loss, parameters))
+    for plain, recomputed in zip(*found, strict=True):
+        largest = float(plain.abs().max())  # what rounds is a sum of numbers of that size
+        torch.testing.assert_close(recomputed, plain, atol=max(5e-6, 5e-5 * largest), rtol=1e-4)
 
 
 def test_the_table_is_what_the_probe_finds():

@@ -1,7 +1,7 @@
 """The promise of the demos: a short default LoRA run changes the style and keeps the content.
 
 It goes through the studio's own engine and its published adapter is read by PEFT, so this is also
-the smallest whole proof that the pieces fit.
+the smallest whole proof that the pieces fit. The quickest demo is trained; the others if asked.
 """
 
 import json
@@ -16,8 +16,10 @@ from studio.training.training_events import Finished
 from tests.studio.starter.styles import heldout, is_in_style, keeps_content
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("demo", datasets())
+@pytest.mark.parametrize(
+    "demo", [name if name == "terse" else pytest.param(name, marks=pytest.mark.long)
+             for name in datasets()]
+)  # fmt: skip
 def test_default_lora_brings_the_demo_style_and_keeps_the_content(demo, home, tmp_path):
     import torch
     from peft import PeftModel
