@@ -14,6 +14,7 @@ the device, or libraries with kernels of their own.
 """
 
 import contextlib
+import sys
 import traceback
 from collections import Counter
 from unittest import mock
@@ -43,23 +44,15 @@ def _true(t):
 _here: dict[int, StorageWeakRef] = {}
 aten = torch.ops.aten
 MAY_MIX = {
-    aten.index.Tensor,
-    aten.index_put.default,
-    aten.index_put_.default,
-    aten._index_put_impl_.default,
-    aten.copy_.default,
-    aten._unsafe_index.Tensor,
-}
+    aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
+    aten._index_put_impl_.default, aten.copy_.default, aten._unsafe_index.Tensor,
+}  # fmt: skip
 WAITS = {
-    aten._local_scalar_dense.default: "item",
-    aten.nonzero.default: "nonzero",
-    aten.masked_select.default: "masked_select",
-    aten.equal.default: "equal",
-    aten.unique_consecutive.default: "unique",
-    aten._unique2.default: "unique",
-    aten.repeat_interleave.Tensor: "repeat_interleave",
-    aten.bincount.default: "bincount",
-}
+    aten._local_scalar_dense.default: "item", aten.nonzero.default: "nonzero",
+    aten.masked_select.default: "masked_select", aten.equal.default: "equal",
+    aten.unique_consecutive.default: "unique", aten._unique2.default: "unique",
+    aten.repeat_interleave.Tensor: "repeat_interleave", aten.bincount.default: "bincount",
+}  # fmt: skip
 
 
 def on_gpu(t) -> bool:
@@ -107,8 +100,8 @@ class Log:
         """Return the last line of the studio on the stack, and the library's line that waits."""
         passed = ("fakegpu", "_python_dispatch", "overrides.py", "_compile.py", "_contextlib",
                   "eval_frame")  # fmt: skip
-        stack = traceback.extract_stack()
-        frames = [f for f in stack if not any(name in f.filename for name in passed)]
+        stack = traceback.StackSummary.extract(traceback.walk_stack(sys._getframe()), lookup_lines=False)
+        frames = [f for f in reversed(stack) if not any(name in f.filename for name in passed)]
         own = [f for f in frames if "/studio/" in f.filename and "site-packages" not in f.filename
                and "/tests/" not in f.filename]  # fmt: skip
         if not own:
@@ -125,34 +118,11 @@ class Log:
 
 log = Log()
 NO_KERNEL = {
-    "view",
-    "_unsafe_view",
-    "t",
-    "transpose",
-    "permute",
-    "expand",
-    "slice",
-    "select",
-    "split",
-    "split_with_sizes",
-    "detach",
-    "alias",
-    "unsqueeze",
-    "squeeze",
-    "as_strided",
-    "empty",
-    "empty_like",
-    "new_empty",
-    "reshape",
-    "_reshape_alias",
-    "unbind",
-    "empty_strided",
-    "new_empty_strided",
-    "chunk",
-    "diagonal",
-    "unfold",
-    "lift_fresh",
-}
+    "view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "split",
+    "split_with_sizes", "detach", "alias", "unsqueeze", "squeeze", "as_strided", "empty",
+    "empty_like", "new_empty", "reshape", "_reshape_alias", "unbind", "empty_strided",
+    "new_empty_strided", "chunk", "diagonal", "unfold", "lift_fresh",
+}  # fmt: skip
 
 
 class Rules(TorchDispatchMode):

@@ -41,9 +41,19 @@ def browser(chromium):
         opened.close()
 
 
+@pytest.fixture(scope="package")
+def shared(chromium, tmp_path_factory):
+    """One running studio for the modules that leave neither runs nor votes behind."""
+    with served(tmp_path_factory.mktemp("shared") / "home") as running:
+        yield running
+
+
 @pytest.fixture(scope="module")
-def studio(chromium, tmp_path_factory):
-    """A running studio with an empty home."""
+def studio(request, chromium, tmp_path_factory):
+    """A running studio with an empty home, or the one of all modules with `SHARED_STUDIO`."""
+    if getattr(request.module, "SHARED_STUDIO", False):
+        yield request.getfixturevalue("shared")
+        return
     with served(tmp_path_factory.mktemp("browser") / "home") as running:
         yield running
 

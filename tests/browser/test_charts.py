@@ -14,6 +14,7 @@ from studio.home import open_home
 from studio.spec import RunSpec
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+SHARED_STUDIO = True
 
 
 class Growing:

@@ -9,6 +9,7 @@ from tests.browser.conftest import put_adapters
 from ui.pages import PAGES
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+SHARED_STUDIO = True
 
 
 def go(page, name):

@@ -10,6 +10,7 @@ from studio.spec import RunSpec
 from tests.jobs.conftest import begin
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+SHARED_STUDIO = True
 
 
 def test_a_report_opens_without_a_server(page, studio, tmp_path):

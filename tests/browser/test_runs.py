@@ -12,6 +12,7 @@ from studio.spec import RunSpec
 from ui.pages import PAGES
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+SHARED_STUDIO = True
 FOCUS = "document.activeElement.dataset.testid"
 
 

@@ -19,15 +19,15 @@ from tests.studio.training.conftest import make_model, make_rows
 
 BASE = {
     "model": {"path": "starter", "dtype": "bfloat16"},
-    "data": {"path": "starter:pirate"},
+    "data": {"path": "starter:pirate", "validation_fraction": 0.02},
     "method": {"name": "lora"},
     "train": {
         "max_steps": 2, "per_device_train_batch_size": 4, "num_samples": 0, "eval_steps": 2,
-        "save_steps": 2,
+        "save_steps": 2, "self_test": False, "measure_forgetting": False,
     },
 }  # fmt: skip
 CASES = {
-    "packed": {},
+    "packed": {"train.self_test": True, "train.measure_forgetting": True},
     "padded": {"train.packing": False},
     "checkpointing": {"train.gradient_checkpointing": True},
     "offloading": {"train.gradient_checkpointing": True, "train.activation_offloading": True},
