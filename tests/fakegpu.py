@@ -100,7 +100,8 @@ class Log:
         """Return the last line of the studio on the stack, and the library's line that waits."""
         passed = ("fakegpu", "_python_dispatch", "overrides.py", "_compile.py", "_contextlib",
                   "eval_frame")  # fmt: skip
-        stack = traceback.StackSummary.extract(traceback.walk_stack(sys._getframe()), lookup_lines=False)
+        walk = traceback.walk_stack(sys._getframe())
+        stack = traceback.StackSummary.extract(walk, lookup_lines=False)
         frames = [f for f in reversed(stack) if not any(name in f.filename for name in passed)]
         own = [f for f in frames if "/studio/" in f.filename and "site-packages" not in f.filename
                and "/tests/" not in f.filename]  # fmt: skip
