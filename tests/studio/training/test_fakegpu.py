@@ -62,10 +62,20 @@ MOST_WAITS = 1  # of a step: loss and gradient norm, fetched together
 MAY_WAIT = {"padded": 2, "offloading": 4}  # a boolean index and its gradient; layers copied back
 
 
-def run(folder, changes, device):
-    """Return the losses and norms of a run, and the host waits of its last step by place."""
+def forget_device():
     AcceleratorState._reset_state(True)
     PartialState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def no_gpu_for_later_tests():
+    yield
+    forget_device()
+
+
+def run(folder, changes, device):
+    """Return the losses and norms of a run, and the host waits of its last step by place."""
+    forget_device()
     spec = RunSpec.parse(BASE).with_values({"train.device": device, **changes})
     losses, waits = [], {}
     for event in train(spec, run_dir=folder / device[:3], home=open_home(folder / "home")):
