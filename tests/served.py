@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.store import JobStore
-
 from jobs.actions.home import stop
+from jobs.job_queue import JobStore
 from jobs.supervisor import living
 from studio.home import Home
 

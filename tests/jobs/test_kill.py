@@ -6,8 +6,6 @@ import signal
 from pathlib import Path
 
 import pytest
-from studio.training.events import Step
-from studio.training.run import train
 
 from jobs import supervisor
 from jobs.copy_and_extend_runs import then
@@ -16,6 +14,8 @@ from jobs.submission_checks import admit
 from studio.adapters.adapter_lineage import frozen_below
 from studio.adapters.library import describe
 from studio.home import folder_hash
+from studio.training.train_run import train
+from studio.training.training_events import Step
 from tests.jobs.conftest import curve, until
 from tests.studio.tiny import tiny_spec
 

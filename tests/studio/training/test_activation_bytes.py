@@ -102,7 +102,8 @@ def test_what_a_forward_keeps_is_what_the_estimate_says(folder, quantization, me
     with Live() as live:
         loss = loss_sum(backbone, batch)
     own = {p.untyped_storage()._cdata for p in [*parameters, *loaded.model.parameters()]}
-    kept = live.bytes(own)  # while the loss holds its graph
+    kept = live.bytes(own)
+    assert loss.requires_grad, "it held the graph until here"
     tokens, targets = batch.num_tokens, batch.num_targets
     load_ = BatchLoad(tokens=tokens, targets=targets, step_tokens=tokens, step_targets=targets,
                       share_tokens=tokens, share_targets=targets)  # fmt: skip

@@ -17,7 +17,7 @@ from pathlib import Path
 from studio.home import open_home
 from studio.spec import RunSpec
 from studio.training.events import Step
-from studio.training.run import train
+from studio.training.train_run import train
 
 folder = Path(sys.argv[1])
 spec = RunSpec.parse({
