@@ -21,6 +21,8 @@ from studio.spec import RunSpec
 from studio.training import objectives
 
 AVERAGED = ("eval_loss", "forgetting", "last_loss", "learning_rate")
+TRAINED = ("trainable_parameters", "total_parameters", "learning_rate")
+MEASURED = ("memory_bytes", "seconds_per_step", "size_bytes", "live_ratio", "merged_ratio")
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)  # 97.5 %, of 1 to 8 degrees
 MOST_SEEDS = len(STUDENT_T) + 1
 PROMPTS = ("What is the capital of France?", "What sound does a cow make?", "Tell me a story.")
@@ -153,20 +155,11 @@ def _row(store: JobStore, job: Job, measured: dict[str, Any]) -> dict[str, Any]:
         "title": known.title if known else method,
         "state": job.state,
         "error": job.error_text,
-        "trainable_parameters": job.result.get("trainable_parameters"),
-        "total_parameters": job.result.get("total_parameters"),
-        "memory_bytes": measured.get("memory_bytes"),
-        "seconds_per_step": measured.get("seconds_per_step"),
+        **{key: job.result.get(key) for key in TRAINED},
+        **{key: measured.get(key) for key in MEASURED},
+        **{key: facts[key] for key in ("first_loss", "last_loss", "eval_loss", "forgetting")},
         "curve": {step: loss for step, loss in evaluated if loss is not None},
-        "first_loss": facts["first_loss"],
-        "last_loss": facts["last_loss"],
-        "eval_loss": facts["eval_loss"],
-        "forgetting": facts["forgetting"],
         "changed": general.get("changed"),
         "neutral_prompts": general.get("prompts"),
-        "learning_rate": job.result.get("learning_rate"),
-        "size_bytes": measured.get("size_bytes"),
-        "live_ratio": measured.get("live_ratio"),
-        "merged_ratio": measured.get("merged_ratio"),
         "answers": measured.get("answers", []),
     }

@@ -146,34 +146,22 @@ def summary(job: Job) -> dict[str, Any]:
     rows = result.get("rows") or {}
     failed = job.error_kind is not None or job.error_text is not None
     return {
-        "id": job.id,
-        "name": job.name,
-        "kind": job.kind,
-        "state": job.state,
-        "step": job.step,
-        "total_steps": job.total_steps,
-        "first_loss": result.get("first_loss"),
-        "last_loss": result.get("last_loss"),
-        "eval_loss": result.get("eval_loss"),
+        **{key: getattr(job, key) for key in _SHOWN},
+        **{key: result.get(key) for key in _REPORTED},
         "forgetting": (result.get("forgetting") or {}).get("forgetting"),
-        "seconds": result.get("seconds"),
         "seconds_left": seconds_left(job),
-        "adapter": result.get("adapter"),
         "rows": {key: rows.get(key) for key in ("read", "kept", "dropped")},
-        "position": job.position,
-        "parent": job.parent,
-        "needs": job.needs,
-        "sweep": job.sweep,
-        "on_error": job.on_error,
-        "retries_left": job.retries_left,
-        "start_after": job.start_after,
-        "start_when": job.start_when,
         "memory_bytes": job.memory_bytes or None,
         "waits": job.waits if job.state == "queued" else "",
-        "notes": job.notes,
-        "tags": job.tags,
         "error": {"kind": job.error_kind or "run", "text": job.error_text} if failed else None,
     }
+
+
+_SHOWN = (
+    "id", "name", "kind", "state", "step", "total_steps", "position", "parent", "needs", "sweep",
+    "on_error", "retries_left", "start_after", "start_when", "notes", "tags",
+)  # fmt: skip
+_REPORTED = ("first_loss", "last_loss", "eval_loss", "seconds", "adapter")
 
 
 def seconds_left(job: Job) -> float | None:

@@ -197,15 +197,15 @@ def _start_facts(event: training_events.Started) -> dict[str, Any]:
             "read": event.rows_read, "kept": event.rows_kept, "dropped": event.rows_dropped,
             "truncated": event.rows_truncated,
         },
-        "trainable_parameters": event.trainable_parameters,
-        "total_parameters": event.total_parameters,
-        "device": event.device,
-        "dtype": event.dtype,
-        "learning_rate": event.learning_rate,
-        "longer_chosen": event.longer_chosen,
+        **{key: getattr(event, key) for key in _STARTED},
         "training_since": time.time(),
         "training_from_step": event.step,
     }  # fmt: skip
+
+
+_STARTED = (
+    "trainable_parameters", "total_parameters", "device", "dtype", "learning_rate", "longer_chosen",
+)  # fmt: skip
 
 
 def _end_facts(event: training_events.Finished) -> dict[str, Any]:

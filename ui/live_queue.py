@@ -96,29 +96,25 @@ def job_row(job: Job) -> dict[str, Any]:
         shown["error"] |= {"text": with_titles(shown["error"]["text"] or "")}
     return {
         **shown,
-        "kind": job.kind,
         "truncated": (job.result.get("rows") or {}).get("truncated"),
         "stage_of": stage_of(job),
         "model": (spec.get("model") or {}).get("path", ""),
         "data": (spec.get("data") or {}).get("path", ""),
         "method": known.title if known else method.get("name", ""),
         "method_name": method.get("name", ""),
-        "phase": job.phase,
+        **{key: getattr(job, key) for key in _SHOWN},
         "device": job.device and device_of(job.device),
-        "created": job.created,
-        "started": job.started,
-        "finished": job.finished,
-        "attempt": job.attempt,
         "ended": job.result.get("ended") or job.result.get("reason"),
         "note": job.result.get("note") and with_titles(job.result["note"]),
         "reward_accuracy": job.result.get("eval_rewards_accuracies"),
         "reward": job.result.get("eval_reward"),
-        "trainable_parameters": job.result.get("trainable_parameters"),
-        "total_parameters": job.result.get("total_parameters"),
-        "intent": job.intent,
+        **{key: job.result.get(key) for key in ("trainable_parameters", "total_parameters")},
         "actions": actions(job.state),
         "trains_base": trains_base(str(method.get("name"))),
     }
+
+
+_SHOWN = ("phase", "created", "started", "finished", "attempt", "intent")
 
 
 def stage_of(job: Job) -> int | None:
