@@ -145,10 +145,6 @@ def half_width(values: Sequence[float]) -> float | None:
 def _row(store: JobStore, job: Job, measured: dict[str, Any]) -> dict[str, Any]:
     facts, method = summary(job), job.spec["method"]["name"]
     known, general = methods().get(method), job.result.get("forgetting") or {}
-    points = (
-        store.metrics([job.id], ["eval_loss"])["data"].get("eval_loss", {}).get(str(job.id), {})
-    )
-    evaluated = zip(points.get("x", ()), points.get("y", ()), strict=True)
     return {
         "run": job.id,
         "method": method,
@@ -158,7 +154,7 @@ def _row(store: JobStore, job: Job, measured: dict[str, Any]) -> dict[str, Any]:
         **{key: job.result.get(key) for key in TRAINED},
         **{key: measured.get(key) for key in MEASURED},
         **{key: facts[key] for key in ("first_loss", "last_loss", "eval_loss", "forgetting")},
-        "curve": {step: loss for step, loss in evaluated if loss is not None},
+        "curve": dict(store.points(job.id, "eval_loss")),
         "changed": general.get("changed"),
         "neutral_prompts": general.get("prompts"),
         "answers": measured.get("answers", []),

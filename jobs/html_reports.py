@@ -203,17 +203,10 @@ def _figures(job: Job) -> Section:
 
 
 def _curves(store: JobStore, jobs: Sequence[Job]) -> list[Section | None]:
-    data = store.metrics([job.id for job in jobs], list(CURVES), bins=BINS)["data"]
-    charts = []
-    for name, words in CURVES.items():
-        lines = {}
-        for job in jobs:
-            line = data.get(name, {}).get(str(job.id), {"x": [], "y": []})
-            points = zip(line["x"], line["y"], strict=True)
-            lines[job.name] = [
-                (float(x), float(y)) for x, y in points if y is not None and x is not None
-            ]
-        charts.append(chart(words, lines))
+    charts = (
+        chart(words, {job.name: store.points(job.id, name, bins=BINS) for job in jobs})
+        for name, words in CURVES.items()
+    )
     drawn = [one for one in charts if one]
     return [Section(heading="Curves", charts=drawn)] if drawn else []
 

@@ -30,6 +30,7 @@ from studio.spec import RunSpec
 Jobs = list[Job]
 Claimed = list[Claim]
 Rows = list[dict[str, Any]]
+Points = list[tuple[float, float]]
 
 
 class JobStore:
@@ -166,6 +167,12 @@ class JobStore:
                 db, job_ids, names, after_seq=after_seq, bins=bins, window=window,
                 curves=self._curves,
             )  # fmt: skip
+
+    def points(self, job_id: int, name: str, *, bins: int = 500) -> Points:
+        """Return the points (step, value) of one thinned curve, without gaps."""
+        found = self.metrics([job_id], [name], bins=bins)["data"].get(name, {}).get(str(job_id))
+        steps = zip(found["x"], found["y"], strict=True) if found else ()
+        return [(float(x), float(y)) for x, y in steps if y is not None]
 
     def samples(self, job_id: int) -> Rows:
         """Return the run's sample answers, oldest first."""

@@ -61,10 +61,8 @@ def _curves(store: JobStore, lanes: list[str]) -> dict[str, list[tuple[float, fl
     """Return the loss curves of the runs whose adapters answer."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for run, label in _runs_of(store.home, lanes).items():
-        data = store.metrics([run], ["loss"], bins=200)["data"].get("loss", {})
-        if own := data.get(str(run)):
-            points = zip(own["x"], own["y"], strict=True)
-            curves[label] = [(float(x), float(y)) for x, y in points if y is not None]
+        if points := store.points(run, "loss", bins=200):
+            curves[label] = points
     return curves
 
 

@@ -314,17 +314,11 @@ def _pace(spec: RunSpec, home: Home, store: JobStore) -> tuple[Job | None, float
 
 def _plan(spec: RunSpec, home: Home) -> dict[str, Any]:
     """Return what automatic fields become, and how many rows are cut."""
-    from studio.data.model_tokenizer import backend_for
-    from studio.data.prepare_run_data import prepare
+    from studio.training.row_and_batch_lengths import prepared_rows
     from studio.training.steps_and_learning_rate import plan_run
 
     known = find_model.facts(spec.model)
-    made = prepare(
-        spec.data, backend_for(known.path, home), seed=spec.seed, home=home,
-        context_length=max(1, known.context_length - spec.method.num_tokens_before),
-        rows=spec.train.rows,
-    )  # fmt: skip
-    report = made.report
+    report = prepared_rows(spec, known, home).report
     rows, held_out = report.train_examples, report.validation_examples
     plan = plan_run(spec, num_rows=rows, hidden_size=known.hidden_size)
     return {

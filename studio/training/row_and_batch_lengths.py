@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from studio.models.find_model import ModelFacts
 from studio.spec import RunSpec
 from studio.training.activation_sizes import Shape
 from studio.training.steps_and_learning_rate import Plan
+
+if TYPE_CHECKING:
+    from studio.data.prepare_run_data import Prepared
 
 MOST_STEPS = 4000
 
@@ -57,6 +61,18 @@ def longest_answer(mean: float, count: float) -> float:
     return mean * max(1.0, math.log(count) + 0.58)
 
 
+def prepared_rows(spec: RunSpec, known: ModelFacts, home: Home | None) -> Prepared:
+    """Return the tokenised rows of a run, read from its model's files without torch."""
+    from studio.data.model_tokenizer import backend_for
+    from studio.data.prepare_run_data import prepare
+
+    return prepare(
+        spec.data, backend_for(known.path, home), seed=spec.seed, home=home,
+        context_length=max(1, known.context_length - spec.method.num_tokens_before),
+        rows=spec.train.rows,
+    )  # fmt: skip
+
+
 def row_lengths(
     spec: RunSpec, known: ModelFacts, home: Home | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -64,15 +80,9 @@ def row_lengths(
 
     Shape `(U, 1)`, or `(U, 2)` for pairs.
     """
-    from studio.data.model_tokenizer import backend_for
-    from studio.data.prepare_run_data import prepare
     from studio.data.tokenise_rows import Examples
 
-    made = prepare(
-        spec.data, backend_for(known.path, home), seed=spec.seed, home=home,
-        context_length=max(1, known.context_length - spec.method.num_tokens_before),
-        rows=spec.train.rows,
-    )  # fmt: skip
+    made = prepared_rows(spec, known, home)
     assert isinstance(made.train, Examples)
     tokens, order = made.train.tokens, made.train.order
     trained = np.add.reduceat(tokens.trained.astype(np.int64), tokens.starts[:-1])

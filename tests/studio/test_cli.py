@@ -16,7 +16,7 @@ from studio.home import Home, open_home
 from studio.spec import RunSpec
 from tests.jobs.conftest import begin
 from ui.cli import main
-from ui.cli.print_runs_and_queue import exit_code
+from ui.cli.print_runs import exit_code
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ui.cli.print_data import fitted
+from ui.cli.terminal_tables import fitted
 
 HEAD = ["ID", "Name", "State", "Steps", "Loss", "Eval loss", "Time"]
 ROWS = [

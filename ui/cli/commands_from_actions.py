@@ -21,7 +21,8 @@ from studio.fields import Parameter
 from studio.home import Home, open_home
 from studio.training.training_events import Event, Working
 from ui.cli.follow_job import follow_to_the_end
-from ui.cli.print_runs_and_queue import CODES, SENTENCES, ending, plain
+from ui.cli.print_answers import CODES, SENTENCES, plain
+from ui.cli.print_runs import ending
 
 SETTLE_SECONDS = 15.0
 HomeOption = Annotated[

@@ -29,8 +29,8 @@ from studio.home import Home, open_home
 from ui import language
 from ui.cli.chat_commands import app as chat_app
 from ui.cli.commands_from_actions import HomeOption, JsonOption, add_commands
-from ui.cli.print_data import printable
 from ui.cli.print_home import diagnosis
+from ui.cli.terminal_tables import printable
 
 GROUPS = {
     "presets": "Named settings: built in and your own.",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ui.cli.print_data import number, table
+from ui.cli.terminal_tables import number, table
 
 Answer = Any
 

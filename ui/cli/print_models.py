@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studio.names import readable
-from ui.cli.print_data import printable
+from ui.cli.terminal_tables import printable
 
 WAYS = ("full", "lora", "qlora")
 

@@ -149,7 +149,7 @@ def test_a_process_without_transformers_asks_once_and_remembers(tmp_path, metasp
     folder = model_folder(tmp_path / "model", metaspace, "LlamaTokenizerFast", "llama")
     home = open_home(tmp_path / "home")
     code = (
-        "import sys; from pathlib import Path; from studio.data import tokenizer_files as files;"
+        "import sys; from pathlib import Path; from studio.data import model_tokenizer as files;"
         "from studio.home import open_home; home = open_home(sys.argv[2]);"
         "backend = files.backend_for(Path(sys.argv[1]), home); files._known.clear();"
         "files._resolved = None; again = files.backend_for(Path(sys.argv[1]), home);"

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from studio.home import open_home
 from studio.spec import RunSpec
-from studio.training.events import Step
+from studio.training.training_events import Step
 from studio.training.train_run import train
 
 folder = Path(sys.argv[1])

@@ -113,7 +113,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.studio.training.conftest import make_session
 from studio import home
-from studio.training import loop
+from studio.training import training_loop
 run_dir = Path(sys.argv[1])
 session = make_session(train={"max_steps": 8, "save_steps": 2})
 real = home._write_manifest
@@ -122,7 +122,7 @@ def killed(folder):
         os.kill(os.getpid(), signal.SIGKILL)
     real(folder)
 home._write_manifest = killed
-list(loop.run(session, run_dir=run_dir, control=lambda: None))
+list(training_loop.run(session, run_dir=run_dir, control=lambda: None))
 """
 
 

@@ -1,38 +1,17 @@
-"""Print runs, the queue, presets, methods and estimates; the exit codes of jobs."""
+"""Print runs, the queue, presets, methods, estimates and bake-offs; the exit codes of jobs."""
 
 import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.job_record import Job, summary
 from jobs.preflight_jobs import TITLES
-from jobs.ray_cluster import sentence as cluster
 from jobs.run_findings import command
 from studio.errors import InputError
-from ui.cli import print_adapters, print_home, print_models
-from ui.cli.print_data import (
-    checked,
-    compared,
-    conversations,
-    curated,
-    dataset,
-    duration,
-    endpoint,
-    hub_dataset,
-    hub_datasets,
-    judge,
-    leaderboard,
-    mapped,
-    mixed,
-    number,
-    recipes,
-    suite,
-    table,
-    xray,
-)
+from ui.cli.terminal_tables import duration, number, table
 from ui.language import say
 
 Answer = Any
@@ -240,149 +219,9 @@ def note(job: Mapping[str, Any]) -> None:
     print("\n".join([f"{job['name']}: {', '.join(job['tags'])}", job["notes"]]).strip())
 
 
-def lines(text: str, empty: str = "") -> Callable[[Answer], None]:
-    """Return a printer of a sentence with values of the answer, or of each row of it.
-
-    Args:
-        text: A format with the names of the values.
-        empty: Printed instead where there are no rows.
-    """
-
-    def show(answer: Answer) -> None:
-        for row in answer if isinstance(answer, list) else [answer]:
-            print(text.format(**row))
-        if empty and not answer:
-            print(empty)
-
-    return show
-
-
-def plain(answer: Answer) -> None:
-    """Print the values of an answer, or of each row of it, that are not empty."""
-    for row in answer if isinstance(answer, list) else [answer]:
-        for key, value in row.items() if isinstance(row, dict) else [("", row)]:
-            if isinstance(value, list) and all(isinstance(one, str) for one in value):
-                value = ", ".join(value)
-            if value not in (None, "", [], {}):
-                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-                print(f"{key:14} {text}" if key else text)
-
-
-PASSPORT = (
-    "id", "name", "path", "base", "method", "tags", "ended", "parents", "passport", "blind_test",
-)  # fmt: skip
-
-
 def exported_runs(answer: Answer) -> None:
     """Print what trackers got."""
     for name, count in answer["values"].items():
         print(f'{count:,} values of "{name}" written to {answer["report_to"]}')
     for folder in answer["folders"]:
         print(f"tensorboard --logdir {shlex.quote(folder)}")
-
-
-def reported(answer: Answer) -> None:
-    """Print a report, or where it was written."""
-    print(answer.get("html") or f"Written to {answer['out']}")
-
-
-SENTENCES: dict[str, Callable[[Any], None]] = {
-    "train": trained,
-    "bakeoff": contest,
-    "preflight": estimated,
-    "refit": refitted,
-    "presets.list": presets,
-    "presets.save": presets,
-    "presets.forget": presets,
-    "methods": methods,
-    "merge": print_adapters.merged,
-    "mix": lines("Mixed into {adapter} ({how}, error {error:.2g})"),
-    "import": lines('Imported {method} adapter "{name}" to {path}'),
-    "export": print_adapters.exported,
-    "gguf": print_adapters.exported,
-    "push": lines("Uploaded to {address}"),
-    "promote": lines("The adapter of the run is now {adapter}"),
-    "evaluate": print_adapters.evaluated,
-    "results": print_adapters.results,
-    "report": reported,
-    "diagnostics": lambda answer: print(answer["diagnostics"], end=""),
-    "runs.export": exported_runs,
-    "data.check": checked,
-    "data.import": dataset,
-    "data.mix": mixed,
-    "data.search": hub_datasets,
-    "data.show": hub_dataset,
-    "data.map": mapped,
-    "data.xray": xray,
-    "data.list": lines(
-        "{name:32} {rows:>12,} rows  {format:18} {hash:.12}",
-        empty="No dataset is imported yet: studio data import FILE",
-    ),
-    "data.export": lines("{rows:,} rows are in {file}."),
-    "data.delete": lines("{deleted} is deleted."),
-    "data.overlap": lines("{rows:,} rows of {other} are in {dataset} too."),
-    **dict.fromkeys(("data.split", "data.filter", "data.dedupe", "data.drop"), curated),
-    "compare": compared,
-    "suite": suite,
-    "judge": judge,
-    "leaderboard": leaderboard,
-    "vote": lines("Turn {turn}: {verdict}."),
-    "conversations": conversations,
-    "recipes": recipes,
-    "endpoint": endpoint,
-    "adapters": print_adapters.adapters,
-    "adapters.show": lambda a: plain({key: value for key, value in a.items() if key in PASSPORT}),
-    "adapters.rename": lines('Renamed to "{name}".'),
-    "adapters.tag": lambda a: print(f'Tags of "{a["name"]}": {", ".join(a["tags"]) or "none"}.'),
-    "adapters.delete": lines('Deleted "{name}". Restore it with `studio adapters undo`.'),
-    "adapters.undo": lines('Restored "{name}".'),
-    "adapters.trash": lines("{name}", empty="The trash is empty."),
-    "adapters.picture": print_adapters.picture,
-    "models": print_models.models,
-    "models.search": print_models.found,
-    "models.show": print_models.one,
-    "models.get": lines("{model} is in {folder}"),
-    "models.remove": print_models.removed,
-    "models.folders": lines("{path}  {trouble}", empty="No folder is registered."),
-    "models.token": print_models.token,
-    "welcome": print_home.welcome,
-    "guide": print_home.guide,
-    "guide.template": print_home.template,
-    "offline": lambda a: print("The hub is " + ("not used." if a["offline"] else "used.")),
-    "queue": queue,
-    "move": lambda job: print(
-        f'"{job["name"]}" is number {job["place"]} of the queue.' if job["place"] else job["name"]
-    ),
-    "hold": changed,
-    "release": changed,
-    "delete": lines('"{name}" is deleted.'),
-    "duplicate": lines('Queued "{name}" as number {id}.'),
-    "sweep": lambda a: print(f'Queued {len(a["jobs"])} runs as the sweep "{a["sweep"]}".'),
-    "schedule": changed,
-    "then": lines('Queued "{name}" as number {id}, after run {parent}.'),
-    "extend": lines('Queued "{name}" as number {id}, from step {step}.'),
-    "save": lines('"{name}" saves a checkpoint at its next step.'),
-    "sample": lines('"{name}" answers its sample prompts at its next step.'),
-    "note": note,
-    "webhook": print_home.webhook,
-    "runs": runs,
-    "show": run,
-    "cancel": changed,
-    "pause": changed,
-    "resume": changed,
-    "storage": print_home.storage,
-    "clean": print_home.cleaned,
-    "backup": print_home.backed_up,
-    "restore": print_home.restored,
-    "stop": lambda a: print(
-        "Ended: " + ", ".join(a["ended"]) + "." if a["ended"] else "Nothing was running."
-    ),
-    "pack": lines("Packed into {out}. Its README.txt says how to train it and bring it back."),
-    "unpack": lines('"{name}" is here, as number {id}.'),
-    "cluster": lambda found: print(cluster(found)),
-    "modules": lines("{key}  {shape[0]} x {shape[1]}"),
-}
-CODES: dict[str, Callable[[Any], int]] = {
-    "data.check": lambda reports: 0 if all(one["ok"] for one in reports) else 2,
-    "compare": lambda found: 2 if all("error" in one for one in found["lanes"]) else 0,
-}

@@ -1,0 +1,67 @@
+"""Print tables in a terminal; numbers and time spans as text, without escape codes of files."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+
+NAME_WIDTH = 20  # to which a column may be cut
+
+
+def printable(text: str, *, keep_lines: bool = False) -> str:
+    """Return text without escape codes, which a file may hold to repaint the terminal."""
+    return "".join(
+        c if c.isprintable() or (keep_lines and c in "\n\t") else f"\\x{ord(c):02x}" for c in text
+    )
+
+
+def number(value: float | None, form: str = "{:.4f}", unit: float = 1) -> str:
+    """Return a number in units, or a dash."""
+    return "–" if value is None else form.format(value / unit)
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time span in words."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table as wide as the terminal; whole where the output goes to a file or a program."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6
+    for line in fitted(head, [[printable(cell) for cell in row] for row in rows], width):
+        print(line)
+
+
+def fitted(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Return the lines of a table, of which none is longer than `width` and no word is broken.
+
+    The longest text is cut first, then the last columns are left out, which is said. A row with
+    fewer cells than the head has its last one to the end of the line.
+    """
+    whole = [row for row in rows if len(row) == len(head)]
+    sizes = [max(map(len, column)) for column in zip(head, *whole, strict=True)]
+    while sum(sizes) + 2 * (len(sizes) - 1) > width and max(sizes) > NAME_WIDTH:
+        sizes[sizes.index(max(sizes))] -= 1
+    while sum(sizes) + 2 * (len(sizes) - 1) > width and len(sizes) > 2:
+        sizes.pop()
+
+    def line(cells: Sequence[str]) -> str:
+        short = [_cut(cell, size).ljust(size) for cell, size in zip(cells, sizes, strict=False)]
+        if len(cells) < len(head):
+            short[-1] = _cut(cells[-1], width - sum(len(cell) + 2 for cell in short[:-1]))
+        return "  ".join(short).rstrip()
+
+    left = ", ".join(head[len(sizes) :])
+    note = [_cut(f"Left out: {left} (widen the terminal, or use --json).", width)] if left else []
+    return [line(head), *map(line, rows), *note]
+
+
+def _cut(text: str, size: int) -> str:
+    return text if len(text) <= size else f"{text[: max(1, size - 1)]}…"
