@@ -38,6 +38,7 @@ SHORT = (  # what a value should be, and parts that are too short to be recognis
     "a list such as [q_proj, v_proj]", "gradient became {0}", "loss became {0}", "Lower",
     "role and content", "from and value", "at a quarter of the rate",
     "the model's own chat template", "longer", "shorter", "epochs", "steps",
+    "step {0} of a run that {1}",
     "fields of its own, such as {0}", "{0} is {1}", "{0} is empty", "number {0}",
 )  # fmt: skip
 WORDED = {"TITLES", "FIXED", "ROLES"}  # dictionaries whose values pages show
@@ -181,7 +182,7 @@ class _Reader(ast.NodeVisitor):
                 "[A-Za-z]{2}", re.sub(r"\{\d\}", "", key := template(node.args[0], parts))
             ):
                 self.strict[key] = ", ".join(f"{{{i}}} = {part}" for i, part in enumerate(parts))
-        elif name == "_again":  # "Train again …"
+        elif name in ("_again", "_item"):  # "Train again …"; what may be removed, and why
             for one in node.args[1:]:
                 self._fixed(ast.IfExp(one, one, one))
         elif ERRORS.match(name) and node.args:

@@ -29,6 +29,7 @@ from studio.chat.lanes import ChatRequest, NewWeights, Sampling
 from studio.errors import StudioError
 from studio.evaluation.export_votes_and_suites import MEDIA, Form, votes_as
 from studio.home import Home
+from ui.language import current, say
 from ui.train_page_facts import labelled_models
 
 logger = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ async def _lines(home: Home, request: dict[str, Any]) -> AsyncIterator[bytes]:
             yield _line({"type": "status", "lane": None, "text": "Starting the chat engine…"})
         # What the host sent together stays together: a hop of a thread for each would age it.
         async for lines in iterate_in_threadpool(chat_client.relay(home, request)):
-            yield lines
+            yield b"".join(map(_said, lines.splitlines(keepends=True)))
         whole = True
     except StudioError as error:
         yield _line({"type": "error", "lane": None, **error.as_dict()})
@@ -184,8 +185,16 @@ async def _lines(home: Home, request: dict[str, Any]) -> AsyncIterator[bytes]:
                 await run_in_threadpool(chat_client.stop, home, request["id"])
 
 
+def _said(line: bytes) -> bytes:
+    """Return an event with the text of a status or an error in the user's language."""
+    if current.get() == "en" or (b"status" not in line[:24] and b"error" not in line[:24]):
+        return line
+    return _line(json.loads(line))
+
+
 def _line(event: dict[str, Any]) -> bytes:
-    return (json.dumps(event, ensure_ascii=False) + "\n").encode()
+    shown = event | {"text": say(event["text"])}
+    return (json.dumps(shown, ensure_ascii=False) + "\n").encode()
 
 
 def _download(name: str, form: Form, text: str) -> Response:

@@ -37,8 +37,8 @@ OURS: dict[str, frozenset[str]] = {
     for route, keys in {
         "/api/actions": "title help unit heading",
         "/api/train": "title help unit heading auto unknown warnings notes titles text use manual",
-        "/api/live": "note phase text advice finding evidence",
-        "/api/data": "reason problem text help title heading unit",
+        "/api/live": "note phase text why",
+        "/api/data": "template_reason reason problem text help title heading unit",
         "/api/do/": "text note notes why reason warnings lacks says words title label what help "
         "about unknown problem why_not phase trouble",
         "/api/system": "what why trouble label",

@@ -139,7 +139,8 @@ def document(html: str, path: str, root: str = "") -> str:
         head = head.replace(
             "<script", f'<script src="{script_address(language)}"></script><script', 1
         )
-        html = re.sub(r'(<html[^>]*?\s)lang="\w*"', rf'\1lang="{tag(language)}"', html, count=1)
+        # Gradio sets the language of the whole document to the browser's own.
+        html = html.replace("<body", f'<body lang="{tag(language)}"', 1)
     if page:
         head += f'<link rel="modulepreload" href="/studio/{page.name}/{page.name}.js">'
     top = bar(path)

@@ -19,11 +19,12 @@ from typing import Any
 
 SANS = (
     '-apple-system, "Segoe UI Variable Text", "Segoe UI", Inter, Roboto, Cantarell, '
-    '"Noto Sans", "Liberation Sans", Arial, sans-serif'
+    '"Noto Sans", "Liberation Sans", Arial, "PingFang SC", "Microsoft YaHei", '
+    '"Noto Sans CJK SC", sans-serif'
 )
 MONO = (
     'ui-monospace, "SF Mono", "Cascadia Mono", "JetBrains Mono", Menlo, Consolas, '
-    '"Liberation Mono", monospace'
+    '"Liberation Mono", "PingFang SC", "Microsoft YaHei", "Noto Sans Mono CJK SC", monospace'
 )
 
 SPACES = {"1": "4px", "2": "8px", "3": "12px", "4": "16px", "5": "24px", "6": "32px"}
