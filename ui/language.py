@@ -40,7 +40,7 @@ OURS: dict[str, frozenset[str]] = {
         "/api/live": "note phase text why",
         "/api/data": "template_reason reason problem text help title heading unit",
         "/api/do/": "text note notes why reason warnings lacks says words title label what help "
-        "about unknown problem why_not phase trouble",
+        "about needs unknown problem why_not phase trouble",
         "/api/system": "what why trouble label",
         "/api/adapters": "label phase note",
         "/api/models": "why_not label phase",
@@ -133,21 +133,22 @@ def _said(text: str, language: str) -> str:
         return DOUBLED.sub(r"\1", known)
     for between, joined in (("\n", "\n"), (" · ", " · "), (" or ", " 或 ")):
         if between in text and (between != " or " or not SEVERAL.search(text)):
-            parts = [_said(part, language) for part in text.split(between)]
-            if parts != text.split(between):
-                return joined.join(parts)
+            parts = text.split(between)
+            said = [_said(part, language) for part in parts]
+            if said != parts or all(part.strip()[:1] in {'"', "'"} for part in parts):
+                return joined.join(said)
     pieces = SEVERAL.split(text)
-    said, at = "", 0
+    whole, at = "", 0
     while len(pieces) > 1 and at < len(pieces):
         for end in range(len(pieces), at, -1):
             known = _known(" ".join(pieces[at:end]), language)
             if known is not None or end == at + 1:
-                said += known if known is not None else f"{' ' if said else ''}{pieces[at]} "
+                whole += known if known is not None else f"{' ' if whole else ''}{pieces[at]} "
                 at = end
                 break
-    if said.split() == text.split():
-        said = _known(text, language, whole=True) or text
-    return DOUBLED.sub(r"\1", said.strip()) or text
+    if whole.split() == text.split():
+        whole = _known(text, language, whole=True) or text
+    return DOUBLED.sub(r"\1", whole.strip()) or text
 
 
 def of_terminal() -> str:

@@ -11,7 +11,8 @@ from studio.train_args import TrainArgs
 from ui.language import say
 
 _PATH = re.compile(
-    r"""(?<![\w./"'`-])(?P<part>model|data|train|method)\.(?P<name>\w+)(?![\w"'`/]|\.\w)(?:=(?=\w))?"""
+    r"""(?<![\w./"'`-])(?P<part>model|data|train|method)\.(?P<name>\w+)(?![\w"'`/]|\.\w)(?:=(?=\w))?""",
+    re.ASCII,  # Chinese stands beside a path without a space
 )
 
 
@@ -22,7 +23,8 @@ def with_titles(text: str) -> str:
         title, before = _titles().get(f"{found['part']}.{found['name']}"), text[: found.start()]
         if title is None or before.count("`") % 2 or before.endswith("--set "):
             return found[0]  # no field, or part of a command
-        return f"“{say(title)}”{' = ' if found[0].endswith('=') else ''}"
+        title = re.split(r" \(|（", say(title))[0]
+        return f"“{title}”{' = ' if found[0].endswith('=') else ''}"
 
     text = say(text)
     return _PATH.sub(named, text)
@@ -33,7 +35,7 @@ def _titles() -> dict[str, str]:
     records: list[tuple[str, Any]] = [("method", one) for one in reversed(methods().values())]
     records += [("model", ModelSource), ("data", DataSource), ("train", TrainArgs)]
     found = {
-        f"{part}.{name}": parameter(f"{part}.{name}", info).title.split(" (")[0]
+        f"{part}.{name}": parameter(f"{part}.{name}", info).title
         for part, record in records
         for name, info in record.model_fields.items()
     }

@@ -48,14 +48,11 @@ def test_a_gpu_that_torch_cannot_use_is_shown_with_the_command_that_mends_it(pag
     assert found["kind"] == "problem" and card.why in found["text"]
     assert "Run: uv pip install" in found["text"]
 
-    page_frame._gpu_notice.cache_clear()
     assert "Runs use the CPU: NVIDIA RTX 3060" in page_frame.bar(
         "/"
     ) and "torch&lt;3" in page_frame.bar("/")
-    page_frame._gpu_notice.cache_clear()
     monkeypatch.setattr(gpus, "cards", list)
     assert "gpu-notice" not in page_frame.bar("/")
-    page_frame._gpu_notice.cache_clear()
 
 
 def test_the_form_offers_the_cluster_among_the_devices():
