@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from jobs.claims import Claim
+from jobs import queue_settings
 from jobs.job_queue import JobStore
 from jobs.process_identity import me
 from jobs.run_curves import Progress
@@ -22,32 +22,24 @@ class Growing:
 
     def __init__(self, store: JobStore, name: str, device: str) -> None:
         self.store, self.device = store, device
-        while not (claim := self._claimed(name, device)):
-            pass  # the supervisor was quicker, to say that there is no such device
-        self.claim = claim
-        store.claims.register(claim, me())
+        queue_settings.hold_queue(store)  # else the supervisor says that there is no such device
+        self.job = store.submit(RunSpec.parse({"name": name, "train": {"device": device}}))
+        self._claim()
 
-    def _claimed(self, name: str, device: str) -> Claim | None:
-        self.job = self.store.submit(RunSpec.parse({"name": name, "train": {"device": device}}))
-        claim = self.store.claims.claim(device, owner=me(), wanted=[device])
-        if claim is None:
-            while self.store.get(self.job.id).active:
-                time.sleep(0.1)
-            self.store.delete(self.job.id)
-        return claim
+    def _claim(self) -> None:
+        """Claim it and let the queue go on."""
+        claim = self.store.claims.claim(self.device, owner=me(), wanted=[self.device])
+        assert claim is not None and claim.job == self.job.id
+        self.claim = claim
+        self.store.claims.register(claim, me())
+        queue_settings.release_queue(self.store)
 
     def again(self) -> None:
         """End it, and begin it anew from step 0."""
+        queue_settings.hold_queue(self.store)
         self.store.claims.finish(self.claim, "failed", error=("run", "by hand"))
-        claim = None
-        while claim is None:
-            while (job := self.store.get(self.job.id)).active:
-                time.sleep(0.1)
-            if job.state != "queued":
-                self.store.resume(self.job.id, restart=True)
-            claim = self.store.claims.claim(self.device, owner=me(), wanted=[self.device])
-        self.claim = claim
-        self.store.claims.register(claim, me())
+        self.store.resume(self.job.id, restart=True)
+        self._claim()
 
     def grow(self, first: int, last: int) -> None:
         metrics = [("loss", step, 100.0 / step, 0.0) for step in range(first, last + 1)]

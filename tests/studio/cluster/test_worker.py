@@ -47,9 +47,10 @@ def place(tmp_path, home, monkeypatch):
     return place
 
 
-SPEC = RunSpec.parse(
-    {"train": {"max_steps": 6, "save_steps": 3, "num_samples": 1, "eval_steps": 6, "device": "ray"}}
-)
+SPEC = RunSpec.parse({"train": {
+    "max_steps": 6, "save_steps": 3, "num_samples": 1, "eval_steps": 6, "device": "ray",
+    "measure_forgetting": False, "self_test": False,
+}})  # fmt: skip
 
 
 def said(place: Storage) -> list[dict[str, Any]]:

@@ -67,6 +67,7 @@ def test_the_default_reaches_what_was_measured_on_the_starter(name, tmp_path):
         {
             "method.name": name, "train.max_steps": row["steps"], "train.num_samples": 0,
             "train.save_steps": -1, "train.eval_steps": row["steps"], "data.max_length": 256,
+            "train.self_test": False, "train.measure_forgetting": False,
         }
     )  # fmt: skip
     *_, end = train(spec, run_dir=tmp_path / "run", home=open_home(tmp_path / "home"))

@@ -15,7 +15,7 @@ from studio.training.training_events import Finished, Loading, Started
 def spec(method: str, **train_args) -> RunSpec:
     values = {
         "method.name": method, "train.max_steps": 8, "train.num_samples": 0, "train.save_steps": -1,
-        "data.max_length": 64, "train.self_test": False,
+        "data.max_length": 64, "train.self_test": False, "train.measure_forgetting": False,
         **{f"train.{name}": value for name, value in train_args.items()},
     }  # fmt: skip
     return RunSpec().with_values(values)
