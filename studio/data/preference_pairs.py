@@ -90,7 +90,10 @@ def split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
         while end and chosen[end - 1].isalnum():
             end -= 1
     if not chosen[:end].strip():
-        raise Dropped("no_prompt", "The chosen and the rejected text do not begin alike.")
+        raise Dropped(
+            "no_prompt",
+            "The chosen and the rejected text do not begin alike: map the column of their prompt.",
+        )
     return chosen[:end].strip(), chosen[end:].strip(), rejected[end:].strip()
 
 

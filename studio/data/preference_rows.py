@@ -36,7 +36,9 @@ def preferences(
         DataError: The dataset holds no such records, or only good or only bad answers.
     """
     guess = guess_origin(origin, source)
-    wanted = "judged answers (or pairs)" if verdicts else "pairs of chosen and rejected answers"
+    wanted = "pairs of chosen and rejected answers"
+    if verdicts:
+        wanted = "judged answers (with a column label that is true or false) or pairs"
     kinds = ("preference", "scored", *(["judged"] if verdicts else []))
     if guess.mapping.format not in kinds:
         raise DataError(

@@ -203,9 +203,12 @@ def _preference(columns: list[str], rows: Sequence[Row]) -> Guess | None:
         if _plain_name(prompt) == "instruction":
             found = _find_parts(("input",), columns, found)
     elif not _message_keys(found["chosen"], rows):
-        if not _begin_alike(found, rows):
-            return None
-        both += " whose common beginning is the prompt"
+        if _begin_alike(found, rows):
+            both += " whose common beginning is the prompt"
+        elif prompt := _find("prompt", columns, found.values()):
+            found["prompt"] = prompt
+        else:
+            both += ", whose texts do not begin alike: their prompt is missing"
     more = ("system", "tools", "chosen_score", "rejected_score")
     found = _find_parts(more, columns, found)
     return _guess("preference", found, both)

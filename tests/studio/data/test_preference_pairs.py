@@ -159,6 +159,7 @@ def test_answers_in_the_shared_prompt_carry_no_loss():
         ({"prompt": "q", "chosen": "good", "rejected": " "}, "empty_rejected"),
         ({"prompt": "q", "chosen": "good", "rejected": None}, "empty_rejected"),
         ({"prompt": "q", "chosen": "good", "rejected": "good "}, "equal_pair"),
+        ({"chosen": "Paris", "rejected": "London"}, "no_prompt"),
         ({"chosen": [Q, GOOD], "rejected": [FIRST[0], BAD]}, "no_prompt"),
         ({"chosen": [Q, GOOD], "rejected": [Q, GOOD, FIRST[0], BAD]}, "no_prompt"),
         ({"chosen": [Q, GOOD, Q, BAD], "rejected": [Q, GOOD, FIRST[0], BAD]}, "no_prompt"),

@@ -42,6 +42,10 @@ SHARE = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
          {"question": "question", "answer": "answer"}),
         ({"prompt": "p", "chosen": "c", "rejected": "r"}, "preference",
          {"chosen": "chosen", "rejected": "rejected", "prompt": "prompt"}),
+        ({"query": "p", "chosen": "c", "rejected": "r"}, "preference",
+         {"chosen": "chosen", "rejected": "rejected", "prompt": "query"}),
+        ({"chosen": "c", "rejected": "r"}, "preference",  # not one text and its answer
+         {"chosen": "chosen", "rejected": "rejected"}),
         ({"chosen": CHAT, "rejected": CHAT}, "preference",
          {"chosen": "chosen", "rejected": "rejected"}),
         ({"text": "t", "label": 3}, "labelled", {"text": "text", "label": "label"}),
