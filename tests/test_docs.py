@@ -12,6 +12,7 @@ from studio.backbone.method_capabilities import CAPABILITIES
 from studio.methods import methods
 from studio.spec import DataSource, ModelSource, RunSpec
 from studio.train_args import TrainArgs
+from ui.bench.learned_forgot import RUNS, averaged
 from ui.cli.main import app
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +41,25 @@ def spec_table() -> str:
             lines.append(f"| `{part}.{name}` | `{default}` | {_cell(info.description)} |")
     seed = RunSpec.model_fields["seed"]
     lines.append(f"| `seed` | `{seed.default}` | {seed.description} |")
+    return "\n".join(lines)
+
+
+def forgetting_table() -> str:
+    """Return what each method learned and forgot on every demo, the best of a column in bold."""
+    rows = averaged(json.loads(RUNS.read_text(encoding="utf-8")))
+    demos = list(dict.fromkeys(row["data"] for row in rows))
+    words = [demo.partition(":")[2] for demo in demos]
+    heads = [f"*{word}* {axis}" for word in words for axis in ("learned", "forgot")]
+    keys = [(demo, key) for demo in demos for key in ("eval_loss", "forgetting")]
+    found = {(row["method"], row["data"]): row for row in rows}
+    best = {(d, key): min(r[key] for r in rows if r["data"] == d) for d, key in keys}
+    lines = ["| method | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    for name in dict.fromkeys(row["method"] for row in rows):
+        cells = []
+        for demo, key in keys:
+            value = found[name, demo][key]
+            cells.append(f"**{value:.2f}**" if value == best[demo, key] else f"{value:.2f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -94,6 +114,7 @@ TABLES = {
     "settings": spec_table,
     "commands": commands_table,
     "map": map_table,
+    "forgetting": forgetting_table,
 }
 
 

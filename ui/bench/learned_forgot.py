@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from studio.models.loading import Loaded
 
 Row = dict[str, Any]
+RUNS = Path(__file__).with_suffix(".json")
 BEGIN, END = "<!-- methods compared -->", "<!-- end methods compared -->"
 HEAD = "| method | learning rate | seeds | learned: held-out loss | forgot: KL per token |"
 OBSERVED_SECONDS = 1e6  # the general set as a whole, whatever it takes
