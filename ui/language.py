@@ -111,7 +111,9 @@ def _known(text: str, language: str, *, whole: bool = False) -> str | None:
         if not whole and any(SEVERAL.search(value) for value in found.groups()):
             continue
         values = [_value(found, key, at, language) for at in range(len(found.groups()))]
-        return FIELD.sub(lambda one, values=values: values[int(one[1])], translated)
+        # In one pass: what stands in a value is not a field.
+        pieces = FIELD.split(translated)
+        return "".join(values[int(p)] if i % 2 else p for i, p in enumerate(pieces))
     return None
 
 

@@ -1,6 +1,9 @@
 """Chinese beside English: every text has a translation, and sentences are recognised by theirs."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -146,3 +149,16 @@ def test_a_field_is_named_by_its_title_in_the_language_of_the_page(chinese):
     assert (
         with_titles("method.r is 0: input should be a whole number.") == "“秩” 为 0：输入应为整数。"
     )
+
+
+@pytest.mark.parametrize(
+    "name, first", [("STUDIO_LANG", "训练适配器"), ("LANG", "Train an adapter")]
+)
+def test_the_help_of_a_command_is_chinese_only_where_it_was_asked_for(name, first):
+    environment = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
+    done = subprocess.run(
+        [sys.executable, "-m", "ui.cli.main", "train", "--help"],
+        env={**environment, name: "zh_CN.UTF-8", "PYTHONUTF8": "1"}, cwd=catalog.ROOT,
+        capture_output=True, text=True, encoding="utf-8", check=True,
+    )  # fmt: skip
+    assert first in done.stdout

@@ -23,6 +23,7 @@ from studio.training.training_events import Event, Working
 from ui.cli.follow_job import follow_to_the_end
 from ui.cli.print_answers import CODES, SENTENCES, plain
 from ui.cli.print_runs import ending
+from ui.language import say
 
 SETTLE_SECONDS = 15.0
 HomeOption = Annotated[
@@ -38,7 +39,9 @@ FollowOption = Annotated[
 def add_commands(app: typer.Typer, groups: dict[str, str]) -> None:
     """Add a command for every action; `groups` are the helps of groups of commands by name."""
     made = {
-        name: typer.Typer(help=text, invoke_without_command=name in ACTIONS, no_args_is_help=False)
+        name: typer.Typer(
+            help=say(text), invoke_without_command=name in ACTIONS, no_args_is_help=False
+        )
         for name, text in groups.items()
     }
     for name, action in ACTIONS.items():
@@ -81,7 +84,7 @@ def command(action: Action, *, only_alone: bool = False) -> Callable[..., int]:
     arguments = {name: pair for name, pair in own.items() if fields[name].positional}
     everything = arguments | own | shared
     run.__name__ = action.name.rpartition(".")[2]
-    run.__doc__ = action.help
+    run.__doc__ = say(action.help)
     run.__annotations__ = {"context": typer.Context, "return": int} | {
         name: annotation for name, (annotation, _) in everything.items()
     }
@@ -101,7 +104,7 @@ def _annotation(one: Parameter) -> Any:
         kind = list[one.type]  # type: ignore[name-defined]
     if one.default is None or one.kind in ("list", "stack"):
         kind = kind | None
-    text = one.help.replace("[", "(").replace("]", ")")
+    text = say(one.help).replace("[", "(").replace("]", ")")
     if one.choices and not all(choice in text for choice in one.choices):
         text = f"{text.rstrip('.')} ({', '.join(one.choices)})."
     hidden = one.default in ("", None, ())

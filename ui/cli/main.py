@@ -50,6 +50,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(chat_app)
+if os.environ.get("STUDIO_LANG"):  # asked for: the locale alone leaves the help in English
+    language.current.set(language.of_terminal())
 add_commands(app, GROUPS)
 
 
