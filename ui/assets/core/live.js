@@ -1,7 +1,8 @@
 // One polling loop per tab feeds charts, tables and logs. It sends a cursor and receives only what is
 // new (204 when nothing is), pauses while the tab is hidden and backs off while the server is down.
 
-import { api, bar, count, duration, fill, go, h, number, t, text } from './dom.js';
+import { actOn, api, badge, bar, button, changed, count, duration, fill, go, h, keyed, number, sureButton, t, text }
+  from './dom.js';
 
 const LIVE = new Set(['queued', 'starting', 'running', 'stopping']);
 const FAST = 700, SLOW = 2500, HIDDEN = 5000, MOST_POINTS = 4000;
@@ -178,6 +179,27 @@ export const share = (job) => (job.total_steps ? Math.min(1, job.step / job.tota
 /** The state to show: a run that was stopped early did not succeed. */
 export function stateName(job) {
   return job.state === 'succeeded' && job.ended === 'stopped' ? 'stopped' : job.state;
+}
+
+/** List the jobs that work, wait or failed of late, each with its progress and what can be done to it. */
+export function showJobs(list, jobs) {
+  const recent = jobs.filter((job) => isLive(job) || job.state === 'paused'
+    || (job.state === 'failed' && Date.now() / 1000 - (job.finished ?? 0) < 3600));
+  keyed(list, recent.slice(0, 8), (job) => job.id, (job) => h('li', { 'data-testid': `job-${job.id}` }), jobRow);
+}
+
+function jobRow(node, job) {
+  if (!changed(node, `${job.state} ${job.phase} ${job.error?.text}`)) return;
+  const track = fill(bar('s-wide', { role: 'progressbar', 'aria-label': job.name, 'aria-valuemin': 0,
+    'aria-valuemax': 100 }), share(job));
+  const acts = { pause: t`Pause`, resume: t`Resume`, hold: t`Hold` };
+  node.replaceChildren(badge(job.state), h('a', { href: `/runs?run=${job.id}` }, h('b', {}, job.name)),
+    h('span.s-quiet', {}, job.state === 'queued' ? t`waits for what is before it` : job.phase),
+    h('span.s-actions', {}, job.actions.filter((name) => acts[name]).map((name) =>
+      button(acts[name], () => actOn(job.id, name).then(poke), 's-tool')),
+    isLive(job) || job.state === 'paused' ? sureButton(t`Cancel`, t`Really cancel?`,
+      () => actOn(job.id, 'cancel').then(poke), 's-tool') : ''),
+    h('div', {}, job.error?.text ? h('p.s-error', {}, job.error.text) : track));
 }
 
 const KEY = 'studio.notify';

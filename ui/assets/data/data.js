@@ -1,9 +1,9 @@
 // The Data page: datasets on the left, the selected one (or the import) on the right. Long work is a
 // queued job; this tab follows the ones it submitted. The address holds the selection.
 
-import { actOn, ago, api, badge, bar, button, bytes, choose, count, fill, h, keyed, matcher, menu, query, remember,
-  send, sureButton, t, tabs, text, toast, word } from '../core/dom.js';
-import { isLive, poke, share, subscribe } from '../core/live.js';
+import { ago, api, badge, button, bytes, choose, count, h, keyed, matcher, menu, query, remember, send, sureButton, t,
+  tabs, toast, word } from '../core/dom.js';
+import { isLive, poke, showJobs, subscribe } from '../core/live.js';
 import { askAction, weighted } from '../core/form.js';
 import { Import, Mapping } from './import.js';
 import { Report } from './report.js';
@@ -31,10 +31,10 @@ export class Data extends HTMLElement {
     this.search = h('input', { type: 'search', placeholder: t`Search datasets`,
       'aria-label': t`Search datasets`, oninput: () => this.list() });
     this.rows = h('ol.s-rows', { 'data-testid': 'datasets' });
-    this.jobs = h('ol.s-rows.s-data-jobs', {});
+    this.jobs = h('ol.s-activity', { 'aria-label': t`Work on datasets` });
     this.none = h('p.s-quiet', {}, t`No dataset is imported yet.`);
     this.main = h('div.s-main', {});
-    this.append(h('div.s-runs.s-data', {},
+    this.append(this.jobs, h('div.s-runs.s-data', {},
       h('aside.s-list', {},
         h('div.s-list-head', {},
           button(t`Import a dataset`, async () => {
@@ -43,7 +43,7 @@ export class Data extends HTMLElement {
           }, 's-primary'), button(t`Mix …`, () => this.askMix(), '',
             { title: t`Several datasets by weight as one` }),
           this.search),
-        this.jobs, this.rows, this.none),
+        this.rows, this.none),
       this.main));
   }
 
@@ -183,15 +183,9 @@ export class Data extends HTMLElement {
   take(jobs) {
     this.known = jobs;
     const ours = jobs.filter((job) => KINDS.has(job.kind));
-    keyed(this.jobs, ours.filter(isLive), (job) => job.id, (job) => this.job(job), (node, job) => {
-      const [name, state, what, , track] = node.firstChild.children;
-      text(name, job.name);
-      text(state, job.state);
-      text(what, job.state === 'queued' ? t`Waiting in the queue` : job.phase || t`Starting`);
-      fill(track, share(job), !job.step);
-    });
+    showJobs(this.jobs, ours.filter(({ state }) => state !== 'failed'));
     for (const job of ours) {
-      if (isLive(job) || !this.waiting.has(job.id)) continue;
+      if (isLive(job) || job.state === 'paused' || !this.waiting.has(job.id)) continue;
       const { then, failed } = this.waiting.get(job.id);
       this.waiting.delete(job.id);
       this.ended(job, then, failed);
@@ -206,13 +200,6 @@ export class Data extends HTMLElement {
     if (done?.state === 'succeeded') return then(done.outcome);
     const words = job.error?.text ?? t`"${job.name}" was ${word(job.state)}.`;
     return failed ? failed(words) : toast(words, 'error');
-  }
-
-  job(job) {
-    return h('li', {}, h('div.s-row-open', { 'data-testid': `job-${job.id}` },
-      h('span.s-row-name', {}), h('span.s-row-state.s-quiet', {}),
-      h('span.s-row-what', {}),
-      sureButton(t`Cancel`, t`Sure?`, () => actOn(job.id, 'cancel').then(poke), 's-tool'), bar('')));
   }
 }
 

@@ -104,7 +104,7 @@ export class Import {
       try {
         const job = await form.submit({ source: path, uploaded: this.uploaded, ...(asks ? {} : part),
           mapping: panel.changed ? panel.mapping : null });
-        this.progress(t`The import is queued; the list on the left shows its progress.`);
+        this.progress(t`The import is queued; the list above shows its progress.`);
         this.page.openResult(job, failed);
       } catch (error) { failed(error.message); }
     }, 's-primary', { 'data-testid': 'import-go' });

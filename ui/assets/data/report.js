@@ -26,7 +26,7 @@ export class Report {
       const made = await api(`/api/data/${name}/tokens?${this.page.lens.query()}`);
       if (!made.id) return this.show(made);
       this.tokens.replaceChildren(h('p.s-quiet', { role: 'status' },
-        t`The dataset is large: a queued job counts its tokens once. The list on the left shows its progress.`));
+        t`The dataset is large: a queued job counts its tokens once. The list above shows its progress.`));
       this.page.await(made, () => this.measure(), failed);
     } catch (error) { failed(error.message); }
     return undefined;

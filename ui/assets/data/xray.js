@@ -46,7 +46,7 @@ export class XRay {
       const found = await api(`/api/data/${this.page.found.name}/xray?${this.page.lens.query({ ...what, ...seed })}`);
       if (request !== this.request) return;
       if (!found.id) return this.show(found.rows);
-      this.note(t`The dataset is large: a queued job counts its tokens once. The list on the left shows its progress.`);
+      this.note(t`The dataset is large: a queued job counts its tokens once. The list above shows its progress.`);
       this.page.await(found, () => this.load(what), (words) => this.note(words));
     } catch (error) { if (request === this.request) this.note(error.message); }
   }

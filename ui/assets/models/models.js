@@ -1,10 +1,10 @@
 // The Models page: every model that can be trained here, what fits on this machine, and the hub's search.
 // A download is a queued job, confirmed with all of its facts before. The address holds the search.
 
-import { actOn, ago, api, badge, button, bytes, changed, compact, count, dots, h, keyed, matcher, pairs, query, quiet,
-  remember, send, sureButton, t, text, toast } from '../core/dom.js';
+import { ago, api, badge, button, bytes, compact, count, dots, h, matcher, pairs, query, quiet, remember, send,
+  sureButton, t, text, toast } from '../core/dom.js';
 import { askAction, dialog, labelled, select } from '../core/form.js';
-import { isLive, poke, share, subscribe } from '../core/live.js';
+import { isLive, showJobs, subscribe } from '../core/live.js';
 
 const JOBS = new Set(['download', 'extend_model']);
 const WAYS = { full: t`Full`, lora: t`LoRA`, qlora: 'QLoRA' };
@@ -45,7 +45,7 @@ export class Models extends HTMLElement {
         button(t`Search the hub`, () => this.searchHub()), this.device,
         h('span.s-actions', {}, button(t`Folders …`, () => this.askFolders()),
           button(t`Token …`, () => this.askToken()))),
-      this.notice, this.jobs, this.body, this.legend));
+      this.notice, this.jobs, this.legend, this.body));
   }
 
   async refresh() {
@@ -231,25 +231,7 @@ export class Models extends HTMLElement {
     if (this.known && ended.some((key) => !this.ended.has(key))) this.refresh();
     this.ended = new Set(ended);
     this.known = true;
-    const recent = ours.filter((job) => isLive(job) || job.state === 'paused'
-      || (job.state === 'failed' && Date.now() / 1000 - (job.finished ?? 0) < 3600));
-    keyed(this.jobs, recent.slice(0, 8), (job) => job.id, (job) => h('li', { 'data-testid': `job-${job.id}` }),
-      (node, job) => this.job(node, job));
-  }
-
-  job(node, job) {
-    if (!changed(node, `${job.state} ${job.phase} ${job.error?.text}`)) return;
-    const track = h('span.s-bar-track.s-wide', { role: 'progressbar', 'aria-label': job.name,
-      'aria-valuemin': 0, 'aria-valuemax': 100, 'aria-valuenow': Math.round(100 * share(job)) }, h('span', {
-      style: `width:${100 * share(job)}%` }));
-    const acts = { pause: t`Pause`, resume: t`Resume`, hold: t`Hold` };
-    node.replaceChildren(badge(job.state), h('a', { href: `/runs?run=${job.id}` }, h('b', {}, job.name)),
-      h('span.s-quiet', {}, job.state === 'queued' ? t`waits for what is before it` : job.phase),
-      h('span.s-actions', {}, job.actions.filter((name) => acts[name]).map((name) =>
-        button(acts[name], () => actOn(job.id, name).then(poke), 's-tool')),
-      isLive(job) || job.state === 'paused' ? sureButton(t`Cancel`, t`Really cancel?`,
-        () => actOn(job.id, 'cancel').then(poke), 's-tool') : ''),
-      h('div', {}, job.error?.text ? h('p.s-error', {}, job.error.text) : track));
+    showJobs(this.jobs, ours);
   }
 }
 
