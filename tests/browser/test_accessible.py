@@ -6,6 +6,7 @@ axe-core comes from npm: `STUDIO_AXE` names its axe.min.js (`.ci/run` sets it).
 import os
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from playwright.sync_api import expect
@@ -17,6 +18,7 @@ from studio.home import open_home
 from studio.spec import DataSource, RunSpec
 from tests.browser.conftest import put_adapters
 from tests.jobs.conftest import begin
+from tests.served import served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 AXE = Path(os.environ.get("STUDIO_AXE", "axe.min.js"))
@@ -40,11 +42,12 @@ WITH_DIALOGS = (
 
 
 @pytest.fixture(scope="module")
-def filled(studio):
-    """A home with a dataset, adapters and a run that has ended."""
-    home = open_home(studio.home)
+def studio(chromium, tmp_path_factory):
+    """A running studio with a dataset, adapters and a run that has ended."""
+    home = open_home(tmp_path_factory.mktemp("accessible") / "home")
     import_dataset(home, DataSource(path="starter:terse"))
-    put_adapters(studio, {"sea": ("lora", {"r": 4}), "salt": ("ia3", {})}, 0.02)
+    methods = {"sea": ("lora", {"r": 4}), "salt": ("ia3", {})}
+    put_adapters(SimpleNamespace(home=home.path), methods, 0.02)
     with closing(JobStore(home)) as store:
         job = store.submit(RunSpec.parse({"name": "kept", "train": {"device": "cuda:7"}}))
         claim = begin(store, "cuda:7", wanted=["cuda:7"])
@@ -54,7 +57,8 @@ def filled(studio):
         store.claims.report(claim, told)
         store.claims.finish(claim, "succeeded")
         assert job.id == 1
-    return studio
+    with served(home.path) as running:
+        yield running
 
 
 @pytest.fixture
@@ -63,6 +67,7 @@ def axe(page):
     if not AXE.is_file():
         pytest.skip("STUDIO_AXE names no axe.min.js: `npm install axe-core` brings it")
     source = AXE.read_text(encoding="utf-8")
+    page.emulate_media(reduced_motion="reduce")  # no colour is looked at while it changes
 
     def findings(where: str) -> list[str]:
         page.evaluate(source)
@@ -90,7 +95,7 @@ def settle(page) -> None:
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_a_page_has_no_finding_and_nothing_too_wide(page, filled, axe, path):
+def test_a_page_has_no_finding_and_nothing_too_wide(page, studio, axe, path):
     page.goto(path)
     expect(page.locator("h1").first).to_be_attached()
     settle(page)
@@ -99,7 +104,7 @@ def test_a_page_has_no_finding_and_nothing_too_wide(page, filled, axe, path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("path", WITH_DIALOGS)
-def test_a_dialog_has_no_finding_and_nothing_too_wide(page, filled, axe, path):
+def test_a_dialog_has_no_finding_and_nothing_too_wide(page, studio, axe, path):
     """A button that ends with … asks for more; those that need the hub have a test of their own."""
     page.goto(path)
     settle(page)
