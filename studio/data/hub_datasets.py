@@ -40,11 +40,8 @@ def is_reached(path: str) -> bool:
 
     try:
         HfApi().dataset_info(path, timeout=ANSWER_SECONDS)
-    except (RepositoryNotFoundError, HFValidationError):
-        raise DataError(
-            f'"{path}" is not a file or folder here, nor an imported dataset, nor a dataset on the '
-            "hub: check the spelling."
-        ) from None
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise _meaning(DataSource(path=path), error) from None
     except Exception as error:  # whatever the network, a proxy or the hub itself has
         if _is_downloaded(path):
             return False
@@ -182,8 +179,16 @@ def refused(path: str, error: Exception) -> InputError:
 
 
 def _meaning(source: DataSource, error: Exception) -> InputError:
+    from huggingface_hub import errors
+
     if is_transient(error):
         return _unreached(source.path)
+    unknown = errors.RepositoryNotFoundError | errors.HFValidationError
+    if isinstance(error, unknown) and not isinstance(error, errors.GatedRepoError):
+        return DataError(
+            f'"{source.path}" is not a file or folder here, nor an imported dataset, nor a dataset '
+            "on the hub: check the spelling, or search the hub."
+        )
     text = str(error).split("\n")[0][:200]
     name = type(error).__name__
     known = f'The hub dataset "{source.path}"'

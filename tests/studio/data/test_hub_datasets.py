@@ -109,7 +109,7 @@ def test_search_and_facts_before_the_download(server):
     assert hub_datasets.look_up("org/rows")["parts"] == [
         {"subset": "more", "split": "test", **unknown}
     ]
-    with pytest.raises(DataError, match="org/none"):
+    with pytest.raises(DataError, match='"org/none" is not a file or folder here'):
         hub_datasets.look_up("org/none")
     server.fail("/api/datasets", status=503)
     with pytest.raises(Unreached, match="cannot be reached"):
