@@ -299,9 +299,9 @@ export const METRICS = [
   ...optional([
     ['expert_balance', t`Evenness of the routers`],
     ['eval_rewards_accuracies', t`Held-out reward accuracy`], ['rewards_accuracies', t`Reward accuracy`],
-    ['rewards_margins', t`Reward margin`], ['rewards_chosen', t`Reward, chosen`],
-    ['rewards_rejected', t`Reward, rejected`], ['logps_chosen', t`Log-probability, chosen`],
-    ['logps_rejected', t`Log-probability, rejected`], ['eval_kl', t`KL to the reference, per token`],
+    ['rewards_margins', t`Reward margin`], ['eval_kl', t`KL to the reference, per token`],
+    ['rewards_chosen', t`Reward, chosen`], ['rewards_rejected', t`Reward, rejected`],
+    ['logps_chosen', t`Log-probability, chosen`], ['logps_rejected', t`Log-probability, rejected`],
     ['answer_tokens', t`Length of sampled answers, in tokens`],
   ]),
 ];
