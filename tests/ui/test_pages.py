@@ -79,7 +79,7 @@ def test_our_assets_are_few_and_small_name_no_outside_host_and_write_no_html():
     assert max(lines.values()) <= 400, lines
 
 
-def test_a_wheel_contains_every_asset(tmp_path):
+def test_a_wheel_contains_every_asset_and_catalog(tmp_path):
     pytest.importorskip("setuptools", minversion="77", reason="no setuptools to build with")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -87,7 +87,8 @@ def test_a_wheel_contains_every_asset(tmp_path):
     build = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
     subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
     packed = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
-    assert {file.relative_to(ROOT).as_posix() for file in assets()} <= packed
+    catalogs = (ROOT / "ui/locale").rglob("*.po")
+    assert {file.relative_to(ROOT).as_posix() for file in (*assets(), *catalogs)} <= packed
 
 
 def test_pages_build_without_a_supervisor(home, monkeypatch):
