@@ -17,6 +17,7 @@ from studio.errors import QueueError
 from studio.home import Home
 from ui import train_page_facts
 from ui.live_queue import job_row
+from ui.page_words import with_path
 
 
 def action_routes(home: Home, store: JobStore) -> APIRouter:
@@ -31,6 +32,8 @@ def action_routes(home: Home, store: JobStore) -> APIRouter:
     def do(name: str, values: dict[str, Any]) -> Any:
         if find(name).terminal:
             raise QueueError(f'"{name}" is a command only: run `studio {name}` in a terminal.')
+        if isinstance(values.get("over"), list):  # a sweep, with fields by their titles
+            values = values | {"over": [with_path(str(line)) for line in values["over"]]}
         answer = ask(home, name, values, store=store)
         return job_row(answer.jobs[0]) if len(answer.jobs) == 1 else answer.value
 

@@ -23,11 +23,22 @@ def with_titles(text: str) -> str:
         title, before = _titles().get(f"{found['part']}.{found['name']}"), text[: found.start()]
         if title is None or before.count("`") % 2 or before.endswith("--set "):
             return found[0]  # no field, or part of a command
-        title = re.split(r" \(|（", say(title))[0]
-        return f"“{title}”{' = ' if found[0].endswith('=') else ''}"
+        return f"“{_short(title)}”{' = ' if found[0].endswith('=') else ''}"
 
     text = say(text)
     return _PATH.sub(named, text)
+
+
+def with_path(line: str) -> str:
+    """Return a line such as `学习率 = 1e-4, 3e-4` with the field's path for its title."""
+    title, equals, values = line.partition("=")
+    paths = {_short(one): path for path, one in reversed(_titles().items())} | {say("Seed"): "seed"}
+    return f"{paths.get(title.strip(), title)}{equals}{values}"
+
+
+def _short(title: str) -> str:
+    """Return a title in the user's language, without what stands in brackets."""
+    return re.split(r" \(|（", say(title))[0]
 
 
 @cache
