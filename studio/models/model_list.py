@@ -182,10 +182,10 @@ def _memory(home: Home) -> Iterator[dict[str, Any]]:
     """Yield the known facts by folder, and keep them where something was added."""
     place = home.state / "models.json"
     known = atomic.read_object(place)
-    before = json.dumps(known)
+    before = dict(known)
     yield known
-    if (now := json.dumps(known)) != before:
-        atomic.write(place, now)
+    if known != before:  # quick: an entry that was kept is the same object
+        atomic.write(place, json.dumps(known))
 
 
 def _stamp(folder: Path) -> list[Any]:
