@@ -90,13 +90,13 @@ def test_batches_and_padding_change_nothing(session, name):
 @pytest.mark.parametrize("name", methods())
 def test_a_stop_and_a_resume_change_not_one_bit(session, name, tmp_path):
     def new() -> Session:
-        own = made(session, name, dropout=True, max_steps=10, save_steps=-1, eval_steps=5)
+        own = made(session, name, dropout=True, max_steps=6, save_steps=-1, eval_steps=3)
         own.loaded.tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
         return own
 
     whole, second = new(), new()
     straight = run_all(whole, tmp_path / "whole")
-    first = run_all(new(), tmp_path / "halves", stop_at=5)
+    first = run_all(new(), tmp_path / "halves", stop_at=3)
     rest = run_all(second, tmp_path / "halves")
     assert (first[-1].reason, first[-1].adapter) == ("stopped", None)
     assert rest[-1].first_loss == straight[-1].first_loss

@@ -375,7 +375,9 @@ def world(tmp_path_factory):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("scale", ["group", "batch"])
+@pytest.mark.parametrize(  # the spread of a batch is that of all processes, of a group of one
+    "scale", ["batch", pytest.param("group", marks=pytest.mark.long)]
+)
 def test_two_processes_give_what_one_gives(world, home, tmp_path, scale):
     found = {}
     for processes in (1, 2):

@@ -142,9 +142,12 @@ def _until(events: Iterator[Event], *, steps: int) -> list[float]:
 
 @pytest.mark.parametrize(
     ("method", "more"),
-    [("bottleneck", {}), ("lora", {}), ("lora", {"method.use_dora": True}), ("norm_tuning", {})],
-    ids=["bottleneck", "lora", "dora", "norms"],
-)
+    [
+        ("lora", {"method.use_dora": True}), ("norm_tuning", {}),  # the others read less of a base
+        *(pytest.param(name, {}, marks=pytest.mark.long) for name in ("lora", "bottleneck")),
+    ],
+    ids=["dora", "norms", "lora", "bottleneck"],
+)  # fmt: skip
 def test_a_shared_base_trains_as_a_whole_one(ingredients, home, tmp_path, method, more):
     few = {"train.max_steps": 3, "train.per_device_train_batch_size": 3, "train.num_samples": 1}
     spec = _spec(ingredients, method, 2).with_values({**few, **more})
