@@ -127,19 +127,18 @@ class JobStore:
 
     def list(
         self, states: Iterable[State] | None = None, *, limit: int | None = None,
-        offset: int = 0, search: str = "",
+        search: str = "",
     ) -> Jobs:  # fmt: skip
         """Return jobs, newest first.
 
         Args:
             states: Only these; None returns all.
             limit: At most this number.
-            offset: Skip this number.
             search: Words that the name must contain.
         """
         values = {
             "all": states is None, "states": json.dumps(sorted(states or ())),
-            "limit": -1 if limit is None else limit, "offset": offset,
+            "limit": -1 if limit is None else limit,
             "pattern": "%" + escaped_like(search.strip()) + "%",
         }  # fmt: skip
         with self.database.reading() as db:
@@ -421,7 +420,7 @@ def _version() -> str:
 _LIST = r"""
 SELECT * FROM jobs
 WHERE (:all OR state IN (SELECT value FROM json_each(:states))) AND name LIKE :pattern ESCAPE '\'
-ORDER BY id DESC LIMIT :limit OFFSET :offset
+ORDER BY id DESC LIMIT :limit
 """
 _ACTIVE = """
 SELECT * FROM jobs WHERE state IN ('starting', 'running', 'stopping') ORDER BY position, id

@@ -10,7 +10,6 @@ from jobs import suite_results
 from jobs.database import Database
 from jobs.dataset_from_votes import Said, VotedTurn
 from jobs.job_queue import JobStore
-from jobs.job_record import Job
 from jobs.saved_conversations import Conversations
 from jobs.votes import Votes
 from studio.chat.lanes import LaneSettings
@@ -98,11 +97,6 @@ def table(store: JobStore, name: int | str) -> dict[str, Any]:
         **summarise(rows, min_agreement=least),
         "rows": rows,
     }  # fmt: skip
-
-
-def outcome(store: JobStore, job: Job) -> dict[str, Any]:
-    """Return the table of a judgement as commands print it."""
-    return table(store, job.id)
 
 
 def turns(store: JobStore, name: int | str) -> list[VotedTurn]:

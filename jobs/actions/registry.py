@@ -93,7 +93,7 @@ class Reply:
 ACTIONS: dict[str, Action] = {}
 OUTCOMES: dict[str, Callable[[JobStore, Job], dict[str, Any]]] = {
     "bakeoff": bakeoff.outcome, "preflight": preflight_jobs.outcome, "suite": suite_results.outcome,
-    "judge": judgements.outcome,
+    "judge": lambda store, job: judgements.table(store, job.id),
 }  # fmt: skip
 
 

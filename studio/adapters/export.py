@@ -31,7 +31,7 @@ from studio.adapters.verify_logits import (
     prompt_ids,
     write_report,
 )
-from studio.errors import AdapterError, StudioError, nearest
+from studio.errors import AdapterError, StudioError
 from studio.home import Home, publishing, slug
 from studio.methods import is_low_rank, methods
 from studio.spec import ModelSource
@@ -44,17 +44,6 @@ Format = Literal["peft", "vllm", "adapterhub", "gguf-adapter", "card"]
 FORMATS: tuple[Format, ...] = ("peft", "vllm", "adapterhub", "gguf-adapter", "card")
 TOLERANCE = 1e-4  # of the largest logit: the files hold the same float32 numbers
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-
-
-def as_format(text: str) -> Format:
-    """Check a format's name.
-
-    Raises:
-        AdapterError: The format is unknown.
-    """
-    if form := next((form for form in FORMATS if form == text), None):
-        return form
-    raise AdapterError(f'Unknown format "{text}".{nearest(text, FORMATS)}')
 
 
 def export_adapter(

@@ -32,7 +32,6 @@ FIELDS = {"rank_pattern", "alpha_pattern", "modules_to_save", "trainable_token_i
 START, ENDING = "base_model.model.", ".lora_A.weight"
 NAMED = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\.default(?=\.|$)")
 COMPILED = "_orig_mod."
-WORD = re.compile(r"[\w-]+")
 TOKENS = re.compile(r"\\\.|\.\*|\\d\+|\.|[\w-]+")
 
 

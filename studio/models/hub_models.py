@@ -23,7 +23,6 @@ from studio.models.trainability import checked_architecture
 ANSWER_SECONDS = 10.0
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 WEIGHTS, PICKLES = ".safetensors", (".bin", ".pt", ".pth", ".ckpt")
-SORTS = ("downloads", "likes", "last_modified", "trending_score")
 MOST_CONFIG_BYTES = 10_000_000
 _ADDRESS = re.compile(
     r"https?://[^/]+/(?:models/)?(?P<id>[\w.-]+/[\w.-]+)(?:/tree/(?P<rev>[^/?#]+))?"

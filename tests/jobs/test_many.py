@@ -52,7 +52,6 @@ def steps(crowded, monkeypatch):
 
 ASK: dict[str, Callable[[JobStore], object]] = {
     "newest": lambda s: s.list(limit=100),
-    "a page far behind": lambda s: s.list(limit=100, offset=9000),
     "front of the queue": lambda s: s.queue(limit=200),
     "a search": lambda s: s.list(limit=100, search="run 0999"),
     "a search without a hit": lambda s: s.list(limit=100, search="nothing"),

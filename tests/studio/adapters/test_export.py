@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from studio.adapters.adapter_requests import ExportRequest, MergeRequest
-from studio.adapters.export import as_format, export_adapter
+from studio.adapters.export import export_adapter
 from studio.adapters.gguf import GgufRequest
 from studio.adapters.library import resolve
 from studio.adapters.verify_logits import EXPORT_REPORT, read_report
@@ -158,8 +158,6 @@ def test_a_request_is_checked_before_it_is_queued(home, base, tmp_path):
         ExportRequest.parse({"adapter": "q", "form": "vllm"}).checked(home)
     with pytest.raises(InputError, match="exists already"):
         ExportRequest.parse({"adapter": "q", "out": str(tmp_path)}).checked(home)
-    with pytest.raises(AdapterError, match='Unknown format "pft"'):
-        as_format("pft")
     assert resolve(home, "q") == home.adapters / "q"
 
 
