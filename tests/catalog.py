@@ -103,7 +103,8 @@ def closed_sets() -> list[str]:
     from jobs.job_record import STATES
 
     parts = re.findall(r'"([A-Z][a-z ]+)":', inspect.getsource(disk_usage.usage))
-    return [*STATES, *parts, "imported", "mixed", "train", "validation", "good", "bad"]
+    return [*STATES, *parts, "imported", "mixed", "train", "validation", "good", "bad",
+            "person", "supervisor", "runner", "submitted"]  # fmt: skip
 
 
 # -- Python ----------------------------------------------------------------------------------------
@@ -192,6 +193,8 @@ class _Reader(ast.NodeVisitor):
     def visit_keyword(self, node: ast.keyword) -> None:
         if node.arg in ("title", "label", "note"):
             self._word(node.value)
+        if node.arg == "why":
+            self._fixed(ast.IfExp(node.value, node.value, node.value))
         self.generic_visit(node)
 
     def visit_Assign(self, node: ast.Assign) -> None:

@@ -41,6 +41,7 @@ OURS: dict[str, frozenset[str]] = {
         "/api/data": "template_reason reason problem text help title heading unit",
         "/api/do/": "text note notes why reason warnings lacks says words title label what help "
         "about needs unknown problem why_not phase trouble",
+        "/api/do/conversations": "",  # all of it is the user's own
         "/api/system": "what why trouble label",
         "/api/adapters": "label phase note",
         "/api/models": "why_not label phase",
@@ -261,7 +262,11 @@ def _walk(value: Any, keys: frozenset[str], ours: bool = False) -> Any:
         return [_walk(one, keys, ours) for one in value]
     if not isinstance(value, dict):
         return value
-    made = {name: _walk(one, keys, ours or name in keys) for name, one in value.items()}
+    own = {name for name, one in value.items() if name == "notes" and isinstance(one, str)}
+    made = {
+        name: _walk(one, keys, ours or (name in keys and name not in own))
+        for name, one in value.items()
+    }
     if isinstance(value.get("choices"), list):  # of a field: pairs of a value and its label
         made["choices"] = [[one, say(label)] for one, label in map(_pair, value["choices"])]
     if isinstance(value.get("words"), dict):

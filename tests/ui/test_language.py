@@ -77,6 +77,9 @@ def test_errors_that_no_catalog_is_sure_to_hold_only_get_fewer():
 def test_only_our_own_words_are_translated(chinese):
     answer = {"reason": "by hand", "rows": [{"text": "Rows", "title": "Train"}], "name": "Models"}
     assert translated(answer, "/api/elsewhere") == answer
+    for path in ("/api/do/conversations", "/api/do/note"):
+        own = {"title": "Runs", "notes": "good"} if "conv" in path else {"notes": "good"}
+        assert translated(own, path) == own
     assert say("There is no job Train. `studio runs` lists them.").startswith("没有任务 Train")
     assert say('"Rows" has no curve to export.') == '"Rows" 没有可导出的曲线。'
     assert say("An entirely unknown sentence of three words.") == (

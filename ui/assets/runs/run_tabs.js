@@ -1,7 +1,8 @@
 // The tabs of a run (log, samples, checkpoints, config, history) and, after running out of memory, the
 // changes that make it fit. Everything a run wrote is shown as text.
 
-import { ago, api, badge, button, clock, count, h, number, quiet, send, snippet, t, table, text } from '../core/dom.js';
+import { ago, api, badge, button, clock, count, h, number, quiet, send, snippet, t, table, text,
+  word } from '../core/dom.js';
 import { checkpointActions } from '../core/lanes.js';
 import { poke } from '../core/live.js';
 
@@ -34,7 +35,7 @@ export const views = {
     command && snippet(t`Command line`, command), snippet('spec.yaml', yaml)].filter(Boolean),
 
   history: ({ events }) => table([t`Time`, t`State`, t`By`, t`Why`], [...events].reverse().map((row) =>
-    [clock(row.time, true), badge(row.dst), row.actor, row.why])),
+    [clock(row.time, true), badge(row.dst), word(row.actor), row.why])),
 };
 
 /** The changes that make a run fit its device, a button each. Each queues the run again with that one
