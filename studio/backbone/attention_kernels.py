@@ -227,10 +227,11 @@ class Spans:
 def takes_groups(query: Tensor, mask: Tensor | None) -> bool:
     """Return True if `scaled_dot_product_attention` has a fast kernel for grouped heads here.
 
-    On a GPU only FlashAttention-2 has one; others would compute all logits at once.
+    On a GPU only FlashAttention-2 has one; others would compute all logits at once, and not every
+    version for Apple's and Intel's GPUs takes groups.
     """
     if query.device.type != "cuda":
-        return True
+        return query.device.type == "cpu"
     fast = mask is None and query.dtype in DTYPES and _head_fits(query.shape[-1])
     return fast and _is_new(query.device)
 

@@ -179,7 +179,7 @@ class Lora(LinearMethod):
         if self.init_lora_weights == "pissa":
             p = self._principal(dense_weight(site).detach())
         if self.use_dora:
-            p["magnitude"] = dense_weight(site).detach().norm(dim=1).cpu()
+            p["magnitude"] = torch.linalg.vector_norm(dense_weight(site).detach(), dim=1).cpu()
         return p
 
     def _principal(self, weight: Tensor) -> Params:
@@ -232,10 +232,12 @@ class Lora(LinearMethod):
 
     def _gain(self, p: Params, site: Site) -> Tensor:
         """Return `m / ‖W + s B A‖` per row, with the norm detached as in the paper."""
+        import torch
+
         from studio.backbone.dense_weights import dense_weight
 
         row = dense_weight(site) + self.scaling * (p["lora_B"] @ p["lora_A"]).detach()
-        return p["magnitude"] / row.norm(dim=1)
+        return p["magnitude"] / torch.linalg.vector_norm(row, dim=1)
 
     def fold(self, p: Params, site: Site, weight: float) -> Params:
         """Return `ΔW = w s B A`, less the start (PiSSA), on renormalised rows (DoRA)."""

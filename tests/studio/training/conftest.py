@@ -69,9 +69,9 @@ def make_model(**config: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**values)).eval()
 
 
-def make_loaded() -> Loaded:
+def make_loaded(device: str = "cpu") -> Loaded:
     """A fresh tiny model as `load` would have given it, without a tokenizer."""
-    model = make_model()
+    model = make_model().to(device)
     known = ModelFacts(
         path=Path("tiny"), architecture="LlamaForCausalLM", model_type="llama",
         parameters=model.num_parameters(), hidden_size=32, num_layers=2, context_length=64,
@@ -79,14 +79,16 @@ def make_loaded() -> Loaded:
         fingerprint="f",
     )  # fmt: skip
     return Loaded(
-        model=model, tokenizer=None, device=torch.device("cpu"), dtype=torch.float32, facts=known
+        model=model, tokenizer=None, device=torch.device(device), dtype=torch.float32, facts=known
     )
 
 
-def make_session(rows: Rows | None = None, **spec: Any) -> Session:
+def make_session(rows: Rows | None = None, device: str = "cpu", **spec: Any) -> Session:
     """A session over a fresh tiny model; the same spec gives the same session."""
     spec = {"train": {"max_steps": 6, "per_device_train_batch_size": 4}, **spec}
-    return open_session(RunSpec.parse(spec), loaded=make_loaded(), prepared=rows or make_rows())
+    return open_session(
+        RunSpec.parse(spec), loaded=make_loaded(device), prepared=rows or make_rows()
+    )
 
 
 @pytest.fixture

@@ -1,11 +1,17 @@
 """Train on a simulated `cuda:0`: no tensor on a wrong device, few host waits, the CPU's losses."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from safetensors.torch import load_file
 from torch.nn.functional import scaled_dot_product_attention
 
+from studio.adapters.adapter_requests import MergeRequest
 from studio.backbone import Backbone, attention, kernels
+from studio.evaluation.evaluate_on_dataset import EvaluateRequest
 from studio.home import open_home
 from studio.methods.lora import Lora
 from studio.spec import RunSpec
@@ -14,8 +20,8 @@ from studio.training.batching import pack
 from studio.training.loss import loss_sum
 from studio.training.train_run import train
 from studio.training.training_events import Evaluated, Step
-from tests.fakegpu import GPU, fake_gpu, log
-from tests.studio.training.conftest import make_model, make_rows
+from tests.fakegpu import GPU, MPS, XPU, fake_gpu, log
+from tests.studio.training.conftest import make_model, make_rows, make_session
 
 BASE = {
     "model": {"path": "starter", "dtype": "bfloat16"},
@@ -102,6 +108,62 @@ def test_a_run_on_the_gpu_is_the_run_on_the_cpu(name, tmp_path):
     assert len(found) == 5
     close = 0.02 if BASE["model"]["dtype"] == changes.get("model.dtype", "bfloat16") else 0.005
     assert found == pytest.approx(expected, rel=close)
+
+
+@pytest.mark.filterwarnings("ignore:at..frobenius_norm:UserWarning")  # of torch's own Muon
+@pytest.mark.parametrize("device", [MPS, XPU], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"train": {"packing": False}}, {"train": {"gradient_checkpointing": True}},
+        {"method": {"name": "lora", "use_dora": True}}, {"method": {"name": "prefix_tuning"}},
+        {"method": {"name": "full"}, "train": {"optim": "muon"}},
+        {"train": {"optim": "adafactor", "label_smoothing_factor": 0.1}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_steps_on_gpus_of_other_makers_are_those_of_the_cpu(device, changes):
+    def steps(where):
+        AcceleratorState._reset_state(True)
+        PartialState._reset_state()
+        settings = {"max_steps": 2, "per_device_train_batch_size": 4}
+        spec = {"method": {"name": "lora"}, **changes}
+        spec["train"] = settings | spec.get("train", {})
+        session = make_session(device=where, **spec)
+        events = [session.step(), session.step()]
+        losses = [number for event in events for number in (event.loss, event.grad_norm)]
+        return [*losses, session.evaluate().eval_loss]
+
+    expected = steps("cpu")
+    with fake_gpu(device=device):
+        found = steps(str(device))
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_evaluation_and_merge_on_the_gpu_are_those_of_the_cpu(tmp_path):
+    run(tmp_path, {"model.dtype": "float32", "train.measure_forgetting": False}, "cpu")
+    home, model = open_home(tmp_path / "home"), {"path": "starter", "dtype": "float32"}
+    stack = [{"name": str(tmp_path / "cpu" / "adapter"), "weight": 1.0}]
+
+    def done(device):
+        place = {"model": model, "stack": stack, "device": device}
+        folder = tmp_path / f"evaluated-{device[:3]}"
+        request = EvaluateRequest.parse({
+            **place, "data": {"path": "starter:pirate"}, "max_rows": 4,
+        }).checked(home)  # fmt: skip
+        *_, end = request.perform(home, folder)
+        merged = MergeRequest.parse({**place, "out": str(tmp_path / f"merged-{device[:3]}")})
+        list(merged.checked(home).perform(home))
+        (weights,) = Path(merged.out).glob("*.safetensors")
+        report = json.loads((folder / "evaluation.json").read_text())
+        return [end.eval_loss, report["token_accuracy"]], load_file(weights)
+
+    measured, weights = done("cpu")
+    with fake_gpu():
+        found_measured, found = done("cuda:0")
+    assert found_measured == pytest.approx(measured, rel=1e-3)
+    assert found.keys() == weights.keys()
+    assert all(torch.allclose(found[name], weights[name], atol=1e-5) for name in weights)
 
 
 @pytest.mark.parametrize(("triton", "most"), [(True, 105), (False, 152)])
