@@ -90,7 +90,8 @@ class RotaryNode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
         """Rotate the gradient back."""
-        return rotated(outputs[0], *ctx.saved_tensors, True), None, None
+        cos_TE, sin_TE = ctx.saved_tensors
+        return rotated(outputs[0], cos_TE, sin_TE, True), None, None
 
 
 @replaceable

@@ -140,6 +140,7 @@ def test_steps_on_gpus_of_other_makers_are_those_of_the_cpu(device, changes):
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.long
 def test_evaluation_and_merge_on_the_gpu_are_those_of_the_cpu(tmp_path):
     run(tmp_path, {"model.dtype": "float32", "train.measure_forgetting": False}, "cpu")
     home, model = open_home(tmp_path / "home"), {"path": "starter", "dtype": "float32"}
