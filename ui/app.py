@@ -18,7 +18,7 @@ from studio.errors import ServeError, StudioError
 from studio.home import Home
 from ui.gradio_patches import import_gradio
 from ui.language import LANGUAGES, Language, page_script
-from ui.page_frame import FAVICON, Frame
+from ui.page_frame import FAVICON, PageFrame
 from ui.page_words import with_titles
 from ui.reverse_proxy import Below, checked_root
 from ui.security import (
@@ -102,7 +102,7 @@ def build_app(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that it does without node, which is meant so
         _mount(app, _pages(), root)
-    inner: App = Language(SizeLimit(Frame(app, root), larger=LARGER))
+    inner: App = Language(SizeLimit(PageFrame(app, root), larger=LARGER))
     asked = TokenCheck(inner, token=token, port=port) if token else inner
     guarded = OriginCheck(asked, hosts=hosts)
     return Below(guarded, root) if root else guarded

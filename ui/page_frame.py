@@ -72,7 +72,7 @@ HEAD = (
 )
 
 
-class Frame:
+class PageFrame:
     """Edit HTML documents on their way out; everything else passes untouched."""
 
     def __init__(self, app: App, root: str = "") -> None:
