@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from jobs import queue_settings
 from jobs.job_queue import JobStore
 from jobs.process_identity import me
 from jobs.run_curves import Progress
 from studio.home import open_home
 from studio.spec import RunSpec
+from tests.jobs.conftest import held_queue
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 SHARED_STUDIO = True
@@ -22,24 +22,22 @@ class Growing:
 
     def __init__(self, store: JobStore, name: str, device: str) -> None:
         self.store, self.device = store, device
-        queue_settings.hold_queue(store)  # else the supervisor says that there is no such device
-        self.job = store.submit(RunSpec.parse({"name": name, "train": {"device": device}}))
-        self._claim()
+        with held_queue(store):
+            self.job = store.submit(RunSpec.parse({"name": name, "train": {"device": device}}))
+            self._claim()
 
     def _claim(self) -> None:
-        """Claim it and let the queue go on."""
         claim = self.store.claims.claim(self.device, owner=me(), wanted=[self.device])
         assert claim is not None and claim.job == self.job.id
         self.claim = claim
         self.store.claims.register(claim, me())
-        queue_settings.release_queue(self.store)
 
     def again(self) -> None:
         """End it, and begin it anew from step 0."""
-        queue_settings.hold_queue(self.store)
-        self.store.claims.finish(self.claim, "failed", error=("run", "by hand"))
-        self.store.resume(self.job.id, restart=True)
-        self._claim()
+        with held_queue(self.store):
+            self.store.claims.finish(self.claim, "failed", error=("run", "by hand"))
+            self.store.resume(self.job.id, restart=True)
+            self._claim()
 
     def grow(self, first: int, last: int) -> None:
         metrics = [("loss", step, 100.0 / step, 0.0) for step in range(first, last + 1)]
@@ -63,7 +61,7 @@ def loss(page: Page):
     return page.locator("[data-metric=loss]")
 
 
-def test_a_point_is_on_screen_within_a_second_and_zoom_stays(page, run):
+def test_a_point_is_on_screen_within_a_second_and_zoom_stays(run, page):
     run.grow(1, 400)
     page.goto(f"/runs?run={run.job.id}")
     expect(loss(page)).to_have_attribute("data-points", "400")
@@ -89,7 +87,7 @@ def test_a_point_is_on_screen_within_a_second_and_zoom_stays(page, run):
     expect(reset).to_be_hidden()
 
 
-def test_the_table_and_the_keys_tell_what_the_curve_shows(page, run):
+def test_the_table_and_the_keys_tell_what_the_curve_shows(run, page):
     run.grow(1, 50)
     page.goto(f"/runs?run={run.job.id}")
     expect(loss(page)).to_have_attribute("data-points", "50")
@@ -112,7 +110,7 @@ def test_the_table_and_the_keys_tell_what_the_curve_shows(page, run):
                                                            "2.000 at step 50")  # fmt: skip
 
 
-def test_the_dot_at_the_left_end_is_whole(page, run):
+def test_the_dot_at_the_left_end_is_whole(run, page):
     rows = [("eval_loss", step, 9.0 - step / 20, 0.0) for step in range(0, 101, 20)]
     run.store.claims.report(run.claim, Progress(metrics=rows, step=100, total_steps=100))
     page.goto(f"/runs?run={run.job.id}")
@@ -124,7 +122,7 @@ def test_the_dot_at_the_left_end_is_whole(page, run):
     assert chart.locator("canvas").evaluate(ink) >= 2
 
 
-def test_a_restarted_run_loses_its_old_curve_and_quiet_polls_keep_it(page, run):
+def test_a_restarted_run_loses_its_old_curve_and_quiet_polls_keep_it(run, page):
     other = Growing(run.store, "beside", "cuda:6")
     run.grow(1, 30)
     page.goto(f"/runs?run={run.job.id},{other.job.id}")
@@ -152,7 +150,7 @@ def test_a_restarted_run_loses_its_old_curve_and_quiet_polls_keep_it(page, run):
     run.store.delete(other.job.id)
 
 
-def test_a_tab_that_is_open_stays_filled(page, run):
+def test_a_tab_that_is_open_stays_filled(run, page):
     ended = [Growing(run.store, name, f"cuda:{n}") for n, name in ((5, "one"), (6, "two"))]
     for other in ended:  # of an ended run there is no news that would fill it again
         run.store.claims.finish(other.claim, "failed", error=("run", "by hand"))
@@ -176,7 +174,7 @@ def test_a_tab_that_is_open_stays_filled(page, run):
         run.store.delete(number)
 
 
-def test_many_runs_and_many_tabs(page, run, studio):
+def test_many_runs_and_many_tabs(run, page, studio):
     run.grow(1, 20)
     address = f"/runs?run={run.job.id}"
     tabs = [page.context.new_page() for _ in range(7)]
@@ -189,7 +187,7 @@ def test_many_runs_and_many_tabs(page, run, studio):
         expect(loss(tab)).to_have_attribute("data-points", "25")
 
 
-def test_a_search_keeps_the_choice_and_a_full_memory_offers_its_ways_out(page, run):
+def test_a_search_keeps_the_choice_and_a_full_memory_offers_its_ways_out(run, page):
     run.grow(1, 3)
     page.goto(f"/runs?run={run.job.id}")
     page.get_by_label("Search runs").fill("no such words")
@@ -222,7 +220,7 @@ def test_an_empty_studio_tells_the_next_step(page):
     expect(page.get_by_role("link", name="Train the first adapter")).to_be_visible()
 
 
-def test_a_chart_is_saved_as_picture_drawing_and_table(page, run):
+def test_a_chart_is_saved_as_picture_drawing_and_table(run, page):
     run.grow(1, 40)
     page.goto(f"/runs?run={run.job.id}")
     page.get_by_role("button", name="Switch between light and dark").click()

@@ -3,12 +3,11 @@
 import pytest
 from playwright.sync_api import expect
 
-from jobs import queue_settings
 from jobs.job_queue import JobStore
 from jobs.run_curves import Progress
 from studio.home import open_home
 from studio.spec import RunSpec
-from tests.jobs.conftest import begin
+from tests.jobs.conftest import begin, held_queue
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 SHARED_STUDIO = True
@@ -17,10 +16,9 @@ SHARED_STUDIO = True
 def test_a_report_opens_without_a_server(page, studio, tmp_path):
     store = JobStore(open_home(studio.home))
     spec = {"name": "to keep", "train": {"device": "cuda:7"}}
-    queue_settings.hold_queue(store)  # else the supervisor says first that there is no such device
-    job = store.submit(RunSpec.parse(spec))
-    claim = begin(store, "cuda:7", wanted=["cuda:7"])
-    queue_settings.release_queue(store)
+    with held_queue(store):
+        job = store.submit(RunSpec.parse(spec))
+        claim = begin(store, "cuda:7", wanted=["cuda:7"])
     rows = [("loss", step, 5 / step, 0.0) for step in range(1, 9)]
     samples = [(8, "Who?", "<img src=x onerror=alert(1)>")]
     store.claims.report(claim, Progress(metrics=rows, samples=samples, step=8, total_steps=8))

@@ -5,10 +5,10 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from jobs import queue_settings
 from jobs.job_queue import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
+from tests.jobs.conftest import held_queue
 from ui.pages import PAGES
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -20,13 +20,12 @@ FOCUS = "document.activeElement.dataset.testid"
 def held(studio):
     """Three waiting runs of a queue that a person holds."""
     store = JobStore(open_home(studio.home))
-    queue_settings.hold_queue(store)
-    jobs = [store.submit(RunSpec(name=name)).id for name in ("alpha", "beta", "gamma")]
-    yield store
-    for job in reversed(jobs):  # a later one may wait for an earlier one
-        store.cancel(job)
-        store.delete(job)
-    queue_settings.release_queue(store)
+    with held_queue(store):
+        jobs = [store.submit(RunSpec(name=name)).id for name in ("alpha", "beta", "gamma")]
+        yield store
+        for job in reversed(jobs):  # a later one may wait for an earlier one
+            store.cancel(job)
+            store.delete(job)
     store.close()
 
 
@@ -34,7 +33,7 @@ def wait_for_order(page: Page, wanted: list[str]) -> None:
     expect(page.locator("[data-testid=runs] .s-row-name")).to_have_text(wanted)
 
 
-def test_keys_move_a_waiting_run_again_and_again(page, held):
+def test_keys_move_a_waiting_run_again_and_again(held, page):
     last = max(job.id for job in held.queue())
     page.goto("/runs?show=live")
     wait_for_order(page, ["alpha", "beta", "gamma"])
@@ -56,7 +55,7 @@ def test_keys_move_a_waiting_run_again_and_again(page, held):
     assert page.evaluate(FOCUS) == f"run-{last}"
 
 
-def test_a_reload_shows_the_same_list(page, held):
+def test_a_reload_shows_the_same_list(held, page):
     page.goto("/runs")
     queue = page.get_by_role("button", name=re.compile("^Queue"))
     queue.click()
@@ -68,7 +67,7 @@ def test_a_reload_shows_the_same_list(page, held):
     expect(page).not_to_have_url(re.compile("show="))
 
 
-def test_only_what_draws_is_overlaid(page, held):
+def test_only_what_draws_is_overlaid(held, page):
     first, second, *_ = sorted(job.id for job in held.queue())
     request = {"data": {"path": "starter:terse"}}
     errand = held.submit(request, kind="import").id
@@ -94,7 +93,7 @@ def drop(held, sweep: str) -> list[RunSpec]:
     return [RunSpec.parse(job.spec) for job in jobs if job.kind == "train"]
 
 
-def test_a_sweep_is_asked_in_a_dialog(page, held):
+def test_a_sweep_is_asked_in_a_dialog(held, page):
     page.goto(f"/runs?run={held.queue()[0].id}")
     page.get_by_text("More", exact=True).click()
     page.get_by_role("button", name="Sweep …").click()
@@ -110,7 +109,7 @@ def test_a_sweep_is_asked_in_a_dialog(page, held):
     assert [(run.method.r, run.seed) for run in made] == [(4, 0), (4, 1), (8, 0), (8, 1)]
 
 
-def test_a_bake_off_of_the_form_keeps_its_settings(page, held):
+def test_a_bake_off_of_the_form_keeps_its_settings(held, page):
     page.goto("/?set=train.max_steps=3&set=method.r=4")
     page.get_by_role("button", name=re.compile("^Bake-off")).click()
     dialog = page.get_by_role("dialog")
@@ -127,7 +126,7 @@ def test_a_bake_off_of_the_form_keeps_its_settings(page, held):
 
 
 @pytest.mark.refused("/api/do/schedule")
-def test_a_plan_is_refused_in_its_dialog_and_then_taken(page, held):
+def test_a_plan_is_refused_in_its_dialog_and_then_taken(held, page):
     first, second = held.get("alpha"), held.get("beta")
     page.goto(f"/runs?run={second.id}")
     expect(page.get_by_test_id("detail")).to_contain_text(f"Run {second.id}")
@@ -146,7 +145,7 @@ def test_a_plan_is_refused_in_its_dialog_and_then_taken(page, held):
     assert (planned.start_when, list(planned.needs)) == ("night", [first.id])
 
 
-def test_no_page_scrolls_sideways(page, held):
+def test_no_page_scrolls_sideways(held, page):
     for path in (one.address for one in PAGES):
         page.goto(path)
         expect(page.locator("[data-testid], #train").first).to_be_attached()

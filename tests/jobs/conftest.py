@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from jobs import queue_settings
 from jobs.claims import Claim
 from jobs.database import Database
 from jobs.job_queue import JobStore
@@ -52,6 +53,16 @@ def begin(store: JobStore, device: str = "cpu", **may: Any) -> Claim:
     assert claim is not None
     store.claims.register(claim, me())
     return claim
+
+
+@contextlib.contextmanager
+def held_queue(store: JobStore) -> Iterator[None]:
+    """Hold the queue meanwhile, so that the supervisor neither starts nor refuses a job."""
+    queue_settings.hold_queue(store)
+    try:
+        yield
+    finally:
+        queue_settings.release_queue(store)
 
 
 def run_one(store: JobStore, state: str = "succeeded", kind: str = "run", **may: Any) -> Claim:
