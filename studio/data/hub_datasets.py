@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -26,6 +27,8 @@ from studio.spec import DataSource
 Sort = Literal["downloads", "likes", "last_modified", "trending_score"]
 
 ANSWER_SECONDS = 10.0
+_SWITCHING = threading.Lock()
+_BEFORE: list[list[bool]] = []  # the libraries' settings; the last thread that ends takes the first
 
 
 def is_reached(path: str) -> bool:
@@ -142,14 +145,16 @@ def _offline() -> Iterator[None]:
     import huggingface_hub
 
     places: tuple[Any, Any] = (datasets.config, huggingface_hub.constants)
-    before = [place.HF_HUB_OFFLINE for place in places]
-    try:
+    with _SWITCHING:
+        _BEFORE.append([place.HF_HUB_OFFLINE for place in places])
         for place in places:
             place.HF_HUB_OFFLINE = True
+    try:
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = value
+        with _SWITCHING:
+            for place, value in zip(places, _BEFORE.pop(), strict=True):
+                place.HF_HUB_OFFLINE = value
 
 
 def _is_downloaded(path: str) -> bool:

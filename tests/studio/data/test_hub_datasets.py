@@ -55,6 +55,16 @@ def test_without_a_network_what_was_downloaded_is_read_offline(monkeypatch, tmp_
     assert huggingface_hub.constants.HF_HUB_OFFLINE is False
 
 
+def test_two_that_read_offline_at_once_leave_the_hub_as_it_was(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    first, second = hub_datasets._offline(), hub_datasets._offline()
+    states = []
+    for step in (first.__enter__, second.__enter__, first.__exit__, second.__exit__):
+        step(*(None,) * 3 if "exit" in step.__name__ else ())
+        states.append(huggingface_hub.constants.HF_HUB_OFFLINE)
+    assert states == [True, True, True, False]
+
+
 def test_an_id_that_the_hub_does_not_have_is_told(monkeypatch):
     with pytest.raises(DataError, match=r'"a\.\.b" is not a file or folder here'):
         is_reached("a..b")
