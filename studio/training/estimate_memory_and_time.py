@@ -248,8 +248,8 @@ def memory(
         + gathered,
     }
     if spec.train.loss == "grpo":  # before the step: the cache of the answers
-        whole = cached_tokens(spec, shape, tokens=load.tokens, targets=load.targets)
-        at_once = min(CACHE_TOKENS, whole * spec.train.gradient_accumulation_steps)
+        cached = cached_tokens(spec, shape, tokens=load.tokens, targets=load.targets)
+        at_once = min(CACHE_TOKENS, cached * spec.train.gradient_accumulation_steps)
         cache = 2 * shape.layers * shape.keys_values * int(at_once) * width
         step = parts["activations"] + parts["logits"] + parts["workspace"]
         parts["workspace"] += max(0, cache - step)
