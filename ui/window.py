@@ -79,7 +79,7 @@ def menu_entry(
         roaming = Path(variables.get("APPDATA") or user / "AppData" / "Roaming")
         words = " ".join(f'"{word}"' for word in command).replace("%", "%%")
         menu = roaming / "Microsoft" / "Windows" / "Start Menu" / "Programs"
-        return [Entry(menu / f"{NAME}.cmd", f'@start "" {words}\r\n')]
+        return [Entry(menu / f"{NAME}.cmd", f'@chcp 65001 >nul\r\n@start "" {words}\r\n')]
     if system == "darwin":
         bundle = user / "Applications" / f"{NAME}.app" / "Contents"
         about = {
@@ -127,11 +127,17 @@ def write_entry(entries: Sequence[Entry]) -> None:
 
 
 def remove_entry(entries: Sequence[Entry]) -> list[Path]:
-    """Delete the files of an entry and the folders of its bundle; return those that were there."""
+    """Delete the files of an entry and its bundle; return the files that were there.
+
+    Raises:
+        ServeError: One cannot be deleted.
+    """
     gone = [one.path for one in entries if one.path.is_file()]
-    for path in gone:
-        path.unlink()
-    for folder in sorted({up for path in gone for up in path.parents}, reverse=True):
-        if f"{NAME}.app" in folder.parts and folder.is_dir():
-            folder.rmdir()
+    try:
+        for path in gone:
+            path.unlink()
+        for bundle in {up for path in gone for up in path.parents if up.name == f"{NAME}.app"}:
+            shutil.rmtree(bundle)
+    except OSError as error:
+        raise ServeError(f"{error.filename} cannot be deleted ({error.strerror}).") from None
     return gone

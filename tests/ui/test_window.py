@@ -1,15 +1,18 @@
 """The window of its own and the entry in the system's menu."""
 
 import plistlib
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path, PureWindowsPath
+from unittest.mock import Mock
 
 import pytest
 
 from studio.errors import ServeError
 from tests.served import ROOT
+from ui.cli import main
 from ui.window import find_browser, menu_entry, remove_entry, write_entry
 
 COMMAND = ["/opt/my env/python", "-m", "ui.cli.main", "--home", "/home/al/50% $x"]
@@ -37,13 +40,26 @@ def test_the_entry_of_each_system_starts_the_command_and_goes_again(system, plac
         assert shlex.split(line.removeprefix("Exec=")) == COMMAND
         assert files[1].read_text().startswith("<svg xmlns=")
     elif system == "win32":
-        assert text.startswith('@start "" "/opt/my env/python" "-m"') and "50%% $x" in text
+        assert text.startswith('@chcp 65001 >nul\n@start "" "/opt/my env/python" "-m"')
+        assert "50%% $x" in text
     else:
         program = text.splitlines()[1].removeprefix("exec ")
         assert shlex.split(program) == COMMAND and files[0].stat().st_mode & 0o111
         assert plistlib.loads(files[1].read_bytes())["CFBundleExecutable"] == files[0].name
+    if system == "darwin":
+        (files[0].parents[1] / ".DS_Store").touch()  # as the Finder leaves it
     assert remove_entry(entries) == files and remove_entry(entries) == []
     assert not list(tmp_path.rglob("*.app")) and (tmp_path / "Applications").is_dir()
+
+
+def test_an_entry_that_may_not_be_deleted_is_told(tmp_path, monkeypatch):
+    entries = menu_entry("linux", COMMAND, tmp_path, {})
+    write_entry(entries)
+    file = str(entries[0].path)
+    refusal = PermissionError(13, "Permission denied", file)
+    monkeypatch.setattr(Path, "unlink", Mock(side_effect=refusal))
+    with pytest.raises(ServeError, match=re.escape(f"{file} cannot be deleted (Permission")):
+        remove_entry(entries)
 
 
 def test_folders_that_the_system_names_are_used(tmp_path):
@@ -61,7 +77,16 @@ def test_without_a_browser_a_window_is_refused(monkeypatch):
         find_browser()
 
 
-def test_closing_the_window_ends_the_page(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("seconds", "ends"), [(60, 0), (0, 1)])
+def test_a_window_that_another_browser_opens_leaves_the_page(seconds, ends, monkeypatch, capsys):
+    monkeypatch.setattr(main, "HANDED_OVER_SECONDS", seconds)
+    monkeypatch.setattr("_thread.interrupt_main", stop := Mock())
+    main._end_with(subprocess.Popen([sys.executable, "-c", ""]))
+    assert stop.call_count == ends
+    assert ("`studio stop`" in capsys.readouterr().out) is not bool(ends)
+
+
+def test_closing_the_window_ends_the_page_that_has_no_streams(tmp_path, monkeypatch):
     browser = tmp_path / "browser"
     browser.write_text(
         f"#!{sys.executable}\nimport sys, urllib.request\n"
@@ -71,12 +96,18 @@ def test_closing_the_window_ends_the_page(tmp_path, monkeypatch):
     )
     browser.chmod(0o755)
     monkeypatch.setenv("STUDIO_BROWSER", str(browser))
-    command = [sys.executable, "-m", "ui.cli.main"]
+    program = (
+        "import sys; from ui.cli import main; main.HANDED_OVER_SECONDS = 0; "
+        "sys.stdout = sys.stderr = None; main.main(sys.argv[1:])"  # as under pythonw.exe
+    )
+    command = [sys.executable, "-c", program]
     home = ["--home", str(tmp_path / "home")]
     try:
         done = subprocess.run([*command, "serve", "--port", "0", "--window", *home], cwd=ROOT,
                               timeout=60, capture_output=True, text=True)  # fmt: skip
         assert done.returncode in (0, 130), done.stderr
         assert b"Adapter Studio" in (tmp_path / "seen").read_bytes()
+        log = (tmp_path / "home/state/window.log").read_text()
+        assert log.startswith("Adapter Studio is at http") and "Traceback" not in log
     finally:
         subprocess.run([*command, "stop", *home], cwd=ROOT, timeout=60, check=False)

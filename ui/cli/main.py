@@ -41,6 +41,7 @@ GROUPS = {
     "guide": "Lead from what you want to data, a model and settings; make a file to fill in.",
     "data": "Datasets: check, import, map, X-ray, split, overlap, list, export, delete.",
 }
+HANDED_OVER_SECONDS = 5.0  # a browser that ends sooner passed the address to one that is open
 app = typer.Typer(
     name="studio",
     help="Train adapters, watch them learn, and chat with them. Without a command it opens the "
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     as_json = "--json" in words
     language.current.set(language.of_terminal())
     try:
+        _give_streams(words)
         code = _command()(words, prog_name="studio", standalone_mode=False)
     except StudioError as error:
         raise SystemExit(_tell(error.as_dict(), error.exit_code, as_json)) from None
@@ -84,6 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = _usage_sentence(error, words)
         raise SystemExit(_tell({"kind": "usage", "text": text}, 2, as_json)) from None
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _give_streams(words: Sequence[str]) -> None:
+    """Write to a log of the home where the process has no streams, as under `pythonw.exe`."""
+    if sys.stdout is None or sys.stderr is None:
+        home = words[words.index("--home") + 1] if "--home" in words[:-1] else None
+        log = (open_home(home).state / "window.log").open("a", encoding="utf-8", buffering=1)
+        sys.stdout, sys.stderr = sys.stdout or log, sys.stderr or log
 
 
 # -- the page --------------------------------------------------------------------------------------
@@ -109,7 +119,10 @@ def serve(
     ] = False,
     window: Annotated[
         bool,
-        typer.Option("--window", help="Open a window of its own; closing it ends the page."),
+        typer.Option(
+            "--window",
+            help="Open a window of its own; closing it ends the page (macOS: quitting it).",
+        ),
     ] = False,
 ) -> None:
     """Open the studio in the browser (the default command)."""
@@ -144,9 +157,16 @@ def serve(
 
 
 def _end_with(window: Popen[bytes]) -> None:
-    """End this process, as Ctrl-C does, when a window is closed."""
+    """End this process, as Ctrl-C does, when a window is closed.
+
+    Where its profile is open already, the new process passes the address on and ends at once.
+    """
+    began = time.monotonic()
     window.wait()
-    _thread.interrupt_main()
+    if time.monotonic() - began < HANDED_OVER_SECONDS:
+        print("Another browser process shows the window: `studio stop` ends the page.", flush=True)
+    else:
+        _thread.interrupt_main()
 
 
 def _address_of(home: Home, port: int) -> str:
