@@ -2,12 +2,27 @@
 
 class Node {
   constructor(tag) {
-    Object.assign(this, { tag, children: [], listeners: {}, dataset: {}, attributes: {}, style: {}, title: '' });
+    Object.assign(this, { tag, children: [], listeners: {}, dataset: {}, attributes: {}, style: {}, title: '',
+      checked: false });
+    this.classList = { add() {}, remove() {}, toggle() {} };
   }
 
   append(...nodes) { this.children.push(...nodes); }
 
   replaceChildren(...nodes) { this.children = nodes; }
+
+  insertBefore(node) { this.children.push(node); }
+
+  contains() { return false; }
+
+  get firstChild() { return this.children[0]; }
+
+  get lastChild() { return this.children.at(-1); }
+
+  /** All elements below that `wanted` accepts. */
+  all(wanted) {
+    return this.children.flatMap((one) => (one.children ? [...wanted(one) ? [one] : [], ...one.all(wanted)] : []));
+  }
 
   setAttribute(name, value) { this.attributes[name] = value; }
 

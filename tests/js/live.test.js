@@ -2,7 +2,7 @@ import './dom_stub.js';
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-const { append, hues, progress, stages, stateName } = await import('../../ui/assets/core/live.js');
+const { append, hues, progress, showJobs, stages, stateName } = await import('../../ui/assets/core/live.js');
 
 test('new points replace the steps that a resumed run repeats', () => {
   const runs = new Map();
@@ -28,4 +28,19 @@ test('the stages of a chain are what led to a run and what follows it', () => {
   assert.deepEqual(chain(3), [1, 2, 3]);
   assert.deepEqual(chain(1), [1, 2, 3, 5]);
   assert.deepEqual([chain(4), chain(6)], [[4], [6]]);
+});
+
+test('the question of a row stays while its phase and bar change, and goes with the state', () => {
+  const list = document.createElement('ol'), job = { id: 1, name: 'sums', actions: ['cancel'], total_steps: 4 };
+  const drawn = (more) => {
+    showJobs(list, [{ ...job, ...more }]);
+    return list.all((one) => one.tag === 'button')[0];
+  };
+  const cancel = drawn({ state: 'running', phase: 'Reading 10', step: 1 });
+  cancel.listeners.click();
+  assert.equal(drawn({ state: 'running', phase: 'Reading 20', step: 2 }), cancel);
+  assert.equal(cancel.textContent, 'Really cancel?');
+  assert.match(list.textContent, /Reading 20/);
+  assert.equal(list.all((one) => one.attributes.role === 'progressbar')[0].firstChild.style.width, '50%');
+  assert.notEqual(drawn({ state: 'stopping', phase: 'Reading 20', step: 2 }), cancel);
 });

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 const { pickedDevices, written } = await import('../../ui/assets/train/settings.js');
+const { Preflight } = await import('../../ui/assets/train/preflight.js');
 const { picture } = await import('../../ui/assets/train/methods.js');
 const { isOld } = await import('../../ui/assets/compare/answer.js');
 const { unmergeable } = await import('../../ui/assets/adapters/actions.js');
@@ -44,4 +45,16 @@ test('only adapters of one base that can merge are merged', () => {
   assert.match(unmergeable([one, { ...one, base: 'b' }]), /different bases/);
   const prefix = { ...one, mergeable: false, method_title: 'Prefix tuning' };
   assert.match(unmergeable([one, prefix]), /^Prefix tuning cannot/);
+});
+
+test('a form is judged once more for a model that was just looked at, however often it stays unknown', async () => {
+  globalThis.fetch = async () => ({ ok: true, json: async () => ({ looked: true, error: 'unknown' }) });
+  const judged = [], page = { found: { sizes: {}, values: {} }, changed: () => judged.push(page.found.values) };
+  const preflight = new Preflight(page);
+  for (const values of [{}, {}, { 'model.path': 'a' }, { 'model.path': 'a' }, { 'model.path': 'a',
+    'model.revision': '2' }]) {
+    page.found.values = values;
+    await preflight.look();
+  }
+  assert.equal(judged.length, 3);
 });

@@ -95,7 +95,7 @@ export class Passport {
       [t`Imported from`, imported],
       [t`Made`, one.created ? new Date(one.created * 1000).toLocaleString() : ''],
       [t`Size`, bytes(one.size_bytes)], [t`Folder`, one.path],
-    ].filter(([, value]) => value !== '' && value !== null && value !== undefined && value !== 0);
+    ].filter(([, value]) => value != null && value !== '' && value !== 0);
     return h('section', {}, h('h3', {}, t`Passport`, ' ', badge(ENDED[one.ended] ?? 'queued',
       word(ending(one)) || t`no passport`)), pairs(rows));
   }

@@ -1,7 +1,7 @@
 // One answer of one lane: its text while it streams, token confidence, differences from another lane,
 // and which adapters were active.
 
-import { button, copy, h, number, t, text, word } from '../core/dom.js';
+import { button, copy, dots, h, number, t, text, word } from '../core/dom.js';
 import { called, hueOf } from '../core/lanes.js';
 import { code, diff, markdown } from './text.js';
 
@@ -121,18 +121,16 @@ export function isOld({ reason, active }, lane) {
 export const answeredBy = (answer, lane) => (answer && isOld(answer, lane)
   ? { ...lane, stack: answer.active.stack } : lane);
 
-/** 24 tokens · 31 tok/s · first after 0.2 s · pirate × 1 · …
- */
+/** 24 tokens · 31 tok/s · first after 0.2 s · pirate × 1 · … */
 export function figures({ reason, tokens_count: tokens, tokens_per_second: speed,
   first_token_seconds: first, active, original }) {
   if (!reason) return '';
   const how = { length: t`cut at the limit`, stopped: word('stopped'), interrupted: word('interrupted') }[reason];
   const stack = active?.stack ?? [];
   const moved = active?.max_logit_difference;
-  return [original != null && t`corrected`, tokens != null && t`${tokens} tokens`,
+  return dots(original != null && t`corrected`, tokens != null && t`${tokens} tokens`,
     speed && t`${number(speed, 3)} tok/s`,
     first != null && t`first after ${number(first, 2)} s`, how,
     active && (stack.map((part) => `${called(part.name)} × ${part.weight}`).join(' + ') || t`base`),
-    stack.length > 0 && moved != null && t`changed logits by up to ${number(moved, 2)}`,
-  ].filter(Boolean).join(' · ');
+    stack.length > 0 && moved != null && t`changed logits by up to ${number(moved, 2)}`);
 }

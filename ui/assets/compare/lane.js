@@ -1,6 +1,6 @@
 // The head of a lane: its model, its adapters and their weights, edited in place.
 
-import { button, h, menu, short, t, text } from '../core/dom.js';
+import { button, dots, h, menu, short, t, text } from '../core/dom.js';
 import { select } from '../core/form.js';
 import { hueOf, isCheckpoint, promoteButton } from '../core/lanes.js';
 import { KEPT, keepMix } from './tabs.js';
@@ -57,8 +57,7 @@ export class LaneHead {
   more() {
     const { lane, page } = this, used = new Set(lane.stack.map((part) => part.name));
     const next = this.fitting().find((adapter) => !used.has(adapter.name));
-    const words = [!lane.stack.length && t`Base, no adapter`, lane.own && t`own settings`]
-      .filter(Boolean).join(' · ');
+    const words = dots(!lane.stack.length && t`Base, no adapter`, lane.own && t`own settings`);
     return [h('div.s-lane-more', {}, words && h('span.s-quiet', {}, words),
       lane.own && button(t`Share settings`, () => { delete lane.own; page.redraw(); }, 's-tool',
         { title: t`Use the settings of all lanes again` }),

@@ -26,14 +26,14 @@ export function h(kind, props = {}, ...children) {
   if (classes.length) node.className = classes.join(' ');
   if (tag === 'button') node.type = 'button';
   for (const [name, value] of Object.entries(props)) {
-    if (value === undefined || value === null || value === false) continue;
+    if (value == null || value === false) continue;
     if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
     else if (name === 'class') node.className = value;
     else if (name === 'style') node.style.cssText = value;
     else if (name in node && typeof value !== 'string') node[name] = value;
     else node.setAttribute(name, value === true ? '' : name === 'href' ? at(value) : value);
   }
-  node.append(...children.flat(Infinity).filter((c) => c !== null && c !== undefined && c !== false));
+  node.append(...children.flat(Infinity).filter((c) => c != null && c !== false));
   return node;
 }
 
@@ -67,21 +67,23 @@ export function keyed(parent, items, key, create, update) {
   if (held?.isConnected && held !== document.activeElement) held.focus();
 }
 
+export const later = (ms) => new Promise((done) => { setTimeout(done, ms); });
+
 const THIN = '\u202f';
 
 /** Four significant digits: 1.234, 0.0123, 12.3 k. */
 export function number(value, digits = 4) {
-  if (value === null || value === undefined || !Number.isFinite(value)) return '–';
+  if (!Number.isFinite(value)) return '–';
   if (value === 0) return '0';
   const size = Math.abs(value);
   if (size >= 10000) return compact(value);
-  if (size !== 0 && size < 0.001) return value.toExponential(2).replace('e-', 'e−');
+  if (size < 0.001) return value.toExponential(2).replace('e-', 'e−');
   const whole = String(Math.trunc(size)).length; // 100 to two digits is 100, never 1.0e+2
   return value.toPrecision(Math.max(digits, size >= 1 ? whole : 1));
 }
 
 export function compact(value) {
-  if (value === null || value === undefined || !Number.isFinite(value)) return '–';
+  if (!Number.isFinite(value)) return '–';
   const size = Math.abs(value);
   for (const [limit, unit] of [[1e12, 'T'], [1e9, 'B'], [1e6, 'M'], [1e3, 'k']]) {
     if (size >= limit) return (value / limit).toPrecision(3) + THIN + unit;
@@ -90,12 +92,12 @@ export function compact(value) {
 }
 
 export function count(value) {
-  if (value === null || value === undefined) return '–';
+  if (value == null) return '–';
   return String(Math.round(value)).replace(/\B(?=(\d{3})+(?!\d))/g, THIN);
 }
 
 export function bytes(value) {
-  if (value === null || value === undefined) return '–';
+  if (value == null) return '–';
   let unit = 0;
   while (value >= 999.5 && unit < 4) { value /= 1024; unit++; }
   return (unit ? value.toPrecision(3) : value) + THIN + ['B', 'KiB', 'MiB', 'GiB', 'TiB'][unit];
@@ -103,7 +105,7 @@ export function bytes(value) {
 
 /** 8 s · 1:20 min · 2:05 h */
 export function duration(seconds) {
-  if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return '–';
+  if (!Number.isFinite(seconds)) return '–';
   const s = Math.max(0, Math.round(seconds));
   const two = (n) => String(n).padStart(2, '0');
   if (s < 60) return `${s}${THIN}s`;

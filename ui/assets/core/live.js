@@ -1,8 +1,8 @@
 // One polling loop per tab feeds charts, tables and logs. It sends a cursor and receives only what is
 // new (204 when nothing is), pauses while the tab is hidden and backs off while the server is down.
 
-import { actOn, api, badge, bar, button, changed, count, duration, fill, go, h, keyed, number, sureButton, t, text }
-  from './dom.js';
+import { actOn, api, badge, bar, button, changed, count, dots, duration, fill, go, h, keyed, number, sureButton, t,
+  text } from './dom.js';
 
 const LIVE = new Set(['queued', 'starting', 'running', 'stopping']);
 const FAST = 700, SLOW = 2500, HIDDEN = 5000, MOST_POINTS = 4000;
@@ -154,8 +154,7 @@ export function progress(job) {
 /** The progress of one job: a bar, its steps or phase, and the time left. */
 export class JobProgress {
   constructor() {
-    this.track = bar('s-wide', { role: 'progressbar', 'aria-label': t`Progress`, 'aria-valuemin': 0,
-      'aria-valuemax': 100 });
+    this.track = bar('s-wide', { role: 'progressbar', 'aria-label': t`Progress` });
     this.going = h('span', { 'data-testid': 'progress' });
     this.left = h('span', {});
     this.element = h('div.s-progress', {}, this.track,
@@ -167,7 +166,7 @@ export class JobProgress {
     const waiting = { queued: t`Waiting in the queue`, starting: t`Starting`, stopping: job.intent === 'cancel'
       ? t`Stopping after this step` : t`Saving, then pausing` }[job.state];
     const usual = job.step && (job.kind !== 'train' || job.phase === 'Training');
-    text(this.going, [progress(job), waiting ?? (usual ? '' : job.phase)].filter(Boolean).join(' · '));
+    text(this.going, dots(progress(job), waiting ?? (usual ? '' : job.phase)));
     const ended = !isLive(job) && job.last_loss != null;
     text(this.left, job.state === 'running' && job.seconds_left != null ? t`${duration(job.seconds_left)} left`
       : ended ? t`loss ${number(job.first_loss)} → ${number(job.last_loss)}` : '');
@@ -188,18 +187,21 @@ export function showJobs(list, jobs) {
   keyed(list, recent.slice(0, 8), (job) => job.id, (job) => h('li', { 'data-testid': `job-${job.id}` }), jobRow);
 }
 
+/** Its buttons are drawn again only with the state, so that a question and the focus stay. */
 function jobRow(node, job) {
-  if (!changed(node, `${job.state} ${job.phase} ${job.error?.text}`)) return;
-  const track = fill(bar('s-wide', { role: 'progressbar', 'aria-label': job.name, 'aria-valuemin': 0,
-    'aria-valuemax': 100 }), share(job));
-  const acts = { pause: t`Pause`, resume: t`Resume`, hold: t`Hold` };
-  node.replaceChildren(badge(job.state), h('a', { href: `/runs?run=${job.id}` }, h('b', {}, job.name)),
-    h('span.s-quiet', {}, job.state === 'queued' ? t`waits for what is before it` : job.phase),
-    h('span.s-actions', {}, job.actions.filter((name) => acts[name]).map((name) =>
-      button(acts[name], () => actOn(job.id, name).then(poke), 's-tool')),
-    isLive(job) || job.state === 'paused' ? sureButton(t`Cancel`, t`Really cancel?`,
-      () => actOn(job.id, 'cancel').then(poke), 's-tool') : ''),
-    h('div', {}, job.error?.text ? h('p.s-error', {}, job.error.text) : track));
+  const error = job.error?.text, acts = { pause: t`Pause`, resume: t`Resume`, hold: t`Hold` };
+  if (changed(node, `${job.state} ${job.actions} ${error}`)) {
+    node.phase = h('span.s-quiet', {});
+    node.track = bar('s-wide', { role: 'progressbar', 'aria-label': job.name });
+    node.replaceChildren(badge(job.state), h('a', { href: `/runs?run=${job.id}` }, h('b', {}, job.name)), node.phase,
+      h('span.s-actions', {}, job.actions.filter((name) => acts[name]).map((name) =>
+        button(acts[name], () => actOn(job.id, name).then(poke), 's-tool')),
+      isLive(job) || job.state === 'paused' ? sureButton(t`Cancel`, t`Really cancel?`,
+        () => actOn(job.id, 'cancel').then(poke), 's-tool') : ''),
+      h('div', {}, error ? h('p.s-error', {}, error) : node.track));
+  }
+  text(node.phase, job.state === 'queued' ? t`waits for what is before it` : job.phase);
+  fill(node.track, share(job));
 }
 
 const KEY = 'studio.notify';

@@ -114,7 +114,7 @@ export function framed(markup, { width, height, title, unit = '', legend = [], c
 export const csv = (rows) => rows.map((row) => row.map(csvCell).join()).join('\r\n') + '\r\n';
 
 function csvCell(value) {
-  if (value === null || value === undefined) return '';
+  if (value == null) return '';
   if (typeof value === 'number') return Number.isFinite(value) ? String(value) : '';
   const safe = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
   return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;

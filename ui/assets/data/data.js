@@ -1,8 +1,8 @@
 // The Data page: datasets on the left, the selected one (or the import) on the right. Long work is a
 // queued job; this tab follows the ones it submitted. The address holds the selection.
 
-import { ago, api, badge, button, bytes, choose, count, h, keyed, matcher, menu, query, remember, send, sureButton, t,
-  tabs, toast, word } from '../core/dom.js';
+import { ago, api, badge, button, bytes, choose, count, dots, h, keyed, matcher, menu, query, quiet, remember,
+  send, sureButton, t, tabs, toast, word } from '../core/dom.js';
 import { isLive, poke, showJobs, subscribe } from '../core/live.js';
 import { askAction, weighted } from '../core/form.js';
 import { Import, Mapping } from './import.js';
@@ -32,7 +32,7 @@ export class Data extends HTMLElement {
       'aria-label': t`Search datasets`, oninput: () => this.list() });
     this.rows = h('ol.s-rows', { 'data-testid': 'datasets' });
     this.jobs = h('ol.s-activity', { 'aria-label': t`Work on datasets` });
-    this.none = h('p.s-quiet', {}, t`No dataset is imported yet.`);
+    this.none = quiet(t`No dataset is imported yet.`);
     this.main = h('div.s-main', {});
     this.append(this.jobs, h('div.s-runs.s-data', {},
       h('aside.s-list', {},
@@ -133,8 +133,7 @@ export class Data extends HTMLElement {
             href: `/?set=data.path=${encodeURIComponent(found.name)}${LOSS[found.format] ?? ''}` }, t`Train on this`),
           exports,
           sureButton(t`Delete`, t`Really delete?`, () => this.remove(found.name)))),
-      h('p.s-meta', {}, t`from `, found.original.name,
-        [found.original.container, found.original.encoding].filter(Boolean).map((word) => ` · ${word}`),
+      h('p.s-meta', {}, t`from `, dots(found.original.name, found.original.container, found.original.encoding),
         t` · read as ${found.format.replace('_', ' ')}: ${found.reason}`),
       this.family(found),
       h('dl.s-figures', {}, [

@@ -1,8 +1,8 @@
 // Importing a dataset (file, upload, folder or hub id) and the mapping panel: row format, which column
 // is which part, and the first rows rendered with that mapping.
 
-import { api, bar, button, bytes, compact, count, dots, errorLine, fill, h, quiet, say, send, t, table, text }
-  from '../core/dom.js';
+import { api, bar, button, bytes, compact, count, dots, errorLine, fill, h, quiet, say, t, table, text,
+  toast } from '../core/dom.js';
 import { actionForm, labelled, list, select } from '../core/form.js';
 import { sendFile } from '../core/upload.js';
 import { drawn } from './xray.js';
@@ -26,7 +26,7 @@ export class Import {
       ondrop: (event) => {
         event.preventDefault();
         delete drop.dataset.over;
-        if (event.dataTransfer.files[0]) this.upload(event.dataTransfer.files[0]);
+        this.upload(event.dataTransfer.files[0]);
       } },
       h('p', {}, t`Drop a file here, or `, h('button.s-link', {
         onclick: () => this.file.click() }, t`choose one`), '.'),
@@ -36,11 +36,7 @@ export class Import {
         button(t`Preview`, () => { this.look(); }, '', { 'data-testid': 'look' }),
         button(t`Search the hub`, () => this.searchHub())),
       quiet(t`Embedded demos: `, page.demos?.flatMap((name, at) => [at ? ', ' : '',
-        h('button.s-link', { onclick: () => {
-          this.path.value = `starter:${name}`;
-          this.uploaded = false;
-          this.look();
-        } }, name)])),
+        h('button.s-link', { onclick: () => this.open(`starter:${name}`) }, name)])),
       this.track, this.going, this.error, this.looked);
   }
 
@@ -56,48 +52,59 @@ export class Import {
     fill(this.track, part);
   }
 
+  /** What `ask` returns; null if it is refused, which is shown, undefined if something newer has begun. */
+  async newest(ask, words) {
+    const turn = this.turn = {}, progress = (...said) => turn === this.turn && this.progress(...said);
+    let found = null, wrong = '';
+    progress(words);
+    try { found = await ask(progress); } catch (error) { wrong = error.message; }
+    if (turn !== this.turn) return undefined;
+    this.fail(wrong);
+    return found;
+  }
+
   async upload(file) {
     if (!file) return;
     this.looked.replaceChildren();
     this.file.value = '';
-    try {
-      this.path.value = await sendFile(file, { onProgress: (words, part) => this.progress(words, part) });
-    } catch (error) { this.fail(error.message); return; }
-    this.uploaded = true;
-    this.look(file.name);
+    const path = await this.newest((onProgress) => sendFile(file, { onProgress }));
+    if (path) this.open(path, file.name, true);
+  }
+
+  open(path, shown = path, uploaded = false) {
+    this.path.value = path;
+    this.uploaded = uploaded;
+    this.look(shown);
   }
 
   async searchHub() {
-    const found = await send('/api/do/data.search', { words: this.path.value.trim() });
+    this.looked.replaceChildren();
+    const found = await this.newest(() => api('/api/do/data.search', { words: this.path.value.trim() }));
     if (!found) return;
-    this.fail('');
     this.looked.replaceChildren(found.length ? table([t`Dataset`, t`Licence`, t`Downloads`], found.map((one) => [
-      h('button.s-link', { onclick: () => {
-        this.path.value = one.id;
-        this.look();
-      } }, one.id), dots(one.license, one.gated && t`gated`), compact(one.downloads)]), { 'data-testid': 'found' })
-      : quiet(t`The hub has no dataset with these words.`));
+      h('button.s-link', { onclick: () => this.open(one.id) }, one.id), dots(one.license, one.gated && t`gated`),
+      compact(one.downloads)]), { 'data-testid': 'found' }) : quiet(t`The hub has no dataset with these words.`));
   }
 
   async look(shown = this.path.value.trim()) {
     const path = this.path.value.trim();
     this.looked.replaceChildren();
-    if (!path) return this.fail(t`Enter a file, a folder or a hub id first.`);
-    this.progress(t`Reading ${shown} …`);
-    let found;
-    try {
-      found = await api('/api/data/look', { path });
-    } catch (error) { return this.fail(error.message); }
-    if (path !== this.path.value.trim()) return undefined; // the user changed it
-    this.fail('');
-    return this.settle(path, found);
+    const nodes = await this.newest(async () => {
+      if (!path) throw new Error(t`Enter a file, a folder or a hub id first.`);
+      return this.settle(path, await api('/api/data/look', { path }));
+    }, t`Reading ${shown} …`);
+    if (nodes && path === this.path.value.trim()) this.looked.replaceChildren(...nodes); // else it was changed
   }
 
+  /** The panel that imports what was found. */
   async settle(path, found) {
     const { hub } = found, part = hub?.part ?? {}, asks = hub && !hub.parts.length;
     const form = await actionForm('data.import', { kind: 's-lens', only: ['name', 'rows', 'pick', 'seed',
       ...(asks ? ['subset', 'split'] : [])] });
-    const failed = (words) => { this.fail(words); go.disabled = false; };
+    const failed = (words) => {
+      go.disabled = false;
+      if (go.isConnected) this.fail(words); else toast(words, 'error');
+    };
     const go = button(t`Import`, async () => {
       if (await panel.refused()) return;
       go.disabled = true;
@@ -112,29 +119,31 @@ export class Import {
     const rays = this.xray(path, part, () => panel.mapping);
     const panel = new Mapping(this.page, path, { found, part, onchange: () => { this.fail(''); rays.stale(); } });
     const before = found.same_name[0];
-    const again = t`A file of this name was imported before, as ${before}; the same content is recognised.`;
-    this.looked.replaceChildren(hub ? this.parts(hub) : '', top, before ? quiet(again) : '', panel.element,
-      rays.element);
+    return [hub && this.parts(hub), top, before && quiet(t`A file of this name was imported before, as ${before};
+      the same content is recognised.`), panel.element, rays.element].filter(Boolean);
   }
 
   /** What the hub says of a dataset; its parts to choose from. Nothing of it is downloaded yet. */
   parts(hub) {
-    const choose = async (one) => {
-      this.progress(t`Streaming the first rows of ${one.subset} ${one.split} …`);
-      const part = { subset: one.subset, split: one.split };
-      try {
-        const found = await api('/api/data/look', { path: hub.id, ...part });
-        this.fail('');
-        await this.settle(hub.id, { ...found, hub: { ...hub, part } });
-      } catch (error) { this.fail(error.message); }
+    const choose = async (part) => {
+      const panel = [...this.looked.children].slice(1), lock = (on) => panel.forEach((one) => { one.inert = on; });
+      lock(true);
+      const nodes = await this.newest(async () => this.settle(hub.id, {
+        ...await api('/api/data/look', { path: hub.id, ...part }), hub: { ...hub, part } }),
+      t`Streaming the first rows of ${part.subset} ${part.split} …`);
+      if (nodes) this.looked.replaceChildren(...nodes);
+      if (nodes !== null) return;
+      lock(false);
+      boxes.forEach((box, at) => { box.checked = is(hub.parts[at]); });
     };
     const is = (one) => one.subset === hub.part.subset && one.split === hub.part.split;
+    const boxes = hub.parts.map(({ subset, split }) => h('input.s-box', { type: 'radio', name: 'part',
+      checked: is({ subset, split }), onchange: () => choose({ subset, split }) }));
     return h('div.s-stack', { 'data-testid': 'hub-parts' }, quiet(dots(t`${hub.id} on the hub`,
       hub.license || t`no licence stated`, hub.gated && t`gated`, t`${bytes(hub.bytes)} in ${count(hub.files)} files`,
       t`only its first rows are here yet`)),
-    hub.parts.length ? table([t`Configuration`, t`Split`, t`Rows`, t`Size`], hub.parts.map((one) => [one.subset,
-      h('label.s-check', {}, h('input.s-box', { type: 'radio', name: 'part', checked: is(one),
-        onchange: () => choose(one) }), one.split), count(one.rows), bytes(one.bytes)])) : '');
+    hub.parts.length ? table([t`Configuration`, t`Split`, t`Rows`, t`Size`], hub.parts.map((one, at) => [one.subset,
+      h('label.s-check', {}, boxes[at], one.split), count(one.rows), bytes(one.bytes)])) : '');
   }
 
   /** The first rows as the trainer would see them, drawn when it is opened and after each change. */
@@ -143,15 +152,16 @@ export class Import {
     const model = select(this.page.models.map(([label, value]) => [value, label]), 'starter', () => show());
     const show = async () => {
       if (!element.open) return;
+      const asked = show.asked = { source, ...part, model: model.value, whole: mapping(), count: 5 };
       try {
-        const asked = { source, ...part, model: model.value, whole: mapping(), count: 5 };
         const found = await api('/api/do/data.xray', asked);
+        if (asked !== show.asked) return;
         const sum = (name) => found.reduce((total, row) => total + row[name], 0);
         text(words, t`${count(sum('num_tokens'))} tokens in the first ${found.length} rows · ${
           count(sum('num_trained'))} trained · ${count(sum('num_truncated'))} cut off`);
         tokens.replaceChildren(...found.flatMap((row) => [h('div.s-quiet', {}, row.problem
           ? t`Row ${row.row} is dropped: ${row.problem}` : t`Row ${row.row}`), ...drawn([row])]));
-      } catch (error) { text(words, error.message); }
+      } catch (error) { if (asked === show.asked) text(words, error.message); }
     };
     const element = h('details.s-same', { 'data-testid': 'import-xray', ontoggle: show,
       open: this.looked.lastChild?.open },
@@ -322,16 +332,14 @@ export function rendered(row) {
   if (row.problem) return h('p.s-error', {}, t`Dropped: ${row.problem}`);
   if (!row.messages && row.text === undefined) return h('pre', {}, JSON.stringify(row.row, null, 1));
   if (row.text !== undefined) return h('p.s-said', {}, row.text);
-  const sides = row.rejected ? ['chosen', 'rejected'] : [];
   return h('div.s-stack', {}, messages(row.messages),
-    sides.length ? h('div.s-sides', {}, sides.map((side) =>
-      h('section', { 'data-side': side }, h('h4', {}, side), messages(row[side])))) : null,
-    row.good === undefined ? null : h('p.s-quiet', {}, row.good ? t`Judged as good` : t`Judged as bad`),
-    row.tools?.length ? h('p.s-quiet', {}, t`${row.tools.length} tools may be called`) : null);
+    row.rejected && h('div.s-sides', {}, ['chosen', 'rejected'].map((side) =>
+      h('section', { 'data-side': side }, h('h4', {}, side), messages(row[side])))),
+    row.good !== undefined && quiet(row.good ? t`Judged as good` : t`Judged as bad`),
+    row.tools?.length > 0 && quiet(t`${row.tools.length} tools may be called`));
 }
 
 const messages = (list) => h('div.s-messages', {}, list.map((message) => h('div',
   { 'data-role': message.role },
   h('span.s-role', {}, message.role),
-  h('p.s-said', {}, message.content ?? '',
-    message.tool_calls ? h('code', {}, JSON.stringify(message.tool_calls)) : null))));
+  h('p.s-said', {}, message.content, message.tool_calls && h('code', {}, JSON.stringify(message.tool_calls))))));

@@ -174,7 +174,7 @@ export class Models extends HTMLElement {
         [file.name, bytes(file.bytes)]))),
       quiet(t`Only configuration, tokenizer and safetensors weights are fetched, into the hub’s own cache. It can be
         paused, and goes on where it was.`)];
-    dialog(one.id, h('div.s-dialog-parts', {}, body.filter(Boolean)), t`Download`, one.why_not ? null
+    dialog(one.id, h('div.s-dialog-parts', {}, body), t`Download`, one.why_not ? null
       : async () => { await api('/api/do/models.get', { repo: one.id, commit: one.revision }); });
   }
 
@@ -183,7 +183,7 @@ export class Models extends HTMLElement {
     if (!what) return;
     dialog(t`Delete ${one.name}`, [h('p', {}, t`This frees ${bytes(what.bytes)}. It can be downloaded again.`),
       what.adapters.length > 0 && h('p.s-error', {}, t`${what.adapters.join(', ')}: without their base, these
-        adapters cannot be used until it is downloaded again.`)].filter(Boolean), t`Delete`, async () => {
+        adapters cannot be used until it is downloaded again.`)], t`Delete`, async () => {
       await api('/api/do/models.remove', { model: one.path, yes: true });
       toast(t`${one.name} is deleted.`);
       await this.refresh();
@@ -202,7 +202,7 @@ export class Models extends HTMLElement {
       await api('/api/do/models.token', { off: true });
       toast(t`The token is forgotten.`);
       node.close();
-    })].filter(Boolean), t`Store`, async () => {
+    })], t`Store`, async () => {
       const kept = await api('/api/do/models.token', { token: input.value });
       toast(t`Stored: the token of ${kept.account}.`);
     });

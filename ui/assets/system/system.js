@@ -1,8 +1,8 @@
 // The System page: devices and who holds them, processes, the Ray cluster, and storage (usage, retention
 // rules, clean-up with a preview, backup).
 
-import { api, badge, bar, button, bytes, copy, count, duration, fill, h, pairs, quiet, send, sureButton, t,
-  table, word } from '../core/dom.js';
+import { api, badge, bar, button, bytes, copy, count, dots, duration, fill, h, pairs, quiet, send, sureButton,
+  t, table, word } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 import { hubCard } from '../models/models.js';
 
@@ -68,9 +68,9 @@ function deviceRow(label, name, used, share, status, props = {}) {
 
 function device({ label, name, total_bytes: total, free_bytes: free, utilization, holders }) {
   const used = total - free;
-  const status = [utilization != null && t`${count(100 * utilization)}\u202f% busy`, !holders.length && t`free`];
+  const status = dots(utilization != null && t`${count(100 * utilization)}\u202f% busy`, !holders.length && t`free`);
   const row = deviceRow(label, name, t`${bytes(used)} of ${bytes(total)} used`, used / total,
-    h('span.s-quiet', {}, status.filter(Boolean).join(' · ')));
+    h('span.s-quiet', {}, status));
   if (holders.length) row.append(heldBy(name, holders));
   return row;
 }

@@ -1,6 +1,6 @@
 // The X-ray beside the form: the first rows as the trainer sees them, and what the context cuts.
 
-import { api, button, count, h, quiet, t, text } from '../core/dom.js';
+import { api, button, count, h, quiet, say, t, text } from '../core/dom.js';
 import { drawn } from '../data/xray.js';
 
 export class FirstRows {
@@ -26,9 +26,8 @@ export class FirstRows {
     if (turn !== this.turn) return;
     const what = found.values['train.loss'] === 'grpo' ? t`to compare with` : t`trained`;
     text(this.marked, what);
-    text(this.words, unknown);
-    this.words.hidden = !unknown;
-    this.list.replaceChildren(...rows.map((row) => h('div', {}, h('p.s-quiet', {}, row.problem
+    say(this.words, unknown);
+    this.list.replaceChildren(...rows.map((row) => h('div', {}, quiet(row.problem
       ? t`Row ${row.row} is dropped: ${row.problem}`
       : t`Row ${row.row}${row.side && `, ${row.side}`}: ${count(row.num_tokens)} tokens, ${
         count(row.num_trained)} ${what}${row.num_truncated ? t`, ${count(row.num_truncated)} cut` : ''}`),

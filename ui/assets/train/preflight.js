@@ -1,12 +1,12 @@
 // Train: the memory and time estimate of the form, measuring it with two real steps, fitting it to the
 // device, and presets.
 
-import { api, button, bytes, count, duration, h, number, quiet, send, sureButton, t, word } from '../core/dom.js';
+import { api, button, bytes, changed, count, duration, h, later, number, quiet, send, sureButton, t, word } from
+  '../core/dom.js';
 import { askAction } from '../core/form.js';
 
 const HUES = { runtime: 9, weights: 0, adapter: 1, gradients: 6, optimizer: 7, activations: 2, logits: 5,
   workspace: 4 };
-const later = (ms) => new Promise((done) => { setTimeout(done, ms); });
 
 export class Preflight {
   constructor(page) {
@@ -29,7 +29,10 @@ export class Preflight {
     const turn = ++this.turn;
     const found = await api('/api/train/estimate', { set: this.set }).catch(() => null);
     if (turn !== this.turn) return;
-    if (found?.looked && !this.page.found.sizes.lora) return this.page.changed(); // its sizes are known now
+    const { sizes, values } = this.page.found;
+    if (found?.looked && !sizes.lora && changed(this, `${values['model.path']}@${values['model.revision']}`)) {
+      return this.page.changed(); // its sizes may be known now; asked once, as they may stay unknown
+    }
     this.show(found);
   }
 

@@ -1,9 +1,7 @@
 // Upload a data file on the Train page: it is imported as on the Data page, and chosen.
 
-import { api, button, h, send, t, text, word } from '../core/dom.js';
+import { api, button, h, later, send, t, text, word } from '../core/dom.js';
 import { sendFile } from '../core/upload.js';
-
-const later = (ms) => new Promise((done) => { setTimeout(done, ms); });
 
 export class Upload {
   /** `use` is called with the name of the imported dataset; `place` sets two of a page apart. */
