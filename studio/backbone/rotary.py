@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from studio.backbone.attention import AttentionState
-
-LENGTH_TYPES = ("dynamic", "longrope")
+from studio.models.architecture import LENGTH_ROPE_TYPES
 
 
 def install_row_factors(tower: nn.Module, state: AttentionState) -> bool:
     """Let the rotary embeddings of a tower compute each row's factors alone; True if any do."""
-    found = [module for module in tower.modules() if rope_types(module) & set(LENGTH_TYPES)]
+    found = [module for module in tower.modules() if rope_types(module) & set(LENGTH_ROPE_TYPES)]
     for module in found:
         if "forward" not in vars(module):
             module.forward = _by_row(module, state)

@@ -9,7 +9,6 @@ import torch
 
 from studio.backbone.attention import AttentionState
 from studio.backbone.forward_recording import ROWS, differs, forward, sample_ids, token_axis
-from studio.errors import MethodError
 
 if TYPE_CHECKING:
     from studio.backbone.sites import Anatomy
@@ -34,8 +33,8 @@ def shares_prompts(anatomy: Anatomy, state: AttentionState) -> bool:
             packed = forward(anatomy, state, ids, ROWS, shared=len(beginning))
             own = torch.cat([beginning, rest])
             alone = [forward(anatomy, state, one, None) for one in (first, own)]
-    except MethodError as error:
-        logger.info("Rows do not share their beginning: %s", error)
+    except Exception as error:
+        logger.info("Rows do not share their beginning: %s: %s", type(error).__name__, error)
         return False
     if (axis := token_axis(packed)) is None:
         return False

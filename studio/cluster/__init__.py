@@ -1,7 +1,7 @@
 """Training on a Ray cluster: submit runs, follow them, fetch their results.
 
-A run is packed (`training.transfer`) onto storage that this machine and the cluster both reach, and
-a Ray job trains it with the same generator of events as here. The two sides communicate through
+A run is packed (`training.transfer_run`) onto storage that this machine and the cluster both reach,
+and a Ray job trains it with the same generator of events as here. The two sides communicate through
 that storage only: events, checkpoints, the adapter and commands. Either side may be offline for a
 while.
 """

@@ -18,6 +18,9 @@ LAST_LAYER_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Families (`model_type`) whose last layer can run its feed-forward at some positions only: two
 norms, attention and a feed-forward, added in the plain order."""
 
+LENGTH_ROPE_TYPES = ("dynamic", "longrope", "su")
+"""Rope types whose factors depend on a row's length; `su` is the earlier name of `longrope`."""
+
 
 _IN_LAYER = re.compile(r"^.*?\b(?:layers|h|blocks|layer)\.(?P<layer>\d+)\.(?P<name>.+)$")
 

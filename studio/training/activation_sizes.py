@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from studio.methods import Phase
-from studio.models.architecture import LAST_LAYER_FAMILIES
+from studio.models.architecture import LAST_LAYER_FAMILIES, LENGTH_ROPE_TYPES
 from studio.models.find_model import ModelFacts, text_part
 from studio.spec import RunSpec
 from studio.training.expert_sizes import Mixture, read_mixture, shared_inner
@@ -37,7 +37,8 @@ class Shape:
     model_type: str
     mixture: Mixture | None = None
     only_attends: bool = True
-    """False if the configuration names another mixer of tokens, or attention in chunks."""
+    """False if the configuration names another mixer of tokens, attention in chunks, or rotary
+    factors by the length of a row."""
 
     @property
     def matrices(self) -> int:
@@ -83,8 +84,17 @@ def shape_of(whole: dict[str, Any], known: ModelFacts) -> Shape:
         gated="intermediate_size" in config and known.model_type not in ("gpt_neox", "opt", "phi"),
         tied=bool(config.get("tie_word_embeddings", True)), model_type=known.model_type,
         only_attends=not any(config[name] and OTHER_MIXERS.search(name) for name in config)
-        and set(config.get("layer_types") or ()) <= {"full_attention", "sliding_attention"},
+        and set(config.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}
+        and not _rope_types(config) & set(LENGTH_ROPE_TYPES),
     )  # fmt: skip
+
+
+def _rope_types(config: dict[str, Any]) -> set[str]:
+    """Return the rope types of a configuration, whose kinds of layers may have their own."""
+    given = [config.get(name) for name in ("rope_parameters", "rope_scaling")]
+    parts = [part for one in given if isinstance(one, dict) for part in (one, *one.values())]
+    found = [part for part in parts if isinstance(part, dict)]
+    return {str(part.get("rope_type") or part.get("type")) for part in found}
 
 
 def _size(value: Any, default: int) -> int:

@@ -1,5 +1,7 @@
 """Rotary factors that depend on the length: every row has those that it has alone."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -7,6 +9,8 @@ from packaging.version import Version
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from studio.backbone import Backbone
+from studio.models.find_model import facts_of_config
+from studio.training.activation_sizes import shape_of
 from tests.studio.chat.tiny import greedy, reference
 
 CPU = torch.device("cpu")
@@ -86,3 +90,17 @@ def test_packed_and_padded_rows_have_the_logits_of_rows_alone(kind):
         ).logits
     torch.testing.assert_close(packed, torch.cat(alone), atol=2e-4, rtol=1e-4)
     torch.testing.assert_close(together[mask.bool()], torch.cat(alone), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [*TYPES, "phi3"])
+def test_an_estimate_knows_from_the_configuration_where_prompts_are_shared(kind):
+    model = model_of(kind)
+    config = model.config.to_dict()
+    own = config.pop("rope_parameters")
+    expected = Backbone(model).shares_prompts
+    for rope in (
+        {"rope_parameters": own}, {"rope_scaling": {**own, "type": own["rope_type"]}},
+        {"rope_parameters": {"sliding_attention": None, "full_attention": own}},
+    ):  # fmt: skip
+        known = facts_of_config({**config, **rope}, Path("m"), parameters=1)
+        assert shape_of({**config, **rope}, known).only_attends is expected

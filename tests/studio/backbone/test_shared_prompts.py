@@ -84,3 +84,18 @@ def test_products_in_bfloat16_too(method, monkeypatch):
 )
 def test_a_beginning_is_computed_apart_where_more_than_attention_reads_it(family):
     assert not Backbone(family_model(family)).shares_prompts
+
+
+def test_a_model_that_cannot_run_with_a_shared_beginning_runs_without():
+    backbone, parameters = trained("llama", METHODS["lora"])
+    expected = passed(backbone, parameters, shared=False)
+
+    def refuse(module, args, kwargs):
+        positions = kwargs["position_ids"][0]
+        if positions[1:][positions.diff() != 1].any():  # a row that begins after position 0
+            raise IndexError("positions out of range")
+
+    backbone.anatomy.tower.register_forward_pre_hook(refuse, with_kwargs=True)
+    assert not backbone.shares_prompts
+    for one, other in zip(passed(backbone, parameters, shared=False), expected, strict=True):
+        assert torch.equal(one, other)
