@@ -76,7 +76,8 @@ def _rotated(
     x, cos, sin, y, head_stride, token_stride, cos_stride, sin_stride, heads, half,
     BACK: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    token, at, head = tl.program_id(0).to(tl.int64), tl.arange(0, HALF), tl.arange(0, HEADS)
+    token, at = tl.program_id(0).to(tl.int64), tl.arange(0, HALF)
+    head = tl.arange(0, HEADS).to(tl.int64)
     inside = at < half
     cos, sin = cos + token * cos_stride + at, sin + token * sin_stride + at
     cos_low = tl.load(cos, mask=inside, other=0.0).to(tl.float32)[None, :]

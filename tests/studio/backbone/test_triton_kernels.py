@@ -64,6 +64,13 @@ def test_a_kernel_computes_what_its_plain_form_does(name, size, dtype, monkeypat
             assert error <= TOLERANCES[str(dtype).removeprefix("torch.")], layout.__name__
 
 
+def test_heads_may_lie_far_apart(tmp_path):
+    far = torch.from_file(str(tmp_path / "x"), shared=True, size=2**32 + 2, dtype=torch.int8)
+    x = far.as_strided((1, 3, 1, 2), (0, 2**30, 2, 1), 2**31)  # the last at 2³¹; the file is sparse
+    x[:] = torch.arange(1, 7).view(1, 3, 1, 2)
+    assert torch.equal(KERNELS["rotated"](x, torch.ones(1, 2), torch.zeros(1, 2), False), x)
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, which computes here
 def test_infinite_and_missing_logits_reach_the_loss():
     logits = torch.randn(4, 50)
