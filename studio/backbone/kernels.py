@@ -38,6 +38,14 @@ def replaceable(plain: Callable[P, R]) -> Callable[P, R]:
 
 def activate(device: torch.device, dtype: torch.dtype, kernels: Kernels) -> None:
     """Use exactly these kernels on a device and for a precision from now on."""
+    device = indexed(device)
     for key in [key for key in _active if key[1:] == (device, dtype)]:
         del _active[key]
     _active.update({(name, device, dtype): kernel for name, kernel in kernels.items()})
+
+
+def indexed(device: torch.device) -> torch.device:
+    """Return a device as tensors on it name it: `cuda` is the current one."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())

@@ -3,7 +3,8 @@
 Before the first run on a card, a child process compares each kernel with its plain form on usual
 and odd sizes, and times both. A kernel that differs, is slower, or cannot be compiled is not used.
 It is a child because a wrong kernel may end its process, or make the card unusable to it. The
-result is kept in the home per card, precision and version of torch, Triton and the kernels.
+result is kept in the home per card, precision and version of torch, Triton and the kernels. If
+a kernel was not measured, the cause may pass: that is kept `PATIENCE` times as long as it took.
 
 This module imports torch only where it computes: `studio doctor` reads the results.
 """
@@ -14,10 +15,12 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -40,7 +43,7 @@ FILE = "kernels.json"
 CHECK_SECONDS = 300.0  # compiling two dozen kernels takes about a tenth of it
 MEMORY = "not enough free memory to check it"
 LATE = f"its check did not end within {CHECK_SECONDS:.0f} s"
-PASSING = (MEMORY, LATE)  # reasons that the next run may not meet
+PATIENCE = 60
 TOLERANCES = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}  # 4 units in the last place
 CALLS, ROUNDS = 20, 3
 Result = dict[str, Any]
@@ -64,40 +67,45 @@ USUAL = Size(rows=1024, hidden=4096, inner=8192, heads=32, head_dim=128, vocabul
 
 def prepare(spec: RunSpec, loaded: Loaded, home: Home) -> str:
     """Choose the kernels that this process uses; return what a user should know, once per card."""
-    import torch
-
     from studio.backbone.kernels import activate
 
-    device, dtype = loaded.device, loaded.dtype
+    device, dtype, text = loaded.device, loaded.dtype, ""
     if device.type != "cuda":
         return ""
-    kind, text = str(dtype).removeprefix("torch."), ""
-    if not spec.train.triton_kernels or not installed() or kind not in TOLERANCES:
-        activate(device, dtype, {})
-        return ""
-    card, known = torch.cuda.get_device_name(device), results(home)
-    major, minor = torch.cuda.get_device_capability(device)
-    key = " / ".join([card, f"{major}.{minor}", kind, *_versions()])
-    if key not in known:
-        found = {"card": card, "dtype": kind, "kernels": _ask(str(device), kind)}
-        text = " ".join(_sentences(found))
-        if not any(one["why"] in PASSING for one in found["kernels"].values()):
-            home.state.mkdir(parents=True, exist_ok=True)
-            atomic.write(home.state / FILE, json.dumps(known | {key: found}))
-        known[key] = found
-    good = [name for name, one in known[key]["kernels"].items() if not one["why"]]
-    activate(device, dtype, {name: _kernels()[name] for name in good})
+    activate(device, dtype, {})
+    try:
+        if key := _key(spec, loaded):
+            known = results(home)
+            if key not in known:
+                known[key] = _checked(loaded)
+                text = " ".join(_sentences(known[key], home))
+                home.state.mkdir(parents=True, exist_ok=True)
+                atomic.write(home.state / FILE, json.dumps(known))
+            good = [name for name, one in known[key]["kernels"].items() if not one["why"]]
+            activate(device, dtype, {name: _kernels()[name] for name in good})
+    except Exception:  # a run needs no kernels
+        logger.exception("no Triton kernels")
+        text = "Triton kernels not used: choosing them failed, for a reason given in the log."
     return text
+
+
+def is_due(spec: RunSpec, loaded: Loaded, home: Home) -> bool:
+    """Return True if `prepare` would check the kernels, which takes up to `CHECK_SECONDS`."""
+    return _key(spec, loaded) not in ("", *results(home))
 
 
 def installed() -> bool:
     """Return True if Triton is here; torch's own builds for GPUs bring it on Linux."""
-    return util.find_spec("triton") is not None
+    found = util.find_spec("triton")
+    return found is not None and found.origin is not None  # a folder of that name has none
 
 
 def results(home: Home) -> dict[str, Result]:
-    """Return the kept results by card, precision and versions."""
-    return atomic.read_object(home.state / FILE)
+    """Return the kept results that still count, by card, precision and versions."""
+    return {
+        key: one for key, one in atomic.read_object(home.state / FILE).items()
+        if isinstance(one, dict) and "kernels" in one and one.get("until", math.inf) > time.time()
+    }  # fmt: skip
 
 
 def sentences(home: Home) -> list[str]:
@@ -105,18 +113,46 @@ def sentences(home: Home) -> list[str]:
     suffix = " / ".join(_versions()) if installed() else "-"
     return [
         text for key, one in results(home).items() if key.endswith(suffix)
-        for text in _sentences(one)
+        for text in _sentences(one, home)
     ]  # fmt: skip
 
 
-def _sentences(result: Result) -> list[str]:
+def _key(spec: RunSpec, loaded: Loaded) -> str:
+    """Return the key of a run's result; empty if it uses no kernels."""
+    import torch
+
+    device, kind = loaded.device, str(loaded.dtype).removeprefix("torch.")
+    wanted = device.type == "cuda" and spec.train.triton_kernels and kind in TOLERANCES
+    if not wanted or not installed():
+        return ""
+    major, minor = torch.cuda.get_device_capability(device)
+    card = torch.cuda.get_device_name(device)
+    return " / ".join([card, f"{major}.{minor}", kind, *_versions()])
+
+
+def _checked(loaded: Loaded) -> Result:
+    """Return a new result, with the time until which it counts if a kernel was not measured."""
+    import torch
+
+    from studio.backbone.kernels import indexed
+
+    device, kind = indexed(loaded.device), str(loaded.dtype).removeprefix("torch.")
+    started, asked = time.time(), _ask(str(device), kind)
+    found: Result = {"card": torch.cuda.get_device_name(device), "dtype": kind, "kernels": asked}
+    if any(one["why"] and "error" not in one for one in asked.values()):
+        found["until"] = time.time() + PATIENCE * (time.time() - started)
+    return found
+
+
+def _sentences(result: Result, home: Home) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for name, one in result["kernels"].items():
         if one["why"]:
             by_reason.setdefault(one["why"], []).append(name)
     return [
         f"Triton kernels not used on {result['card']} in {result['dtype']}: {', '.join(names)} "
-        f"({why}). torch's own operations compute the same."
+        f"({why}). torch's own operations compute the same; delete {home.state / FILE} to check "
+        "again."
         for why, names in by_reason.items()
     ]
 
@@ -124,7 +160,15 @@ def _sentences(result: Result) -> list[str]:
 def _versions() -> list[str]:
     source = Path(__file__).parents[1] / "backbone" / "triton_kernels.py"
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
-    return [metadata.version("torch"), metadata.version("triton"), digest]
+    return [_version("torch"), _version("triton"), digest]
+
+
+def _version(module: str) -> str:
+    """Return the version of a module's distribution, which may have another name."""
+    for name in (lambda: module, lambda: metadata.packages_distributions()[module][0]):  # slow
+        with suppress(Exception):  # no metadata, or damaged
+            return str(metadata.version(name()))
+    return "unknown"
 
 
 def _kernels() -> Kernels:

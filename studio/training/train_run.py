@@ -105,6 +105,9 @@ def _train(
         yield Loading(text="Reading the data")
         with rank_0_first(in_process_group):
             prepared = prepare_data(spec, loaded, home)
+        if kernel_check.is_due(spec, loaded, home):
+            yield Loading(text="Checking the Triton kernels")
+        with rank_0_first(in_process_group):
             text = kernel_check.prepare(spec, loaded, home)
         if text:
             yield Loading(text=text)

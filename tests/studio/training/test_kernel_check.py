@@ -1,5 +1,6 @@
 """Which kernels a run uses: the check against plain forms, its results, and what a user reads."""
 
+import importlib
 import json
 import os
 import stat
@@ -93,15 +94,18 @@ def used():
 def test_the_result_is_kept_in_the_home_and_told_once(home, monkeypatch):
     loaded = SimpleNamespace(device=GPU, dtype=torch.bfloat16)
     asked, answer = [], {name: {"why": ""} for name in PLAIN}
-    answer["rotated"] = {"why": "2 ms, 1.5 without it"}
+    answer["rotated"] = {"why": "2 ms, 1.5 without it", "error": 0.0}
     with fake_gpu(triton=True), monkeypatch.context() as patched:
         patched.setattr(kernel_check, "_ask", lambda *args: asked.append(args) or answer)
         spec = RunSpec()
+        assert kernel_check.is_due(spec, loaded, home)
         text = prepare(spec, loaded, home)
         assert text == (
             "Triton kernels not used on Fake RTX in bfloat16: rotated (2 ms, 1.5 without it). "
-            "torch's own operations compute the same."
+            f"torch's own operations compute the same; delete {home.state / 'kernels.json'} "
+            "to check again."
         )
+        assert not kernel_check.is_due(spec, loaded, home)
         assert used() == set(PLAIN) - {"rotated"}
         assert prepare(spec, loaded, home) == "" and asked == [("cuda:0", "bfloat16")]
         assert text in [one["text"] for one in examine(home.path)["findings"]]
@@ -109,12 +113,63 @@ def test_the_result_is_kept_in_the_home_and_told_once(home, monkeypatch):
         assert used() == set()
         patched.setattr(kernel_check, "_versions", lambda: ["newer"])
         assert prepare(spec, loaded, home) == text and len(asked) == 2
-        answer["rotated"] = {"why": LATE}
-        patched.setattr(kernel_check, "_versions", lambda: ["newest"])
-        assert LATE in prepare(spec, loaded, home) and LATE in prepare(spec, loaded, home)
     with fake_gpu():  # without Triton: silent and plain
         assert prepare(spec, loaded, home) == "" and used() == set()
         assert kernel_check.sentences(home) == []
+
+
+@pytest.mark.parametrize("why", [LATE, MEMORY, "its check ended with exit code -9"])
+def test_what_was_not_measured_is_kept_for_a_while(why, home, monkeypatch):
+    loaded = SimpleNamespace(device=GPU, dtype=torch.bfloat16)
+    clock, asked = [1e9], []
+
+    def ask(*args):
+        clock[0] += 10  # seconds of the check
+        asked.append(args)
+        return {"all": {"why": why}}
+
+    with fake_gpu(triton=True), monkeypatch.context() as patched:
+        patched.setattr(kernel_check, "_ask", ask)
+        patched.setattr(kernel_check, "time", SimpleNamespace(time=lambda: clock[0]))
+        for wait, count in ((0, 1), (599, 1), (2, 2)):
+            clock[0] += wait
+            before = len(asked)
+            assert (why in prepare(RunSpec(), loaded, home)) == (count > before)
+            assert len(asked) == count and used() == set()
+        assert [why in text for text in kernel_check.sentences(home)] == [True]
+        clock[0] += 601
+        assert kernel_check.sentences(home) == []
+
+
+def test_a_check_that_fails_leaves_the_plain_forms(home, monkeypatch):
+    loaded = SimpleNamespace(device=GPU, dtype=torch.bfloat16)
+    with fake_gpu(triton=True), monkeypatch.context() as patched:
+        assert prepare(RunSpec(), loaded, home) == "" and used() == set(PLAIN)
+        patched.setattr(kernel_check, "_kernels", lambda: 1 / 0)
+        assert prepare(RunSpec(), loaded, home).startswith("Triton kernels not used:")
+        assert used() == set()
+        (home.state / "kernels.json").write_text('{"x / fake": 3, "y / fake": {}}')
+        assert kernel_check.sentences(home) == []
+
+
+@pytest.mark.parametrize(
+    ("made", "found", "version"),
+    [
+        (("triton/__init__.py", "pytorch_triton_rocm-3.2.0.dist-info/METADATA"), True, "3.2.0"),
+        (("triton/__init__.py",), True, "unknown"),
+        (("triton/notes.txt",), False, "unknown"),
+    ],
+)
+def test_triton_is_found_under_any_distribution(made, found, version, tmp_path, monkeypatch):
+    for name in made:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("Name: pytorch-triton-rocm\nVersion: 3.2.0\n")
+        (tmp_path / name).with_name("top_level.txt").write_text("triton\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    importlib.invalidate_caches()
+    assert kernel_check.installed() == found
+    assert kernel_check._versions()[1] == version
 
 
 @pytest.mark.parametrize(
@@ -147,3 +202,12 @@ def test_the_child_checks_every_kernel(monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)
     assert set(found) == set(PLAIN)
     assert all("without it" in one["why"] and one["error"] < 1e-4 for one in found.values())
+
+
+def test_a_device_without_a_number_is_the_current_one():
+    seen = []
+    with fake_gpu(triton=True):
+        kernels.activate(torch.device("cuda"), torch.float32, {"swiglu": lambda *_: seen.append(1)})
+        kernels._active[("swiglu", GPU, torch.float32)]()
+        kernels.activate(GPU, torch.float32, {})
+    assert seen == [1] and used() == set()
