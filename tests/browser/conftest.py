@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import closing
 from urllib.parse import urlsplit
 
 import pytest
@@ -78,6 +79,20 @@ def longest_answer(page, tokens: int, **settings: str) -> None:
     for label, value in ({"Longest answer": str(tokens)} | settings).items():
         page.get_by_label(label).fill(value)
         page.get_by_label(label).press("Tab")
+
+
+def train(studio, name: str, method: dict, seed: int = 0) -> None:
+    """Queue two steps on the starter; the studio's own supervisor runs them."""
+    from jobs.job_queue import JobStore
+    from studio.home import open_home
+    from studio.spec import RunSpec
+
+    values = {
+        "name": name, "seed": seed, "method": method, "train": {"max_steps": 2},
+        "data": {"max_length": 64},
+    }  # fmt: skip
+    with closing(JobStore(open_home(studio.home))) as store:
+        store.submit(RunSpec.parse(values))
 
 
 def put_adapters(studio, methods: dict[str, tuple[str, dict]], noise: float) -> None:

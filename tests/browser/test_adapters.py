@@ -1,30 +1,14 @@
 """The library in a real browser: train two, mix and merge them, name, tag, delete, undo."""
 
-import contextlib
 import re
-from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 
-from jobs.job_queue import JobStore
-from studio.home import open_home
-from studio.spec import RunSpec
-from tests.browser.conftest import longest_answer, put_adapters, surely
-from tests.served import Served
+from tests.browser.conftest import longest_answer, put_adapters, surely, train
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 SLOW = 240_000  # a busy machine with two cores
-
-
-def train(studio: Served, name: str, method: dict[str, Any], seed: int = 0) -> None:
-    """Queue two steps on the starter; the studio's own supervisor runs them."""
-    values = {
-        "name": name, "seed": seed, "method": method, "train": {"max_steps": 2},
-        "data": {"max_length": 64},
-    }  # fmt: skip
-    with contextlib.closing(JobStore(open_home(studio.home))) as store:
-        store.submit(RunSpec.parse(values))
 
 
 def test_two_adapters_are_mixed_merged_renamed_deleted_and_restored(page, studio):
