@@ -12,6 +12,7 @@ The catalogs are read as `.po` files: nothing is compiled, neither in a wheel no
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import os
 import re
@@ -31,24 +32,58 @@ PAGES, TEXTS = "pages", "texts"  # the catalog of the JavaScript, and of everyth
 PART = "part\x04"  # begins the key of a fixed text that only stands inside a sentence
 current: ContextVar[str] = ContextVar("language", default="en")
 
-# Which texts of an answer are ours: the keys that hold them, by the beginning of the route.
-OURS: dict[str, frozenset[str]] = {
-    route: frozenset(keys.split())
-    for route, keys in {
-        "/api/actions": "title help unit heading",
-        "/api/train": "title help unit heading auto unknown warnings notes titles text use manual",
-        "/api/live": "note phase text why",
-        "/api/data": "template_reason reason problem text help title heading unit",
-        "/api/do/": "text note notes why reason warnings lacks says words title label what help "
-        "about needs unknown problem why_not phase trouble",
-        "/api/do/conversations": "",  # all of it is the user's own
-        "/api/system": "what why trouble label",
-        "/api/adapters": "label phase note",
-        "/api/models": "why_not label phase",
-        "/api/chat/choices": "title description label",
-        "/api/outcome": "text note notes why reason warnings phase",
-    }.items()
+# Where texts of ours stand in answers, by route: paths of keys, through lists; `*` is any key, `@`
+# a field of a form, `:` what follows a name. All else is the user's: rows, tokens, mappings, notes.
+JOB = "error.text note phase"
+REPORT = "reason template_reason warnings problems.text suspicious.text"
+OFFER = "title about lacks"
+
+
+def _under(name: str, paths: str) -> str:
+    return " ".join(f"{name}.{path}" for path in paths.split())
+
+
+OURS: dict[str, str] = {
+    "actions": "title help fields.@",
+    "train/form": "fields.@ methods.title methods.use methods.manual methods.fields.@",
+    "train/estimate": "unknown auto.* titles.*",
+    "train/rows": "unknown rows.problem",
+    "live": f"{_under('jobs.items', JOB)} detail.error.text detail.content.events.why",
+    "data": "datasets.reason settings.@",
+    "data/look": "problem reason rows.problem",
+    "data/[^/]+": f"reason ancestors.reason {_under('findings', REPORT)}",
+    "data/[^/]+/(rows|xray)": "rows.problem",
+    "data/[^/]+/tokens": _under("report", REPORT),
+    "system": "cluster.trouble devices.label blocked.label blocked.why processes.what",
+    "chat/choices": "sampling.*.title sampling.*.description",
+    r"outcome/\d+": f"{JOB} outcome.reason outcome.titles.* outcome.check.note "
+    f"outcome.check.notes outcome.why {_under('outcome.report', REPORT)}",
+    "do/conversations": "",
+    "do/bakeoff": f"{JOB} rows.title",
+    "do/cluster": "trouble",
+    r"do/data\.check": REPORT,
+    r"do/data\.map": f"{JOB} rows.problem",
+    r"do/data\.xray": "problem",
+    "do/guide": "goals.title goals.about goal.needs data.text models.what settings.title "
+    "settings.reason",
+    "do/judge": f"{JOB} why",
+    "do/methods": "title",
+    "do/models": "models.what models.why_not folders.trouble device.label",
+    r"do/models\.(search|show)": "why_not",
+    r"do/models\.folders": "trouble",
+    r"do/presets\.\w+": "about",
+    "do/queue": _under("jobs", JOB),
+    "do/refit": f"{OFFER} {_under('remedy', OFFER)} {_under('offers', OFFER)}",
+    "do/results": "columns.title.:",
+    "do/show": f"{JOB} history.why reading.title reading.text reading.remedy.title",
+    "do/(storage|clean)": "items.what items.why spare.items.what spare.items.why",
+    "do/sweep": f"{JOB} {_under('jobs', JOB)}",
+    "do/welcome": "findings.text device.label",
+    "do/.*": JOB,
 }
+LONGEST = 4000  # characters of a text that is looked up
+TOGETHER = 6  # sentences that one key may hold
+LARGE = 2**16  # bytes of an answer that is translated beside the server's loop
 SHORT = 12
 SEVERAL = re.compile(r"(?<=[.?!]) (?=\S)")  # between two sentences
 DOUBLED = re.compile(r"([？！。：])\s*。")
@@ -60,7 +95,8 @@ QUOTES = {'"': '"', "“": "”", "`": "`", "'": "'"}
 def catalog(language: str, domain: str = TEXTS) -> dict[str, str]:
     """Return the translations of a catalog by their English texts; none for English."""
     file = LOCALE / language / "LC_MESSAGES" / f"{domain}.po"
-    return read_po(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found = read_po(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return {key: words for key, words in found.items() if key}  # without the header
 
 
 def read_po(text: str) -> dict[str, str]:
@@ -83,7 +119,8 @@ def read_po(text: str) -> dict[str, str]:
 
 def say(text: str) -> str:
     """Return a text of ours in the current language; what is not known stays English."""
-    return _said(text, current.get()) if text and current.get() != "en" else text
+    spoken = current.get() != "en" and len(text) <= LONGEST
+    return _said(text, current.get()) if spoken else text
 
 
 @cache
@@ -131,6 +168,8 @@ def _value(found: re.Match[str], key: str, at: int, language: str) -> str:
 
 
 def _said(text: str, language: str) -> str:
+    if not text.strip():
+        return text
     known = _known(text, language)
     if known is not None:
         return DOUBLED.sub(r"\1", known)
@@ -143,14 +182,14 @@ def _said(text: str, language: str) -> str:
     pieces = SEVERAL.split(text)
     whole, at = "", 0
     while len(pieces) > 1 and at < len(pieces):
-        for end in range(len(pieces), at, -1):
+        for end in range(min(len(pieces), at + TOGETHER), at, -1):
             known = _known(" ".join(pieces[at:end]), language)
             if known is not None or end == at + 1:
                 whole += known if known is not None else f"{' ' if whole else ''}{pieces[at]} "
                 at = end
                 break
     if whole.split() == text.split():
-        whole = _known(text, language, whole=True) or text
+        whole = _known(text, language, whole=True) or ""
     return DOUBLED.sub(r"\1", whole.strip()) or text
 
 
@@ -238,42 +277,55 @@ class _Spoken:
             if message.get("more_body"):
                 return
             start, self.start = self.start, None
-            value = translated(json.loads(self.body), self.path) if self.body else None
-            whole = json.dumps(value, ensure_ascii=False).encode() if self.body else b""
+            large = len(self.body) > LARGE
+            whole = await asyncio.to_thread(self.whole) if large else self.whole()
             headers = [one for one in start["headers"] if one[0] != b"content-length"]
             length = (b"content-length", b"%d" % len(whole))
             await self.to({**start, "headers": [*headers, length]})
             message = {"type": "http.response.body", "body": whole}
         await self.to(message)
 
+    def whole(self) -> bytes:
+        """Return the body in the current language."""
+        if not self.body:
+            return b""
+        shown = translated(json.loads(self.body), self.path)
+        return json.dumps(shown, ensure_ascii=False).encode()
+
 
 def translated(value: Any, path: str) -> Any:
     """Return the answer of a route with our texts in the current language, the user's untouched."""
     if isinstance(value, dict) and isinstance(value.get("error"), dict) and len(value) == 1:
-        return _walk(value, frozenset({"text"}))
-    routes = [route for route in OURS if path.startswith(route)]
-    return _walk(value, OURS[max(routes, key=len)]) if routes else value
+        return _put(value, ["error", "text"])
+    places = (places for route, places in OURS.items() if re.fullmatch(f"/api/{route}", path))
+    for place in next(places, "").split():
+        value = _put(value, place.split("."))
+    return value
 
 
-def _walk(value: Any, keys: frozenset[str], ours: bool = False) -> Any:
-    if isinstance(value, str):
-        return say(value) if ours else value
+def _put(value: Any, place: list[str]) -> Any:
+    """Return a value with the texts at a place translated; lists are looked through."""
     if isinstance(value, list):
-        return [_walk(one, keys, ours) for one in value]
+        return [_put(one, place) for one in value]
+    if not place:
+        return say(value) if isinstance(value, str) else value
+    name, *rest = place
+    if name == ":" and isinstance(value, str):
+        about, colon, text = value.rpartition(": ")
+        return f"{about}{colon}{say(text)}"
     if not isinstance(value, dict):
         return value
-    own = {name for name, one in value.items() if name == "notes" and isinstance(one, str)}
-    made = {
-        name: _walk(one, keys, ours or (name in keys and name not in own))
-        for name, one in value.items()
+    if name == "@":
+        return _field(value)
+    return {key: _put(one, rest) if name in (key, "*") else one for key, one in value.items()}
+
+
+def _field(field: dict[str, Any]) -> dict[str, Any]:
+    """Return a field of a form in the current language; its values stay."""
+    texts = {key: say(field[key]) for key in ("title", "help", "unit", "heading") if field.get(key)}
+    choices = [[value, say(label)] for value, label in field.get("choices") or ()]
+    words = {
+        word if word == "auto" else say(word): value
+        for word, value in (field.get("words") or {}).items()
     }
-    if isinstance(value.get("choices"), list):  # of a field: pairs of a value and its label
-        made["choices"] = [[one, say(label)] for one, label in map(_pair, value["choices"])]
-    if isinstance(value.get("words"), dict):
-        words = value["words"].items()
-        made["words"] = {word if word == "auto" else say(word): one for word, one in words}
-    return made
-
-
-def _pair(choice: Any) -> tuple[Any, str]:
-    return (choice[0], choice[1]) if isinstance(choice, list) else (choice, choice)
+    return {**field, **texts, "choices": choices, "words": words}

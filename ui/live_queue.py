@@ -124,14 +124,17 @@ def stage_of(job: Job) -> int | None:
     return int(number) if start.name == "adapter" and number.isdigit() else None
 
 
+Shown = tuple[Job, dict[str, Any], str]
+Rows = dict[int, Shown]
+
+
 class Listing:
     """The list of jobs as differences: a tab names the state it has and gets what changed."""
 
     def __init__(self, home: Home, store: JobStore) -> None:
         self.home, self.store = home, store
         self.sent: OrderedDict[str, dict[int, str]] = OrderedDict()
-        self.rows: dict[int, tuple[Job, dict[str, Any], str]] = {}
-        self.language = ""
+        self.rows: dict[str, Rows] = {}  # by language
 
     def since(self, digest: str) -> dict[str, Any] | None:
         """Return what changed since the listing of that digest; None where nothing did.
@@ -139,11 +142,11 @@ class Listing:
         `items` are the changed jobs, `removed` the ids that are gone; `whole` says that the tab
         must forget what it had, because its listing is not known here (any more).
         """
-        if self.language != language.current.get():
-            self.language, self.rows = language.current.get(), {}
-        self.rows = {job.id: self._row(job) for job in self._shown()}
-        rows = [row for _, row, _ in self.rows.values()]
-        now = {job_id: digest for job_id, (_, _, digest) in self.rows.items()}
+        spoken = language.current.get()
+        kept = self.rows.get(spoken, {})
+        made = self.rows[spoken] = {job.id: _row(job, kept.get(job.id)) for job in self._shown()}
+        rows = [row for _, row, _ in made.values()]
+        now = {job_id: digest for job_id, (_, _, digest) in made.items()}
         supervised = self.store.supervisor() is not None
         queue = queue_state(self.home, self.store)
         current = _digest([now, supervised, queue])
@@ -163,20 +166,20 @@ class Listing:
             "removed": [job_id for job_id in known if job_id not in now],
         }
 
-    def _row(self, job: Job) -> tuple[Job, dict[str, Any], str]:
-        """Return the last row; made anew for a job that changed or is active."""
-        kept = self.rows.get(job.id)
-        if kept and kept[0] == job and not job.active:
-            return kept
-        row = job_row(job)
-        return job, row, _digest(row)
-
     def _shown(self) -> list[Job]:
         """Return the newest jobs and the front of the queue."""
         jobs = {job.id: job for job in self.store.list(limit=MOST_JOBS)}
         if len(jobs) == MOST_JOBS:
             jobs |= {job.id: job for job in self.store.queue(limit=MOST_QUEUED)}
         return sorted(jobs.values(), key=lambda job: -job.id)
+
+
+def _row(job: Job, kept: Shown | None) -> Shown:
+    """Return the last row; made anew for a job that changed or is active."""
+    if kept and kept[0] == job and not job.active:
+        return kept
+    row = job_row(job)
+    return job, row, _digest(row)
 
 
 def _metrics(

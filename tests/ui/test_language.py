@@ -1,18 +1,30 @@
 """Chinese beside English: every text has a translation, and sentences are recognised by theirs."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
+from studio.data.column_mapping import Mapping
+from studio.data.import_dataset import import_dataset
+from studio.spec import DataSource, RunSpec
 from tests import catalog
 from tests.catalog import texts
-from ui import language
+from tests.ui.conftest import client_of
+from ui import language, live_queue
+from ui.action_routes import action_routes
 from ui.cli.main import main
+from ui.data_page import data_routes
 from ui.language import LOCALE, PAGES, PART, TEXTS, read_po, say, translated
 from ui.page_words import with_titles
+from ui.train_page import train_routes
 
 LANGUAGES = [folder.name for folder in LOCALE.iterdir()]
 SOURCES = {PAGES: catalog.page_texts, TEXTS: lambda: {**texts()[0], **texts()[1]}}
@@ -87,6 +99,9 @@ def test_only_our_own_words_are_translated(chinese):
     )
     both = say('"x" has no curve to export. The queue is held.')
     assert both == '"x" 没有可导出的曲线。队列已暂缓。'
+    columns = [{"title": "Rows: Held-out loss"}, {"title": "Name"}]
+    shown = translated({"columns": columns}, "/api/do/results")["columns"]
+    assert [one["title"] for one in shown] == ["Rows: 留出集损失", "名称"]
     field = {
         "name": "r",
         "title": "Rank (r)",
@@ -96,6 +111,111 @@ def test_only_our_own_words_are_translated(chinese):
     shown = translated({"fields": [field]}, "/api/actions")["fields"][0]
     assert shown["title"] == "秩（r）" and shown["name"] == "r"
     assert shown["choices"][0][0] == "none" and shown["words"] == {"从不": -1}
+
+
+OWN = {"title": "Train", "text": "Rows", "label": "Yes", "reason": "Models", "problem": "Name"}
+ROW = OWN | {"choices": ["Rows", 1, ["a"]], "words": {"never": -1}}
+MAPPING = {"format": "labelled", "columns": {"text": "text", "label": "label"},
+           "constants": {"system": "Models"}}  # fmt: skip
+OURS = {"problem", "reason", "findings", "ancestors"}  # keys of ours beside those of users
+
+
+@pytest.mark.parametrize(
+    "path, body",
+    [
+        ("/api/data/look", {"path": "FILE", "mapping": MAPPING}), ("/api/data/own", None),
+        ("/api/data/own/rows", None), ("/api/data/own/xray", None),
+        ("/api/do/data.map", {"source": "own", "whole": MAPPING}),
+        ("/api/do/data.xray", {"source": "own"}), ("/api/train/rows", {"set": ["data.path=own"]}),
+    ],
+)  # fmt: skip
+def test_data_of_the_user_is_as_it_was(home, store, tmp_path, chinese, path, body):
+    """Rows, tokens, columns and mappings keep their words and their shape."""
+    assert all(say(word) != word for word in OWN.values())
+    (file := tmp_path / "own.jsonl").write_text(json.dumps(ROW) + "\n")
+    mapping = Mapping.parse(MAPPING)
+    import_dataset(home, DataSource(path=str(file)), name="own", mapping=mapping)
+    page = client_of(
+        data_routes(home, store), action_routes(home, store), train_routes(home, store)
+    )
+    body = body and {key: str(file) if one == "FILE" else one for key, one in body.items()}
+    before = (page.post(path, json=body) if body else page.get(path)).json()
+    assert "Rows" in json.dumps(before) or "tokens" in json.dumps(before), before
+    after = translated(before, path)
+    if isinstance(before, dict):
+        before, after = ({k: v for k, v in one.items() if k not in OURS} for one in (before, after))
+    assert after == before
+
+
+def test_words_of_users_stay_where_keys_are_like_ours(chinese):
+    token, talk = {"text": "Rows", "choices": [1]}, [{"role": "user", "content": "Rows", **OWN}]
+    label = {"models": [{"label": "Models", "path": "Models"}]}
+    for path, answer in {
+        "/api/live": {"detail": {"content": [OWN]}, "jobs": {"items": [{"notes": "Rows"}]}},
+        "/api/do/data.xray": [{"tokens": [token], "text": "Rows", "lost": [token]}],
+        "/api/data/own/xray": {"rows": [{"tokens": [token], "text": "Rows"}]},
+        "/api/data/own/rows": {"rows": [{"row": OWN, "messages": talk, "tools": [OWN]}]},
+        "/api/do/suite": {"rows": [OWN], "spec": OWN},
+        "/api/outcome/1": {"outcome": {"rows": [OWN]}}, "/api/do/judge": {"rows": [OWN]},
+        "/api/do/adapters.show": {"passport": OWN, "tags": ["Rows"]},
+        "/api/adapters": label, "/api/chat/choices": label, "/api/chat/branch": OWN,
+    }.items():  # fmt: skip
+        assert translated(answer, path) == answer, path
+
+
+@pytest.mark.parametrize("text", ["\n", " or ", " · ", "\nNobody.\n\n", "  two  blanks, unknown? "])
+def test_what_is_not_known_and_empty_parts_stay_as_they_are(chinese, text):
+    assert say(text) == text
+    assert say(f"The queue is held.\n\n{text}").startswith("队列已暂缓。\n\n")
+
+
+def test_a_text_of_many_sentences_is_said_quickly(chinese):
+    text = " ".join(f"A sentence {number} of ours." for number in range(300))
+    begun = time.perf_counter()
+    assert say(text) == text and say("Rows. " * 10**5) == "Rows. " * 10**5
+    assert time.perf_counter() - begun < 0.4
+
+
+@pytest.mark.parametrize("size", [1, 2**17])
+def test_a_large_answer_is_translated_beside_the_loop_of_the_server(monkeypatch, size):
+    loop, said, app = [], [], FastAPI()
+
+    @app.get("/api/data/own/rows")
+    async def rows():
+        loop.append(threading.get_ident())
+        return {"rows": [{"problem": "no", "text": "x" * size}]}
+
+    def recorded(text: str) -> str:
+        said.append(threading.get_ident())
+        return f"{text} {language.current.get()}"
+
+    monkeypatch.setattr(language, "say", recorded)
+    client = TestClient(language.Language(app), headers={"accept-language": "zh-CN"})
+    row = client.get("/api/data/own/rows").json()["rows"][0]
+    assert row == {"problem": "no zh_CN", "text": "x" * size}
+    assert (said == loop) is (size == 1)
+
+
+def test_tabs_of_two_languages_do_not_share_rows(home, store, monkeypatch):
+    """A request in English that comes amid a Chinese one leaves its rows alone."""
+    store.submit(RunSpec(name="one"))
+    listing, inner = live_queue.Listing(home, store), []
+    monkeypatch.setattr(live_queue, "job_row", lambda j: {"id": j.id, "in": language.current.get()})
+
+    def asked(spoken: str) -> str:
+        token = language.current.set(spoken)
+        found = listing.since("")["items"][0]["in"]
+        language.current.reset(token)
+        return found
+
+    def interrupted(shown=listing._shown):
+        if not inner:
+            inner.append("")
+            inner[0] = asked("en")
+        return shown()
+
+    monkeypatch.setattr(listing, "_shown", interrupted)
+    assert (asked("zh_CN"), *inner, asked("en")) == ("zh_CN", "en", "en")
 
 
 @pytest.mark.parametrize(
