@@ -2,7 +2,7 @@
 
 They are kept in a folder that reads like the model's own, whose weight files end after their
 headers. So estimates, the X-ray and the form work on it as on a model that is here; `sizes.json`
-tells `headers.read_header` how long the files would be.
+gives `headers.read_header` the lengths of the files.
 """
 
 import json

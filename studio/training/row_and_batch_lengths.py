@@ -23,7 +23,7 @@ MOST_STEPS = 4000
 
 
 def shares_prompts(spec: RunSpec, shape: Shape) -> bool:
-    """Return True if a prompt is computed once for all its answers, as the configuration tells."""
+    """Return True if a prompt is computed once for all its answers, by the configuration."""
     args = spec.train
     return args.packing and not args.neftune_noise_alpha and shape.only_attends
 
