@@ -113,7 +113,10 @@ def require_training(backbone: Backbone, name: str) -> None:
 def require_cache(
     backbone: Backbone, name: str, decode: Callable[[list[int], int], Tensor]
 ) -> None:
-    """Check that prefill and single steps give the logits of one pass.
+    """Check that prefill and single steps give the logits of one pass, to twice the tolerance.
+
+    A recurrence in chunks and in single steps rounds in other places, and a model that loops over
+    its layers amplifies that: HRM turns one rounding of its embeddings (6e-8) into 8e-5.
 
     Args:
         backbone: The model.
@@ -126,7 +129,7 @@ def require_cache(
     with backbone.evaluating():
         cached = decode(row.tolist(), start)
         whole = backbone.model(input_ids=row[None], use_cache=False).logits[0, start - 1 :]
-    require_equal(cached, whole, "Logits with and without a cache")
+    require_equal(cached, whole, "Logits with and without a cache", slack=2)
 
 
 def require_lanes(

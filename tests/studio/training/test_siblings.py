@@ -167,7 +167,7 @@ def run_group(
         place = folder / str(number)
         place.mkdir(parents=True, exist_ok=True)
         runs[number] = group._events(
-            session, training_loop.run(session, run_dir=place, control=control(number))
+            session, training_loop.run(session, run_dir=place, control=control(number)), ""
         )
     return sessions, list(group.interleave(runs))
 
