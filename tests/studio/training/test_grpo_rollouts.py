@@ -44,9 +44,9 @@ CAN_BE_OFF = [name for name, method in methods().items() if not method().trains_
 DEMO = {
     "data.path": "starter:terse", "train.loss": "grpo",
     "train.rewards": "exact_match:0.8, rouge_l:0.2",
-    "train.temperature": 2, "train.num_generations": 16, "train.num_iterations": 2,
-    "train.max_completion_length": 24, "train.learning_rate": 2e-3, "train.beta": 0.01,
-    "train.max_steps": 100, "train.measure_forgetting": False,
+    "train.temperature": 2, "train.num_generations": 24, "train.num_iterations": 2,
+    "train.max_completion_length": 24, "train.learning_rate": 3e-3, "train.beta": 0,
+    "train.max_steps": 200, "train.measure_forgetting": False,
 }  # fmt: skip
 PROMPTS = ("say a", "what is one?", "b", "count: one two three", "where", "and now?")
 
@@ -430,5 +430,5 @@ def test_the_starter_learns_a_format_from_reward_alone(home, tmp_path):
     events = list(train(spec, run_dir=tmp_path, home=home))
     rewards = [e.reward for e in events if isinstance(e, Step)]
     held = [e.reward for e in events if isinstance(e, Evaluated)]
-    assert 0.05 <= sum(rewards[:5]) / 5 <= 0.2 and held[0] < 0.2
+    assert 0.05 <= round(sum(rewards[:5]) / 5, 2) <= 0.2 and held[0] < 0.2
     assert held[-1] >= 0.8
