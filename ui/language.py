@@ -93,10 +93,13 @@ QUOTES = {'"': '"', "“": "”", "`": "`", "'": "'"}
 
 @cache
 def catalog(language: str, domain: str = TEXTS) -> dict[str, str]:
-    """Return the translations of a catalog by their English texts; none for English."""
+    """Return the translations of a catalog by their English texts; none for English.
+
+    Without the header and what is not translated.
+    """
     file = LOCALE / language / "LC_MESSAGES" / f"{domain}.po"
     found = read_po(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return {key: words for key, words in found.items() if key}  # without the header
+    return {key: words for key, words in found.items() if key and words}
 
 
 def read_po(text: str) -> dict[str, str]:
@@ -129,7 +132,7 @@ def _patterns(language: str) -> list[tuple[str, re.Pattern[str], str, str]]:
     found = []
     for key, translated in catalog(language).items():
         literals = FIELD.split(key.removeprefix(PART))[::2]
-        if len(literals) == 1 or not translated:
+        if len(literals) == 1:
             continue
         short = len("".join(literals)) < SHORT  # its fields are single words, such as numbers
         pattern = ("([^ ]*?)" if short else "(.*?)").join(map(re.escape, literals))
@@ -217,8 +220,7 @@ def tag(language: str) -> str:
 @cache
 def page_script(language: str) -> str:
     """Return the script that gives the pages their texts, read before any module."""
-    known = {key: value for key, value in catalog(language, PAGES).items() if key and value}
-    return f"globalThis.studioWords={json.dumps(known, ensure_ascii=False)}"
+    return f"globalThis.studioWords={json.dumps(catalog(language, PAGES), ensure_ascii=False)}"
 
 
 @cache

@@ -147,10 +147,9 @@ class JoinedFactors:
         rank = a_ERI.shape[1]
         self.shapes = a_ERI.shape, b_EOR.mT.shape
         self.a_NI, self.b_NO = a_ERI.flatten(0, 1), b_EOR.mT.flatten(0, 1)
-        self.columns_SR = groups.experts_S[:, None] * rank
-        self.columns_SR = self.columns_SR + torch.arange(rank, device=self.columns_SR.device)
-        places = groups.tokens_S if gathers else torch.arange(len(groups.order_S))
-        self.places_S1 = places.to(self.columns_SR.device)[:, None]
+        self.columns_SR = groups.experts_S[:, None] * rank + torch.arange(rank)
+        places_S = groups.tokens_S if gathers else torch.arange(len(groups.order_S))
+        self.places_S1 = places_S[:, None]
         self.rows = len(groups.order_S) // (groups.per_token if gathers else 1)
 
     @staticmethod
@@ -190,31 +189,41 @@ class JoinedFactors:
 class GroupedFactors:
     """`A` and `B` of each expert in a product of its own, which torch groups."""
 
-    def __init__(self, groups: Groups, a_ERI: Tensor, b_EOR: Tensor, gathers: bool) -> None:
+    def __init__(
+        self, groups: Groups | Part, a_ERI: Tensor, b_EOR: Tensor, gathers: bool = False
+    ) -> None:
         """Take factors in the input's precision; `gathers` as in `GroupedLinear`."""
-        self.groups, self.gathers, self.rank = groups, gathers, a_ERI.shape[1]
+        self.tokens = groups if gathers and isinstance(groups, Groups) else None
+        self.ends_E, self.rank = groups.offsets_E, a_ERI.shape[1]
         self.a, self.b = _padded(a_ERI, 1), _padded(b_EOR, 2)
 
     def low(self, x: Tensor, x_SI: Tensor) -> Tensor:
         """Return `A x` of each pair, `(S, R)` with R padded."""
-        return grouped_product(x_SI, self.a.mT, self.groups.offsets_E)
+        return grouped_product(x_SI, self.a.mT, self.ends_E)
+
+    def high(self, h_SR: Tensor) -> Tensor:
+        """Return `B h` of each pair."""
+        return grouped_product(h_SR, self.b.mT, self.ends_E)
 
     def add(self, y_SO: Tensor, h_SR: Tensor) -> None:
         """Add `B h` to each pair."""
-        y_SO += grouped_product(h_SR, self.b.mT, self.groups.offsets_E)
+        y_SO += self.high(h_SR)
 
     def gradients(self, g_SO: Tensor, x: Tensor, h_SR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return `Bᵀ g` of each pair and the gradients of `A` and `B`."""
-        ends = self.groups.offsets_E
-        part_SR = grouped_product(g_SO, self.b, ends)
-        x_SI = self.groups.gather(x) if self.gathers else x
-        grad_a = grouped_outer(part_SR, x_SI, ends)[:, : self.rank]
-        return part_SR, grad_a, grouped_outer(g_SO, h_SR, ends)[:, :, : self.rank]
+        part_SR = grouped_product(g_SO, self.b, self.ends_E)
+        x_SI = self.tokens.gather(x) if self.tokens else x
+        grad_a = grouped_outer(part_SR, x_SI, self.ends_E)[:, : self.rank]
+        return part_SR, grad_a, grouped_outer(g_SO, h_SR, self.ends_E)[:, :, : self.rank]
+
+    def of_pairs(self, part_SR: Tensor) -> Tensor:
+        """Return `Aᵀ part` of each pair."""
+        return grouped_product(part_SR, self.a, self.ends_E)
 
     def add_to_inputs(self, grad_x: Tensor, part_SR: Tensor) -> None:
         """Add `Aᵀ part` to the gradient of the input, `(T, I)` if it gathers, else `(S, I)`."""
-        of_pairs = grouped_product(part_SR, self.a, self.groups.offsets_E)
-        grad_x += self.groups.combine(of_pairs) if self.gathers else of_pairs
+        found = self.of_pairs(part_SR)
+        grad_x += self.tokens.combine(found) if self.tokens else found
 
 
 class GroupedLinear(torch.autograd.Function):
@@ -265,24 +274,24 @@ class GroupedDelta(torch.autograd.Function):
     """`y_s = B_e A_e x_s` for some of the pairs: the adapter of some rows."""
 
     @staticmethod
-    def forward(ctx: Any, x_PI: Tensor, offsets_E: Tensor, a_ERI: Tensor, b_EOR: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_PI: Tensor, pairs: Groups | Part, a_ERI: Tensor, b_EOR: Tensor
+    ) -> Tensor:
         """Return `(P, O)`."""
-        a, b = _padded(a_ERI.to(x_PI.dtype), 1), _padded(b_EOR.to(x_PI.dtype), 2)
-        h_PR = grouped_product(x_PI, a.mT, offsets_E)
-        ctx.offsets_E, ctx.rank, ctx.dtypes = offsets_E, a_ERI.shape[1], (a_ERI.dtype, b_EOR.dtype)
-        ctx.save_for_backward(x_PI, a, b, h_PR)
-        return grouped_product(h_PR, b.mT, offsets_E)
+        ctx.factors = GroupedFactors(pairs, a_ERI.to(x_PI.dtype), b_EOR.to(x_PI.dtype))
+        ctx.dtypes = a_ERI.dtype, b_EOR.dtype
+        h_PR = ctx.factors.low(x_PI, x_PI)
+        ctx.save_for_backward(x_PI, h_PR)
+        result: Tensor = ctx.factors.high(h_PR)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of `x`, `A` and `B`."""
-        g_PO, offsets_E = outputs[0].contiguous(), ctx.offsets_E
-        x_PI, a, b, h_PR = ctx.saved_tensors
-        part_PR = grouped_product(g_PO, b, offsets_E)
-        grad_x = grouped_product(part_PR, a, offsets_E) if ctx.needs_input_grad[0] else None
-        grad_a = grouped_outer(part_PR, x_PI, offsets_E)[:, : ctx.rank].to(ctx.dtypes[0])
-        grad_b = grouped_outer(g_PO, h_PR, offsets_E)[:, :, : ctx.rank].to(ctx.dtypes[1])
-        return grad_x, None, grad_a, grad_b
+        x_PI, h_PR = ctx.saved_tensors
+        part_PR, grad_a, grad_b = ctx.factors.gradients(outputs[0].contiguous(), x_PI, h_PR)
+        grad_x = ctx.factors.of_pairs(part_PR) if ctx.needs_input_grad[0] else None
+        return grad_x, None, grad_a.to(ctx.dtypes[0]), grad_b.to(ctx.dtypes[1])
 
 
 def _padded(factor: Tensor, axis: int) -> Tensor:

@@ -122,7 +122,7 @@ class Experts:
         """Add the delta of one adapter to its rows."""
         x_SI = groups.gather(x) if gathers else x
         if edit.rows.numbers is None:
-            return y_SO + GroupedDelta.apply(x_SI, groups.offsets_E, *edit.factors(site))
+            return y_SO + GroupedDelta.apply(x_SI, groups, *edit.factors(site))
         num_tokens = len(groups.order_S) // groups.per_token
         lengths = self._state.token_rows(num_tokens)
         if lengths is None:
@@ -131,7 +131,7 @@ class Experts:
                 "experts cannot share it; run them one after the other."
             )
         part = groups.of_tokens(edit.rows.index(lengths, y_SO.device))
-        change = GroupedDelta.apply(x_SI[part.pairs], part.offsets_E, *edit.factors(site))
+        change = GroupedDelta.apply(x_SI[part.pairs], part, *edit.factors(site))
         return y_SO.index_add(0, part.pairs, change)
 
 

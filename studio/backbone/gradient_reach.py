@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from studio.backbone.attention import AttentionState
-from studio.backbone.forward_recording import first_tensor, forward, sample_ids
+from studio.backbone.forward_recording import forward
+from studio.backbone.recorded_rows import first_tensor, sample_ids
 from studio.errors import MethodError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from studio.backbone.attention import AttentionState
-from studio.backbone.forward_recording import ROWS, differs, forward, sample_ids, token_axis
+from studio.backbone.forward_recording import forward
+from studio.backbone.recorded_rows import ROWS, differs, sample_ids, token_axis
 
 if TYPE_CHECKING:
     from studio.backbone.sites import Anatomy

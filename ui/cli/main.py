@@ -275,7 +275,7 @@ def _tell(error: dict[str, str], code: int, as_json: bool) -> int:
 def _usage_sentence(error: Any, words: Sequence[str]) -> str:
     text = str(error.format_message()).strip().rstrip(".")
     if "No such command" in text:
-        names = getattr(typer.main.get_command(app), "commands", {})
+        names = getattr(_command(), "commands", {})
         text = f'There is no command "{words[0]}".{nearest(words[0], names)}'
         return text + " `studio --help` lists them all."
     return f"{text}. `studio {words[0]} --help` shows how it is used."

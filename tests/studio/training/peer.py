@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from studio.training.batching import pad
+from studio.training.training_session import Session
 
 CPU = torch.device("cpu")
 
@@ -54,3 +55,14 @@ def train_with_hf(
     trainer.train()
     norms = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
     return np.array(trainer.losses).reshape(steps, accumulation).sum(1).tolist(), norms
+
+
+def require_gradients_of(model: torch.nn.Module, own: Session) -> None:
+    """Compare the gradients of a session's adapter with those of PEFT's."""
+    theirs = {n.split("layers.")[1]: p.grad for n, p in model.named_parameters()
+              if p.grad is not None}  # fmt: skip
+    assert len(theirs) == len(own.parameters) == 8
+    for key, parameter in own.adapter.named_parameters():
+        site, _, part = key.rpartition("/")
+        path = f"{site.split('layers.')[1]}.{part}.default.weight"
+        torch.testing.assert_close(parameter.grad, theirs[path], rtol=1e-3, atol=1e-6)

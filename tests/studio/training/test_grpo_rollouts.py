@@ -38,6 +38,7 @@ from studio.training.training_events import Evaluated, Finished, Step
 from studio.training.training_session import Session
 from tests.studio.tiny import tiny_model, tiny_spec, tiny_tokenizer
 from tests.studio.training.conftest import Example, Rows, make_loaded, run_all
+from tests.studio.training.peer import require_gradients_of
 from tests.studio.training.test_golden import adapter_bytes, run_steps
 
 CAN_BE_OFF = [name for name, method in methods().items() if not method().trains_base]
@@ -178,13 +179,7 @@ def test_loss_kl_and_gradients_equal_those_of_trl(values, tmp_path):
         assert shown["kl"] is None
     if "num_iterations" in values:
         assert trainer._metrics["train"]["clip_ratio/region_mean"][-1] > 0.1
-    theirs = {n.split("layers.")[1]: p.grad for n, p in trainer.model.named_parameters()
-              if p.grad is not None}  # fmt: skip
-    assert len(theirs) == len(own.parameters) == 8
-    for key, parameter in own.adapter.named_parameters():
-        site, _, part = key.rpartition("/")
-        path = f"{site.split('layers.')[1]}.{part}.default.weight"
-        torch.testing.assert_close(parameter.grad, theirs[path], rtol=1e-3, atol=1e-6)
+    require_gradients_of(trainer.model, own)
 
 
 def test_an_advantage_is_the_distance_from_the_group_in_its_spread():

@@ -16,6 +16,7 @@ from studio.training.reward_means import Rewards
 from studio.training.training_session import Session
 from tests.studio.tiny import tiny_tokenizer
 from tests.studio.training.conftest import Example, Rows, make_model, make_session
+from tests.studio.training.peer import require_gradients_of
 
 PAIRS = [
     ("what is one?", "one is a number", "no"), ("say hi", "hi there.", "go away, please go"),
@@ -134,10 +135,4 @@ def test_loss_rewards_and_gradients_equal_those_of_trl(name, tmp_path):
             # Differences of sums near 50, which float32 rounds by 4e-6.
             wanted = pytest.approx(noted["train"][theirs][-1], rel=1e-4, abs=2e-6)
             assert rewards[mine] == wanted, theirs
-    theirs = {n.split("layers.")[1]: p.grad for n, p in trainer.model.named_parameters()
-              if p.grad is not None}  # fmt: skip
-    assert len(theirs) == len(own.parameters) == 8
-    for key, parameter in own.adapter.named_parameters():
-        site, _, part = key.rpartition("/")
-        path = f"{site.split('layers.')[1]}.{part}.default.weight"
-        torch.testing.assert_close(parameter.grad, theirs[path], rtol=1e-3, atol=1e-6)
+    require_gradients_of(trainer.model, own)
