@@ -78,3 +78,22 @@ def test_every_page_has_one_main_part_one_title_and_can_be_installed(page, studi
         assert page.evaluate("document.activeElement.localName") == "main", one.title
     manifest = studio.json("/studio/manifest.json")
     assert manifest["display"] == "standalone" and manifest["icons"]
+
+
+def test_a_field_keeps_the_focus_while_the_form_is_still_opening(page):
+    held = []
+    page.route("**/api/train/judge", lambda route: held.append(route), times=1)
+    page.goto("/")
+    rank = page.get_by_label("Rank (r)", exact=True)
+    rank.focus()
+    rank.press("ControlOrMeta+a")
+    for _ in range(100):
+        page.wait_for_timeout(50)
+        if held:
+            break
+    held[0].continue_()
+    expect(page.locator("#data-note")).not_to_be_empty()
+    page.keyboard.type("7")
+    expect(rank).to_have_value("7")
+    page.keyboard.press("Tab")
+    expect(page).to_have_url(re.compile(r"method\.r=7"))

@@ -1,5 +1,6 @@
 """Downloads as jobs: a kill costs nothing that had arrived, and runs wait for their model."""
 
+import hashlib
 import importlib
 import io
 import os
@@ -15,7 +16,7 @@ from studio import offline
 from studio.adapters.adapter_requests import ExportRequest
 from studio.errors import ModelError, Unreached
 from studio.models.find_model import resolve
-from studio.models.hub_cache import cached, repository_folder
+from studio.models.hub_cache import PARTIAL, cached, repository_folder
 from studio.spec import ModelSource
 from tests import hub as hubs
 from tests.hub import NAME
@@ -29,9 +30,10 @@ def test_a_download_that_is_killed_goes_on_where_it_was(home, store, hub):
     hub.repos[NAME].files["model.safetensors"] = content
     hub.fail("GET /storage/", stall_after=21 << 20, times=1)
     job = ask(home, "models.get", {"repo": NAME}, store=store).jobs[0]
-    blobs = repository_folder(NAME) / "blobs"
+    blobs, name = repository_folder(NAME) / "blobs", hashlib.sha256(content).hexdigest()
+    partial = blobs / f"{name}{PARTIAL}"
     try:
-        until(lambda: [one for one in blobs.glob("*.incomplete") if one.stat().st_size == 20 << 20])
+        until(lambda: partial.exists() and partial.stat().st_size == 20 << 20)
         until(lambda: "MiB" in store.get(job.id).phase)
         os.kill(store.get(job.id).pid, signal.SIGKILL)
         until(lambda: store.get(job.id).state == "succeeded")

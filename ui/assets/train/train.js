@@ -105,8 +105,11 @@ export class Train extends HTMLElement {
   showMethod() {
     const own = this.ofMethod.get(this.method), drawn = (advanced) => own.filter(({ field }) =>
       field.advanced === advanced).map(({ element }) => element);
-    this.mainOfMethod.replaceChildren(...drawn(false));
-    this.moreOfMethod.replaceChildren(...drawn(true));
+    if (this.drawn !== own) { // else the focus would be lost
+      this.drawn = own;
+      this.mainOfMethod.replaceChildren(...drawn(false));
+      this.moreOfMethod.replaceChildren(...drawn(true));
+    }
     text(this.groups[0].firstChild, this.titles.get(this.method));
     this.methods.show(this.method);
   }
@@ -132,7 +135,7 @@ export class Train extends HTMLElement {
 
   changed() {
     clearTimeout(this.timer);
-    if (this.opening) return; // what was typed meanwhile is kept, and judged after that
+    if (this.opening) return; // what is typed meanwhile is judged then
     this.timer = setTimeout(() => this.judge(), 120);
   }
 
