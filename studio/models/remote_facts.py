@@ -46,9 +46,24 @@ def look(source: ModelSource, home: Home) -> Path:
         ModelError: The hub does not have it, refuses it, or it cannot be trained here.
         Unreached: The hub does not answer.
     """
-    folder, hub = _folder(source, home), endpoint()
-    if known(source, home) and time.time() - folder.stat().st_mtime < FRESH_SECONDS:
-        return folder
+    folder = _folder(source, home)
+    if not _is_fresh(folder):
+        from filelock import FileLock
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # another thread may be writing the same folder
+            if not _is_fresh(folder):
+                _renew(source, folder)
+    return folder
+
+
+def _is_fresh(folder: Path) -> bool:
+    kept = folder / SIZES
+    return kept.is_file() and time.time() - folder.stat().st_mtime < FRESH_SECONDS
+
+
+def _renew(source: ModelSource, folder: Path) -> None:
+    hub = endpoint()
     for when, failure in (_failures.get((hub, key), (0.0, None)) for key in ("", folder.name)):
         if failure is not None and time.monotonic() - when < ANSWER_SECONDS:
             raise failure
@@ -63,7 +78,6 @@ def look(source: ModelSource, home: Home) -> Path:
             error,
         )
         raise
-    return folder
 
 
 def _folder(source: ModelSource, home: Home) -> Path:
