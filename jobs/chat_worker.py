@@ -67,10 +67,8 @@ class Leases:
         memory: dict[str, int] = {}
         for model in models:
             memory[model["device"]] = memory.get(model["device"], 0) + model["bytes"]
-        left, self.held = self.held - set(memory), set(memory)
+        self.held = set(memory)
         with _without_failing("taking a chat lease"):
-            for device in left:
-                self._open().return_chat_lease(device)
             for device, count in memory.items():
                 self._open().take_chat_lease(device, memory_bytes=count)
 

@@ -60,8 +60,6 @@ SELECT jobs.id, 'its sweep stops at an error, and "' || other.name || '" failed'
 FROM jobs JOIN jobs AS other ON other.sweep = jobs.sweep
 WHERE jobs.state = 'queued' AND jobs.on_error = 'stop' AND other.state = 'failed'
   AND other.id NOT IN (SELECT value FROM json_each(:again))
-  AND NOT EXISTS (SELECT 1 FROM events WHERE events.job = jobs.id AND events.dst = 'queued'
-    AND events.src IS NOT NULL AND events.actor = 'person' AND events.time >= other.finished)
 """
 _COUNT_RETRY = """
 UPDATE jobs SET retries_left = retries_left - 1, retries_done = retries_done + 1, start_after = ?

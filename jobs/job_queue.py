@@ -5,7 +5,6 @@ changes nothing.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from functools import cache
@@ -23,7 +22,6 @@ from jobs.job_table import find_job, insert, read_jobs
 from jobs.process_identity import Identity, me
 from jobs.run_curves import Curves
 from jobs.run_folder import newest_step
-from studio import atomic
 from studio.cluster.cluster_records import delete_submission, read_submission
 from studio.errors import QueueError
 from studio.home import Home
@@ -227,8 +225,9 @@ class JobStore:
                 f'"{job.name}" has no whole checkpoint to go on from. '
                 "Restart it from the beginning instead (resume with --restart)."
             )
-        checkpoints = self.home.run(job.id) / "checkpoints"
-        old = checkpoints.with_name(f".old-checkpoints-{os.getpid()}")
+        if restart:
+            delete_submission(self.home.run(job.id))
+            shutil.rmtree(self.home.run(job.id) / "checkpoints", ignore_errors=True)
         with self.database.writing() as db:
             state = find_job(db, job.id).state
             if state != job.state:
@@ -240,11 +239,6 @@ class JobStore:
             db.conn.execute(_FRESH_TRIES, (step, job.id))
             why = f"goes on from step {step}" if step else "starts from the beginning"
             set_state(db, job.id, "queued", actor="person", why=why)
-            if restart:  # moved before a runner may look for them
-                delete_submission(self.home.run(job.id))
-                if checkpoints.is_dir():
-                    atomic.replace(checkpoints, old)
-        shutil.rmtree(old, ignore_errors=True)
         return self.get(job.id)
 
     def requeue(self, job_id: int, *, newest_step: int, state: State = "interrupted") -> None:
@@ -365,10 +359,10 @@ class JobStore:
             db.conn.execute(_WANT_BACK, (device,))
         return True
 
-    def return_chat_lease(self, device: str | None = None) -> None:
-        """Remove this process's lease on a device, or all its leases."""
+    def return_chat_lease(self) -> None:
+        """Remove the leases of this process."""
         with self.database.writing(durable=False) as db:
-            db.conn.execute(_RETURN_LEASE, {"pid": me().pid, "device": device})
+            db.conn.execute("DELETE FROM leases WHERE holder = 'chat' AND pid = ?", (me().pid,))
         self.database.wake()  # a job may wait for the device
 
     def _rows(self, sql: str, job_id: int) -> Rows:
@@ -446,10 +440,6 @@ _RENUMBER = """
 UPDATE jobs SET position = ranked.place
 FROM (SELECT id, ROW_NUMBER() OVER (ORDER BY position, id) AS place FROM jobs) AS ranked
 WHERE jobs.id = ranked.id
-"""
-_RETURN_LEASE = """
-DELETE FROM leases
-WHERE holder = 'chat' AND pid = :pid AND (:device IS NULL OR device = :device)
 """
 _FRESH_TRIES = "UPDATE jobs SET no_progress = 0, resume_step = ? WHERE id = ?"
 _FORGET = (

@@ -6,7 +6,6 @@ scanner too, so renames are tried again for a while; and it flushes writable han
 
 import json
 import os
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ def write(path: Path, content: str, *, durable: bool = False, private: bool = Fa
     Raises:
         OSError: As the system reports it; an older file is untouched.
     """
-    writer = f"{threading.get_ident()}-{os.getpid()}"
-    temporary = path.with_name(f".tmp-{path.name}-{writer}")
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
     try:

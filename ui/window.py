@@ -55,11 +55,6 @@ def open_window(browser: str, address: str, profile: Path) -> subprocess.Popen[b
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def is_open(profile: Path) -> bool:
-    """Return True while a browser process shows windows of a profile."""
-    return any(os.path.lexists(profile / name) for name in ("SingletonLock", "lockfile"))
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A file of the entry in the system's menu."""

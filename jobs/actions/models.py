@@ -90,7 +90,7 @@ def show(home: Home, model: HubId, device: Device = "") -> dict[str, Any]:
         "files": [{"name": file.name, "bytes": file.size} for file in found.files],
         "bytes": found.size_bytes, "arrived_bytes": arrived_bytes(found),
         "free_bytes": free_bytes(), "folder": str(hub_cache.repository_folder(found.id)),
-        "asked": name, "branch": revision, "page": f"{hub_models.endpoint()}/{found.id}",
+        "asked": name, "page": f"{hub_models.endpoint()}/{found.id}",
     }  # fmt: skip
 
 

@@ -1,16 +1,12 @@
 """The text of one growing answer: whole characters, stop texts, scores of its tokens, cost.
 
-A token may be a part of a character (byte-level and byte-fallback vocabularies) or owe its leading
-space to the token before it (sentencepiece), so a token is never decoded alone but together with
-the few before it, and text that ends in an incomplete character waits for the next token.
-
 Shapes: `V vocabulary`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,61 +15,9 @@ from torch import Tensor
 from studio.chat.context_window import FittedPrompt
 from studio.chat.lanes import Active, ActiveStack, Delta, Lane, Reason, ScoredToken, Stats
 from studio.chat.sampling import Sampler
-from studio.chat.thought_and_tool_parser import NO_MARKERS, MarkedText, Markers, Piece
+from studio.chat.thought_and_tool_parser import NO_MARKERS, MarkedText, Markers, Piece, overlap
+from studio.data.model_tokenizer import CONTEXT_TOKENS, Detokenizer
 from studio.errors import StudioError
-
-INCOMPLETE = "\ufffd"
-CONTEXT_TOKENS = 6
-MAX_PENDING = 8  # no character has more bytes: more pending tokens are not text
-
-
-class Detokenizer:
-    """The text of one growing answer; the prompt's end decides about its first space."""
-
-    def __init__(
-        self, tokenizer: Any, prompt: Sequence[int] = (), kept: Mapping[int, str] | None = None
-    ) -> None:
-        self._tokenizer, self._kept = tokenizer, kept or {}
-        self._shown = list(prompt[-CONTEXT_TOKENS:])
-        self._pending: list[int] = []
-
-    def add(self, token_id: int) -> str:
-        """Add a token and return the text that is complete now, often empty.
-
-        Control tokens have no text, except the `kept` ones.
-        """
-        if token_id in self._kept:
-            return self.flush() + self._kept[token_id]
-        self._pending.append(token_id)
-        text = self._fresh()
-        if not text or (text.endswith(INCOMPLETE) and len(self._pending) < MAX_PENDING):
-            return ""
-        self._advance()
-        return text
-
-    def flush(self) -> str:
-        """Return the rest at the end, an incomplete character included."""
-        text = self._fresh()
-        self._advance()
-        return text
-
-    def _fresh(self) -> str:
-        before = self._decode(self._shown)
-        after = self._decode(self._shown + self._pending)
-        if after.startswith(before):
-            return after[len(before) :]
-        return self._decode(self._pending)  # incomplete bytes changed the text before them
-
-    def _advance(self) -> None:
-        if self._pending:
-            self._shown, self._pending = self._pending, []
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(
-            self._tokenizer.decode(
-                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
 
 
 class StopTexts:
@@ -93,7 +37,7 @@ class StopTexts:
         if places:
             self.reached = True
             return self._held[: min(places)]
-        keep = max(self._overlap(stop) for stop in self._stops)
+        keep = max(overlap(self._held, stop) for stop in self._stops)
         cut = len(self._held) - keep
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown
@@ -101,10 +45,6 @@ class StopTexts:
     def flush(self) -> str:
         """Return the text held back, at the end of the answer."""
         return "" if self.reached else self._held
-
-    def _overlap(self, stop: str) -> int:
-        longest = min(len(stop) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
 
 
 class Answer:
@@ -204,19 +144,15 @@ class Answer:
             pieces=pieces,
             done=True,
             reason=self.reason,
-            stats=self.stats(),
+            stats=Stats(
+                tokens=self._counted,
+                prompt_tokens=len(self.prompt),
+                first_token_seconds=self._first,
+                seconds=time.perf_counter() - self._started,
+            ),
             active=active,
             error=self.error,
             note=note.strip(),
-        )
-
-    def stats(self) -> Stats:
-        """Return the cost so far."""
-        return Stats(
-            tokens=self._counted,
-            prompt_tokens=len(self.prompt),
-            first_token_seconds=self._first,
-            seconds=time.perf_counter() - self._started,
         )
 
 

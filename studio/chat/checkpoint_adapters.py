@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio.adapters import library
 from studio.errors import AdapterError, StudioError, nearest
+from studio.fields import read_yaml
 from studio.home import Home, is_whole
 from studio.spec import RunSpec
 
@@ -78,8 +80,6 @@ def steps_of(home: Home, run: int) -> list[int]:
 
 def stackable(home: Home) -> list[dict[str, Any]]:
     """Return what a lane can stack: adapters, then the newest checkpoints of runs."""
-    from studio.adapters import library
-
     adapters = [
         {"name": one.name, "base": one.base, "method": one.method, "checkpoint": False}
         for one in library.adapters(home)
@@ -143,6 +143,4 @@ def attach(
 
 
 def _spec(home: Home, run: int) -> RunSpec:
-    from studio.fields import read_yaml
-
     return RunSpec.parse(read_yaml(home.run(run) / "spec.yaml"))

@@ -7,29 +7,16 @@ is never cut. The chat template turns messages into tokens, as in training.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from studio.chat.lanes import Lane
 from studio.errors import ChatError
 
+if TYPE_CHECKING:
+    from studio.data.template.template import Template
+
 Turn = dict[str, Any]
-
-
-class PromptTemplate(Protocol):
-    """The part of a chat template that answering needs."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def stop_ids(self) -> Collection[int]:
-        """Tokens that end an answer."""
-
-    def encode_prompt(self, messages: list[Turn], tools: list[Any] | None = None) -> list[int]:
-        """Return the tokens of the conversation and the beginning of the answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +29,7 @@ class FittedPrompt:
 
 
 def fit_prompt(
-    lane: Lane, template: PromptTemplate, tokenizer: Any, *, context: int, before: int = 0
+    lane: Lane, template: Template, tokenizer: Any, *, context: int, before: int = 0
 ) -> FittedPrompt:
     """Return the prompt's tokens; drop the oldest turns where they are too long.
 
@@ -55,10 +42,13 @@ def fit_prompt(
 
     Raises:
         ChatError: The last question alone is longer than the context.
+        DataError: The template refuses the conversation.
     """
     room = context - before
     wanted = min(lane.sampling.max_new_tokens, max(16, room // 4), room // 2)
-    system, turns = _split(lane.conversation())
+    turns = lane.conversation()
+    head = next((i for i, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
+    system, turns = turns[:head], turns[head:]
     starts = [i for i, turn in enumerate(turns) if turn["role"] == "user" or i == 0] or [0]
 
     def encoded(place: int) -> list[int]:
@@ -78,37 +68,22 @@ def fit_prompt(
         )
     if not ids:
         raise ChatError("The prompt is empty: write something.")
-    left_out = starts[place]
-    note = (
-        f"The oldest {left_out} messages no longer fit into the {context:,} tokens of the context "
-        "and were left out."
-        if left_out
-        else ""
-    )
+    note = ""
+    if left_out := starts[place]:
+        note = (
+            f"The oldest {left_out} messages no longer fit into the {context:,} tokens of the "
+            "context and were left out."
+        )
     return FittedPrompt(
         ids=ids, max_new_tokens=min(lane.sampling.max_new_tokens, room - len(ids)), note=note
     )
 
 
-def _split(turns: list[Turn]) -> tuple[list[Turn], list[Turn]]:
-    head = next((i for i, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
-    return turns[:head], turns[head:]
-
-
-def _encode(
-    template: PromptTemplate, tokenizer: Any, turns: Sequence[Turn], tools: list[Any]
-) -> list[int]:
-    from jinja2 import TemplateError
-
+def _encode(template: Template, tokenizer: Any, turns: list[Turn], tools: list[Any]) -> list[int]:
     unfinished = ""
     if len(turns) > 1 and turns[-1]["role"] == "assistant":
         unfinished, turns = turns[-1]["content"], turns[:-1]
-    try:
-        ids = list(template.encode_prompt(list(turns), tools or None))
-    except TemplateError as error:
-        raise ChatError(
-            f"The chat template {template.name} fails on this conversation ({error})."
-        ) from None
+    ids = template.encode_prompt(turns, tools or None)
     if unfinished:
         ids += tokenizer.encode(unfinished, add_special_tokens=False)
     return ids

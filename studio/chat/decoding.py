@@ -185,10 +185,8 @@ class RowGroup:
 
     _width: int
     _pads: list[int]
-    _ids_BT: Tensor
     _lengths_B: Tensor
     _mask_BT: Tensor | None
-    _cache: DynamicCache
 
     def __init__(
         self, model: Any, prompts: Sequence[Sequence[int]], device: torch.device, *, shares: bool

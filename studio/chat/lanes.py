@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -232,14 +232,8 @@ class Active:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the shape of `active` in events and in `studio chat --json`."""
-        return {
-            "model": self.model,
-            "stack": [{"name": name, "weight": weight} for name, weight in self.stack],
-            "max_logit_difference": self.max_logit_difference,
-            "verified": self.verified,
-            "batched": self.batched,
-            "note": self.note,
-        }
+        stack = [{"name": name, "weight": weight} for name, weight in self.stack]
+        return asdict(self) | {"stack": stack}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

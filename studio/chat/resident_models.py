@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.adapter_stack import Stack
+from studio.adapters import adapter_lineage
+from studio.adapters.library import StoredAdapter, describe, resolve
+from studio.chat import checkpoint_adapters
+from studio.chat.checkpoint_adapters import Checkpoint
 from studio.chat.lanes import ActiveStack, Delta, Lane
 from studio.errors import AdapterError, OutOfMemory, StudioError
 from studio.home import Home
@@ -26,8 +30,6 @@ from studio.spec import ModelSource
 
 if TYPE_CHECKING:
     from studio.chat.chat_engine import ChatEngine, Stopped, WeightChanges
-    from studio.chat.checkpoint_adapters import Checkpoint
-    from studio.chat.context_window import PromptTemplate
 
 MAX_ADAPTERS = 64  # per base; beyond that the least recently used one is dropped
 OTHER_BASE = "{adapter} was trained on another base than {model}: its answers may be poor."
@@ -125,7 +127,7 @@ class ResidentModels:
                     yield _failed(number, error)
             self._drop_unused(base, lanes)
             if able:
-                streams.append(_renumbered(base.engine, lanes, asked, able, stopped, wanted))
+                streams.append(_renumbered(base, lanes, asked, able, stopped, wanted))
         yield from _alternating(streams)
 
     def release(self) -> None:
@@ -153,9 +155,6 @@ class ResidentModels:
 
     def _quantization(self, adapter: str) -> str:
         """Return the quantization of the base that an adapter was trained on."""
-        from studio.adapters.library import describe, resolve
-        from studio.chat import checkpoint_adapters
-
         with suppress(StudioError):  # its own lane reports it
             if checkpoint := checkpoint_adapters.find_if_named(self._home, adapter):
                 return checkpoint.spec.model.quantization
@@ -196,17 +195,8 @@ class ResidentModels:
 
         source = ModelSource.parse({"path": base.name, "quantization": base.place.quantization})
         loaded = load(source, device=base.place.device)
-
-        def template_for(lane: Lane) -> PromptTemplate:
-            from studio.data.template.template import choose
-
-            settings = _template_settings(base, lane)
-            return choose(
-                loaded.tokenizer, _template_name(base, lane), chat_template_kwargs=settings
-            )
-
         backbone = Backbone(loaded.model)
-        base.engine = ChatEngine(loaded, backbone, template_for=template_for)
+        base.engine = ChatEngine(loaded, backbone)
         try:
             check_base(backbone, loaded, self._home, quantization=base.place.quantization)
         except StudioError as error:
@@ -229,9 +219,6 @@ class ResidentModels:
 
     def _completed(self, stack: Stack) -> Stack:
         """Return a lane's stack with what its adapters were trained on top of."""
-        from studio.adapters import adapter_lineage
-        from studio.adapters.library import StoredAdapter, describe, resolve
-        from studio.chat import checkpoint_adapters
 
         def needs(name: str) -> adapter_lineage.Needs:
             if checkpoint := checkpoint_adapters.find_if_named(self._home, name):
@@ -248,9 +235,6 @@ class ResidentModels:
         return adapter_lineage.completed(stack, needs, name)
 
     def _with_adapters(self, base: _Base, number: int, lane: Lane) -> Iterator[Delta]:
-        from studio.adapters.library import resolve
-        from studio.chat import checkpoint_adapters
-
         backbone = base.engine.backbone
         for name in (part.name for part in lane.stack):
             checkpoint = checkpoint_adapters.find_if_named(self._home, name)
@@ -276,18 +260,15 @@ class ResidentModels:
             base.engine.backbone.detach(name)
 
 
-def _template_name(base: _Base, lane: Lane) -> str:
-    """Return the lane's template, else the one its first adapter was trained with."""
-    if lane.template != "auto":
-        return lane.template
-    trained = [base.adapters[part.name].template for part in lane.stack]
-    return next((name for name in trained if name != "auto"), "auto")
-
-
-def _template_settings(base: _Base, lane: Lane) -> str:
-    """Return the settings of the lane's template, else those its first adapter had."""
-    trained = [base.adapters[part.name].template_settings for part in lane.stack]
-    return next(filter(None, [lane.sampling.chat_template_kwargs, *trained]), "")
+def _as_trained(base: _Base, lane: Lane) -> Lane:
+    """Return a lane with its own template, else the one its first adapter was trained with."""
+    trained = [base.adapters[part.name] for part in lane.stack]
+    names = [lane.template, *(one.template for one in trained)]
+    settings = [lane.sampling.chat_template_kwargs, *(one.template_settings for one in trained)]
+    own = {"chat_template_kwargs": next(filter(None, settings), "")}
+    name = next((name for name in names if name != "auto"), "auto")
+    sampling = lane.sampling.model_copy(update=own)
+    return lane.model_copy(update={"template": name, "sampling": sampling})
 
 
 def import_everything() -> None:
@@ -306,9 +287,6 @@ def _load_adapter(engine: ChatEngine, name: str, source: Path | Checkpoint) -> t
     Returns:
         Its chat template, the settings of the template, and its base's fingerprint.
     """
-    from studio.adapters.library import describe
-    from studio.chat import checkpoint_adapters
-
     if isinstance(source, Path):
         engine.backbone.load(name, source)
         adapter = describe(source)
@@ -337,7 +315,7 @@ def _failed(number: int, error: StudioError) -> Delta:
 
 
 def _renumbered(
-    engine: ChatEngine, lanes: Sequence[Lane], asked: Sequence[Lane], numbers: Sequence[int],
+    base: _Base, lanes: Sequence[Lane], asked: Sequence[Lane], numbers: Sequence[int],
     stopped: Stopped | None, wanted: WeightChanges | None,
 ) -> Iterator[Delta]:  # fmt: skip
     def own() -> dict[int, ActiveStack]:
@@ -347,7 +325,8 @@ def _renumbered(
             for place, number in enumerate(numbers) if number in moved
         }  # fmt: skip
 
-    for delta in engine.stream([lanes[n] for n in numbers], stopped=stopped, wanted=own):
+    own_lanes = [_as_trained(base, lanes[number]) for number in numbers]
+    for delta in base.engine.stream(own_lanes, stopped=stopped, wanted=own):
         yield replace(delta, lane=numbers[delta.lane])
 
 

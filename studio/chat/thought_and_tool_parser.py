@@ -130,7 +130,7 @@ class MarkedText:
                 default=(-1, ""),
             )
             if at < 0:
-                keep = max((_overlap(self._held, m) for m in wanted), default=0)
+                keep = max((overlap(self._held, m) for m in wanted), default=0)
                 shown = self._held[: len(self._held) - keep]
                 self._held = self._held[len(shown) :]
                 if shown:
@@ -160,7 +160,8 @@ class MarkedText:
             self._kind, self._close = "thought" if is_thought else "call", opened
 
 
-def _overlap(text: str, marker: str) -> int:
+def overlap(text: str, marker: str) -> int:
+    """Return how many characters at the end of a text may begin a marker."""
     longest = min(len(marker) - 1, len(text))
     return next((n for n in range(longest, 0, -1) if text.endswith(marker[:n])), 0)
 

@@ -48,6 +48,7 @@ OPERATORS = {
 
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 Getter = Callable[[dict[str, Any]], Any]
+_RAISE = object()
 
 
 class Mapping(Record):
@@ -107,11 +108,11 @@ def fields(template: str) -> list[str]:
     return [match[1].strip() for match in _FIELD.finditer(template) if match[1]]
 
 
-def at_path(values: dict[str, Any], path: str) -> Any:
+def at_path(values: dict[str, Any], path: str, default: Any = _RAISE) -> Any:
     """Follow a dotted path (`meta.answers.0.text`); a column of that very name comes first.
 
     Raises:
-        KeyError: Nothing is there.
+        KeyError: Nothing is there, and no default is given.
     """
     if path in values:
         return values[path]
@@ -121,8 +122,10 @@ def at_path(values: dict[str, Any], path: str) -> Any:
             found = found[step]
         elif isinstance(found, list) and step.isdigit() and int(step) < len(found):
             found = found[int(step)]
-        else:
+        elif default is _RAISE:
             raise KeyError(path)
+        else:
+            return default
     return found
 
 

@@ -234,10 +234,7 @@ def _condition(step: Filter) -> Callable[[dict[str, Any]], bool]:
         raise DataError(f'"{step.value}" is not a number to compare "{step.column}" with.')
 
     def meets(values: dict[str, Any]) -> bool:
-        try:
-            found = at_path(values, step.column)
-        except KeyError:
-            found = None
+        found = at_path(values, step.column, None)
         if step.operator in ("present", "absent"):
             return (found is not None and str(found).strip() != "") == (step.operator == "present")
         if step.operator in ("greater", "less"):

@@ -1,15 +1,24 @@
-"""Data files of a dataset: found in a folder, read one after the other as one origin of rows."""
+"""Data files of a dataset: found in a folder, hashed, read one after the other as one origin.
+
+The page and the runner both need the SHA-256 of a dataset, so it is remembered. A file counts as
+unchanged if its path, inode, size and modification time are; one that was modified moments before
+it was hashed is not remembered, since a later change could leave the same time (as in git's index).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from studio import atomic
 from studio.data.conversation_records import Problem, Row
-from studio.data.file_hashes import hash_files
 from studio.data.readers import FORMATS, KNOWN, data_suffix, look, read
 from studio.data.recognise_format import Guess
 from studio.errors import DataError
@@ -20,6 +29,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_FILES = 10_000
+SMALL_BYTES = 1 << 18  # read again, which is as quick as looking it up
+SETTLED_SECONDS = 2.0
+MOST_ENTRIES = 512
 _METADATA = {
     "dataset_dict.json", "dataset_info.json", "dataset_infos.json", "project.kiln", "task.kiln",
 }  # fmt: skip
@@ -92,3 +104,34 @@ def files_in(folder: Path) -> list[Path]:
     if not found:
         raise DataError(f"The folder {folder} holds no data files. Known: {KNOWN}.")
     return found
+
+
+def hash_files(files: list[Path], home: Home | None = None) -> str:
+    """Return one SHA-256 of the bytes of all files in order."""
+    digests = [_hash(file, home) for file in files]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
+def _hash(file: Path, home: Home | None) -> str:
+    with file.open("rb") as handle:
+        before = os.fstat(handle.fileno())
+        if home is None or before.st_size <= SMALL_BYTES:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+        path, state = str(file.absolute()), [before.st_ino, before.st_size, before.st_mtime_ns]
+        memory = home.state / "file-hashes.json"
+        known = atomic.read_object(memory)
+        entry = known.get(path)
+        if isinstance(entry, list) and len(entry) == 4 and entry[:3] == state:
+            return str(entry[3])
+        started = time.time()
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        after = os.fstat(handle.fileno())
+    settled = started - after.st_mtime > SETTLED_SECONDS
+    if settled and state == [after.st_ino, after.st_size, after.st_mtime_ns]:
+        known.pop(path, None)
+        known[path] = [*state, digest]
+        with contextlib.suppress(OSError):  # a full disk costs a second read
+            atomic.write(memory, json.dumps(dict(list(known.items())[-MOST_ENTRIES:])))
+    return digest

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from studio.data.column_mapping import Mapping
@@ -16,9 +18,6 @@ from studio.data.preference_pairs import PairCounter
 from studio.errors import DataError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from studio.data.dataset_files import Origin
     from studio.data.recognise_format import Guess
     from studio.data.template.template import View
@@ -168,12 +167,6 @@ class RowCounter:
             self.muted += len(row.muted)
             self.unread_keys.update(row.unread)
 
-    def num_repeats(self) -> int:
-        """Return how many rows repeat an earlier one."""
-        import numpy as np
-
-        return len(self.hashes) - len(np.unique(np.asarray(self.hashes)))
-
     def fields(self, origin: Origin, guess: Guess) -> dict[str, Any]:
         """Return the fields of `Report` that do not depend on what the pass was for.
 
@@ -215,7 +208,7 @@ class RowCounter:
             "problems": [ProblemLine(**p._asdict()) for p in self.problems[:MAX_LISTED]],
             "problem_counts": dict(self.problem_counts),
             "warnings": notes,
-            "duplicates": self.num_repeats(),
+            "duplicates": len(self.hashes) - len(np.unique(np.asarray(self.hashes))),
             "empty_answers": self.problem_counts["empty_answer"],
         }
 
@@ -231,8 +224,6 @@ class RowCounter:
 
 def token_smells(tokens: Tokens, truncated: int, format: str) -> Iterator[str]:
     """Yield what is rarely meant of the tokens of rows."""
-    import numpy as np
-
     count = len(tokens)
     if truncated * 2 > count:
         yield f"Most rows ({truncated:,} of {count:,}) are longer than what is kept of a row."
@@ -327,8 +318,6 @@ _LOST = {
 
 def histogram(lengths: NDArray[np.int64], *, num_bins: int = 24) -> Histogram:
     """Count rows by length in equal steps from 0 to the longest."""
-    import numpy as np
-
     step = max(1, -(-(int(lengths.max()) + 1) // num_bins))
     counts = np.bincount(lengths // step, minlength=1)
     return Histogram(edges=[i * step for i in range(len(counts) + 1)], counts=counts.tolist())

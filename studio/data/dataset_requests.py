@@ -7,7 +7,6 @@ tells how far it is, and ends with the name of the dataset that it made or found
 from __future__ import annotations
 
 import queue
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -17,6 +16,7 @@ from studio.errors import DataError
 from studio.fields import knob
 from studio.home import Home
 from studio.job_request import Request
+from studio.models.download_model import followed, in_thread
 from studio.spec import DataSource, ModelSource
 from studio.training.training_events import Event, Finished, Loading, Working
 
@@ -24,10 +24,31 @@ Told = Callable[[float, str], None]
 PARTS = 100
 
 
-class ImportRequest(Request):
+class DatasetRequest(Request):
+    """A request on datasets whose work runs in a thread and reports its progress as events."""
+
+    begins: ClassVar[str]
+
+    def make(self, home: Home, told: Told) -> dict[str, Any]:
+        """Do the work, and return the facts of the finished job."""
+        raise NotImplementedError
+
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+        """Run `make` beside the generator, so that what it tells comes out as events."""
+        said: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
+        yield Loading(text=self.begins)
+        work = in_thread(lambda: self.make(home, lambda share, text: said.put((share, text))))
+        work.add_done_callback(lambda _: said.put(None))
+        while (news := said.get()) is not None:
+            yield Working(step=int(news[0] * PARTS), total_steps=PARTS, text=news[1])
+        yield Finished(step=PARTS, facts=work.result())
+
+
+class ImportRequest(DatasetRequest):
     """Keep a source as a snapshot."""
 
     kind: ClassVar[str] = "import"
+    begins: ClassVar[str] = "Looking at the file"
     retries: ClassVar[int] = 4  # of a download
     data: DataSource = DataSource()
     dataset: str = knob("", "What to call it; the source's name when empty.", max_length=120)
@@ -51,40 +72,40 @@ class ImportRequest(Request):
         return self
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
-        """Download what is not here, read everything and publish it."""
+        """Download what is not here, then make the snapshot."""
         from studio.data.find_dataset import origin_of
 
         streamed = self.num_rows and self.pick == "first"
         if not streamed and origin_of(self.data.path, home).kind == "hub":
             from studio.data.hub_datasets import to_fetch
-            from studio.models.download_model import followed
 
             yield Loading(text=f"Asking the hub for {self.data.path}")
             if found := to_fetch(self.data):
                 yield from followed(found, home)
+        yield from super().perform(home)
 
-        def work(told: Told) -> dict[str, Any]:
-            from studio.data.import_dataset import import_dataset
+    def make(self, home: Home, told: Told) -> dict[str, Any]:
+        """Read everything and publish it."""
+        from studio.data.import_dataset import import_dataset
 
-            made = import_dataset(
-                home, self.data, name=self.dataset, mapping=self.mapping, num_rows=self.num_rows,
-                pick=self.pick, seed=self.seed, progress=told,
-            )  # fmt: skip
-            if self.uploaded:
-                forget_upload(home, Path(self.data.path))
-            return {"already": made.already, **_facts(made.snapshot.meta)}
-
-        yield from _told("Looking at the file", work)
+        made = import_dataset(
+            home, self.data, name=self.dataset, mapping=self.mapping, num_rows=self.num_rows,
+            pick=self.pick, seed=self.seed, progress=told,
+        )  # fmt: skip
+        if self.uploaded:
+            forget_upload(home, Path(self.data.path))
+        return {"already": made.already, **_facts(made.snapshot.meta)}
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the dataset with its report; `asked` is the name that was asked for."""
         return _outcome(home, result) | {"asked": self.dataset}
 
 
-class MixtureRequest(Request):
+class MixtureRequest(DatasetRequest):
     """Mix several datasets into a new snapshot."""
 
     kind: ClassVar[str] = "mix_data"
+    begins: ClassVar[str] = "Reading the sources"
     sources: tuple[str, ...] = ()
     dataset: str = knob("", "Name of the new dataset.", max_length=120)
     num_rows: int = knob(0, "Rows in all.", ge=0)
@@ -104,45 +125,38 @@ class MixtureRequest(Request):
                 raise DataError(f'There is no dataset, file or folder "{one.name}" to mix.')
         return self
 
-    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+    def make(self, home: Home, told: Told) -> dict[str, Any]:
         """Read the sources, draw rows, publish the mix."""
+        from studio.data.mix_datasets import mix, read_sources
 
-        def work(told: Told) -> dict[str, Any]:
-            from studio.data.mix_datasets import mix, read_sources
-
-            made = mix(
-                home, read_sources(self.sources), name=self.dataset, num_rows=self.num_rows,
-                seed=self.seed,
-            )  # fmt: skip
-            return _facts(made.meta)
-
-        return _told("Reading the sources", work)
+        made = mix(
+            home, read_sources(self.sources), name=self.dataset, num_rows=self.num_rows,
+            seed=self.seed,
+        )  # fmt: skip
+        return _facts(made.meta)
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the new dataset with its counts by source."""
         return _outcome(home, result)
 
 
-class CurateRequest(Request):
+class CurateRequest(DatasetRequest):
     """Make a new snapshot by one step."""
 
     kind: ClassVar[str] = "curate"
+    begins: ClassVar[str] = "Reading the rows"
     data: DataSource = DataSource()
     step: dict[str, Any] = knob({}, "Fields of one step of `studio.data.curate_dataset`.")
     dataset: str = knob("", "What to call the new one; like its parent when empty.", max_length=120)
 
-    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+    def make(self, home: Home, told: Told) -> dict[str, Any]:
         """Read the parent, write the child."""
+        from studio.data.curate_dataset import apply_step, parse_step
 
-        def work(told: Told) -> dict[str, Any]:
-            from studio.data.curate_dataset import apply_step, parse_step
-
-            made = apply_step(
-                home, self.data.path, parse_step(self.step), new_name=self.dataset, progress=told
-            )
-            return _facts(made.meta)
-
-        return _told("Reading the rows", work)
+        made = apply_step(
+            home, self.data.path, parse_step(self.step), new_name=self.dataset, progress=told
+        )
+        return _facts(made.meta)
 
     def checked(self, home: Home) -> Self:
         """Return the request with every field of its step.
@@ -162,35 +176,26 @@ class CurateRequest(Request):
         return _outcome(home, result) | {"already": result["dataset"] == self.data.path}
 
 
-class MeasureRequest(Request):
+class MeasureRequest(DatasetRequest):
     """Tokenise a dataset for a model, so that its report and every later run find the tokens."""
 
     kind: ClassVar[str] = "measure"
+    begins: ClassVar[str] = "Tokenising"
     model: ModelSource = ModelSource()
     data: DataSource = DataSource()
 
-    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+    def make(self, home: Home, told: Told) -> dict[str, Any]:
         """Fill the token cache."""
+        from studio.data.token_statistics import measured
 
-        def work(told: Told) -> dict[str, Any]:
-            from studio.data.token_statistics import measured
-
-            report = measured(self.model, self.data, home).report
-            return {"dataset": self.data.path, "rows": _rows(report)}
-
-        return _told("Tokenising", work)
+        report = measured(self.model, self.data, home).report
+        return {"dataset": self.data.path, "rows": report.rows.model_dump()}
 
 
 def described(meta: Any) -> dict[str, Any]:
     """Return a dataset's description without its report."""
-    keys = ("name", "hash", "created", "rows", "validation_rows", "reason")
-    return {key: getattr(meta, key) for key in keys} | {
-        "format": meta.mapping.format,
-        "mapping": meta.mapping.model_dump(mode="json"),
-        "original": meta.original.model_dump(mode="json"),
-        "parent": meta.parent.model_dump(mode="json") if meta.parent else None,
-        "step": meta.step,
-    }
+    shown = meta.model_dump(mode="json", exclude={"plain", "findings"})
+    return shown | {"format": meta.mapping.format}
 
 
 def _outcome(home: Home, result: dict[str, Any]) -> dict[str, Any]:
@@ -214,29 +219,4 @@ def forget_upload(home: Home, file: Path) -> None:
 
 
 def _facts(meta: Any) -> dict[str, Any]:
-    return {"dataset": meta.name, "hash": meta.hash, "rows": _rows(meta.findings.rows)}
-
-
-def _rows(counts: Any) -> dict[str, int]:
-    return {"read": counts.read, "kept": counts.kept, "dropped": counts.dropped}
-
-
-def _told(first: str, work: Callable[[Told], dict[str, Any]]) -> Iterator[Event]:
-    """Run `work` beside the generator, so that what it tells comes out as events."""
-    said: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
-    outcome: list[dict[str, Any] | BaseException] = []
-
-    def run() -> None:
-        try:
-            outcome.append(work(lambda share, text: said.put((share, text))))
-        except BaseException as error:  # it is raised again where the job is watched
-            outcome.append(error)
-        said.put(None)
-
-    yield Loading(text=first)
-    threading.Thread(target=run, daemon=True).start()
-    while (news := said.get()) is not None:
-        yield Working(step=int(news[0] * PARTS), total_steps=PARTS, text=news[1])
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    yield Finished(step=PARTS, facts=outcome[0])
+    return {"dataset": meta.name, "hash": meta.hash, "rows": meta.findings.rows.model_dump()}

@@ -18,7 +18,7 @@ from studio.data.dataset_files import Origin
 from studio.data.dataset_report import Report, RowCounter
 from studio.data.recognise_format import Guess
 from studio.data.row_converters import record_converter
-from studio.data.suspicious_texts import Inspector, near_duplicates
+from studio.data.suspicious_texts import Inspector, near_duplicates, shares
 
 NEAR_ROWS, NEAR_ROWS_IN_CHECK = 20_000, 500  # an import has the time to compare more
 NEAR_CHARS = 2000
@@ -89,8 +89,8 @@ class Survey:
             near_duplicates=near,
             near_compared=len(self._texts),
             suspicious=suspicious,
-            scripts=self._inspector.script_shares(),
-            languages=self._inspector.language_shares(),
+            scripts=shares(self._inspector.scripts),
+            languages=shares(self._inspector.languages),
             characters=self._characters,
             answer_share=round(self._answer_characters / max(1, self._characters), 4),
         )

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.data.readers.json_lines import dumps
-from studio.data.snapshots import (
-    Snapshot,
-)
+from studio.data.snapshots import Snapshot
 from studio.errors import DataError
 
 

@@ -10,7 +10,9 @@ import re
 from collections.abc import Callable
 from fnmatch import translate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import yaml
 
 from studio import atomic
 from studio.errors import DataError
@@ -25,15 +27,12 @@ _NAMED = re.compile(rf"(?<![A-Za-z])({'|'.join(_WORDS)})(?![A-Za-z])", re.I)
 _SHARD = re.compile(r"^(.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.")
 
 
-class SplitFiles(NamedTuple):
-    """The files of one split, and what is said about the others."""
+def choose_split(
+    root: Path, files: list[Path], *, subset: str, split: str
+) -> tuple[list[Path], tuple[str, ...]]:
+    """Return the files of one split of a folder, and notes on the others.
 
-    files: list[Path]
-    notes: tuple[str, ...] = ()
-
-
-def choose_split(root: Path, files: list[Path], *, subset: str, split: str) -> SplitFiles:
-    """Return the files of one split of a folder; all of them if nothing there names a split.
+    These are all files if nothing there names a split.
 
     Args:
         root: The folder, resolved.
@@ -46,7 +45,7 @@ def choose_split(root: Path, files: list[Path], *, subset: str, split: str) -> S
     """
     named = _saved(root, files) or _card(root, files, subset) or _by_names(root, files)
     if not named and split == TRAIN:
-        return SplitFiles(files)
+        return files, ()
     if split not in named:
         known = f"its splits are {', '.join(named)}" if named else "no file there names a split"
         raise DataError(
@@ -63,7 +62,7 @@ def choose_split(root: Path, files: list[Path], *, subset: str, split: str) -> S
     read = {file for group in named.values() for file in group}
     if rest := [file for file in files if file not in read]:
         notes.append(f"{_count(rest)} of the folder belong to no split and are not read.")
-    return SplitFiles(named[split], tuple(notes))
+    return named[split], tuple(notes)
 
 
 def _count(files: list[Path]) -> str:
@@ -114,8 +113,6 @@ def _card(root: Path, files: list[Path], subset: str) -> dict[str, list[Path]]:
 
 
 def _front_matter(root: Path) -> dict[str, Any]:
-    import yaml
-
     try:
         text = (root / "README.md").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -16,17 +16,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import huggingface_hub
+from huggingface_hub import HfApi, constants, errors
+
 from studio.data.conversation_records import Problem, Row
 from studio.data.dataset_files import Origin
 from studio.data.readers import data_suffix
 from studio.data.readers.arrow import has_structs, without_nulls
 from studio.errors import DataError, InputError, Unreached, is_transient
-from studio.models.hub_models import Repository, remote_file
+from studio.models.hub_models import ANSWER_SECONDS, Repository, remote_file, summary
 from studio.spec import DataSource
 
 Sort = Literal["downloads", "likes", "last_modified", "trending_score"]
 
-ANSWER_SECONDS = 10.0
 _SWITCHING = threading.Lock()
 _BEFORE: list[list[bool]] = []  # the libraries' settings; the last thread that ends takes the first
 
@@ -38,12 +40,9 @@ def is_reached(path: str) -> bool:
         DataError: The hub has none of that id, or refuses it.
         Unreached: It is silent, and none was downloaded.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
     try:
         HfApi().dataset_info(path, timeout=ANSWER_SECONDS)
-    except (RepositoryNotFoundError, HFValidationError) as error:
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise _meaning(DataSource(path=path), error) from None
     except Exception as error:  # whatever the network, a proxy or the hub itself has
         if _is_downloaded(path):
@@ -102,8 +101,6 @@ def to_fetch(source: DataSource) -> Repository | None:
         DataError: The hub refuses it, or it wants to run code.
         Unreached: The hub does not answer.
     """
-    from huggingface_hub import HfApi
-
     if not is_reached(source.path):
         return None
     try:
@@ -129,7 +126,6 @@ def to_fetch(source: DataSource) -> Repository | None:
 def _library() -> Any:
     """Return the library: silent, and without torch, which no rows need."""
     import datasets
-    import huggingface_hub
 
     datasets.config.TORCH_AVAILABLE = False
     datasets.disable_progress_bars()
@@ -142,9 +138,8 @@ def _library() -> Any:
 def _offline() -> Iterator[None]:
     """Let the libraries look only at what is downloaded, without a try of the network."""
     import datasets
-    import huggingface_hub
 
-    places: tuple[Any, Any] = (datasets.config, huggingface_hub.constants)
+    places: tuple[Any, Any] = (datasets.config, constants)
     with _SWITCHING:
         _BEFORE.append([place.HF_HUB_OFFLINE for place in places])
         for place in places:
@@ -158,8 +153,6 @@ def _offline() -> Iterator[None]:
 
 
 def _is_downloaded(path: str) -> bool:
-    from huggingface_hub import constants
-
     prepared = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
     kept = Path(constants.HF_HUB_CACHE) / f"datasets--{path.replace('/', '--')}"
     return (prepared / path.replace("/", "___")).is_dir() or kept.is_dir()
@@ -184,8 +177,6 @@ def refused(path: str, error: Exception) -> InputError:
 
 
 def _meaning(source: DataSource, error: Exception) -> InputError:
-    from huggingface_hub import errors
-
     if is_transient(error):
         return _unreached(source.path)
     unknown = errors.RepositoryNotFoundError | errors.HFValidationError
@@ -216,13 +207,11 @@ def search(words: str, *, sort: Sort = "downloads", limit: int = 30) -> list[dic
     Raises:
         Unreached: The hub does not answer.
     """
-    from huggingface_hub import HfApi
-
     try:
         found = list(HfApi().list_datasets(search=words.strip() or None, sort=sort, limit=limit))
     except Exception as error:  # the library raises dozens of kinds
         raise refused(words, error) from None
-    return [_summary(info) for info in found]
+    return [summary(info) for info in found]
 
 
 def look_up(name: str) -> dict[str, Any]:
@@ -232,8 +221,6 @@ def look_up(name: str) -> dict[str, Any]:
         DataError: The hub does not have it, or refuses it.
         Unreached: The hub does not answer.
     """
-    from huggingface_hub import HfApi
-
     try:
         info = HfApi().dataset_info(name, files_metadata=True, timeout=ANSWER_SECONDS)
     except Exception as error:  # as above
@@ -242,19 +229,9 @@ def look_up(name: str) -> dict[str, Any]:
         one for one in info.siblings or ()
         if data_suffix(one.rfilename) and not one.rfilename.startswith(("README", "LICENSE"))
     ]  # fmt: skip
-    return _summary(info) | {
+    return summary(info) | {
         "revision": info.sha, "files": len(files), "bytes": sum(one.size or 0 for one in files),
         "parts": [*_parts(info.card_data or {})],
-    }  # fmt: skip
-
-
-def _summary(info: Any) -> dict[str, Any]:
-    card = info.card_data or {}
-    tagged = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
-    return {
-        "id": info.id, "downloads": info.downloads or 0, "likes": info.likes or 0,
-        "license": str(card.get("license") or next(iter(tagged), "")), "gated": bool(info.gated),
-        "updated": info.last_modified.isoformat() if info.last_modified else "",
     }  # fmt: skip
 
 

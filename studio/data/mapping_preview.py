@@ -27,6 +27,7 @@ from studio.home import Home
 from studio.spec import DataSource
 
 MAX_SHOWN = 4000
+_ABSENT = object()
 MAX_ITEMS = 200
 MAX_ROWS_READ = 100_000
 KINDS = ("columns", "templates", "constants")
@@ -126,21 +127,13 @@ def _refuse_missing(origin: Origin, changes: dict[str, dict[str, str]]) -> None:
     seen: dict[str, str] = {}
     for looked_at, item in enumerate(origin.rows()):
         if isinstance(item, Row):
-            wanted = [path for path in wanted if not _has(item.values, path)]
+            wanted = [path for path in wanted if at_path(item.values, path, _ABSENT) is _ABSENT]
             if looked_at < SAMPLE_ROWS:
                 _collect(item.values, "", seen)
         if not wanted or looked_at >= MAX_ROWS_READ:
             break
     if wanted:
         raise DataError(f'No row has a column "{wanted[0][:60]}". The columns: {shown([*seen])}.')
-
-
-def _has(values: dict[str, Any], path: str) -> bool:
-    try:
-        at_path(values, path)
-    except KeyError:
-        return False
-    return True
 
 
 def preview(

@@ -426,14 +426,7 @@ def _calls(value: Any, index: int) -> list[Any]:
             raise Dropped(
                 "json", f"Message {index + 1} holds a tool call that is not valid JSON."
             ) from None
-    calls = value if isinstance(value, list) else [value]
-    # Anthropic's form names the arguments `input`.
-    return [
-        {**call, "arguments": call["input"]}
-        if isinstance(call, dict) and "input" in call and "arguments" not in call
-        else call
-        for call in calls
-    ]
+    return value if isinstance(value, list) else [value]
 
 
 def json_text(value: Any) -> str:

@@ -116,8 +116,8 @@ def mix(
     most = min(len(read[one.name].rows) * total / one.weight for one in sources)
     wanted = num_rows or int(most + 1e-9)
     chance, drawn, counts = random.Random(seed), list[dict[str, Any]](), list[dict[str, Any]]()
-    for one, count in zip(sources, _shares(sources, wanted), strict=True):
-        _, rows, dropped = read[one.name]
+    for one in sources:
+        count, (_, rows, dropped) = round(wanted * one.weight / total), read[one.name]
         if count > len(rows):
             raise DataError(
                 f'"{one.name}" has {len(rows):,} usable rows, and {wanted:,} rows in all need '
@@ -152,17 +152,6 @@ class _Usable(NamedTuple):
     kind: str
     rows: list[dict[str, Any]]
     dropped: int
-
-
-def _shares(sources: Sequence[Source], num_rows: int) -> list[int]:
-    """Return the rows of each source, by largest remainders: they add up to `num_rows`."""
-    total = sum(one.weight for one in sources)
-    exact = [num_rows * one.weight / total for one in sources]
-    counts = [int(share + 1e-9) for share in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda at: counts[at] - exact[at])
-    for at in by_remainder[: num_rows - sum(counts)]:
-        counts[at] += 1
-    return counts
 
 
 def _usable(home: Home, name: str) -> _Usable:

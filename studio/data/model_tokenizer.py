@@ -16,10 +16,10 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from studio import atomic
@@ -94,7 +94,7 @@ def backend_of(tokenizer: Any) -> Backend:
         if isinstance(value, str) or hasattr(value, "content")
     }
     name = model_name(getattr(tokenizer, "name_or_path", ""))
-    return replace(backend_from_core(core, special, tokenizer.chat_template), name=name)
+    return backend_from_core(core, special, tokenizer.chat_template, name)
 
 
 def backend_from_folder(folder: Path) -> Backend:
@@ -118,8 +118,8 @@ def backend_from_folder(folder: Path) -> Backend:
         for name in _SPECIAL_NAMES
         if (value := config.get(name))
     }
-    made = backend_from_core(core, special, _templates(folder, config.get("chat_template")))
-    return replace(made, name=model_name(str(folder)))
+    templates = _templates(folder, config.get("chat_template"))
+    return backend_from_core(core, special, templates, model_name(str(folder)))
 
 
 def model_name(path: str) -> str:
@@ -144,7 +144,7 @@ def _templates(folder: Path, configured: Any) -> dict[str, str]:
 
 
 def backend_from_core(
-    core: Tokenizer, special: dict[str, str], template: str | dict[str, str] | None
+    core: Tokenizer, special: dict[str, str], template: str | dict[str, str] | None, name: str = ""
 ) -> Backend:
     """Gather what templates need from a fast tokenizer and its settings.
 
@@ -172,7 +172,7 @@ def backend_from_core(
             break
         prefix.append(token_id)
     tool_use = tool_use if tool_use != template else None
-    return Backend(core, special, controls, template or None, tuple(prefix), tool_use)
+    return Backend(core, special, controls, template or None, tuple(prefix), tool_use, name)
 
 
 SECONDS = 120
@@ -236,13 +236,8 @@ def _backend(folder: Path, entry: Entry) -> Backend:
         raise ModelError(entry["error"])
     if entry["equal"]:
         return backend_from_folder(folder)
-    like_transformers = SimpleNamespace(
-        backend_tokenizer=Tokenizer.from_str(entry["core"]),
-        special_tokens_map=entry["special"],
-        chat_template=entry["chat_template"],
-        name_or_path=str(folder),
-    )
-    return backend_of(like_transformers)
+    core, name = Tokenizer.from_str(entry["core"]), model_name(str(folder))
+    return backend_from_core(core, entry["special"], entry["chat_template"], name)
 
 
 def _key(folder: Path) -> str:
@@ -293,16 +288,9 @@ _known: dict[str, Entry] = {}
 
 
 def _recalled(key: str, home: Home | None) -> Entry | None:
-    if key in _known:
-        return _known[key]
-    if home is None:
-        return None
-    try:
-        entry = json.loads(_file(key, home).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    _known[key] = entry
-    return _known[key]
+    if key not in _known and home is not None and (entry := atomic.read_object(_file(key, home))):
+        _known[key] = entry
+    return _known.get(key)
 
 
 def _remember(key: str, entry: Entry, home: Home | None) -> None:
@@ -346,6 +334,65 @@ def _ask(folder: str) -> Entry:
         return describe(tokenizer_at(Path(folder)), Path(folder))
     except ModelError as error:
         return {"error": error.text}
+
+
+INCOMPLETE = "\ufffd"
+CONTEXT_TOKENS = 6
+MAX_PENDING = 8  # no character has more bytes: more pending tokens are not text
+
+
+class Detokenizer:
+    """The text of growing tokens; the end of the prompt decides about its first space.
+
+    A token may be a part of a character (byte-level and byte-fallback vocabularies) or owe its
+    leading space to the token before it (sentencepiece), so it is decoded together with the one
+    before, and text that ends in an incomplete character waits for the next token.
+    """
+
+    def __init__(
+        self, tokenizer: Any, prompt: Sequence[int] = (), kept: Mapping[int, str] | None = None
+    ) -> None:
+        self._tokenizer, self._kept = tokenizer, kept or {}
+        self._shown = list(prompt[-CONTEXT_TOKENS:])
+        self._pending: list[int] = []
+
+    def add(self, token_id: int) -> str:
+        """Add a token and return the text that is complete now, often empty.
+
+        Control tokens have no text, except the `kept` ones.
+        """
+        if token_id in self._kept:
+            return self.flush() + self._kept[token_id]
+        self._pending.append(token_id)
+        text = self._fresh()
+        if not text or (text.endswith(INCOMPLETE) and len(self._pending) < MAX_PENDING):
+            return ""
+        self._advance()
+        return text
+
+    def flush(self) -> str:
+        """Return the rest at the end, an incomplete character included."""
+        text = self._fresh()
+        self._advance()
+        return text
+
+    def _fresh(self) -> str:
+        before = self._decode(self._shown)
+        after = self._decode(self._shown + self._pending)
+        if after.startswith(before):
+            return after[len(before) :]
+        return self._decode(self._pending)  # incomplete bytes changed the text before them
+
+    def _advance(self) -> None:
+        if self._pending:
+            self._shown, self._pending = self._pending, []
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(
+            self._tokenizer.decode(
+                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
 
 
 if __name__ == "__main__":

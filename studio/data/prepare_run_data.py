@@ -12,9 +12,10 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from studio.data.dataset_files import Origin
 from studio.data.dataset_report import TokenReport
@@ -25,9 +26,6 @@ from studio.data.tokenise_rows import Example, Examples, Tokens, TokenWriter, lo
 from studio.home import Home, is_whole, publishing, sweep
 from studio.spec import DataSource
 from studio.train_args import Rows
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 CACHED_DATASETS = 16
 MAX_VALIDATION = 256

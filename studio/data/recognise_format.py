@@ -241,17 +241,9 @@ def _answer_couples(columns: list[str], rows: Sequence[Row]) -> dict[str, str]:
 
 def _repaired(columns: list[str], rows: Sequence[Row]) -> dict[str, str]:
     """Return the parts of Kiln's runs where most answers were repaired by hand."""
-    repaired = [row for row in rows if _inside(row, "repaired_output.output")]
-    if 2 * len(repaired) <= len(rows):
-        return {}
-    return {"chosen": "repaired_output.output", "rejected": "output.output"}
-
-
-def _inside(row: Row, path: str) -> Any:
-    try:
-        return at_path(row.values, path)
-    except KeyError:
-        return None
+    path = "repaired_output.output"
+    repaired = [row for row in rows if at_path(row.values, path, None)]
+    return {"chosen": path, "rejected": "output.output"} if 2 * len(repaired) > len(rows) else {}
 
 
 def _judged(columns: list[str], rows: Sequence[Row]) -> Guess | None:
@@ -281,7 +273,8 @@ def _judged(columns: list[str], rows: Sequence[Row]) -> Guess | None:
 def _rated(rows: Sequence[Row]) -> dict[str, str]:
     """Return the parts of the rated exports of Kiln (runs) and Open WebUI (feedback)."""
     for found in _EXPORTS:
-        whole = [row for row in rows if all(_inside(row, path) for path in found.values())]
+        paths = found.values()
+        whole = [row for row in rows if all(at_path(row.values, path, None) for path in paths)]
         if 2 * len(whole) > len(rows):
             return {**found}
     return {}

@@ -7,7 +7,6 @@ is an entry of `_MAKERS`, of `mapping.PARTS` and a rule in `recognise`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 from studio.data.column_mapping import Mapping, as_text, getter
@@ -70,17 +69,8 @@ def prompt_converter(mapping: Mapping) -> Converter:
     if format in _PAIRED:
         return _catching(_pair(mapping, *_PAIRED[format], may_ask=True))
     if format == "text":
-        part = _Part(mapping, "text")
-        asked = partial(_question, part)
-        return _catching(asked)
+        return _catching(_text(mapping, asked=True))
     return converter(mapping)
-
-
-def _question(part: _Part, row: Row) -> Conversation:
-    text = part.text(row.values)
-    if not text.strip():
-        raise part.empty("empty_prompt")
-    return Conversation([{"role": "user", "content": text}], None, row.line)
 
 
 def record_converter(
@@ -143,21 +133,25 @@ class _Part:
         return Dropped(kind, f'"{self.name}" is empty.')
 
 
-def _text(mapping: Mapping) -> Callable[[Row], Made]:
+def _text(mapping: Mapping, *, asked: bool = False) -> Callable[[Row], Made]:
     part = _Part(mapping, "text")
 
-    def make(row: Row) -> Document:
+    def make(row: Row) -> Made:
         text = part.text(row.values)
         if not text.strip():
-            raise part.empty("empty")
+            raise part.empty("empty_prompt" if asked else "empty")
+        if asked:
+            return Conversation([{"role": "user", "content": text}], None, row.line)
         return Document(text, row.line)
 
     return make
 
 
 def _pair(
-    mapping: Mapping, ask: str, reply: str, extra: str = "", *, may_ask: bool = False
-) -> Callable[[Row], Made]:
+    mapping: Mapping, ask: str, reply: str, extra: str = "", *, may_ask: bool = False,
+    lead: str = "",
+) -> Callable[[Row], Made]:  # fmt: skip
+    """Return the maker of one question, with `lead` in front, and its answer."""
     question, answer, system = (_Part(mapping, part) for part in (ask, reply, "system"))
     more, history = _Part(mapping, extra), _Part(mapping, "history")
     extra_first = extra == "context"
@@ -183,7 +177,7 @@ def _pair(
         messages = system_message(system.text_or_empty(values)) if system.given else []
         if history.given:
             messages += history_of(history.value_or_none(values))
-        messages.append({"role": "user", "content": text})
+        messages.append({"role": "user", "content": lead + text})
         if reply.strip():
             messages.append({"role": "assistant", "content": reply})
         return Conversation(messages, None, row.line)
@@ -192,21 +186,9 @@ def _pair(
 
 
 def _labelled(mapping: Mapping) -> Callable[[Row], Made]:
-    text_part, label_part, system = (_Part(mapping, part) for part in ("text", "label", "system"))
-    ask = "" if "text" in mapping.templates else f"What is the {label_part.name.lower()}?\n"
-
-    def make(row: Row) -> Conversation:
-        text, label = text_part.text(row.values), label_part.text(row.values)
-        if not text.strip():
-            raise text_part.empty("empty_prompt")
-        if not label.strip():
-            raise label_part.empty("empty_answer")
-        messages = system_message(system.text_or_empty(row.values))
-        messages.append({"role": "user", "content": ask + text})
-        messages.append({"role": "assistant", "content": label})
-        return Conversation(messages, None, row.line)
-
-    return make
+    name = mapping.columns.get("label", "label").lower()
+    lead = "" if "text" in mapping.templates else f"What is the {name}?\n"
+    return _pair(mapping, "text", "label", lead=lead)
 
 
 def _preference(mapping: Mapping) -> Callable[[Row], Made]:

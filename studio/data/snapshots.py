@@ -8,14 +8,16 @@ written as they are read, so any size needs the same memory, and pages are read 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from studio.data.column_mapping import Mapping
 from studio.data.conversation_records import Problem, Row
@@ -26,10 +28,6 @@ from studio.data.readers.json_lines import dumps, loads
 from studio.data.recognise_format import Guess
 from studio.errors import DataError, nearest
 from studio.home import Home, publishing, slug, sweep
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 GROUP_ROWS, GROUP_BYTES = 4096, 8 << 20
 Part = Literal["train", "validation"]
@@ -189,8 +187,6 @@ def open_snapshot(home: Home, name: str) -> Snapshot:
 
 def delete_snapshot(home: Home, name: str) -> None:
     """Delete a dataset; runs keep what they have trained on in their passports."""
-    import shutil
-
     shutil.rmtree(open_snapshot(home, name).folder)
 
 

@@ -12,15 +12,11 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from studio.data.dataset_report import Suspicion
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 NUM_HASHES, ROWS_PER_BAND = 24, 3
 ALIKE = 0.75
@@ -120,14 +116,18 @@ _LANGUAGES = {name: frozenset(words.split()) for name, words in _COMMON_WORDS.it
 
 
 class Inspector:
-    """Looks at one text after the other; `lines` are the first ones of each kind of finding."""
+    """Looks at one text after the other.
+
+    `scripts` counts rows by main script, `languages` the first rows by language, guessed from
+    common words.
+    """
 
     def __init__(self) -> None:
         self._seen = 0
         self._counts: Counter[str] = Counter()
-        self._lines: dict[str, list[int]] = {}
-        self._scripts: Counter[str] = Counter()
-        self._languages: Counter[str] = Counter()
+        self._lines: dict[str, list[int]] = {}  # the first ones of each kind of finding
+        self.scripts: Counter[str] = Counter()
+        self.languages: Counter[str] = Counter()
 
     def look(self, text: str, line: int) -> None:
         """Inspect the texts of one row, joined."""
@@ -144,14 +144,14 @@ class Inspector:
         if len(data.translate(None, _CONTROL)) != len(data):
             self._note("control", line)
         if text.isascii():
-            self._scripts["Latin"] += 1
+            self.scripts["Latin"] += 1
         else:
             self._look_beyond_ascii(text, line)
         if self._seen <= LANGUAGE_ROWS:
             words = text[:SCRIPT_CHARS].lower().split()
             counts = {name: len(common.intersection(words)) for name, common in _LANGUAGES.items()}
             best = max(counts, key=lambda name: counts[name])
-            self._languages[best if counts[best] >= 2 else "unknown"] += 1
+            self.languages[best if counts[best] >= 2 else "unknown"] += 1
 
     def suspicions(self) -> list[Suspicion]:
         """Return what was found, worst first."""
@@ -162,14 +162,6 @@ class Inspector:
                 found.append(Suspicion(kind=kind, text=text, rows=rows, lines=self._lines[kind]))
         return found
 
-    def script_shares(self) -> dict[str, float]:
-        """Return the share of rows by main script."""
-        return _shares(self._scripts)
-
-    def language_shares(self) -> dict[str, float]:
-        """Return the share of the first rows by language, guessed from common words."""
-        return _shares(self._languages)
-
     def _look_beyond_ascii(self, text: str, line: int) -> None:
         if _DAMAGE.search(text):
             self._note("damage", line)
@@ -178,7 +170,7 @@ class Inspector:
         head = text[:SCRIPT_CHARS]
         counts = {name: len(pattern.findall(head)) for name, pattern in _SCRIPT_PATTERNS}
         best = max(counts, key=lambda name: counts[name])
-        self._scripts[best if counts[best] else "other"] += 1
+        self.scripts[best if counts[best] else "other"] += 1
 
     def _note(self, kind: str, line: int) -> None:
         self._counts[kind] += 1
@@ -186,6 +178,7 @@ class Inspector:
             self._lines.setdefault(kind, []).append(line)
 
 
-def _shares(counts: Counter[str]) -> dict[str, float]:
+def shares(counts: Counter[str]) -> dict[str, float]:
+    """Return counts as shares of their total, the largest first."""
     total = counts.total()
     return {name: round(count / total, 4) for name, count in counts.most_common()}

@@ -5,9 +5,8 @@ Tokens are cached, so a run that follows starts with them. Needs no torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
 from studio.data.dataset_report import Frozen, TokenReport
 from studio.data.prepare_run_data import is_prepared, prepare
@@ -16,9 +15,6 @@ from studio.data.tokenise_rows import Examples
 from studio.errors import DataError
 from studio.home import Home
 from studio.spec import DataSource, ModelSource, RunSpec
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 class Measured(Frozen):

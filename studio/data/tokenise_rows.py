@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, overload
+from typing import Any, BinaryIO, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from studio.data.column_mapping import columns_read
 from studio.data.conversation_records import (
@@ -48,9 +49,6 @@ from studio.data.truncation import Cut, fit, fit_alike, windows
 from studio.errors import DataError
 from studio.spec import DataSource
 from studio.train_args import Rows
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 BATCH_ROWS = 256
 PIECE_CHARS = 1 << 16

@@ -8,14 +8,12 @@ tokenizer puts in front (`<s>`) stays. Plain text is cut into windows, nothing i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from studio.data.template.template import Encoded
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 class Cut(NamedTuple):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from studio.data.column_mapping import Mapping
 from studio.data.conversation_records import (
@@ -25,18 +27,16 @@ from studio.data.conversation_records import (
 from studio.data.dataset_files import Origin
 from studio.data.dataset_report import Frozen
 from studio.data.find_dataset import find
+from studio.data.model_tokenizer import Detokenizer
 from studio.data.prepare_run_data import prepare, row_limit
 from studio.data.recognise_format import SAMPLE_ROWS, guess_origin
 from studio.data.row_converters import converter, prompt_converter, record_converter
 from studio.data.template.template import Encoded, Template, View, choose_for
-from studio.data.tokenise_rows import Examples
+from studio.data.tokenise_rows import Example, Examples
 from studio.data.truncation import fit, fit_alike
 from studio.errors import DataError
 from studio.home import Home
 from studio.spec import DataSource
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 State = Literal["trained", "masked", "truncated"]
 Pick = Literal["first", "longest", "shortest", "random"]
@@ -132,7 +132,10 @@ def xray(
         examples = made.train
     if is_text:
         assert examples is not None
-        return [*_windows(source.path, examples, template, rows, pick, count, seed)]
+        if rows and any(not 1 <= number <= len(examples) for number in rows):
+            raise DataError(f"{source.path} has no window {max(rows):,}.")
+        places = _picked(examples, pick, count, seed) if rows is None else [n - 1 for n in rows]
+        return [_window(at + 1, examples[at], template) for at in places]
     wanted = rows or []
     if rows is None and examples is None:
         wanted = list(range(1, count + 1))
@@ -141,10 +144,11 @@ def xray(
         numbers = (int(examples.tokens.rows[at]) for at in places)
         wanted = list(dict.fromkeys(numbers))[:count]  # a document's windows share one row
     limit = row_limit(source, context_length)
-    as_records = record_converter(guess.mapping, pairs=source.pairs, margin=source.margin)
-    convert: Callable[[Row], Any] = converter(guess.mapping) if plain else as_records
-    if prompts:
-        convert = prompt_converter(guess.mapping)
+    convert: Callable[[Row], Any]
+    if prompts or plain:
+        convert = (prompt_converter if prompts else converter)(guess.mapping)
+    else:
+        convert = record_converter(guess.mapping, pairs=source.pairs, margin=source.margin)
     found: dict[int, list[XRow]] = {}
     for number, item in _read_rows(origin, set(wanted)):
         row = convert(item) if isinstance(item, Row) else item
@@ -179,23 +183,10 @@ def _picked(examples: Examples, pick: Pick, count: int, seed: int) -> list[int]:
     return [int(at) for at in np.lexsort((tokens.rows, lengths))[:count]]
 
 
-def _windows(
-    path: str,
-    examples: Examples,
-    template: Template,
-    rows: list[int] | None,
-    pick: Pick,
-    count: int,
-    seed: int,
-) -> Iterator[XRow]:
-    """Show plain text as the windows that the loop gets."""
-    if rows and any(not 1 <= number <= len(examples) for number in rows):
-        raise DataError(f"{path} has no window {max(rows):,}.")
-    places = _picked(examples, pick, count, seed) if rows is None else [n - 1 for n in rows]
-    for at in places:
-        example = examples[at]
-        encoded = Encoded(example.input_ids, example.labels >= 0)
-        yield _shown(at + 1, example.row, encoded, None, template)
+def _window(number: int, example: Example, template: Template) -> XRow:
+    """Show a window of plain text that the loop gets."""
+    encoded = Encoded(example.input_ids, example.labels >= 0)
+    return _shown(number, example.row, encoded, None, template)
 
 
 def _sides(
@@ -206,27 +197,23 @@ def _sides(
         if not isinstance(record, Pair | Judged):
             yield from _encoded_rows(number, line, record, source, template, limit)
             continue
-        names: tuple[Side, ...] = ("chosen", "rejected")
-        answers = [record[0]]
-        if isinstance(record, Judged):
-            names = ("good" if record.good else "bad",)
-        else:
-            answers.append(record.rejected)
-        batch = template.encode_batch(answers, source.train_on)
+        answers: dict[Side, Conversation] = {"good" if record[1] else "bad": record[0]}
+        if isinstance(record, Pair):
+            answers = {"chosen": record.chosen, "rejected": record.rejected}
+        batch = template.encode_batch([*answers.values()], source.train_on)
         last = {view.source: at for at, view in enumerate(batch.views)}  # with the last answer
-        whole = [batch.row(last[at]) for at in range(len(names))]
+        whole = [batch.row(last[at]) for at in range(len(answers))]
         encoded = [one for one in whole if isinstance(one, Encoded)]
-        for problem in (one for one in whole if isinstance(one, Problem)):
+        if problem := next((one for one in whole if isinstance(one, Problem)), None):
             yield XRow(row=number, line=line, problem=problem.text)
-            break
-        else:
-            lead = template.num_lead_tokens(encoded[0].ids)
-            cuts = fit_alike(encoded, limit=limit, num_lead_tokens=lead)
-            shared = num_equal(*(one.ids.tolist() for one in encoded)) if len(names) > 1 else 0
-            for at, (side, one, cut) in enumerate(zip(names, encoded, cuts, strict=True)):
-                row = _shown(number, line, one, cut.kept, template)
-                lost = _lost_of(batch.views[last[at]], one)
-                yield row.model_copy(update={"side": side, "shared": shared, "lost": lost})
+            continue
+        lead = template.num_lead_tokens(encoded[0].ids)
+        cuts = fit_alike(encoded, limit=limit, num_lead_tokens=lead)
+        shared = num_equal(*(one.ids.tolist() for one in encoded)) if len(answers) > 1 else 0
+        for at, (side, one, cut) in enumerate(zip(answers, encoded, cuts, strict=True)):
+            row = _shown(number, line, one, cut.kept, template)
+            lost = _lost_of(batch.views[last[at]], one)
+            yield row.model_copy(update={"side": side, "shared": shared, "lost": lost})
 
 
 def _encoded_rows(
@@ -304,23 +291,9 @@ def _shown(
 
 
 def _texts(core: Any, ids: list[int]) -> list[str]:
-    # A token's text is what it adds to the text before it; bytes of one character come together.
-    def decoded(first: int, last: int) -> str:
-        return str(core.decode(ids[first : last + 1], skip_special_tokens=False))
-
-    texts: list[str] = []
-    start, before = 0, ""
-    for index in range(len(ids)):
-        now = decoded(start, index)
-        unfinished = now.endswith("\ufffd") or not now.startswith(before)
-        if unfinished and index + 1 < len(ids) and index - start < 400:
-            texts.append("")
-            continue
-        texts.append(now[len(before) :] if now.startswith(before) else now)
-        before = now
-        if index - start >= 24:
-            # Decoders may strip a space at the start: keep one whole token of context.
-            alone = decoded(index, index)
-            if "\ufffd" not in alone:
-                start, before = index, alone
-    return texts
+    """Return what each token adds to the text before it; bytes of one character come together."""
+    growing = Detokenizer(
+        SimpleNamespace(decode=lambda some, **_: core.decode(some, skip_special_tokens=False))
+    )
+    texts = [growing.add(token) for token in ids]
+    return [*texts[:-1], texts[-1] + growing.flush()] if texts else []

@@ -14,10 +14,13 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
+
+import huggingface_hub
+from huggingface_hub import utils
 
 from studio import atomic, offline
 from studio.errors import DiskFull, ModelError, Unreached
@@ -29,6 +32,7 @@ from studio.models.hub_models import RemoteFile, Repository, headers, look_up, r
 from studio.names import readable
 from studio.training.training_events import Event, Finished, Loading, Working
 
+T = TypeVar("T")
 WORKERS = 4  # files at once
 LOOK_SECONDS = 0.5
 SPARE_BYTES = 256 << 20  # that stay free on the disk
@@ -84,8 +88,10 @@ def fetch(found: Repository) -> Path:
         StudioError: It did not arrive whole; what has arrived is kept.
     """
     check(found)
+    utils.disable_progress_bars()  # type: ignore[attr-defined]
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="download") as pool:
-        futures = [pool.submit(_fetch_blob, found, file) for file in _largest_first(found)]
+        largest_first = sorted(missing(found), key=lambda file: -file.size)
+        futures = [pool.submit(_fetch_blob, found, file) for file in largest_first]
         try:
             for one in futures:
                 one.result()
@@ -95,14 +101,9 @@ def fetch(found: Repository) -> Path:
     return _link(found)
 
 
-def _largest_first(found: Repository) -> list[RemoteFile]:
-    return sorted(missing(found), key=lambda file: -file.size)
-
-
 def _fetch_blob(found: Repository, file: RemoteFile) -> None:
     """Fetch one file, continuing a partial one, and give it its name when its hash is right."""
     from filelock import FileLock
-    from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
 
     folder = repository_folder(found.id, found.kind)
@@ -114,14 +115,14 @@ def _fetch_blob(found: Repository, file: RemoteFile) -> None:
         with FileLock(lock):
             if blob.exists():
                 return
-            url = hf_hub_url(
+            url = huggingface_hub.hf_hub_url(
                 found.id, file.name, revision=found.revision, repo_type=found.kind
-            )  # fmt: skip
+            )
             with Hashed(partial, file) as writer:
                 http_get(
                     url, writer,  # type: ignore[arg-type]
                     resume_size=writer.size, headers=headers(), expected_size=file.size,
-                    displayed_filename=file.name, tqdm_class=_silent(),
+                    displayed_filename=file.name,
                 )  # fmt: skip
             if writer.hexdigest() != file.etag:
                 partial.unlink()
@@ -197,29 +198,16 @@ class Hashed:
         return self._digest.hexdigest()
 
 
-def _silent() -> Any:
-    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
-
-    class Silent(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs | {"disable": True})
-
-    return Silent
-
-
 def _link(found: Repository) -> Path:
     """Let the library link the blobs into a snapshot, then note what the branch stands for."""
-    from huggingface_hub import snapshot_download
-
     mark = linking_mark(found.id, found.revision, found.kind)
     ref = ref_file(found.id, found.branch, found.kind)
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
-        made = snapshot_download(
+        made = huggingface_hub.snapshot_download(
             found.id, repo_type=found.kind, revision=found.revision,
             allow_patterns=[file.name for file in found.files],
-            tqdm_class=_silent(),
         )  # fmt: skip
     except Exception as error:  # as above
         raise refused(found.id, error, found.branch, found.kind) from None
@@ -284,29 +272,30 @@ class DownloadRequest(Request):
 def followed(found: Repository, home: Home) -> Generator[Event, None, Path]:
     """Fetch a repository as `fetch` does, and yield how many bytes are here meanwhile."""
     begun, at_first = time.monotonic(), arrived_bytes(found)
-    outcome: list[Path | BaseException] = []
-    worker = threading.Thread(target=_into(outcome, lambda: fetch(found)), daemon=True)
-    worker.start()
-    while worker.is_alive():
-        worker.join(LOOK_SECONDS)
-        if worker.is_alive() and offline.is_offline(home):
+    download = in_thread(lambda: fetch(found))
+    while not download.done():
+        wait([download], LOOK_SECONDS)
+        if not download.done() and offline.is_offline(home):
             raise Unreached(f"{found.id} waits: this studio is offline. What has arrived is kept.")
         yield _progress(found, arrived_bytes(found), at_first, time.monotonic() - begun)
-    if isinstance(outcome[0], DiskFull):  # the queue would resume it as soon as the home has room
-        raise ModelError(outcome[0].text)
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
+    try:
+        return download.result()
+    except DiskFull as error:  # the queue would resume it as soon as the home has room
+        raise ModelError(error.text) from None
 
 
-def _into(outcome: list[Any], work: Callable[[], Path]) -> Callable[[], None]:
+def in_thread(work: Callable[[], T]) -> Future[T]:
+    """Run some work in a thread that does not keep the process alive; return its future."""
+    future: Future[T] = Future()
+
     def run() -> None:
         try:
-            outcome.append(work())
+            future.set_result(work())
         except BaseException as error:  # it is raised again where the job is watched
-            outcome.append(error)
+            future.set_exception(error)
 
-    return run
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _progress(found: Repository, arrived: int, at_first: int, seconds: float) -> Working:

@@ -4,13 +4,14 @@ Facts come from `config.json` and the safetensors headers, so the form and the q
 model without torch and without its weights. Pickled weights and remote code are never opened.
 """
 
-import json
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from studio import atomic
 from studio.errors import ModelError
 from studio.home import Home
 from studio.models.download_model import fetch
@@ -192,16 +193,10 @@ def _context_length(text: dict[str, Any]) -> int:
 def _has_chat_template(path: Path) -> bool:
     if (path / "chat_template.jinja").is_file() or (path / "chat_template.json").is_file():
         return True
-    try:
-        settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
-        return bool(settings.get("chat_template"))
-    except (OSError, ValueError, AttributeError):
-        return False
+    return bool(atomic.read_object(path / "tokenizer_config.json").get("chat_template"))
 
 
 def _fingerprint(architecture: str, headers: Sequence[Header]) -> str:
-    import hashlib
-
     shape, content = hashlib.sha256(architecture.encode()), hashlib.sha256()
     named = sorted((t.name, t.shape, t.dtype) for h in headers for t in h.tensors)
     for name, dims, dtype in named:

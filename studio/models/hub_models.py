@@ -7,7 +7,11 @@ mode act here as in other tools. A failure of it becomes one sentence with what 
 import json
 import re
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from typing import Any, Literal
+
+import huggingface_hub
+from huggingface_hub import constants, utils
 
 from studio.errors import (
     DiskFull,
@@ -96,16 +100,12 @@ def read_name(text: str) -> tuple[str, str]:
 
 def endpoint() -> str:
     """Return the address of the hub or its mirror, for sentences: without a password in it."""
-    from huggingface_hub import constants
-
     return re.sub(r"(?<=//)[^/@]*@", "", str(constants.ENDPOINT))
 
 
 def headers() -> dict[str, str]:
     """Return the headers of a request, the stored token among them."""
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
-    return dict(build_hf_headers())
+    return dict(utils.build_hf_headers())  # type: ignore[attr-defined]
 
 
 def look_up(name: str, revision: str = "") -> Repository:
@@ -115,10 +115,8 @@ def look_up(name: str, revision: str = "") -> Repository:
         ModelError: The hub does not have it, or refuses it.
         Unreached: The hub does not answer.
     """
-    from huggingface_hub import HfApi
-
     try:
-        info = HfApi().model_info(
+        info = huggingface_hub.HfApi().model_info(
             name, revision=revision or None, files_metadata=True, timeout=ANSWER_SECONDS
         )
         config = _whole_config(info)
@@ -136,12 +134,10 @@ def search(
     Raises:
         Unreached: The hub does not answer.
     """
-    from huggingface_hub import HfApi
-
     wanted: Any = ["config", "safetensors", "downloads", "likes", "gated", "lastModified", "tags",
                    "cardData", "sha"]  # fmt: skip
     try:
-        found = HfApi().list_models(
+        found = huggingface_hub.HfApi().list_models(
             search=words.strip() or None, pipeline_tag="text-generation", sort=sort, limit=limit,
             expand=wanted,
         )  # fmt: skip
@@ -152,18 +148,16 @@ def search(
 
 def _whole_config(info: Any) -> dict[str, Any]:
     """Return `config.json` of the commit, or what the hub lists of it where it is gated."""
-    from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
-
     names = {one.rfilename: one.size or 0 for one in info.siblings or ()}
     if not 0 < names.get("config.json", 0) < MOST_CONFIG_BYTES:
         return {}
-    url = hf_hub_url(info.id, "config.json", revision=info.sha)
-    answer = get_session().get(
+    url = huggingface_hub.hf_hub_url(info.id, "config.json", revision=info.sha)
+    answer = huggingface_hub.get_session().get(
         url, headers=headers(), timeout=ANSWER_SECONDS, follow_redirects=True
     )
     if answer.status_code in (401, 403) and info.gated:
         return dict(info.config or {})
-    hf_raise_for_status(answer)
+    huggingface_hub.hf_raise_for_status(answer)
     config = json.loads(answer.content)
     return config if isinstance(config, dict) else {}
 
@@ -171,26 +165,30 @@ def _whole_config(info: Any) -> dict[str, Any]:
 def _repository(
     info: Any, config: dict[str, Any], *, branch: str = "main", listed: bool = False
 ) -> Repository:
+    total = info.safetensors.total if info.safetensors else 0
+    return Repository(
+        **summary(info), revision=info.sha or "", branch=branch, config=config,
+        files=() if listed else _wanted(info.siblings or ()), parameters=int(total or 0),
+        why_not=_why_not(info, config, listed=listed),
+    )  # fmt: skip
+
+
+def summary(info: Any) -> dict[str, Any]:
+    """Return what lists show of a model or dataset, as the hub's library describes it."""
     card = info.card_data or {}
     tagged = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
     license = str(card.get("license") or next(iter(tagged), ""))
     if license == "other":
         license = str(card.get("license_name") or license)
-    total = info.safetensors.total if info.safetensors else 0
-    return Repository(
-        id=info.id, revision=info.sha or "", branch=branch, config=config,
-        files=() if listed else _wanted(info.siblings or ()),
-        parameters=int(total or 0), license=license,
-        gated=bool(info.gated), downloads=info.downloads or 0, likes=info.likes or 0,
-        updated=info.last_modified.isoformat() if info.last_modified else "",
-        why_not=_why_not(info, config, listed=listed),
-    )  # fmt: skip
+    return {
+        "id": info.id, "downloads": info.downloads or 0, "likes": info.likes or 0,
+        "license": license, "gated": bool(info.gated),
+        "updated": info.last_modified.isoformat() if info.last_modified else "",
+    }  # fmt: skip
 
 
 def _wanted(siblings: Any) -> tuple[RemoteFile, ...]:
     """Return the files that a run needs: no pickles, no code, nothing in folders."""
-    from fnmatch import fnmatch
-
     return tuple(
         remote_file(one) for one in siblings
         if not {*"/\\"} & {*one.rfilename} and any(fnmatch(one.rfilename, p) for p in WANTED)
@@ -245,7 +243,7 @@ def refused(name: str, error: Exception, revision: str = "", kind: str = "model"
         revision: The branch, tag or commit that was asked for.
         kind: "model" or "dataset".
     """
-    from huggingface_hub import errors, get_token
+    from huggingface_hub import errors  # takes longer to load than the library itself
 
     label = f'The {kind} "{name}"'
     status = getattr(getattr(error, "response", None), "status_code", 0)
@@ -259,7 +257,7 @@ def refused(name: str, error: Exception, revision: str = "", kind: str = "model"
         )
     if isinstance(error, errors.GatedRepoError):
         page = f"{endpoint()}/{name}"
-        if status == 403 or get_token():
+        if status == 403 or huggingface_hub.get_token():
             return ModelError(
                 f"{label} is gated, and your account has no access yet: accept its licence on "
                 f"{page}, wait until it is granted, then try again."
@@ -320,8 +318,6 @@ def use_token(token: str, *, forget: bool = False) -> dict[str, Any]:
         ModelError: The hub does not know the token.
         Unreached: The hub does not answer.
     """
-    from huggingface_hub import HfApi, get_token, login, logout
-
     page = f"{endpoint()}/settings/tokens"
     unknown = ModelError(
         f"The hub does not know this token: copy it whole from {page}, where it begins with hf_."
@@ -330,11 +326,11 @@ def use_token(token: str, *, forget: bool = False) -> dict[str, Any]:
         raise unknown  # without a word of what was pasted
     try:
         if forget:
-            logout()
+            huggingface_hub.logout()
         elif token:
-            login(token=token, add_to_git_credential=False)
-        known = get_token()
-        account = HfApi().whoami(token=known)["name"] if known else ""
+            huggingface_hub.login(token=token, add_to_git_credential=False)
+        known = huggingface_hub.get_token()
+        account = huggingface_hub.HfApi().whoami(token=known)["name"] if known else ""
     except Exception as error:  # the library raises dozens of kinds
         status = getattr(getattr(error, "response", None), "status_code", 0)
         cause = getattr(getattr(error.__cause__, "response", None), "status_code", 0)
@@ -345,6 +341,4 @@ def use_token(token: str, *, forget: bool = False) -> dict[str, Any]:
 
 
 def _offline() -> str:
-    from huggingface_hub import constants
-
     return "this studio is offline" if constants.is_offline_mode() else "no answer"

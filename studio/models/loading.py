@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from studio.errors import ModelError, WeightsTooLarge
 from studio.models.find_model import ModelFacts, facts
 from studio.models.quantize_on_load import quantising_options
@@ -18,7 +20,6 @@ from studio.models.quantized_checkpoints import open_stored
 from studio.spec import ModelSource
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,6 @@ class Loaded:
 
 def default_device() -> str:
     """Return the best device torch can use here."""
-    import torch
-
     if torch.cuda.is_available():
         return "cuda:0"
     if torch.backends.mps.is_available():
@@ -59,8 +58,6 @@ def load(source: ModelSource, device: str = "auto", *, on_host: bool = False) ->
         ModelError: As in `facts`, or the weights do not fit the configuration.
         WeightsTooLarge: The device is too small for the weights.
     """
-    import torch
-
     known = facts(source)
     target = torch_device(device)
     dtype = dtype_for(source.dtype, target)
@@ -113,8 +110,6 @@ def torch_device(name: str) -> torch.device:
     Raises:
         ModelError: It does not exist.
     """
-    import torch
-
     if name == "auto":
         return torch.device(default_device())
     try:
@@ -137,8 +132,6 @@ def dtype_for(name: str, device: torch.device) -> torch.dtype:
     `auto` is bfloat16 on a GPU that multiplies it in hardware (compute capability 8 and later, all
     AMD cards that ROCm supports), float16 on an older one, float32 elsewhere.
     """
-    import torch
-
     if name == "auto":
         if device.type != "cuda":
             return torch.float32
@@ -152,7 +145,7 @@ def _load_model(
     source: ModelSource, known: ModelFacts, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
     from safetensors import SafetensorError
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, __version__
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -179,7 +172,7 @@ def _load_model(
                 f"{known.architecture} needs the package {missing[1]}: `pip install {missing[1]}`."
             ) from error
         raise ModelError(
-            f"{known.path} cannot be loaded as {known.architecture}: transformers {version()} "
+            f"{known.path} cannot be loaded as {known.architecture}: transformers {__version__} "
             "refuses its config.json or weights. The log has its reason."
         ) from error
     if known.stored and (known.path / "generation_config.json").is_file():
@@ -231,13 +224,6 @@ def attention_of(cls: type[PreTrainedModel]) -> str:
     from studio.backbone.attention import NAME
 
     return NAME if cls._can_set_attn_implementation() else "eager"
-
-
-def version() -> str:
-    """Return the version of transformers."""
-    import transformers
-
-    return str(transformers.__version__)
 
 
 def _compute_quantised(model: PreTrainedModel, device: torch.device) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -215,14 +215,14 @@ def _facts_of(folder: Path) -> dict[str, Any]:
         found = facts(ModelSource(path=str(folder)))
     except ModelError as error:
         return {"why_not": error.text}
-    size = sum(file.stat().st_size for file in weight_files(folder))
-    row = Model(
-        path="", name="", kind="folder", parameters=found.parameters, bytes=size,
-        context=found.context_length, has_chat_template=found.has_chat_template,
-        weights_dtype=found.weights_dtype, config=_sizes(read_config(folder)),
-    )  # fmt: skip
-    kept = ("parameters", "bytes", "context", "has_chat_template", "weights_dtype", "config")
-    return {name: value for name, value in asdict(row).items() if name in kept}
+    return {
+        "parameters": found.parameters,
+        "bytes": sum(file.stat().st_size for file in weight_files(folder)),
+        "context": found.context_length,
+        "has_chat_template": found.has_chat_template,
+        "weights_dtype": found.weights_dtype,
+        "config": _sizes(read_config(folder)),
+    }
 
 
 def _sizes(config: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import huggingface_hub
+
 from studio import atomic
 from studio.errors import InputError, ModelError, Unreached
 from studio.home import Home
@@ -46,24 +48,9 @@ def look(source: ModelSource, home: Home) -> Path:
         ModelError: The hub does not have it, refuses it, or it cannot be trained here.
         Unreached: The hub does not answer.
     """
-    folder = _folder(source, home)
-    if not _is_fresh(folder):
-        from filelock import FileLock
-
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):  # another thread may be writing the same folder
-            if not _is_fresh(folder):
-                _renew(source, folder)
-    return folder
-
-
-def _is_fresh(folder: Path) -> bool:
-    kept = folder / SIZES
-    return kept.is_file() and time.time() - folder.stat().st_mtime < FRESH_SECONDS
-
-
-def _renew(source: ModelSource, folder: Path) -> None:
-    hub = endpoint()
+    folder, hub = _folder(source, home), endpoint()
+    if known(source, home) and time.time() - folder.stat().st_mtime < FRESH_SECONDS:
+        return folder
     for when, failure in (_failures.get((hub, key), (0.0, None)) for key in ("", folder.name)):
         if failure is not None and time.monotonic() - when < ANSWER_SECONDS:
             raise failure
@@ -78,6 +65,7 @@ def _renew(source: ModelSource, folder: Path) -> None:
             error,
         )
         raise
+    return folder
 
 
 def _folder(source: ModelSource, home: Home) -> Path:
@@ -105,10 +93,8 @@ def _write(found: Repository, folder: Path) -> None:
 
 
 def _fetch(found: Repository, file: RemoteFile, folder: Path) -> None:
-    from huggingface_hub import HfApi, get_session, hf_hub_url, hf_raise_for_status
-
     if file.name.endswith(WEIGHTS):
-        read = HfApi().parse_safetensors_file_metadata(
+        read = huggingface_hub.HfApi().parse_safetensors_file_metadata(
             found.id, file.name, revision=found.revision, timeout=ANSWER_SECONDS
         )
         table = {
@@ -119,9 +105,9 @@ def _fetch(found: Repository, file: RemoteFile, folder: Path) -> None:
         header = json.dumps(table, separators=(",", ":")).encode().ljust(file.size - 8 - end)
         (folder / file.name).write_bytes(len(header).to_bytes(8, "little") + header)
         return
-    answer = get_session().get(
-        hf_hub_url(found.id, file.name, revision=found.revision), headers=headers(),
+    answer = huggingface_hub.get_session().get(
+        huggingface_hub.hf_hub_url(found.id, file.name, revision=found.revision), headers=headers(),
         timeout=ANSWER_SECONDS, follow_redirects=True,
     )  # fmt: skip
-    hf_raise_for_status(answer)
+    huggingface_hub.hf_raise_for_status(answer)
     (folder / file.name).write_bytes(answer.content)

@@ -13,8 +13,7 @@ from studio.methods import Phase
 from studio.spec import RunSpec
 
 SHARED_TRAIN = (
-    "device", "gradient_checkpointing", "activation_offloading", "attn_implementation",
-    "tf32", "triton_kernels",  # set for a process
+    "device", "gradient_checkpointing", "activation_offloading", "attn_implementation"
 )  # fmt: skip
 
 

@@ -156,23 +156,6 @@ def test_restart_forgets_what_was_done(store):
     assert store.metrics([job], ["loss"])["data"] == {}
 
 
-def test_restart_deletes_checkpoints_only_where_it_restarts(store, monkeypatch):
-    job = store.submit(a_spec()).id
-    store.cancel(job)
-    kept = store.home.run(job) / "checkpoints" / "step-00000005"
-    kept.mkdir(parents=True)
-    before = store.get(job)
-    store.resume(job)  # in another tab, just before
-    with monkeypatch.context() as late:
-        late.setattr(store, "get", lambda _: before)
-        with pytest.raises(QueueError, match="has just become queued. Nothing was changed"):
-            store.resume(job, restart=True)
-    assert kept.is_dir()
-    store.cancel(job)
-    store.resume(job, restart=True)
-    assert list(store.home.run(job).iterdir()) == []
-
-
 def test_deleting_removes_the_folder_and_keeps_the_audit(store):
     job = store.submit(a_spec()).id
     store.home.run(job).mkdir()

@@ -48,19 +48,6 @@ def test_a_sweep_stops_at_an_error_only_if_asked(store, on_error):
     assert ("stops at an error" in store.get(jobs[1].id).why) is (on_error == "stop")
 
 
-def test_a_run_released_after_the_error_stays_so(store):
-    jobs = sweeps.submit_sweep(store, a_spec(), {"seed": [1, 2, 3]}, name="s", on_error="stop")
-    run_one(store, "failed")
-    ended_jobs.follow_up(store)
-    store.resume(jobs[1].id)
-    ended_jobs.follow_up(store)
-    assert [store.get(job.id).state for job in jobs] == ["failed", "queued", "paused"]
-    run_one(store, "failed")
-    store.resume(jobs[2].id)
-    ended_jobs.follow_up(store)
-    assert store.get(jobs[2].id).state == "queued", "it was released after both failures"
-
-
 def test_a_job_waits_for_what_it_needs(store):
     with pytest.raises(QueueError, match="no job number 99"):
         store.submit(a_spec(), needs=[99])

@@ -1,7 +1,6 @@
 import errno
 import fcntl
 import os
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -90,10 +89,3 @@ def test_what_is_not_a_json_object_reads_as_an_empty_one(tmp_path, text):
 def test_private_files_are_for_their_user_alone(tmp_path):
     atomic.write(tmp_path / "token", "secret", private=True)
     assert (tmp_path / "token").stat().st_mode & 0o077 == 0
-
-
-def test_threads_that_write_the_same_file_do_not_disturb_each_other(tmp_path):
-    file, content = tmp_path / "list.json", "x" * 10_000
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: atomic.write(file, content), range(200)))
-    assert file.read_text() == content and list(tmp_path.iterdir()) == [file]

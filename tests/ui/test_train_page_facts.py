@@ -1,7 +1,6 @@
 """The lines beside the form."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -9,13 +8,12 @@ import pytest
 from jobs.job_queue import JobStore
 from studio.data.import_dataset import import_dataset
 from studio.errors import DataError, ModelError
-from studio.models import model_list, remote_facts
+from studio.models import model_list
 from studio.models.hub_cache import repository_folder
 from studio.names import readable
 from studio.spec import DataSource, ModelSource, RunSpec
 from studio.starter import MODEL_DIR
 from tests import hub
-from tests.hub import NAME
 from ui import train_page_facts
 from ui.train_page import judged
 
@@ -43,21 +41,13 @@ def test_a_model_that_is_not_here_is_described_without_asking_the_hub(monkeypatc
     )
 
 
-def test_answers_asked_for_at_once_look_at_a_hub_model_once(hub, home):
-    source = ModelSource(path=NAME)
-    with ThreadPoolExecutor(4) as pool:
-        folders = list(pool.map(lambda _: remote_facts.look(source, home), range(4)))
-    assert len(set(folders)) == 1 and (folders[0] / "tokenizer_config.json").is_file()
-    assert sum(path.endswith("/tokenizer.json") for how, path, _ in hub.asked if how == "GET") == 1
-
-
 def test_a_hub_model_is_estimated_and_its_rows_are_seen_before_its_download(
     monkeypatch, tmp_path, home
 ):
     with hub.running() as server, closing(JobStore(home)) as store:
         hub.use(monkeypatch, server, tmp_path / "cache")
-        server.repos[NAME] = hub.repo_of(MODEL_DIR)
-        here, remote = RunSpec(), RunSpec(model=ModelSource(path=NAME))
+        server.repos[hub.NAME] = hub.repo_of(MODEL_DIR)
+        here, remote = RunSpec(), RunSpec(model=ModelSource(path=hub.NAME))
         assert judged(remote, home)["sizes"] == {} and server.asked == []
         found = train_page_facts.forecast(remote, home, store)
         assert found["looked"] and server.sent < 500_000  # of 4.7 MB

@@ -43,9 +43,7 @@ class NumberTemplate:
     name: str = "numbers"
     stop_ids: tuple[int, ...] = ()
 
-    def encode_prompt(
-        self, messages: list[dict[str, Any]], tools: list[Any] | None = None
-    ) -> list[int]:
+    def encode_prompt(self, messages: list[dict[str, Any]], tools: object) -> list[int]:
         """Return the numbers."""
         return [int(word) for word in messages[-1]["content"].split()]
 
@@ -110,7 +108,8 @@ def _engine(base: Path) -> ChatEngine:
     from studio.models.loading import load
 
     loaded = load(ModelSource(path=str(base), dtype="float32"))
-    return ChatEngine(loaded, Backbone(loaded.model), template_for=lambda lane: NumberTemplate())
+    numbers: Any = NumberTemplate()  # what answering asks of a template
+    return ChatEngine(loaded, Backbone(loaded.model), template_for=lambda _: numbers)
 
 
 def _trained(engine: ChatEngine, folder: Path) -> dict[str, Path]:

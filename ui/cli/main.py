@@ -41,6 +41,7 @@ GROUPS = {
     "guide": "Lead from what you want to data, a model and settings; make a file to fill in.",
     "data": "Datasets: check, import, map, X-ray, split, overlap, list, export, delete.",
 }
+HANDED_OVER_SECONDS = 5.0  # a browser that ends sooner passed the address to one that is open
 app = typer.Typer(
     name="studio",
     help="Train adapters, watch them learn, and chat with them. Without a command it opens the "
@@ -125,7 +126,7 @@ def serve(
     ] = False,
 ) -> None:
     """Open the studio in the browser (the default command)."""
-    from ui.window import find_browser, is_open, open_window
+    from ui.window import find_browser, open_window
 
     opened = open_home(home)
     browser = find_browser() if window else ""
@@ -143,11 +144,8 @@ def serve(
     def ready(address: str) -> None:
         print(f"Adapter Studio is at {address} (Ctrl-C ends the page, not the runs)", flush=True)
         if window:
-            profile = opened.state / "window"
-            shown = open_window(browser, address, profile)
-            threading.Thread(
-                target=_end_with, args=(shown, lambda: is_open(profile)), daemon=True
-            ).start()
+            shown = open_window(browser, address, opened.state / "window")
+            threading.Thread(target=_end_with, args=(shown,), daemon=True).start()
         elif not no_browser:
             import webbrowser
 
@@ -158,13 +156,14 @@ def serve(
     )
 
 
-def _end_with(window: Popen[bytes], is_shown: Callable[[], bool]) -> None:
+def _end_with(window: Popen[bytes]) -> None:
     """End this process, as Ctrl-C does, when a window is closed.
 
     Where its profile is open already, the new process passes the address on and ends at once.
     """
+    began = time.monotonic()
     window.wait()
-    if is_shown():
+    if time.monotonic() - began < HANDED_OVER_SECONDS:
         print("Another browser process shows the window: `studio stop` ends the page.", flush=True)
     else:
         _thread.interrupt_main()

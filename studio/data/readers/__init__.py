@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from studio.data.conversation_records import Problem, Row
-from studio.data.readers.arrow import read_arrow, read_parquet, whole_columns
 from studio.data.readers.compression_and_encoding import (
     COMPRESSED,
     Opened,
@@ -49,7 +48,15 @@ class FileFormat(NamedTuple):
     notes: Callable[[Opened], Iterator[str]] = lambda _: iter(())
 
 
+def _read_arrow(opened: Opened) -> Iterator[Row | Problem]:
+    from studio.data.readers import arrow  # pyarrow takes a tenth of a second to load
+
+    yield from (arrow.read_parquet if opened.format == "parquet" else arrow.read_arrow)(opened)
+
+
 def _arrow_notes(opened: Opened) -> Iterator[str]:
+    from studio.data.readers.arrow import whole_columns
+
     for name in whole_columns(opened.path):
         yield (
             f'The column "{name}" of {opened.path.name} holds whole numbers as floats, because '
@@ -62,9 +69,9 @@ FORMATS = {
     "json": FileFormat(read_json, (".json", ".kiln")),
     "csv": FileFormat(read_delimited, (".csv",), notes=header_notes),
     "tsv": FileFormat(read_delimited, (".tsv", ".tab"), notes=header_notes),
-    "parquet": FileFormat(read_parquet, (".parquet", ".pq"), magic=(b"PAR1",), notes=_arrow_notes),
+    "parquet": FileFormat(_read_arrow, (".parquet", ".pq"), magic=(b"PAR1",), notes=_arrow_notes),
     "arrow": FileFormat(
-        read_arrow,
+        _read_arrow,
         (".arrow", ".feather"),
         magic=(b"ARROW1", b"\xff\xff\xff\xff"),
         notes=_arrow_notes,

@@ -16,6 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from studio.data.conversation_records import Problem, Row
 from studio.data.readers.compression_and_encoding import Opened
 from studio.data.readers.delimited import MAX_COLUMNS, unique_names
@@ -34,9 +39,6 @@ def read_parquet(opened: Opened) -> Iterator[Row | Problem]:
     Raises:
         DataError: The file is cut short, damaged, or unpacks to far more than it is.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         file = pq.ParquetFile(opened.path)
         schema = file.schema_arrow
@@ -55,8 +57,6 @@ def read_arrow(opened: Opened) -> Iterator[Row | Problem]:
     Raises:
         DataError: The file is cut short, damaged, or unpacks to far more than it is.
     """
-    import pyarrow as pa
-
     try:
         with pa.memory_map(str(opened.path)) as source:
             schema, batches = _record_batches(source)
@@ -92,8 +92,6 @@ def without_nulls(value: Any) -> Any:
 
 def has_structs(arrow_type: Any) -> bool:
     """Return True if values of an Arrow type hold structs."""
-    import pyarrow as pa
-
     if pa.types.is_struct(arrow_type):
         return True
     inner = [arrow_type.field(i).type for i in range(arrow_type.num_fields)]
@@ -102,8 +100,6 @@ def has_structs(arrow_type: Any) -> bool:
 
 def _has_null_fields(column: Any) -> bool:
     """Return True if a field of a struct inside an Arrow column may be null."""
-    import pyarrow as pa
-
     if pa.types.is_struct(column.type):
         fields = [column.field(i) for i in range(column.type.num_fields)]
         return any(field.null_count or _has_null_fields(field) for field in fields)
@@ -113,8 +109,6 @@ def _has_null_fields(column: Any) -> bool:
 
 
 def _rows(opened: Opened, schema: Any, batches: Iterator[Any]) -> Iterator[Row]:
-    import pyarrow as pa
-
     if len(schema) > MAX_COLUMNS:
         raise DataError(
             f"{opened.path.name} has {len(schema):,} columns: at most {MAX_COLUMNS:,} are read."
@@ -149,8 +143,6 @@ def _whole(value: float | None) -> int | None:
 
 def _record_batches(source: Any) -> tuple[Any, Iterable[Any]]:
     """Return the schema and the record batches of an Arrow file or stream."""
-    import pyarrow as pa
-
     is_file = source.read(6) == b"ARROW1"
     source.seek(0)
     if is_file:
@@ -169,9 +161,6 @@ def _sliced(batches: Iterable[Any]) -> Iterator[Any]:
 
 @lru_cache(maxsize=64)
 def _whole_columns(path: Path, _size: int, _changed: int) -> tuple[str, ...]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     with path.open("rb") as handle:
         is_parquet = handle.read(4) == b"PAR1"
     if is_parquet:
@@ -185,16 +174,12 @@ def _whole_columns(path: Path, _size: int, _changed: int) -> tuple[str, ...]:
 
 
 def _floats(schema: Any) -> list[str]:
-    import pyarrow as pa
-
     named = list(schema.names)
     once = [field for field in schema if named.count(field.name) == 1]
     return [field.name for field in once if pa.types.is_floating(field.type)]
 
 
 def _all_whole(names: list[str], batches: Iterable[Any]) -> tuple[str, ...]:
-    import numpy as np
-
     candidates, with_gaps, with_values = dict.fromkeys(names), set(), set()
     for batch in batches:
         for name in [*candidates]:
@@ -213,9 +198,6 @@ def _all_whole(names: list[str], batches: Iterable[Any]) -> tuple[str, ...]:
 
 
 def _bounded(opened: Opened, batch: Any, unpacked: int) -> int:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     size = 0
     for column in batch.columns:
         if pa.types.is_dictionary(column.type) and pa.types.is_string(column.type.value_type):

@@ -69,7 +69,7 @@ def read_delimited(opened: Opened) -> Iterator[Row | Problem]:
     """
     feed = _Lines(lines(utf8_chunks(opened)))
     delimiter = _guess_delimiter(opened, feed)
-    header = _header(opened, feed, delimiter)
+    header = unique_names(_names(opened, feed, delimiter))
     csv.field_size_limit(MAX_RECORD_CHARS + 1)
     reader = csv.reader(feed, delimiter=delimiter, strict=True)
     while True:
@@ -128,7 +128,8 @@ def _guess_delimiter(opened: Opened, feed: _Lines) -> str:
         feed.pending.extendleft(reversed(head[1:]))
         return declared[1].decode()
     feed.pending.extendleft(reversed(head))
-    counts = [_outside_quotes(line.data.decode("utf-8", "replace")) for line in head if line.data]
+    texts = (line.data.decode("utf-8", "replace") for line in head if line.data)
+    counts = [Counter("".join(text.split('"')[::2])) for text in texts]  # outside of quotes
     if not counts:
         return ","
     named = {d: counts[0][d] for d in _DELIMITERS if counts[0][d]}
@@ -136,14 +137,6 @@ def _guess_delimiter(opened: Opened, feed: _Lines) -> str:
         return ","
     agree = {d: sum(1 for c in counts if c[d] >= n) for d, n in named.items()}
     return max(named, key=lambda d: (agree[d], d == ",", named[d]))
-
-
-def _outside_quotes(line: str) -> Counter[str]:
-    return Counter("".join(line.split('"')[::2]))
-
-
-def _header(opened: Opened, feed: _Lines, delimiter: str) -> list[str]:
-    return unique_names(_names(opened, feed, delimiter))
 
 
 def _names(opened: Opened, feed: _Lines, delimiter: str) -> list[str]:
@@ -161,12 +154,21 @@ def _names(opened: Opened, feed: _Lines, delimiter: str) -> list[str]:
             raise DataError(f"{opened.path.name} is empty.")
         if names and any(name.strip() for name in names):
             break
+    check_width(opened, names)
+    return [name.strip().replace("\x00", "") for name in names]
+
+
+def check_width(opened: Opened, names: list[str]) -> None:
+    """Refuse a table with too many columns.
+
+    Raises:
+        DataError: Names their number.
+    """
     if len(names) > MAX_COLUMNS:
         raise DataError(
             f"{opened.path.name} has {len(names):,} columns; at most {MAX_COLUMNS:,} are read. "
             "Keep the ones to train on."
         )
-    return [name.strip().replace("\x00", "") for name in names]
 
 
 def unique_names(names: list[str]) -> list[str]:

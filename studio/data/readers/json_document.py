@@ -16,7 +16,7 @@ from typing import Any
 
 from studio.data.conversation_records import Problem, Row
 from studio.data.readers.compression_and_encoding import Opened, utf8_chunks
-from studio.data.readers.json_lines import MAX_DEPTH, TOO_DEEP, first_repeat, name_of
+from studio.data.readers.json_lines import TOO_DEEP, Repeated, name_of, object_of, repeated_key
 from studio.errors import DataError
 
 MAX_ELEMENT_CHARS = 64 << 20
@@ -76,64 +76,30 @@ def _one_object(name: str, line: int, value: dict[str, Any]) -> Iterator[Row | P
     lists = {key: items for key, items in value.items() if isinstance(items, list)}
     inner = [k for k, items in lists.items() if items and all(isinstance(i, dict) for i in items)]
     is_chat = any({"role", "from"} & set(lists[key][0]) for key in inner)
-    if lists and len(lists) == len(value) and not inner and not isinstance(value, _Repeated):
+    if lists and len(lists) == len(value) and not inner and not isinstance(value, Repeated):
         lengths = {key: len(items) for key, items in lists.items()}
         if len(set(lengths.values())) > 1:
             shown = ", ".join(f'"{k}" has {n}' for k, n in list(lengths.items())[:5])
             raise DataError(f"{name} holds columns of unequal length: {shown}.")
         for index, cells in enumerate(zip(*lists.values(), strict=True)):
             yield Row(index + 1, dict(zip(lists, cells, strict=True)))
-    elif len(inner) == 1 and not is_chat and not isinstance(value, _Repeated):
+    elif len(inner) == 1 and not is_chat and not isinstance(value, Repeated):
         for index, item in enumerate(lists[inner[0]]):
             yield _row(index + 1, item, f'Element {index + 1} of "{inner[0]}"')
     else:
         yield _row(line, value, "The object")
 
 
-class _Repeated(dict[str, Any]):
-    """An object in which a key stands twice."""
-
-    key: str = ""
-
-
-_NESTED = (dict, list, _Repeated)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) == len(pairs):
-        return made
-    marked = _Repeated(made)
-    marked.key = first_repeat(pairs)
-    return marked
-
-
 def _row(line: int, value: Any, what: str) -> Row | Problem:
     if not isinstance(value, dict):
         return Problem(line, "not_object", f"{what} is {name_of(value)}, not an object.")
     try:
-        key = _repeated_key(value)
+        key = repeated_key(value)
     except RecursionError:
         return Problem(line, "json", TOO_DEEP)
     if key:
         return Problem(line, "duplicate_key", f'The key "{key}" stands twice in one object.')
     return Row(line, value)
-
-
-def _repeated_key(value: Any, depth: int = 0) -> str:
-    """Return a key that stands twice in an object of a nested value; "" if there is none.
-
-    Raises:
-        RecursionError: It is nested more than `MAX_DEPTH` deep.
-    """
-    if depth > MAX_DEPTH:
-        raise RecursionError
-    if type(value) is _Repeated:
-        return value.key
-    for item in value.values() if type(value) is dict else value:
-        if type(item) in _NESTED and (key := _repeated_key(item, depth + 1)):
-            return key
-    return ""
 
 
 def _no_constant(name: str) -> Any:
@@ -149,7 +115,7 @@ class _Document:
         self._chunks = utf8_chunks(opened)
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._scan = json.JSONDecoder(
-            object_pairs_hook=_object, parse_constant=_no_constant
+            object_pairs_hook=object_of, parse_constant=_no_constant
         ).raw_decode
 
     def peek(self) -> str:

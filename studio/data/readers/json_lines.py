@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -168,28 +169,47 @@ def why_not_json(data: bytes, error: orjson.JSONDecodeError) -> tuple[str, str]:
     return "json", f"Not valid JSON at column {error.colno}: {message}."
 
 
-def _duplicate_key(data: bytes) -> str | None:
+def _duplicate_key(data: bytes) -> str:
     """Return a key that stands twice in one object of the line, which orjson lets pass."""
-    found: list[str] = []
-
-    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found.append(first_repeat(pairs))
-        return dict(pairs)
-
     try:
-        json.loads(data, object_pairs_hook=check)
+        return repeated_key(json.loads(data, object_pairs_hook=object_of))
     except (ValueError, RecursionError):
-        return None
-    return next(filter(None, found), None)
+        return ""
 
 
-def first_repeat(pairs: list[tuple[str, Any]]) -> str:
-    """Return the first key of an object that stands twice in it; "" if there is none."""
-    seen: set[str] = set()
-    for key, _ in pairs:
-        if key in seen:
-            return key[:60] or '""'
-        seen.add(key)
+class Repeated(dict[str, Any]):
+    """An object in which a key stands twice."""
+
+    key: str = ""
+
+
+_NESTED = (dict, list, Repeated)
+
+
+def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of some pairs, marked if a key stands twice in it."""
+    made = dict(pairs)
+    if len(made) == len(pairs):
+        return made
+    marked = Repeated(made)
+    counts = Counter(key for key, _ in pairs)
+    marked.key = next(key for key, count in counts.items() if count > 1)[:60] or '""'
+    return marked
+
+
+def repeated_key(value: Any, depth: int = 0) -> str:
+    """Return a key that stands twice in an object of a nested value; "" if there is none.
+
+    Raises:
+        RecursionError: It is nested more than `MAX_DEPTH` deep.
+    """
+    if depth > MAX_DEPTH:
+        raise RecursionError
+    if type(value) is Repeated:
+        return value.key
+    for item in value.values() if type(value) is dict else value:
+        if type(item) in _NESTED and (key := repeated_key(item, depth + 1)):
+            return key
     return ""
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from studio.data.conversation_records import Problem, Row
 from studio.data.readers.compression_and_encoding import Opened
-from studio.data.readers.delimited import MAX_COLUMNS, name_notes, unique_names
+from studio.data.readers.delimited import check_width, name_notes, unique_names
 from studio.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -181,11 +181,7 @@ def _header(
     names = ["" if cell.value is None else str(_plain(cell)).strip() for cell in cells]
     while names and not names[-1]:
         names.pop()
-    if len(names) > MAX_COLUMNS:
-        raise DataError(
-            f"{opened.path.name} has {len(names):,} columns; at most {MAX_COLUMNS:,} are read. "
-            "Keep the ones to train on."
-        )
+    check_width(opened, names)
     return line, names
 
 

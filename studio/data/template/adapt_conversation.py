@@ -27,8 +27,6 @@ _ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 Arguments = Literal["given", "object", "text"]
 ToolForm = Literal["given", "wrapped", "bare"]
-_ARGUMENTS: tuple[Arguments, ...] = ("given", "object", "text")
-_TOOL_FORMS: tuple[ToolForm, ...] = ("given", "wrapped", "bare")
 
 
 class Way(NamedTuple):
@@ -40,7 +38,10 @@ class Way(NamedTuple):
 
 
 AS_GIVEN = Way()
-WAYS = [Way(a, null, t) for t in _TOOL_FORMS for null in (False, True) for a in _ARGUMENTS]
+WAYS = [
+    Way(arguments, null, tools)
+    for tools in get_args(ToolForm) for null in (False, True) for arguments in get_args(Arguments)
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,8 @@ def _with_calls(message: Message, facts: Facts, way: Way) -> Message:
         return message
     if not facts.calls:
         rest = {key: value for key, value in message.items() if key != "tool_calls"}
-        return rest | {"content": calls_as_text(message)}
+        lines = [message["content"], *map(call_text, calls)]  # of JSON
+        return rest | {"content": "\n".join(filter(None, lines))}
     made = message | {"tool_calls": [_call(call, way) for call in calls]}
     if way.null and not message["content"]:
         made["content"] = None
@@ -183,16 +185,8 @@ def _tools(tools: list[Any], way: Way) -> list[Any]:
     return tools
 
 
-def calls_as_text(message: Message) -> str:
-    """Return an assistant message's text with its tool calls written out as JSON lines."""
-    lines = [call_text(call) for call in message.get("tool_calls") or []]
-    return "\n".join([message["content"], *lines] if message["content"] else lines)
-
-
-def with_tools_as_text(messages: list[Message], tools: list[Any] | None) -> list[Message]:
+def with_tools_as_text(messages: list[Message], tools: list[Any]) -> list[Message]:
     """Write the tools into the system message, for templates that know no tools."""
-    if not tools:
-        return messages
     text = "You can call these tools:\n"
     text += "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
     if messages and messages[0]["role"] == "system":

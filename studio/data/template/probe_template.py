@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
-from typing import Any, Protocol
+from typing import Any
 
 from studio.data.conversation_records import Message
 from studio.data.template.adapt_conversation import PARTS, THOUGHT_KEYS, Facts, Way, inline
@@ -32,16 +32,9 @@ TOOLS = [
         },
     }}
 ]  # fmt: skip
+Renders = Callable[..., str]
+"""Renders messages and tools, with `cue` the generation prompt too; raises `TemplateRefused`."""
 ARGUMENTS = ({KEY: VALUE, "flag": True}, f'{{"{KEY}": "{VALUE}", "flag": true}}')
-
-
-class Renders(Protocol):
-    """Render messages and tools; raises `TemplateRefused`."""
-
-    def __call__(
-        self, messages: list[Message], tools: list[Any] | None, *, cue: bool = False
-    ) -> str:
-        """Return the text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -298,11 +291,7 @@ def _after(render: Renders, messages: list[Message], mark: str) -> str:
 
 
 def _text(
-    render: Callable[..., str],
-    messages: list[Message],
-    tools: list[Any] | None = None,
-    *,
-    cue: bool = False,
+    render: Renders, messages: list[Message], tools: list[Any] | None = None, *, cue: bool = False
 ) -> str:
     """Return a rendering, "" where the template refuses."""
     try:

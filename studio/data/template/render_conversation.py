@@ -29,7 +29,7 @@ from studio.data.template.jinja_sandbox import (
     compiled,
     render,
 )
-from studio.data.template.lost_parts import Lost, find_call, lost_parts
+from studio.data.template.lost_parts import Lost, Spans, find_call, lost_parts
 from studio.data.template.probe_template import (
     ANSWER,
     learn_ends,
@@ -40,7 +40,6 @@ from studio.data.template.probe_template import (
 from studio.data.template.rendering_cache import Frame, Frames
 
 Reading = Literal["plain", "foreign", "text", "tokens", "chat"]
-Spans = list[tuple[int, int]]
 _SPLIT = re.compile(f"([{MARKS}])")
 _GENERATION = re.compile(r"\{%-?\s*generation\b")
 _THOUGHT = re.compile(r".*(</think>|\[/THINK\])\s*", re.DOTALL)

@@ -7,11 +7,13 @@ its control tokens are read as tokens, and its answers are found between those m
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
-from studio.data.conversation_records import Message
 from studio.data.template.jinja_sandbox import TemplateRefused
-from studio.data.template.lost_parts import OPEN_CLOSE
+from studio.data.template.lost_parts import OPEN_CLOSE, Spans
+
+if TYPE_CHECKING:
+    from studio.data.template.render_conversation import Layout
 
 ControlTokens = Literal["auto", "text", "tokens"]
 _FOREIGN = (
@@ -21,17 +23,6 @@ _FOREIGN = (
 _QUESTION, _ANSWER = "Quest8f31", "Reply7c52"
 
 
-class _Laid(Protocol):
-    @property
-    def text(self) -> str: ...
-    @property
-    def spans(self) -> list[tuple[int, int]]: ...
-
-
-class _Layout(Protocol):
-    def render(self, messages: list[Message], tools: None = None) -> _Laid: ...
-
-
 class Renderings:
     """The text that a template writes around an answer, and the documents that hold it.
 
@@ -39,16 +30,16 @@ class Renderings:
     control token around answers, so that no document is taken for a rendering.
     """
 
-    def __init__(self, layout: _Layout, controls: tuple[str, ...]) -> None:
+    def __init__(self, layout: Layout, controls: tuple[str, ...]) -> None:
         self._controls = tuple(control for control in controls if len(control) > 1)
         self.opening, self.end = _learned(layout)
         around = (self.opening, self.end)
         if not all(any(c in text for c in self._controls) for text in around):
             self.opening = self.end = ""
 
-    def answers(self, text: str) -> list[tuple[int, int]]:
+    def answers(self, text: str) -> Spans:
         """Return where the answers of a rendering stand, each with what ends it."""
-        spans: list[tuple[int, int]] = []
+        spans: Spans = []
         bare = self.opening.rstrip()
         at = text.find(bare) if bare else -1
         while at >= 0:
@@ -73,16 +64,11 @@ def has_foreign_turns(text: str) -> bool:
     return any(start in text for start in _FOREIGN)
 
 
-def _learned(layout: _Layout) -> tuple[str, str]:
+def _learned(layout: Layout) -> tuple[str, str]:
     """Return what a template writes before an answer and what ends one."""
-    probe = [
-        {"role": "user", "content": _QUESTION},
-        {"role": "assistant", "content": _ANSWER},
-        {"role": "user", "content": _QUESTION},
-        {"role": "assistant", "content": _ANSWER},
-    ]
+    turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
     try:
-        laid = layout.render(probe)
+        laid = layout.render(turns * 2)
     except TemplateRefused:
         return "", ""
     asked, answered = laid.text.find(_QUESTION), laid.text.find(_ANSWER)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from copy import copy
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from studio.data.conversation_records import Conversation, Document, Message, Problem
 from studio.data.model_tokenizer import Backend, backend_of
@@ -29,9 +29,6 @@ from studio.data.template.token_masks import trained_ranges, without_breaks
 from studio.data.template.train_thoughts import turns, with_thoughts
 from studio.errors import DataError, ModelError, nearest
 from studio.spec import DataSource
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 TrainOn = Literal["assistant", "last", "all"]
 Thoughts = Literal["template", "turns", "keep"]
@@ -152,27 +149,6 @@ class Template:
             return self._layout_of(tools).prompt(messages, tools)
         except TemplateRefused as refused:
             raise DataError(f"{self._who()} refuses this: {refused}.") from None
-
-    def encode(
-        self,
-        messages: list[Message],
-        train_on: TrainOn = "assistant",
-        tools: list[Any] | None = None,
-    ) -> tuple[list[int], list[int]]:
-        """Return ids and labels of one conversation in one piece; masked labels are -100.
-
-        Thoughts are left as the template writes them.
-
-        Raises:
-            DataError: The model's template refuses the conversation.
-        """
-        single = copy(self)
-        single.thoughts = "template"
-        encoded = single.encode_batch([Conversation(messages, tools)], train_on).row(0)
-        if isinstance(encoded, Problem):
-            raise DataError(f"The conversation cannot be encoded: {encoded.text}")
-        labels = np.where(encoded.trained, encoded.ids, IGNORED)
-        return encoded.ids.tolist(), labels.tolist()
 
     def encode_batch(
         self, rows: Sequence[Conversation | Document], train_on: TrainOn = "assistant"

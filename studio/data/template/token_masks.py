@@ -6,16 +6,13 @@ have an empty place behind it, and tokens put in front by the tokenizer have non
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from studio.data.template.jinja_sandbox import BREAK
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-Spans = list[tuple[int, int]]
+from studio.data.template.lost_parts import Spans
 
 
 def trained_ranges(encoding: Any, spans: Spans) -> list[tuple[int, int]]:

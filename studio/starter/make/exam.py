@@ -12,6 +12,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    pipeline,
 )
 
 from studio.starter.make.chats import Chat
@@ -26,28 +27,14 @@ def greedy_answers(
     prompts: Sequence[Chat],
     *,
     max_new_tokens: int = 40,
-    batch_size: int = 128,
 ) -> list[str]:
     """Return the model's greedy answer to each prompt, in order."""
-    order = sorted(range(len(prompts)), key=lambda i: sum(len(m["content"]) for m in prompts[i]))
-    answers = [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = tokenizer.apply_chat_template(
-            [prompts[i] for i in chosen],
-            add_generation_prompt=True,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-            return_dict=True,
-        )
-        with torch.inference_mode():
-            out = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
-        new_tokens = out[:, batch["input_ids"].shape[1] :]
-        texts = tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
-        for i, text in zip(chosen, texts, strict=True):
-            answers[i] = text.strip()
-    return answers
+    answer = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    found = answer(
+        list(prompts), batch_size=128, max_new_tokens=max_new_tokens, do_sample=False,
+        return_full_text=False,
+    )  # fmt: skip
+    return [one["generated_text"].strip() for (one,) in found]
 
 
 def exam_score(folder: Path) -> float:

@@ -11,16 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from studio.data.template.template import IGNORED
+from studio.data.conversation_records import Conversation, Document, Problem
+from studio.data.template.template import IGNORED, choose
 from studio.starter.make.chats import Chat
 
 VOCAB_SIZE = 3072
 MAX_LENGTH = 512
 PAD, SYSTEM, USER, ASSISTANT, END = "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
-ROLE_TOKENS = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 _WORDS = r" ?\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text("utf-8")
@@ -58,25 +59,15 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 def encode_rows(tokenizer: PreTrainedTokenizerFast, chats: Sequence[Chat | str]) -> list[Row]:
     """Return token ids, and labels of assistant turns in conversations, of all in plain texts."""
-    parts = [[{"role": "", "content": c}] if isinstance(c, str) else c for c in chats]
-    texts = [message["content"] for chat_parts in parts for message in chat_parts]
-    encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
-    end = tokenizer.convert_tokens_to_ids(END)
-    opening = {role: tokenizer.convert_tokens_to_ids(t) for role, t in ROLE_TOKENS.items()}
+    given = [Document(one) if isinstance(one, str) else Conversation(one) for one in chats]
+    batch = choose(tokenizer).encode_batch(given)
     rows: list[Row] = []
-    for chat_parts in parts:
-        ids: list[int] = []
-        labels: list[int] = []
-        for message in chat_parts:
-            role = message["role"]
-            if role:
-                ids.append(opening[role])
-                labels.append(IGNORED)
-            piece = [*next(encoded), end]
-            ids += piece
-            labels += piece if role in ("assistant", "") else [IGNORED] * len(piece)
-        if len(ids) <= MAX_LENGTH:
-            rows.append((ids, labels))
+    for number in range(len(given)):
+        row = batch.row(number)
+        assert not isinstance(row, Problem), row.text
+        if len(row.ids) <= MAX_LENGTH:
+            labels = np.where(row.trained, row.ids, IGNORED)
+            rows.append((row.ids.tolist(), labels.tolist()))
     return rows
 
 

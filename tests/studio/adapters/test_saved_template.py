@@ -19,6 +19,7 @@ from studio.home import open_home
 from studio.methods.lora import Lora
 from studio.models.loading import load, tokenizer_at
 from studio.spec import ModelSource
+from tests.studio.data.conftest import labelled
 from tests.studio.tiny import verifying_here
 
 
@@ -71,7 +72,7 @@ def test_a_saved_template_renders_the_tokens_of_training(real, tmp_path, model, 
     assert ids == named.encode_prompt(CONVERSATION) == conversation_ids(again)
     assert again(text, add_special_tokens=False)["input_ids"] == ids
     answered = [*CONVERSATION, {"role": "assistant", "content": "The captain."}]
-    assert choose(again).encode(answered) == named.encode(answered)
+    assert labelled(choose(again), answered) == labelled(named, answered)
 
 
 def test_a_merged_model_answers_with_the_template_of_its_adapter(base, merged):

@@ -51,20 +51,3 @@ def test_a_question_that_nearly_fills_the_context_leaves_the_rest_for_the_answer
         fitted(lane, before=4)
     with pytest.raises(ChatError, match="The prompt has 72 tokens, but the model reads at most 63"):
         fitted(lane_of(("user", "w7 " * 70)))
-
-
-def test_a_template_that_fails_costs_a_sentence():
-    from jinja2 import TemplateError
-
-    class Broken:
-        name, stop_ids = "theirs", ()
-
-        def encode_prompt(self, messages, tools=None):
-            raise TemplateError("roles must alternate")
-
-    with pytest.raises(ChatError) as caught:
-        fitted(lane_of(("user", "w5")), template=Broken())
-
-    assert caught.value.text == (
-        "The chat template theirs fails on this conversation (roles must alternate)."
-    )

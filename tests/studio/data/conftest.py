@@ -1,12 +1,45 @@
 """A tokenizer small enough to read: one token a byte, plus the special tokens of a model."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
+from copy import copy
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from studio.data.conversation_records import Conversation, Problem
 from studio.data.model_tokenizer import Backend, backend_from_core
+from studio.data.template.template import Template
+from studio.errors import DataError
 
 Make = Callable[..., Backend]
+
+
+def write_rows(path: Path, rows: Iterable) -> str:
+    """Write rows as JSON lines; return the path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def assert_same(shown: Iterable, trained: Iterable) -> None:
+    """Compare what the X-ray keeps of rows with the tokens and labels of the loop."""
+    for row, example in zip(shown, trained, strict=True):
+        kept = [token for token in row.tokens if token.state != "truncated"]
+        assert [token.id for token in kept] == example.input_ids.tolist()
+        assert [token.state == "trained" for token in kept] == (example.labels >= 0).tolist()
+
+
+def labelled(
+    template: Template, messages: list, train_on: str = "assistant", tools: list | None = None
+) -> tuple[list[int], list[int]]:
+    """Return ids and labels of one conversation, its thoughts as the template writes them."""
+    single = copy(template)
+    single.thoughts = "template"
+    row = single.encode_batch([Conversation(messages, tools)], train_on).row(0)
+    if isinstance(row, Problem):
+        raise DataError(row.text)
+    return row.ids.tolist(), np.where(row.trained, row.ids, -100).tolist()
 
 
 @pytest.fixture(scope="session")

@@ -54,8 +54,7 @@ def texts(row):
         ([{"type": "tool_call", "tool_call": {"name": "f", "arguments": {}}}],
          Parts("", "", ({"name": "f", "arguments": {}},))),
         ([{"type": "tool_use", "id": "1", "name": "f", "input": {"x": 1}}],
-         Parts("", "", ({"type": "tool_use", "id": "1", "name": "f", "input": {"x": 1},
-                         "arguments": {"x": 1}},))),
+         Parts("", "", ({"type": "tool_use", "id": "1", "name": "f", "input": {"x": 1}},))),
     ],
 )  # fmt: skip
 def test_parts_are_read_under_every_name_in_use(content, parts):

@@ -97,21 +97,6 @@ def test_pairs_are_mixed_with_pairs_only(home, tmp_path):
         mix(home, [Source(a, 1), Source(questions(tmp_path, "q", 4), 1)])
 
 
-@pytest.mark.parametrize(
-    ("weights", "wanted", "shares"),
-    [
-        ((1, 1, 1), 100, [34, 33, 33]),
-        ((1, 1, 1, 1), 10, [3, 3, 2, 2]),
-        ((98, 1, 1), 50, [49, 1, 0]),
-    ],
-)
-def test_a_mix_has_as_many_rows_as_asked(home, tmp_path, weights, wanted, shares):
-    sources = [Source(questions(tmp_path, f"q{i}", 50), weight) for i, weight in enumerate(weights)]
-    made = mix(home, sources, num_rows=wanted)
-    assert [one["rows"] for one in made.meta.step["sources"]] == shares
-    assert made.meta.rows == wanted
-
-
 def test_too_many_rows_name_the_source_and_what_is_possible(home, tmp_path):
     sources = [Source(questions(tmp_path, "q", 40), 3), Source(questions(tmp_path, "r", 5), 1)]
     with pytest.raises(DataError, match=r"5 usable rows.* need 10 of it: at most 20 rows"):

@@ -12,6 +12,7 @@ from studio.data.xray import xray
 from studio.home import open_home
 from studio.models.loading import tokenizer_at
 from studio.spec import DataSource
+from tests.studio.data.conftest import assert_same, write_rows
 
 TEXTS = [
     "Where is  the cat?",
@@ -86,9 +87,8 @@ def rows(tmp_path):
         {"role": role, "content": text}
         for text in TEXTS for role in ("user", "assistant")
     ]  # fmt: skip
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"messages": messages}) + "\n")
-    return DataSource(path=str(path), validation_fraction=0)
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": messages}])
+    return DataSource(path=path, validation_fraction=0)
 
 
 @pytest.mark.parametrize("core", ["byte_level", "metaspace"])
@@ -100,11 +100,10 @@ def test_the_xray_has_the_ids_that_enter_the_loss(
     folder = model_folder(tmp_path / "model", core, tokenizer_class, model_type)
     home, source = open_home(tmp_path / "home"), rows(tmp_path)
 
-    (shown,) = xray(source, backend_for(folder, home), context_length=4096)
-    trained = prepare(source, tokenizer_at(folder), context_length=4096, seed=0).train[0]
+    shown = xray(source, backend_for(folder, home), context_length=4096)
+    trained = prepare(source, tokenizer_at(folder), context_length=4096, seed=0).train
 
-    assert [token.id for token in shown.tokens] == trained.input_ids.tolist()
-    assert [t.state == "trained" for t in shown.tokens] == (trained.labels >= 0).tolist()
+    assert_same(shown, trained)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from studio.data.row_converters import converter, record_converter
 from studio.data.xray import xray
 from studio.errors import DataError
 from studio.spec import DataSource
+from tests.studio.data.conftest import assert_same, write_rows
 
 Q, GOOD, BAD = (
     {"role": role, "content": text}
@@ -186,12 +187,6 @@ def test_scored_answers_give_the_extremes_or_all_pairs_above_a_margin():
     assert len(records(PAIRS["scored texts"], pairs="all")[1]) == 3
 
 
-def written(tmp_path, rows):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def test_the_report_counts_each_reason_and_warns_of_the_length(tmp_path):
     rows = [
         {"prompt": f"q{i % 12}", "chosen": f"{i} good" * 9, "rejected": f"{i}"} for i in range(20)
@@ -199,7 +194,7 @@ def test_the_report_counts_each_reason_and_warns_of_the_length(tmp_path):
     rows += [{"prompt": "q", "chosen": "same", "rejected": "same"}] * 2
     rows += [{"prompt": "q", "chosen": "good", "rejected": ""}, rows[0]]
 
-    report = check_file(written(tmp_path, rows))
+    report = check_file(write_rows(tmp_path / "rows.jsonl", rows))
 
     assert (report.rows.kept, report.rows.dropped, report.duplicates) == (21, 3, 1)
     assert "Chosen and rejected are equal: 2 rows are dropped." in report.warnings
@@ -210,7 +205,7 @@ def test_the_report_counts_each_reason_and_warns_of_the_length(tmp_path):
 
 def test_a_loss_of_verdicts_takes_judged_rows_and_both_sides_of_pairs(tmp_path):
     def given(rows, **how):
-        source = DataSource(path=str(written(tmp_path, rows)))
+        source = DataSource(path=write_rows(tmp_path / "rows.jsonl", rows))
         return [*preferences(find(source), source, RowCounter(), **how)]
 
     both = given([PAIRS["explicit prompt"]] * 2, verdicts=True)
@@ -235,7 +230,8 @@ def test_the_xray_shows_both_sides_with_their_masks_and_the_tokens_that_they_sha
     tmp_path, byte_backend
 ):
     rows = [{"chosen": [*FIRST, Q, GOOD], "rejected": [*FIRST, Q, {**GOOD, "content": "gone"}]}]
-    source, backend = DataSource(path=str(written(tmp_path, rows))), byte_backend(["</s>"])
+    source = DataSource(path=write_rows(tmp_path / "rows.jsonl", rows))
+    backend = byte_backend(["</s>"])
 
     chosen, rejected = xray(source, backend, context_length=99, count=1)
     (plain,) = xray(source, backend, context_length=99, count=1, plain=True)
@@ -245,9 +241,8 @@ def test_the_xray_shows_both_sides_with_their_masks_and_the_tokens_that_they_sha
 
     assert (chosen.side, rejected.side) == ("chosen", "rejected")
     assert "good" in trained(chosen) and "gone" in trained(rejected)
-    assert "b" not in trained(chosen) + trained(
-        rejected
-    )  # the earlier answer is part of the prompt
+    both = trained(chosen) + trained(rejected)
+    assert "b" not in both  # the earlier answer is part of the prompt
     assert "b" in trained(plain) and plain.tokens[0] == chosen.tokens[0]
     assert chosen.shared == rejected.shared
     assert "".join(t.text for t in chosen.tokens[: chosen.shared]).endswith("go")
@@ -255,17 +250,16 @@ def test_the_xray_shows_both_sides_with_their_masks_and_the_tokens_that_they_sha
 
 def test_the_xray_of_pairs_has_the_tokens_and_labels_that_are_trained(tmp_path, byte_backend):
     rows = [{"prompt": "q" * n, "chosen": "good", "rejected": "b" * n} for n in (3, 30, 60)]
-    source = DataSource(path=str(written(tmp_path, rows)), max_length=48, validation_fraction=0)
+    source = DataSource(
+        path=write_rows(tmp_path / "rows.jsonl", rows), max_length=48, validation_fraction=0
+    )
     backend = byte_backend(["</s>"], eos="</s>")
 
     trained = prepare(source, backend, context_length=99, seed=0, rows="pairs").train
     shown = xray(source, backend, context_length=99, rows=[1, 2, 3])
 
     assert len(trained) == len(shown) == 6
-    for example, row in zip(trained, shown, strict=True):
-        kept = [token for token in row.tokens if token.state != "truncated"]
-        assert [token.id for token in kept] == example.input_ids.tolist()
-        assert [token.state == "trained" for token in kept] == (example.labels >= 0).tolist()
+    assert_same(shown, trained)
 
 
 def test_the_real_preference_files_are_read_whole(real):

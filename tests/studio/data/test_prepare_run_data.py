@@ -1,7 +1,5 @@
 """From files to examples: labels, truncation, the split, the cache, the report."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -12,6 +10,7 @@ from studio.data.template.template import Encoded, choose
 from studio.data.truncation import fit, windows
 from studio.errors import DataError
 from studio.spec import DataSource
+from tests.studio.data.conftest import labelled, write_rows
 
 KEPT = {
     "gsm8k_train.jsonl": (7473, "question_answer"),
@@ -22,11 +21,6 @@ KEPT = {
     "openai_messages_math.jsonl": (449, "messages"),
     "banking77_train.csv": (10003, "labelled"),
 }
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def pairs(count):
@@ -202,7 +196,7 @@ def test_named_fallbacks_train_the_answer_and_stop_at_a_real_token(name, byte_ba
     template = choose(backend, name)
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]
 
-    ids, labels = template.encode(turns)
+    ids, labels = labelled(template, turns)
 
     lead = " " if name == "vicuna" else ""
     assert bracketed(backend, ids, labels).endswith(f"[[{lead}Yo</s>]]")
@@ -232,7 +226,8 @@ def test_evaluation_rows_that_are_trained_on_are_counted_and_told(tmp_path, byte
 
 
 def test_what_a_dataset_is_on_a_model_says_how_long_it_takes(tmp_path, home):
-    from studio.data.token_statistics import measured
+    from studio.data.dataset_requests import MeasureRequest
+    from studio.data.token_statistics import is_measured, measured
     from studio.spec import ModelSource
 
     rows = [measured(ModelSource(path="starter"),
@@ -241,6 +236,11 @@ def test_what_a_dataset_is_on_a_model_says_how_long_it_takes(tmp_path, home):
 
     assert 0 < rows[0].seconds < rows[1].seconds
     assert rows[1].steps > rows[0].steps
+    request = MeasureRequest(data=DataSource(path="starter:pirate"))
+    assert not is_measured(request.model, request.data, home)
+    *_, last = request.run(home, None, lambda: None)
+    assert last.facts["rows"] == {"read": 320, "kept": 320, "dropped": 0}
+    assert is_measured(request.model, request.data, home)
 
 
 def test_threads_that_ask_at_once_get_the_same_tokens(home, tmp_path):

@@ -1,7 +1,5 @@
 """Documents that are rendered chats: control tokens are tokens, and only answers are trained."""
 
-import json
-
 import pytest
 
 from studio.data.conversation_records import Conversation, Document
@@ -10,6 +8,7 @@ from studio.data.prepare_run_data import prepare
 from studio.data.template.template import choose
 from studio.data.xray import xray
 from studio.spec import DataSource
+from tests.studio.data.conftest import assert_same, write_rows
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -84,8 +83,8 @@ def test_a_row_of_a_conversation_cannot_forge_a_turn(family):
 
 
 def write(path, *texts):
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return DataSource(path=str(path), validation_fraction=0)
+    path = write_rows(path, [{"text": text} for text in texts])
+    return DataSource(path=path, validation_fraction=0)
 
 
 def test_the_report_and_the_xray_say_how_documents_are_read(tmp_path, byte_backend):
@@ -99,9 +98,7 @@ def test_the_report_and_the_xray_say_how_documents_are_read(tmp_path, byte_backe
 
     assert any(note.startswith("2 rows are chats") for note in made.report.warnings)
     assert any(note.startswith("1 row holds control tokens") for note in made.report.warnings)
-    for row, example in zip(shown, made.train, strict=True):
-        assert [token.id for token in row.tokens] == example.input_ids.tolist()
-        assert [t.state == "trained" for t in row.tokens] == (example.labels >= 0).tolist()
+    assert_same(shown, made.train)
     assert shown[0].tokens[0].special and shown[0].tokens[0].state == "masked"
 
 
@@ -140,11 +137,9 @@ def test_a_long_rendered_chat_is_cut_as_a_conversation(tmp_path, byte_backend):
     data = write(tmp_path / "a.jsonl", text)
 
     made = prepare(data, backend, context_length=64, seed=0)
-    (row,) = xray(data, backend, context_length=64)
 
     assert len(made.train) == 1 and made.report.truncated == 1
-    kept = [token.id for token in row.tokens if token.state != "truncated"]
-    assert kept == made.train[0].input_ids.tolist()
+    assert_same(xray(data, backend, context_length=64), made.train)
 
 
 def test_the_real_tokenizer_reads_rendered_chats(real):

@@ -1,17 +1,11 @@
 """What is rarely meant is said before a launch."""
 
-import json
-
 import pytest
 
 from studio.data.check_dataset import check_file
 from studio.data.prepare_run_data import prepare
 from studio.spec import DataSource
-
-
-def write(path, *rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+from tests.studio.data.conftest import write_rows
 
 
 def pair(question, answer):
@@ -36,7 +30,7 @@ def warnings_of(path, backend, **options):
     ],
 )  # fmt: skip
 def test_smells_of_rows_are_in_check_and_report(tmp_path, byte_backend, rows, words):
-    path = write(tmp_path / "a.jsonl", *rows)
+    path = write_rows(tmp_path / "a.jsonl", rows)
     backend = byte_backend(["<e>"], eos="<e>")
 
     assert any(words in warning for warning in check_file(path).warnings)
@@ -45,8 +39,8 @@ def test_smells_of_rows_are_in_check_and_report(tmp_path, byte_backend, rows, wo
 
 def test_answers_of_one_token_and_rows_beyond_the_limit_are_counted(tmp_path, byte_backend):
     backend = byte_backend(["<e>"], eos="<e>")
-    short = write(tmp_path / "a.jsonl", *(pair(f"question {i}", "y") for i in range(4)))
-    long = write(tmp_path / "b.jsonl", *(pair("q", "y" * 99 + str(i)) for i in range(4)))
+    short = write_rows(tmp_path / "a.jsonl", [pair(f"question {i}", "y") for i in range(4)])
+    long = write_rows(tmp_path / "b.jsonl", [pair("q", "y" * 99 + str(i)) for i in range(4)])
 
     assert "In 4 of 4 rows at most one token is trained beside the end." in warnings_of(
         short, backend
@@ -57,6 +51,8 @@ def test_answers_of_one_token_and_rows_beyond_the_limit_are_counted(tmp_path, by
 
 
 def test_ordinary_rows_have_no_smell(tmp_path, byte_backend):
-    path = write(tmp_path / "a.jsonl", *(pair(f"question {i}", f"answer {i}") for i in range(4)))
+    path = write_rows(
+        tmp_path / "a.jsonl", [pair(f"question {i}", f"answer {i}") for i in range(4)]
+    )
 
     assert not warnings_of(path, byte_backend(["<e>"], eos="<e>"))

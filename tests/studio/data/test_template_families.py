@@ -12,6 +12,7 @@ import pytest
 
 from studio.data.conversation_records import Conversation, Problem
 from studio.data.template.template import choose
+from tests.studio.data.conftest import labelled
 from tests.studio.data.families import FAMILIES, PROMPTS, SHAPES, answer
 from tests.studio.data.spoken import SPOKEN
 
@@ -141,7 +142,7 @@ def test_spans_equal_the_generation_masks_of_transformers(family, made):
         theirs = peer.apply_chat_template(
             messages, tools=tools, return_dict=True, return_assistant_tokens_mask=True
         )
-        ids, labels = template.encode(messages, tools=tools)
+        ids, labels = labelled(template, messages, tools=tools)
         assert ids == theirs["input_ids"]
         assert [int(label >= 0) for label in labels] == theirs["assistant_masks"]
 

@@ -3,7 +3,6 @@
 The cases are those of public reports; templates and rows are written here.
 """
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +17,7 @@ from studio.data.template.lost_parts import find_text
 from studio.data.template.template import choose
 from studio.data.xray import xray
 from studio.spec import DataSource
+from tests.studio.data.conftest import assert_same, labelled, write_rows
 from tests.studio.data.families import (
     FAMILIES,
     IM,
@@ -78,7 +78,7 @@ def test_the_prompt_of_a_folded_system_prompt_is_the_beginning_of_the_trained_te
     template = choose(byte_backend([*kind.specials], kind.source, eos=kind.eos, bos=kind.bos))
     turns = [SYSTEM, user("Map?"), answer("Chest."), user("Key?"), answer("Neck.")]
 
-    ids, _ = template.encode(turns)
+    ids, _ = labelled(template, turns)
     prompt = template.encode_prompt(turns[:-1])
 
     assert ids[: len(prompt)] == prompt
@@ -307,8 +307,8 @@ def test_rows_with_tools_use_the_template_named_tool_use(byte_backend):
     template = choose(byte_backend([*IM], named, eos="<|im_end|>"))
     turns = [user("Oslo?"), answer("Cold.")]
 
-    without, _ = template.encode(turns)
-    using, _ = template.encode(turns, tools=TOOLS)
+    without, _ = labelled(template, turns)
+    using, _ = labelled(template, turns, tools=TOOLS)
 
     decode = template.backend.core.decode
     assert decode(without, skip_special_tokens=False) == (
@@ -324,20 +324,11 @@ CUTS_USER = (
 LONG = "word " * 20
 
 
-def written(tmp_path, *rows):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 def test_what_a_template_cuts_is_counted_named_and_shown(byte_backend, tmp_path):
     backend = byte_backend([*IM], CUTS_USER, eos="<|im_end|>")
-    path = written(
-        tmp_path,
-        {"messages": [user(LONG), answer("Short.")]},
-        {"messages": [user("Hi"), answer(LONG)]},
-        {"messages": [user("Hi"), answer("Hello!")]},
-    )
+    turns = [(LONG, "Short."), ("Hi", LONG), ("Hi", "Hello!")]
+    rows = [{"messages": [user(question), answer(text)]} for question, text in turns]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
     data = DataSource(path=path, validation_fraction=0)
 
     report = prepare(data, backend, context_length=500, seed=0).report
@@ -360,7 +351,8 @@ def test_what_a_template_cuts_is_counted_named_and_shown(byte_backend, tmp_path)
 
 def test_keys_and_columns_that_are_not_read_are_counted_and_named_once(byte_backend, tmp_path):
     turns = [user("Hi") | {"mood": "calm", "note": None}, answer("Hello!") | {"mood": "glad"}]
-    path = written(tmp_path, *[{"messages": turns, "id": n, "empty": None} for n in range(3)])
+    rows = [{"messages": turns, "id": n, "empty": None} for n in range(3)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
 
     report = prepare(
         DataSource(path=path, validation_fraction=0),
@@ -375,16 +367,14 @@ def test_keys_and_columns_that_are_not_read_are_counted_and_named_once(byte_back
 def test_the_xray_shows_every_turn_that_is_trained(byte_backend, tmp_path):
     kind = FAMILIES["Qwen 3"]
     backend = byte_backend([*kind.specials], kind.source, eos=kind.eos)
-    path = written(tmp_path, {"messages": TWO_THOUGHTS})
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": TWO_THOUGHTS}])
     data = DataSource(path=path, validation_fraction=0, thoughts="turns")
 
     made = prepare(data, backend, context_length=500, seed=0)
     rows = xray(data, backend, context_length=500, rows=[1])
 
     assert [(row.part, row.num_parts) for row in rows] == [(1, 2), (2, 2)]
-    for row, example in zip(rows, made.train, strict=True):
-        assert [token.id for token in row.tokens] == example.input_ids.tolist()
-        assert [t.state == "trained" for t in row.tokens] == (example.labels >= 0).tolist()
+    assert_same(rows, made.train)
     assert any("1 row is trained turn by turn" in text for text in made.report.warnings)
     assert (made.report.rows.kept, made.report.examples) == (1, 2)
 

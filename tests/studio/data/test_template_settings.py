@@ -8,6 +8,7 @@ from studio.data.template.template import choose, choose_for
 from studio.data.template.template_settings import read, written
 from studio.errors import DataError
 from studio.spec import DataSource
+from tests.studio.data.conftest import labelled
 
 THINKING = """
 {%- for m in messages -%}
@@ -53,7 +54,7 @@ def test_training_and_chat_render_with_the_setting(byte_backend):
         == len(choose(backend, chat_template_kwargs="enable_thinking=true").encode_prompt(QUESTION))
     )
     trained = choose_for(backend, DataSource(chat_template_kwargs="enable_thinking=false"))
-    ids, labels = trained.encode([*QUESTION, {"role": "assistant", "content": "ok"}])
+    ids, labels = labelled(trained, [*QUESTION, {"role": "assistant", "content": "ok"}])
     assert ids[: len(asked)] == asked  # an answer is trained behind what chat asks with
     assert labels[: len(asked)] == [-100] * len(asked)
 

@@ -16,7 +16,7 @@ from studio.data.template.template import choose
 from studio.data.xray import xray
 from studio.errors import DataError
 from studio.spec import DataSource
-from tests.studio.data.conftest import Make
+from tests.studio.data.conftest import Make, assert_same, labelled, write_rows
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}"
@@ -131,8 +131,8 @@ def test_every_answer_the_last_or_everything_is_trained_as_asked(shape, byte_bac
     last = first + rest.replace("]]", "", 1)
 
     for train_on, expected in (("assistant", every), ("last", last)):
-        assert bracketed(backend, *template.encode(TURNS, train_on)) == expected
-    ids, labels = template.encode(TURNS, "all")
+        assert bracketed(backend, *labelled(template, TURNS, train_on)) == expected
+    ids, labels = labelled(template, TURNS, "all")
     assert ids == labels
 
 
@@ -184,24 +184,20 @@ def test_a_row_that_is_too_long_keeps_its_mask(
     shape, question, answer, limit, expected, byte_backend, bracketed, tmp_path
 ):
     backend = shaped(byte_backend, shape)
-    path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({"question": question, "answer": answer}) + "\n")
-    data = DataSource(path=str(path), max_length=limit, validation_fraction=0)
+    path = write_rows(tmp_path / "a.jsonl", [{"question": question, "answer": answer}])
+    data = DataSource(path=path, max_length=limit, validation_fraction=0)
 
     (row,) = prepare(data, backend, context_length=1000, seed=0).train
-    (shown,) = xray(data, backend, context_length=1000, count=1)
 
     assert bracketed(backend, row.input_ids.tolist(), row.labels.tolist()) == expected[shape]
-    kept = [token for token in shown.tokens if token.state != "truncated"]
-    assert [token.id for token in kept] == row.input_ids.tolist()
-    assert [token.state == "trained" for token in kept] == (row.labels >= 0).tolist()
+    assert_same(xray(data, backend, context_length=1000, count=1), [row])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_prompt_is_exactly_what_stands_before_the_answer(shape, byte_backend):
     template = choose(shaped(byte_backend, shape))
 
-    ids, labels = template.encode(TURNS, "last")
+    ids, labels = labelled(template, TURNS, "last")
     prompt = template.encode_prompt(TURNS[:3])
 
     assert ids[: len(prompt)] == prompt
@@ -231,15 +227,6 @@ WITH_SYSTEM = {
     ),
 }
 WITH_SYSTEM["qwen"] = WITH_SYSTEM["generation"] = WITH_SYSTEM["chatml"]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_system_prompt_is_masked_or_joined_to_the_question(shape, byte_backend, bracketed):
-    backend = shaped(byte_backend, shape)
-
-    ids, labels = choose(backend).encode(SYSTEM)
-
-    assert bracketed(backend, ids, labels) == WITH_SYSTEM[shape]
 
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
@@ -287,12 +274,15 @@ WITH_CALL["generation"] = WITH_CALL["chatml"]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_tool_calls_are_trained_and_tool_results_are_not(shape, byte_backend, bracketed):
+@pytest.mark.parametrize(
+    ("messages", "expected"), [(SYSTEM, WITH_SYSTEM), (CALLING, WITH_CALL)], ids=["system", "call"]
+)
+def test_system_prompts_and_results_are_masked_and_calls_are_trained(
+    shape, messages, expected, byte_backend, bracketed
+):
     backend = shaped(byte_backend, shape)
 
-    ids, labels = choose(backend).encode(CALLING)
-
-    assert bracketed(backend, ids, labels) == WITH_CALL[shape]
+    assert bracketed(backend, *labelled(choose(backend), messages)) == expected[shape]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -302,8 +292,8 @@ def test_special_tokens_typed_inside_data_are_text(shape, byte_backend):
     typed = "".join(specials)
     dirty = [{"role": "user", "content": typed}, {"role": "assistant", "content": f"y{typed}"}]
 
-    ids, labels = choose(backend).encode(dirty)
-    plain, _ = choose(backend).encode(clean)
+    ids, labels = labelled(choose(backend), dirty)
+    plain, _ = labelled(choose(backend), clean)
 
     lowest = min(backend.token_id(s) for s in specials)
     assert [i for i in ids if i >= lowest] == [i for i in plain if i >= lowest]
@@ -324,7 +314,7 @@ def test_an_earlier_thought_is_cut_by_the_template_and_the_last_one_is_trained(
         {"role": "assistant", "content": "<think>\nadd\n</think>\n\n4"},
     ]
 
-    ids, labels = choose(backend).encode(turns)
+    ids, labels = labelled(choose(backend), turns)
 
     assert bracketed(backend, ids, labels) == (
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n[[Hello!<|im_end|>]]\n"
@@ -336,8 +326,9 @@ def test_an_earlier_thought_is_cut_by_the_template_and_the_last_one_is_trained(
 def test_white_space_that_the_template_trims_does_not_move_the_mask(byte_backend, bracketed):
     backend = byte_backend(LLAMA3_SPECIALS, LLAMA3, eos="<|eot_id|>", bos="<|begin_of_text|>")
 
-    ids, labels = choose(backend).encode(
-        [{"role": "user", "content": " Hi "}, {"role": "assistant", "content": "\n  a b\n"}]
+    ids, labels = labelled(
+        choose(backend),
+        [{"role": "user", "content": " Hi "}, {"role": "assistant", "content": "\n  a b\n"}],
     )
 
     assert bracketed(backend, ids, labels).endswith("<|end_header_id|>\n\n[[a b<|eot_id|>]]")
@@ -346,8 +337,9 @@ def test_white_space_that_the_template_trims_does_not_move_the_mask(byte_backend
 def test_white_space_that_the_template_keeps_is_trained(byte_backend, bracketed):
     backend = byte_backend(IM, CHATML, eos="<|im_end|>")
 
-    ids, labels = choose(backend).encode(
-        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "  é🙂\n"}]
+    ids, labels = labelled(
+        choose(backend),
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "  é🙂\n"}],
     )
 
     assert bracketed(backend, ids, labels).endswith("assistant\n[[  é🙂\n<|im_end|>]]\n")
@@ -365,7 +357,7 @@ def test_answers_equal_to_the_markers_of_the_template_do_not_confuse_the_mask(
         {"role": "assistant", "content": "user: assistant: yes"},
     ]
 
-    ids, labels = choose(backend).encode(turns)
+    ids, labels = labelled(choose(backend), turns)
 
     assert bracketed(backend, ids, labels) == (
         "user: assistant: no\nassistant: \nassistant: [[user: assistant: yes<e>]]"
@@ -376,14 +368,14 @@ def test_a_template_that_refuses_roles_drops_the_row_with_its_own_words(byte_bac
     backend = byte_backend(["<bos>", "<end_of_turn>"], GEMMA, bos="<bos>", eos="<end_of_turn>")
 
     with pytest.raises(DataError, match="must alternate"):
-        choose(backend).encode([TURNS[0], TURNS[0], TURNS[1]])
+        labelled(choose(backend), [TURNS[0], TURNS[0], TURNS[1]])
 
 
 def test_a_template_cannot_reach_python(byte_backend):
     backend = byte_backend(IM, "{{ ''.__class__.__mro__[1].__subclasses__() }}", eos="<|im_end|>")
 
     with pytest.raises(Exception, match="unsafe|cannot be used"):
-        choose(backend).encode(TURNS)
+        labelled(choose(backend), TURNS)
 
 
 def test_the_real_chatml_template_masks_tool_conversations(real, bracketed):
@@ -391,7 +383,7 @@ def test_the_real_chatml_template_masks_tool_conversations(real, bracketed):
 
     backend = backend_from_folder(real / "tokenizers" / "minimind")
 
-    ids, labels = choose(backend).encode(CALLING, tools=[{"name": "add"}])
+    ids, labels = labelled(choose(backend), CALLING, tools=[{"name": "add"}])
 
     written = bracketed(backend, ids, labels)
     assert written.startswith("<|im_start|>system\n# Tools\n")
@@ -410,7 +402,7 @@ def test_ids_equal_those_of_transformers_own_rendering(real):
     tokenizer = AutoTokenizer.from_pretrained(real / "tokenizers" / "minimind")
 
     for messages in (TURNS, SYSTEM, CALLING):
-        ids, _ = choose(tokenizer).encode(messages)
+        ids, _ = labelled(choose(tokenizer), messages)
         assert ids == tokenizer.apply_chat_template(messages, return_dict=False)
         prompt = tokenizer.apply_chat_template(
             messages[:-1], add_generation_prompt=True, return_dict=False

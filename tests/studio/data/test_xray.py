@@ -1,7 +1,5 @@
 """The X-ray shows what the loop gets, token by token."""
 
-import json
-
 import pytest
 
 from studio.data.model_tokenizer import backend_from_folder
@@ -9,6 +7,7 @@ from studio.data.prepare_run_data import prepare
 from studio.data.xray import xray
 from studio.errors import DataError
 from studio.spec import DataSource
+from tests.studio.data.conftest import assert_same, write_rows
 
 
 @pytest.mark.parametrize(
@@ -28,22 +27,17 @@ def test_ids_and_labels_are_those_of_the_loop(real, home, model, context, name):
     shown = xray(source, backend, context_length=context, count=12, home=home)
 
     assert len(shown) == 12
-    for row, example in zip(shown, made.train, strict=False):
-        kept = [t for t in row.tokens if t.state != "truncated"]
-        assert [t.id for t in kept] == example.input_ids.tolist()
-        labels = [t.id if t.state == "trained" else -100 for t in kept]
-        assert labels == example.labels.tolist()
+    assert_same(shown, made.train[:12])
 
 
 @pytest.mark.parametrize(
     "model", ["models/stories260k", "models/tarot-gpt2", "tokenizers/minimind"]
 )
 def test_the_texts_of_the_tokens_make_the_text(real, model, tmp_path):
-    path = tmp_path / "a.jsonl"
     answer = "Größe 🙂🙃 日本語\n    def f():\n" * 6
-    path.write_text(json.dumps({"question": "Wie?", "answer": answer}) + "\n")
+    path = write_rows(tmp_path / "a.jsonl", [{"question": "Wie?", "answer": answer}])
 
-    row = xray(DataSource(path=str(path)), backend_from_folder(real / model),
+    row = xray(DataSource(path=path), backend_from_folder(real / model),
                context_length=4096)[0]  # fmt: skip
 
     assert "".join(token.text for token in row.tokens) == row.text
@@ -52,12 +46,8 @@ def test_the_texts_of_the_tokens_make_the_text(real, model, tmp_path):
 
 def test_rows_are_found_by_number_length_or_chance(tmp_path, byte_backend):
     backend = byte_backend(["</s>"], eos="</s>")
-    path = tmp_path / "a.jsonl"
-    lengths = [3, 9, 1, 7]
-    path.write_text(
-        "".join(json.dumps({"question": "q", "answer": "a" * n}) + "\n" for n in lengths)
-    )
-    source = DataSource(path=str(path))
+    made = [{"question": "q", "answer": "a" * length} for length in (3, 9, 1, 7)]
+    source = DataSource(path=write_rows(tmp_path / "a.jsonl", made))
 
     def rows(**kwargs):
         return [x.row for x in xray(source, backend, context_length=64, **kwargs)]
@@ -71,12 +61,10 @@ def test_rows_are_found_by_number_length_or_chance(tmp_path, byte_backend):
 
 
 def test_a_dropped_row_says_why_and_a_cut_row_what_was_cut(tmp_path, byte_backend):
-    path = tmp_path / "a.jsonl"
-    path.write_text(
-        '{"question": "q", "answer": "abcdefghijklmnop"}\n{"question": "q", "answer": ""}\n'
-    )
+    answers = [{"question": "q", "answer": text} for text in ("abcdefghijklmnop", "")]
+    path = write_rows(tmp_path / "a.jsonl", answers)
 
-    cut, dropped = xray(DataSource(path=str(path)), byte_backend(["</s>"], eos="</s>"),
+    cut, dropped = xray(DataSource(path=path), byte_backend(["</s>"], eos="</s>"),
                         context_length=8)  # fmt: skip
 
     assert dropped.problem == '"answer" is empty.'

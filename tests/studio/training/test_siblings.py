@@ -263,7 +263,6 @@ def test_kin_share_base_data_and_place_and_nothing_else():
     for other in (
         {"data.path": "starter:shouting"}, {"data.max_length": 64}, {"model.dtype": "bfloat16"},
         {"train.device": "cpu"}, {"train.gradient_checkpointing": True},
-        {"train.triton_kernels": False},
     ):  # fmt: skip
         assert sibling_key(spec.with_values(other)) != sibling_key(spec)
     for alone_ in (

@@ -175,8 +175,7 @@ export class Models extends HTMLElement {
       quiet(t`Only configuration, tokenizer and safetensors weights are fetched, into the hub’s own cache. It can be
         paused, and goes on where it was.`)];
     dialog(one.id, h('div.s-dialog-parts', {}, body), t`Download`, one.why_not ? null
-      : async () => { await api('/api/do/models.get',
-        { repo: one.id, revision: one.branch, commit: one.revision }); });
+      : async () => { await api('/api/do/models.get', { repo: one.id, commit: one.revision }); });
   }
 
   async askDelete(one) {

@@ -14,8 +14,9 @@ export class Launch {
     this.line = h('p.s-launched', { role: 'status', 'data-testid': 'launched' });
     this.progress = new JobProgress();
     this.actions = h('div.s-actions', {});
-    this.show = h('section.s-card.s-live', { hidden: true }, this.line, this.progress.element,
-      this.pace = quiet(), this.actions, this.board.charts.map((chart) => chart.element));
+    this.show = h('section.s-live', { hidden: true }, this.line, this.progress.element,
+      this.pace = quiet(),
+      this.board.charts.map((chart) => chart.element), this.actions);
     this.before = h('p.s-before', {}, t`The loss appears here within seconds of pressing Train.`);
     this.element = h('div', { id: 'launch' }, this.show, this.before);
     this.run = Number(query().get('run')) || null;
@@ -36,7 +37,7 @@ export class Launch {
     remember({ run: job.id });
     this.take([job, ...this.jobs.filter((one) => one.id !== job.id)]);
     poke();
-    this.element.scrollIntoView({ block: 'start', behavior: 'smooth' });
+    this.element.scrollIntoView({ block: 'nearest', behavior: 'smooth' });
   }
 
   /** The run launched last, while it is going, if it has these very settings. */
