@@ -21,8 +21,7 @@ class Recipes:
 
     def list(self) -> Rows:
         """Return the recipes, by name."""
-        with self._database.reading() as db:
-            rows = list(db.query("SELECT * FROM recipes ORDER BY name"))
+        rows = self._database.rows("SELECT * FROM recipes ORDER BY name")
         return [row | {"stack": json.loads(row["stack"])} for row in rows]
 
     def get(self, name: str) -> dict[str, Any]:
@@ -50,8 +49,7 @@ class Recipes:
             raise ChatError("A recipe needs at least one adapter.")
         items = [validated(StackItem, dict(item)).model_dump() for item in stack]
         values = {"name": name, "model": model, "stack": json.dumps(items), "now": now()}
-        with self._database.writing() as db:
-            db.conn.execute(_SAVE, values)
+        self._database.change(_SAVE, values)
 
     def delete(self, name: str) -> None:
         """Forget a recipe.
@@ -60,8 +58,7 @@ class Recipes:
             ChatError: There is none of this name.
         """
         self.get(name)
-        with self._database.writing() as db:
-            db.conn.execute("DELETE FROM recipes WHERE name = ?", [name])
+        self._database.change("DELETE FROM recipes WHERE name = ?", [name])
 
 
 _SAVE = """

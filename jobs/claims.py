@@ -9,7 +9,7 @@ has the job: `Fenced` is raised, nothing is changed, and the runner exits at onc
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
 from jobs.database import Database, now
@@ -275,10 +275,8 @@ class Claims:
         Raises:
             Fenced: The claim is no longer valid.
         """
-        values = {
-            "id": claim.job, "attempt": claim.attempt, "now": now(), "pid": process.pid,
-            "started": process.started, "boot_id": process.boot_id, "from_step": from_step,
-        }  # fmt: skip
+        own = {"id": claim.job, "attempt": claim.attempt, "now": now(), "from_step": from_step}
+        values = {**asdict(process), **own}
         with self._database.writing() as db:
             rows = db.conn.execute(_REGISTER, values).fetchall()
             if not rows:

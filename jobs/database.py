@@ -18,6 +18,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jobs.database_schema import Tables, sqlite_library, unknown_migration
 from jobs.file_locks import FileLock, refuse_unsafe
@@ -74,6 +75,11 @@ class Database:
             if not keep:
                 self._close(tables)
 
+    def rows(self, sql: str, values: Any = ()) -> list[dict[str, Any]]:
+        """Return the rows of one query, by the names of their columns."""
+        with self.reading() as db:
+            return list(db.query(sql, values))
+
     @contextlib.contextmanager
     def writing(self, *, durable: bool = True) -> Iterator[Tables]:
         """Yield a connection inside one immediate transaction; commit at the end.
@@ -101,6 +107,11 @@ class Database:
                 self._shorten_log(tables)
         if durable:
             self.wake()
+
+    def change(self, sql: str, values: Any = (), *, durable: bool = True) -> int:
+        """Execute one statement and return the number of rows that it changed."""
+        with self.writing(durable=durable) as db:
+            return int(db.conn.execute(sql, values).rowcount)
 
     def wake(self) -> None:
         """Wake the supervisor."""

@@ -107,21 +107,19 @@ class Placement:
 
     def _absent(self, slots: Sequence[str]) -> dict[int, str]:
         """Return a sentence for each job that names a GPU which this machine lacks."""
-        with self._store.database.reading() as db:
-            named = db.conn.execute(_NAMED).fetchall()
+        named = self._store.database.rows(_NAMED)
         gpus = [slot for slot in slots if slot.startswith("cuda:")]
         found = {}
-        for job, wanted in named if gpus else ():  # without GPUs its runner reports it
-            absent = [name for name in wanted.split(",") if name not in gpus]
+        for job in named if gpus else ():  # without GPUs its runner reports it
+            absent = [name for name in job["device_wanted"].split(",") if name not in gpus]
             if absent:
-                found[job] = f"wants {', '.join(absent)}; this machine has {', '.join(gpus)}"
+                found[job["id"]] = f"wants {', '.join(absent)}; this machine has {', '.join(gpus)}"
         return found
 
     def _write(self, sentences: dict[int, str]) -> None:
         database = self._store.database
-        with database.reading() as db:
-            known = dict(db.conn.execute("SELECT id, waits FROM jobs WHERE waits <> ''").fetchall())
-        if known == sentences:
+        known = database.rows("SELECT id, waits FROM jobs WHERE waits <> ''")
+        if {job["id"]: job["waits"] for job in known} == sentences:
             return
         with database.writing(durable=False) as db:
             db.conn.execute("UPDATE jobs SET waits = '' WHERE waits <> ''")

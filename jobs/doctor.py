@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from jobs.database import damage
 from jobs.job_queue import JobStore
 from studio import hardware
 from studio.errors import StudioError
+from studio.gpus import installed
 from studio.home import open_home
 from studio.names import readable
 from studio.training import allocator, kernel_check
@@ -45,7 +45,7 @@ def examine(home_path: Path | None, model: str = "") -> dict[str, Any]:
         "python": sys.version.split()[0],
         "system": platform.platform(),
         "sqlite": sqlite3.sqlite_version,
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed(name) or None for name in PACKAGES},
         "devices": [
             {"name": d.name, "label": d.label, "total_bytes": d.total_bytes,
              "free_bytes": d.free_bytes}
@@ -140,13 +140,6 @@ def _model_facts(model: str, findings: list[dict[str, str]]) -> dict[str, Any]:
         "works": [name for name, why in found.items() if not why],
         "fails": {name: why for name, why in found.items() if why},
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _problem(text: str) -> dict[str, str]:

@@ -39,9 +39,8 @@ def _blocked(db: Tables, again: Iterable[int]) -> list[tuple[int, str]]:
 
 
 def _drop_checkpoints(store: JobStore) -> None:
-    with store.database.reading() as db:
-        dropped = [row[0] for row in db.conn.execute(_DROPPED).fetchall()]
-    for job in dropped:  # the flag last, so that it is repeated after a kill in between
+    for row in store.database.rows(_DROPPED):
+        job = row["id"]  # the flag last, so that it is repeated after a kill in between
         shutil.rmtree(store.home.run(job) / "checkpoints", ignore_errors=True)
         with store.database.writing() as db:
             db.conn.execute("DELETE FROM checkpoints WHERE job = ?", (job,))

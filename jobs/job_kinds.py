@@ -104,20 +104,10 @@ BESIDE = (FILES, NETWORK)
 """Slots beside the devices, for jobs that need no GPU; they see the CPU alone."""
 FILE_KINDS = frozenset({"import", "curate", "mix_data", "measure"})
 """Kinds of datasets that only read and write files."""
-LIGHT_KINDS = {"download": NETWORK} | dict.fromkeys(
-    FILE_KINDS
-    | {
-        "arrive",
-        "push",
-        "promote",
-        "picture",
-        "import_adapter",
-        "export_adapter",
-        "gguf",
-        "extend_model",
-    },
-    FILES,
-)
+LIGHT_KINDS = {"download": NETWORK} | dict.fromkeys((
+    *FILE_KINDS, "arrive", "push", "promote", "picture", "import_adapter", "export_adapter", "gguf",
+    "extend_model",
+), FILES)  # fmt: skip
 """Kinds that run beside training, and their slots."""
 
 KINDS: dict[str, Kind | str] = {

@@ -7,8 +7,7 @@ changes nothing.
 import json
 import shutil
 from collections.abc import Iterable
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from jobs.run_curves import Curves
 from jobs.run_folder import newest_step
 from studio.cluster.cluster_records import delete_submission, read_submission
 from studio.errors import QueueError
+from studio.gpus import installed
 from studio.home import Home
 from studio.spec import RunSpec
 
@@ -153,8 +153,8 @@ class JobStore:
 
     def counts(self) -> dict[State, int]:
         """Return the number of jobs in each state."""
-        with self.database.reading() as db:
-            return dict(db.conn.execute("SELECT state, count(*) FROM jobs GROUP BY state"))
+        rows = self.database.rows("SELECT state, count(*) AS count FROM jobs GROUP BY state")
+        return {row["state"]: row["count"] for row in rows}
 
     def metrics(
         self, job_ids: Iterable[int], names: Iterable[str], *, after_seq: int = 0,
@@ -175,20 +175,20 @@ class JobStore:
 
     def samples(self, job_id: int) -> Rows:
         """Return the run's sample answers, oldest first."""
-        return self._rows("SELECT * FROM samples WHERE job = ? ORDER BY step, id", job_id)
+        return self.database.rows("SELECT * FROM samples WHERE job = ? ORDER BY step, id", [job_id])
 
     def checkpoints(self, job_id: int) -> Rows:
         """Return the checkpoints that are still on disk, oldest first."""
-        rows = self._rows("SELECT * FROM checkpoints WHERE job = ? ORDER BY step", job_id)
+        rows = self.database.rows("SELECT * FROM checkpoints WHERE job = ? ORDER BY step", [job_id])
         return [row for row in rows if Path(row["path"]).is_dir()]
 
     def events(self, job_id: int) -> Rows:
         """Return every transition of the job, oldest first."""
-        return self._rows("SELECT * FROM events WHERE job = ? ORDER BY id", job_id)
+        return self.database.rows("SELECT * FROM events WHERE job = ? ORDER BY id", [job_id])
 
     def attempts(self, job_id: int) -> Rows:
         """Return every attempt at the job, oldest first."""
-        return self._rows("SELECT * FROM attempts WHERE job = ? ORDER BY attempt", job_id)
+        return self.database.rows("SELECT * FROM attempts WHERE job = ? ORDER BY attempt", [job_id])
 
     def log_path(self, job_id: int) -> Path:
         """Return the path of the run's log."""
@@ -282,8 +282,7 @@ class JobStore:
         job = self.get(job_id)
         if job.state not in ("queued", "paused"):
             raise QueueError(f'"{job.name}" is {job.state}; only waiting jobs can be ordered.')
-        with self.database.reading() as db:
-            waiting = [row[0] for row in db.conn.execute(_IN_ORDER).fetchall()]
+        waiting = [row["id"] for row in self.database.rows(_IN_ORDER)]
         place = waiting.index(job.id)
         others = [other for other in waiting if other != job.id]
         target = min(max(0, place + places), len(others))
@@ -312,17 +311,14 @@ class JobStore:
 
     def processes(self) -> Rows:
         """Return the living processes of this home: supervisor, web, chat host, spare."""
-        with self.database.reading() as db:
-            rows = list(db.query("SELECT * FROM processes ORDER BY role, since"))
+        rows = self.database.rows("SELECT * FROM processes ORDER BY role, since")
         return [row for row in rows if Identity.recorded(row).alive()]
 
     def announce(self, role: str, *, url: str = "", identity: Identity | None = None) -> None:
         """Register this process, or another one, until it ends; delete rows of dead ones."""
-        process = identity or me()
-        values = {
-            "role": role, "pid": process.pid, "started": process.started,
-            "boot_id": process.boot_id, "url": url, "version": _version(), "now": now(),
-        }  # fmt: skip
+        process = asdict(identity or me())
+        version = installed("adapter-studio") or "0"  # of the sources
+        values = {**process, "role": role, "url": url, "version": version, "now": now()}
         with self.database.writing(durable=False) as db:
             for row in list(db.query("SELECT role, pid, pid_started, boot_id FROM processes")):
                 if not Identity.recorded(row).alive():
@@ -331,43 +327,31 @@ class JobStore:
 
     def leases(self) -> Rows:
         """Return the leases on devices without those of dead chat processes."""
-        with self.database.reading() as db:
-            rows = list(db.query(_LEASES))
         return [
-            row
-            for row in rows
+            row for row in self.database.rows(_LEASES)
             if row["holder"] == "job" or (row["pid"] is not None and Identity.recorded(row).alive())
-        ]
+        ]  # fmt: skip
 
     def take_chat_lease(
         self, device: str, *, memory_bytes: int = 0, identity: Identity | None = None
     ) -> None:
         """Register this process as the holder of a chat model on a device."""
-        process = identity or me()
-        values = {
-            "device": device, "pid": process.pid, "started": process.started,
-            "boot_id": process.boot_id, "memory": memory_bytes, "now": now(),
-        }  # fmt: skip
-        with self.database.writing(durable=False) as db:
-            db.conn.execute(_CHAT_LEASE, values)
+        process = asdict(identity or me())
+        values = {**process, "device": device, "memory": memory_bytes, "now": now()}
+        self.database.change(_CHAT_LEASE, values, durable=False)
 
     def ask_chat_to_leave(self, device: str) -> bool:
         """Request that the chat host frees a device; return False if it holds none there."""
         if not any(row["holder"] == "chat" and row["device"] == device for row in self.leases()):
             return False
-        with self.database.writing(durable=False) as db:
-            db.conn.execute(_WANT_BACK, (device,))
+        self.database.change(_WANT_BACK, (device,), durable=False)
         return True
 
     def return_chat_lease(self) -> None:
         """Remove the leases of this process."""
-        with self.database.writing(durable=False) as db:
-            db.conn.execute("DELETE FROM leases WHERE holder = 'chat' AND pid = ?", (me().pid,))
+        sql = "DELETE FROM leases WHERE holder = 'chat' AND pid = ?"
+        self.database.change(sql, (me().pid,), durable=False)
         self.database.wake()  # a job may wait for the device
-
-    def _rows(self, sql: str, job_id: int) -> Rows:
-        with self.database.reading() as db:
-            return [dict(row) for row in db.query(sql, (job_id,))]
 
     def _stop(self, job_id: int | str, intent: Intent, *, drop: bool = False) -> Job:
         """End a waiting job, or request the stop of an active one."""
@@ -407,14 +391,6 @@ def _place_before(db: Tables, job: int, other: int) -> None:
         db.conn.execute(_RENUMBER)
         return _place_before(db, job, other)
     db.conn.execute("UPDATE jobs SET position = ? WHERE id = ?", (position, job))
-
-
-@cache
-def _version() -> str:
-    try:
-        return version("adapter-studio")
-    except PackageNotFoundError:  # run from the sources
-        return "0"
 
 
 _LIST = r"""

@@ -26,32 +26,18 @@ ENDED: frozenset[State] = frozenset({"succeeded", "failed", "cancelled"})
 OPEN: frozenset[State] = frozenset(STATES) - ENDED
 """What the job reads has to stay where it is."""
 
-LEGAL: frozenset[tuple[State, State]] = frozenset(
-    {
-        ("queued", "starting"),  # a supervisor claimed it
-        ("queued", "paused"),  # held by the user
-        ("queued", "cancelled"),
-        ("starting", "running"),  # the runner registered itself
-        ("starting", "stopping"),
-        ("starting", "failed"),  # it could not be started
-        ("starting", "interrupted"),  # its process died before it registered
-        ("running", "succeeded"),
-        ("running", "failed"),
-        ("running", "stopping"),
-        ("running", "interrupted"),  # its process is proven dead
-        ("stopping", "cancelled"),
-        ("stopping", "paused"),
-        ("stopping", "succeeded"),  # it finished before it saw the request
-        ("stopping", "failed"),
-        ("stopping", "interrupted"),  # the machine shuts down
-        ("paused", "queued"),
-        ("paused", "cancelled"),
-        ("interrupted", "queued"),  # automatically while it makes progress, else by the user
-        ("interrupted", "cancelled"),
-        ("failed", "queued"),
-        ("cancelled", "queued"),
-    }
-)
+NEXT: dict[State, tuple[State, ...]] = {
+    "queued": ("starting", "paused", "cancelled"),
+    "starting": ("running", "stopping", "failed", "interrupted"),
+    "running": ("succeeded", "failed", "stopping", "interrupted"),
+    "stopping": ("cancelled", "paused", "succeeded", "failed", "interrupted"),
+    "paused": ("queued", "cancelled"),
+    "interrupted": ("queued", "cancelled"),  # queued by itself while it makes progress
+    "failed": ("queued",),
+    "cancelled": ("queued",),
+}
+LEGAL = frozenset((state, after) for state, states in NEXT.items() for after in states)
+"""The legal transitions: interrupted is a job whose process died or whose machine shuts down."""
 
 
 def actions(state: State) -> tuple[str, ...]:

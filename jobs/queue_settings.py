@@ -26,16 +26,14 @@ DEFAULTS: dict[str, Any] = {
 
 def read(store: JobStore, name: str) -> Any:
     """Return a setting, or its default."""
-    with store.database.reading() as db:
-        row = db.conn.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
-    return json.loads(row[0]) if row else DEFAULTS[name]
+    rows = store.database.rows("SELECT value FROM settings WHERE name = ?", (name,))
+    return json.loads(rows[0]["value"]) if rows else DEFAULTS[name]
 
 
 def write(store: JobStore, name: str, value: Any) -> None:
     """Store a setting."""
     assert name in DEFAULTS, name
-    with store.database.writing() as db:
-        db.conn.execute(_WRITE, (name, json.dumps(value)))
+    store.database.change(_WRITE, (name, json.dumps(value)))
 
 
 def is_first_start(store: JobStore) -> bool:
@@ -46,8 +44,8 @@ def is_first_start(store: JobStore) -> bool:
 def home_id(store: JobStore) -> str:
     """Return the random id that sets the runs of this home apart from those of another."""
     if (found := read(store, "home_id")) is None:
-        with store.database.writing() as db:  # another process may be first
-            db.conn.execute(_WRITE_FIRST, ("home_id", json.dumps(secrets.token_hex(4))))
+        values = ("home_id", json.dumps(secrets.token_hex(4)))
+        store.database.change(_WRITE_FIRST, values)  # another process may be first
         found = read(store, "home_id")
     return str(found)
 
@@ -94,8 +92,8 @@ def hold_after_error(store: JobStore) -> None:
 
 def last_event(store: JobStore) -> int:
     """Return the number of the newest event, or 0."""
-    with store.database.reading() as db:
-        return int(db.conn.execute("SELECT COALESCE(MAX(id), 0) FROM events").fetchone()[0])
+    (row,) = store.database.rows("SELECT COALESCE(MAX(id), 0) AS newest FROM events")
+    return int(row["newest"])
 
 
 _WRITE = """

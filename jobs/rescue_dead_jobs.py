@@ -56,8 +56,7 @@ class Rescue:
                 self._store.requeue(job.id, newest_step=newest_step(self._store.home.run(job.id)))
 
     def _active(self) -> list[dict[str, Any]]:
-        with self._store.database.reading() as db:
-            return list(db.query(_ACTIVE))
+        return self._store.database.rows(_ACTIVE)
 
     def _death(self, claim: Claim, row: dict[str, Any]) -> str | None:
         child = self._runners.children.get(claim)
@@ -77,11 +76,8 @@ class Rescue:
     def _take_from_dead(self, claim: Claim, row: dict[str, Any], death: str) -> None:
         child = self._runners.children.pop(claim, None)
         if row["pid"] is not None:
-            kill_session(
-                Identity.recorded(row), hard=True
-            )  # its children must not continue to write
-        never_began = row["pid"] is None and child is not None and (child.returncode or 0) > 0
-        if never_began:
+            kill_session(Identity.recorded(row), hard=True)  # its children must not go on writing
+        if row["pid"] is None and child is not None and (child.returncode or 0) > 0:
             self._store.claims.could_not_start(
                 claim, text=f"The run could not start ({death}). Its log says why."
             )

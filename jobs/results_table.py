@@ -54,29 +54,25 @@ def table(store: JobStore) -> dict[str, Any]:
             report := atomic.read_object(store.home.run(job.id) / REPORT)
         ):
             model, stack = job.spec["model"]["path"], job.spec.get("stack") or ()
-            if (place := _place(store.home, model, stack)) is not None:
-                row = _row(store, rows, *place)
-                figures = {**report, **report.get("scores", {})}
-                _put(columns, row, Path(job.spec["data"]["path"]).name, figures, job.id)
-                row["forgetting"] = figures.get("forgetting") or row.get("forgetting")
+            row = _row(store, rows, _place(store.home, model, stack))
+            figures = {**report, **report.get("scores", {})}
+            _put(columns, row, Path(job.spec["data"]["path"]).name, figures, job.id)
+            row["forgetting"] = figures.get("forgetting") or row.get("forgetting")
         elif job.kind == "tasks":
             _put_tasks(store, rows, columns, job)
         elif job.kind == suite_results.KIND:
             found = suite_results.table(store, job.id)
             for lane, means in zip(found["lanes"], found["means"], strict=True):
-                if (place := _of_lane(store.home, lane)) is not None:
-                    _put(columns, _row(store, rows, *place), job.name, means, job.id)
+                _put(columns, _of_lane(store, rows, lane), job.name, means, job.id)
         elif (
             job.kind == judgements.KIND and (judged := judgements.table(store, job.id))["evidence"]
         ):
             for one in judged["standings"]:
-                if (place := _of_lane(store.home, one["lane"])) is not None:
-                    rate = {"judged": _win_rate(one)}
-                    _put(columns, _row(store, rows, *place), job.name, rate, job.id)
+                rate = {"judged": _win_rate(one)}
+                _put(columns, _of_lane(store, rows, one["lane"]), job.name, rate, job.id)
     board = Votes(store.database).board()
     for one in board["standings"]:
-        if (place := _of_lane(store.home, one["lane"])) is not None:
-            _row(store, rows, *place)["win_rate"] = _win_rate(one)
+        _of_lane(store, rows, one["lane"])["win_rate"] = _win_rate(one)
     used = [key for key in columns if any(row.get(key) is not None for row in rows.values())]
     return {
         "columns": [{"key": key, **columns[key]} for key in used],
@@ -111,18 +107,17 @@ def _put_tasks(store: JobStore, rows: Rows, columns: dict[str, Any], job: Job) -
     ways = (shots >= 0 and f"{shots}-shot", limit and f"first {limit}", spec.get("chat") and "chat")
     how = ", ".join(way for way in ways if way)
     for number, lane in enumerate(report.get("lanes", ())):
-        if (place := _of_lane(store.home, lane)) is not None:
-            row = _row(store, rows, *place)
-            for one in report["tasks"]:
-                known = {one["metric"]: (one["metric"], one["best"] or None)}
-                figures = {one["metric"]: one["values"][number]}
-                about = f"{one['task']} ({how})" if how else one["task"]
-                _put(columns, row, about, figures, job.id, known)
+        row = _of_lane(store, rows, lane)
+        for one in report["tasks"]:
+            known = {one["metric"]: (one["metric"], one["best"] or None)}
+            figures = {one["metric"]: one["values"][number]}
+            about = f"{one['task']} ({how})" if how else one["task"]
+            _put(columns, row, about, figures, job.id, known)
 
 
-def _of_lane(home: Home, lane: str) -> tuple[str, ...] | None:
+def _of_lane(store: JobStore, rows: Rows, lane: str) -> dict[str, Any]:
     read = read_lane(lane)
-    return _place(home, read["model"], read["stack"])
+    return _row(store, rows, _place(store.home, read["model"], read["stack"]))
 
 
 def _place(home: Home, model: str, stack: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
@@ -143,8 +138,14 @@ def _place(home: Home, model: str, stack: Sequence[Mapping[str, Any]]) -> tuple[
     return None
 
 
-def _row(store: JobStore, rows: Rows, model: str, adapter: str = "") -> dict[str, Any]:
-    """Return the row of an adapter, or of the base; made where there is none."""
+def _row(store: JobStore, rows: Rows, place: tuple[str, ...] | None) -> dict[str, Any]:
+    """Return the row of an adapter, or of the base; made where there is none.
+
+    A stack of several has none: what is put into it is not shown.
+    """
+    if place is None:
+        return {}
+    model, adapter = (*place, "")[:2]
     if not adapter and model in rows:  # full fine-tuning: an adapter that is a model
         return rows[model]
     key = adapter or f"base {model}"

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from studio.errors import (
 from studio.gpus import visible_devices
 from studio.home import Home, open_home, sweep
 from studio.training import training_events
+from studio.training.training_events import Event
 
 LOG_STEP_SECONDS = 2.0
 
@@ -85,12 +86,9 @@ class Attempt:
         self.trackers.record(event.step, send_to_trackers.values_of(event))
         if isinstance(event, training_events.Finished):
             self._finished = event
-        if isinstance(event, training_events.Saving):
-            return
-        if (
-            not isinstance(event, training_events.Step)
-            or time.monotonic() - self._logged > LOG_STEP_SECONDS
-        ):
+        often = isinstance(event, training_events.Step)
+        due = not often or time.monotonic() - self._logged > LOG_STEP_SECONDS
+        if due and not isinstance(event, training_events.Saving):
             self._logged = time.monotonic()
             self._log.info("%s", _as_line(event))
 
@@ -135,9 +133,7 @@ class Attempt:
             self._log.error("the last measurements could not be stored: %s", late.text)
         if isinstance(fault, DiskFull):
             self._pause_for_room(fault)
-        elif isinstance(
-            fault, ProcessLost
-        ):  # as if this process had died: continue from the checkpoint
+        elif isinstance(fault, ProcessLost):  # as if this process had died
             newest = newest_step(self.run_dir)
             self._store.claims.lost(self._claim, why=fault.text, newest_step=newest)
         else:
@@ -250,10 +246,7 @@ def run(home: Home, claims: Sequence[Claim]) -> None:
             attempts = [_begin(store, claim, claims, locks) for claim in claims]
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: _terminate(attempts))
-            if len(attempts) == 1:
-                _work(attempts[0])
-            else:
-                _work_together(attempts)
+            _work(attempts)
     except Fenced:
         exit_fenced()
     store.close()
@@ -281,36 +274,35 @@ def _begin(
     return Attempt(store, claim, log, alone=len(claims) == 1)
 
 
-def _work(attempt: Attempt) -> None:
-    attempt.reporter.start()
-    try:
-        for event in job_kinds.named(attempt.job.kind)(attempt.work):
-            attempt.record(event)
-    except Fenced:
-        raise
-    except Exception as error:
-        attempt.fail(error)
-    else:
-        attempt.end()
-
-
-def _work_together(attempts: Sequence[Attempt]) -> None:
-    left = dict(enumerate(attempts))
+def _work(attempts: Sequence[Attempt]) -> None:
+    """Execute attempts; of several, each ends with its last event or its own exception."""
+    left, together = dict(enumerate(attempts)), len(attempts) > 1
     for attempt in attempts:
         attempt.reporter.start()
     try:
-        for number, event in job_kinds.train_together([attempt.work for attempt in attempts]):
+        for number, event in _events(attempts):
             if isinstance(event, Exception):
                 left.pop(number).fail(event)
                 continue
             left[number].record(event)
-            if isinstance(event, training_events.Finished):
+            if together and isinstance(event, training_events.Finished):
                 left.pop(number).end()
     except Fenced:
         raise
     except Exception as error:
         for attempt in left.values():
             attempt.fail(error)
+    else:
+        for attempt in left.values():
+            attempt.end()
+
+
+def _events(attempts: Sequence[Attempt]) -> Iterable[tuple[int, Event | Exception]]:
+    """Yield what the attempts do, each event with the index of its attempt."""
+    works = [attempt.work for attempt in attempts]
+    if len(works) > 1:
+        return job_kinds.train_together(works)
+    return ((0, event) for event in job_kinds.named(attempts[0].job.kind)(works[0]))
 
 
 def _use_device(device: str) -> None:

@@ -18,8 +18,8 @@ def request(store: JobStore, job_id: int | str, what: Request) -> None:
     job = store.get(job_id)
     if job.state != "running" or job.kind != "train":
         raise QueueError(f'"{job.name}" is {job.state}; only a running training can {what}.')
-    with store.database.writing() as db:
-        db.conn.execute(_SET, {"save": what == "save", "sample": what == "sample", "id": job.id})
+    values = {"save": what == "save", "sample": what == "sample", "id": job.id}
+    store.database.change(_SET, values)
 
 
 def take_request(store: JobStore, claim: Claim) -> Request | None:
@@ -29,8 +29,7 @@ def take_request(store: JobStore, claim: Claim) -> Request | None:
         save, sample = db.conn.execute(_FLAGS, values).fetchone() or (0, 0)
     if not (save or sample):
         return None
-    with store.database.writing(durable=False) as db:
-        db.conn.execute(_CLEAR, values | {"sample": not save})
+    store.database.change(_CLEAR, values | {"sample": not save}, durable=False)
     return "save" if save else "sample"
 
 

@@ -32,8 +32,7 @@ class Conversations:
             limit: Maximum number.
         """
         wanted = f"%{escaped_like(search.strip())}%"
-        with self._database.reading() as db:
-            rows = list(db.query(_LIST, {"wanted": wanted, "limit": limit}))
+        rows = self._database.rows(_LIST, {"wanted": wanted, "limit": limit})
         return [row | {"lanes": json.loads(row["lanes"])} for row in rows]
 
     def get(self, conversation: str) -> dict[str, Any]:
@@ -69,8 +68,7 @@ class Conversations:
             "id": conversation, "title": title[:TITLE_CHARACTERS], "lanes": json.dumps(lanes),
             "settings": json.dumps(settings), "parent": parent, "now": now(),
         }  # fmt: skip
-        with self._database.writing(durable=False) as db:
-            db.conn.execute(_SAVE, values)
+        self._database.change(_SAVE, values, durable=False)
 
     def save_turn(
         self, conversation: str, number: int, *, prompt: str, answers: Rows, last: bool = False
@@ -126,9 +124,7 @@ class Conversations:
         Raises:
             ChatError: There is no conversation with this id.
         """
-        with self._database.writing() as db:
-            gone = db.conn.execute("DELETE FROM conversations WHERE id = ?", [conversation])
-        if not gone.rowcount:
+        if not self._database.change("DELETE FROM conversations WHERE id = ?", [conversation]):
             raise ChatError(NO_CONVERSATION.format(id=conversation))
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from jobs import queue_settings
@@ -95,12 +96,10 @@ def export(store: JobStore, jobs: Sequence[Job], report_to: str) -> dict[str, An
 
 def _steps(store: JobStore, job: Job) -> list[tuple[int, dict[str, float], float]]:
     """Return step, values and time, in the order of the steps."""
-    with store.database.reading() as db:
-        rows = db.conn.execute(_ALL, (job.id,)).fetchall()
     steps = []
-    for step, group in groupby(rows, key=lambda row: row[0]):
+    for step, group in groupby(store.database.rows(_ALL, (job.id,)), key=itemgetter("step")):
         of_step = list(group)
-        steps.append((int(step), {r[1]: float(r[2]) for r in of_step}, float(of_step[0][3])))
+        steps.append((step, {r["name"]: r["value"] for r in of_step}, of_step[0]["time"]))
     return steps
 
 

@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Literal
 
 from jobs.job_queue import JobStore
@@ -87,9 +88,8 @@ def submit_sweep(
         spec.with_values({**point, "name": f"{name.strip()} {_label(point)}"[:120]})
         for point in chosen
     ]
-    with store.database.reading() as db:
-        if db.conn.execute("SELECT 1 FROM jobs WHERE sweep = ?", (name.strip(),)).fetchone():
-            raise QueueError(f'There is already a sweep "{name.strip()}". Choose another name.')
+    if store.database.rows("SELECT 1 FROM jobs WHERE sweep = ? LIMIT 1", (name.strip(),)):
+        raise QueueError(f'There is already a sweep "{name.strip()}". Choose another name.')
     return store.submit_many(
         specs, sweep=name.strip(), on_error=on_error, retries=retries,
         memory_bytes=needed_by_each(specs, store.home),
@@ -102,8 +102,7 @@ def for_sweep(store: JobStore, sweep: str, action: Literal["hold", "release", "c
     Raises:
         QueueError: The sweep does not exist, or none of its runs is in such a state.
     """
-    with store.database.reading() as db:
-        rows = db.conn.execute("SELECT id, state FROM jobs WHERE sweep = ?", (sweep,)).fetchall()
+    rows = store.database.rows("SELECT id, state FROM jobs WHERE sweep = ?", (sweep,))
     if not rows:
         raise QueueError(f'There is no sweep called "{sweep}".')
     able, act = {
@@ -111,7 +110,7 @@ def for_sweep(store: JobStore, sweep: str, action: Literal["hold", "release", "c
         "release": ({"paused"}, store.resume),
         "cancel": ({"queued", "running", "starting", "paused", "interrupted"}, store.cancel),
     }[action]
-    chosen = [job for job, state in rows if state in able]
+    chosen = [job["id"] for job in rows if job["state"] in able]
     if not chosen:
         raise QueueError(f'No run of "{sweep}" is in a state to {action}.')
     for job in chosen:
@@ -119,18 +118,19 @@ def for_sweep(store: JobStore, sweep: str, action: Literal["hold", "release", "c
     return len(chosen)
 
 
-def titled_fields() -> dict[str, str]:
-    """Return the paths of a run's settings by their titles in lower case, as pages write them."""
-    found: dict[str, str] = {}
+@cache
+def titled_fields() -> tuple[tuple[str, str], ...]:
+    """Return each of a run's settings as path and title; of equal ones, the last counts."""
     records: list[tuple[str, type[Record]]] = [
-        *(("method", one) for one in reversed(methods().values())), ("model", ModelSource),
-        ("data", DataSource), ("train", TrainArgs), ("", RunSpec),
+        *(("method.", one) for one in reversed(methods().values())), ("model.", ModelSource),
+        ("data.", DataSource), ("train.", TrainArgs), ("", RunSpec),
     ]  # fmt: skip
-    for part, record in records:
-        for name, info in record.model_fields.items():
-            path = f"{part}.{name}" if part else name
-            found[parameter(path, info).title.split(" (")[0].casefold()] = path
-    return found | {"method": "method.name"}
+    found = [
+        (part + name, parameter(part + name, info).title)
+        for part, record in records for name, info in record.model_fields.items()
+        if part or name in ("name", "seed")
+    ]  # fmt: skip
+    return *found, ("method.name", "Method")
 
 
 def parse_values(text: str) -> tuple[str, list[Any]]:
@@ -142,7 +142,8 @@ def parse_values(text: str) -> tuple[str, list[Any]]:
         SpecError: There is no `=`, or a value is empty.
     """
     path, value = parse_assignment(text)
-    path = titled_fields().get(path.casefold(), path)
+    titles = {title.split(" (")[0].casefold(): name for name, title in titled_fields()}
+    path = titles.get(path.casefold(), path)
     if isinstance(value, list):
         return path, value
     words = [word.strip() for word in str(text.partition("=")[2]).split(",")]

@@ -52,16 +52,13 @@ class Votes:
 
     def take_back(self, conversation: str, turn: int) -> bool:
         """Delete the vote on a turn; False if there was none."""
-        with self._database.writing() as db:
-            return db.conn.execute(_TAKE_BACK, [conversation, turn]).rowcount > 0
+        return self._database.change(_TAKE_BACK, [conversation, turn]) > 0
 
     def list(self) -> Rows:
         """Return every vote, oldest first."""
-        with self._database.reading() as db:
-            rows = list(db.query("SELECT * FROM matches ORDER BY id"))
         return [
             row | {"lanes": json.loads(row["lanes"]), "answers": json.loads(row["answers"])}
-            for row in rows
+            for row in self._database.rows("SELECT * FROM matches ORDER BY id")
         ]
 
     def matches(self, *, blind_only: bool = False) -> Sequence[Match]:

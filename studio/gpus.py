@@ -117,9 +117,7 @@ def cards() -> list[Card]:
     usable: list[Card] = []
     blocked: list[Card] = []
     seen: set[int] = set()
-    for found in answer["cards"]:
-        if found is None:
-            continue
+    for found in filter(None, answer["cards"]):
         match = _match(found, listed, seen)
         why = _no_kernels(found, answer)
         card = Card(
@@ -219,16 +217,17 @@ def _match(
 
 
 def _other_signs() -> bool:
-    return Path("/dev/kfd").exists() or "+xpu" in _torch_version() or _apple()
+    return Path("/dev/kfd").exists() or "+xpu" in installed("torch") or _apple()
 
 
 def _apple() -> bool:
     return sys.platform == "darwin" and platform.machine() == "arm64"
 
 
-def _torch_version() -> str:
+def installed(package: str) -> str:
+    """Return the version of an installed package, or an empty string."""
     try:
-        return version("torch")
+        return version(package)
     except PackageNotFoundError:
         return ""
 
@@ -241,7 +240,7 @@ def _fingerprint(listed: Sequence[Mapping[str, Any]]) -> str:
     variables = [f"{name}={os.environ[name]}" for name in (*VISIBLE, ORDER) if name in os.environ]
     cards = [f"{one['uuid']} {one['driver']}" for one in listed]
     question = hashlib.sha256(QUESTION.encode()).hexdigest()[:12]
-    signs = [question, str(Path("/dev/kfd").exists()), sys.executable, _torch_version()]
+    signs = [question, str(Path("/dev/kfd").exists()), sys.executable, installed("torch")]
     return " | ".join([*signs, *cards, *variables])
 
 

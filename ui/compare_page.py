@@ -17,7 +17,7 @@ from fastapi.concurrency import iterate_in_threadpool, run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs import suite_results
+from jobs import chat_client, suite_results
 from jobs.adapter_recipes import Recipes
 from jobs.job_queue import JobStore
 from jobs.saved_conversations import Conversations
@@ -110,8 +110,6 @@ def _answers(router: APIRouter, home: Home, store: JobStore) -> None:
     @router.post("/warm")
     def warm(_: EmptyBody) -> dict[str, bool]:
         """Start the host before the first prompt, unless a run is under way that it would slow."""
-        from jobs import chat_client
-
         wanted = chat_client.find_host(home) is None and not store.active_claims()
         if wanted:
             threading.Thread(target=_warm, args=(home,), daemon=True).start()
@@ -127,15 +125,11 @@ def _answers(router: APIRouter, home: Home, store: JobStore) -> None:
 
     @router.post("/stop")
     def stop(request: StopRequest) -> dict[str, Any]:
-        from jobs import chat_client
-
         chat_client.stop(home, request.id)
         return {"stopped": request.id}
 
     @router.post("/weigh")
     def weigh(weights: NewWeights) -> dict[str, Any]:
-        from jobs import chat_client
-
         return {"moved": chat_client.weigh(home, weights.model_dump())}
 
 
@@ -156,8 +150,6 @@ def _conversations(router: APIRouter, kept: Conversations) -> None:
 
 
 def _warm(home: Home) -> None:
-    from jobs import chat_client
-
     try:
         chat_client.ensure_host(home)
     except StudioError as error:  # the first prompt tries again, and says it on the page
@@ -166,8 +158,6 @@ def _warm(home: Home) -> None:
 
 async def _lines(home: Home, request: dict[str, Any]) -> AsyncIterator[bytes]:
     """Yield the host's events as JSON lines; a failure is the last line, never a broken stream."""
-    from jobs import chat_client
-
     whole = False
     try:
         if await run_in_threadpool(chat_client.find_host, home) is None:

@@ -20,10 +20,9 @@ from contextvars import ContextVar
 from functools import cache, lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ui.security import App, Message, Receive, Scope, Send
+from ui.security import App, HeldAnswer, Message, Receive, Scope, Send
 
 LOCALE = Path(__file__).parent / "locale"
 LANGUAGES = {"en": "EN", "zh_CN": "中文"}
@@ -244,8 +243,7 @@ class Language:
         language = wanted(scope)
         token = current.set(language)
         try:
-            spoken = send if language == "en" else _Spoken(send, scope["path"]).send
-            await self.app(scope, receive, spoken)
+            await self.app(scope, receive, send if language == "en" else _spoken(scope, send))
         finally:
             current.reset(token)
 
@@ -260,39 +258,22 @@ def wanted(scope: Scope) -> str:
     return _known_language(headers.get(b"accept-language", "").partition(",")[0].strip())
 
 
-class _Spoken:
-    """Hold a JSON answer back until it is whole, then send it in the current language."""
+def _spoken(scope: Scope, send: Send) -> Send:
+    """Return what sends the JSON answers of our routes in the current language."""
 
-    def __init__(self, send: Send, path: str) -> None:
-        self.to, self.path = send, path
-        self.start: Message | None = None
-        self.body = bytearray()
+    def begin(message: Message) -> Message | None:
+        kind = dict(message["headers"]).get(b"content-type", b"")
+        ours = kind == b"application/json" and scope["path"].startswith("/api/")
+        return message if ours else None
 
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            kind = dict(message["headers"]).get(b"content-type", b"")
-            if kind == b"application/json" and self.path.startswith("/api/"):
-                self.start = message
-                return
-        elif self.start is not None:
-            self.body += message.get("body", b"")
-            if message.get("more_body"):
-                return
-            start, self.start = self.start, None
-            large = len(self.body) > LARGE
-            whole = await asyncio.to_thread(self.whole) if large else self.whole()
-            headers = [one for one in start["headers"] if one[0] != b"content-length"]
-            length = (b"content-length", b"%d" % len(whole))
-            await self.to({**start, "headers": [*headers, length]})
-            message = {"type": "http.response.body", "body": whole}
-        await self.to(message)
+    def whole(body: bytes) -> bytes:
+        shown = translated(json.loads(body), scope["path"]) if body else None
+        return json.dumps(shown, ensure_ascii=False).encode() if body else b""
 
-    def whole(self) -> bytes:
-        """Return the body in the current language."""
-        if not self.body:
-            return b""
-        shown = translated(json.loads(self.body), self.path)
-        return json.dumps(shown, ensure_ascii=False).encode()
+    async def rewrite(body: bytes) -> bytes:
+        return await asyncio.to_thread(whole, body) if len(body) > LARGE else whole(body)
+
+    return HeldAnswer(send, begin, rewrite).send
 
 
 def translated(value: Any, path: str) -> Any:

@@ -202,17 +202,13 @@ def _detail(store: JobStore, home: Home, job_id: int, view: View) -> dict[str, A
         job = store.get(job_id)
     except QueueError as error:
         return {"id": job_id, "view": view, "digest": "gone", "error": error.as_dict()}
-    content: Any
-    if view == "log":
-        content = store.log_tail(job_id, 400)
-    elif view == "samples":
-        content = store.samples(job_id)
-    elif view == "checkpoints":
-        content = store.checkpoints(job_id)
-    elif view == "history":
-        content = {"events": store.events(job_id), "attempts": store.attempts(job_id)}
-    else:
-        content = _config(job)
+    content = {
+        "log": lambda: store.log_tail(job_id, 400),
+        "samples": lambda: store.samples(job_id),
+        "checkpoints": lambda: store.checkpoints(job_id),
+        "history": lambda: {"events": store.events(job_id), "attempts": store.attempts(job_id)},
+        "config": lambda: _config(job),
+    }[view]()
     return {"id": job_id, "view": view, "content": content, "digest": _digest(content)}
 
 

@@ -12,7 +12,7 @@ from html import escape
 from studio import hardware
 from ui.language import LANGUAGES, current, say, script_address, tag
 from ui.pages import PAGES, page_at
-from ui.security import App, Message, Receive, Scope, Send
+from ui.security import App, HeldAnswer, Message, Receive, Scope, Send
 from ui.theme import tokens_css
 
 BOOT = """(function(){
@@ -83,43 +83,23 @@ class PageFrame:
         if scope["type"] != "http" or scope["method"] not in {"GET", "HEAD"}:
             await self.app(scope, receive, send)
             return
-        start: Message | None = None
-        body = bytearray()
-        lost = b""
+        # The user opened an address, not a script.
+        navigates, lost = (b"sec-fetch-dest", b"document") in scope["headers"], ""
 
-        async def framed(message: Message) -> None:
-            nonlocal start, lost
-            if message["type"] == "http.response.start":
-                headers = dict(message["headers"])
-                if message["status"] == 404 and _navigates(scope):
-                    lost = lost_page().encode()
-                    start = {**message, "headers": [(b"content-type", b"text/html; charset=utf-8")]}
-                    return
-                if not headers.get(b"content-type", b"").startswith(b"text/html"):
-                    await send(message)
-                    return
-                start = message
-            elif start is None:
-                await send(message)
-            else:
-                body.extend(message.get("body", b""))
-                if not message.get("more_body"):
-                    await self._finish(send, start, lost or bytes(body), scope["path"])
+        def begin(message: Message) -> Message | None:
+            nonlocal lost
+            headers = [one for one in message["headers"] if one[0] != b"cache-control"]
+            if message["status"] == 404 and navigates:
+                lost, headers = lost_page(), [(b"content-type", b"text/html; charset=utf-8")]
+            elif not dict(headers).get(b"content-type", b"").startswith(b"text/html"):
+                return None
+            return {**message, "headers": [*headers, (b"cache-control", b"no-store")]}
 
-        await self.app(scope, receive, framed)
+        async def rewrite(body: bytes) -> bytes:
+            html = lost or body.decode("utf-8")
+            return document(html, scope["path"], self.root).encode() if html else b""
 
-    async def _finish(self, send: Send, start: Message, body: bytes, path: str) -> None:
-        if body:
-            body = document(body.decode("utf-8"), path, self.root).encode()
-        headers = [h for h in start["headers"] if h[0] not in (b"content-length", b"cache-control")]
-        headers += [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
-        await send({**start, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-
-def _navigates(scope: Scope) -> bool:
-    """Return True if the user opened the address, not a script."""
-    return (b"sec-fetch-dest", b"document") in scope["headers"]
+        await self.app(scope, receive, HeldAnswer(send, begin, rewrite).send)
 
 
 def document(html: str, path: str, root: str = "") -> str:

@@ -35,6 +35,38 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
+
+class HeldAnswer:
+    """Hold an HTTP answer back until it is whole, then send it with another body.
+
+    `begin` returns the start of an answer to hold, None lets it pass; `rewrite` returns its body.
+    """
+
+    def __init__(
+        self, send: Send, begin: Callable[[Message], Message | None],
+        rewrite: Callable[[bytes], Awaitable[bytes]],
+    ) -> None:  # fmt: skip
+        self._send, self._begin, self._rewrite = send, begin, rewrite
+        self._start: Message | None = None
+        self._body = bytearray()
+
+    async def send(self, message: Message) -> None:
+        """Take a part of the answer."""
+        if message["type"] == "http.response.start":
+            self._start = self._begin(message)
+        if self._start is None:
+            await self._send(message)
+        elif message["type"] == "http.response.body":
+            self._body += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            body = await self._rewrite(bytes(self._body))
+            headers = [one for one in self._start["headers"] if one[0] != b"content-length"]
+            headers.append((b"content-length", b"%d" % len(body)))
+            await self._send({**self._start, "headers": headers})
+            await self._send({"type": "http.response.body", "body": body})
+
+
 # Gradio's templates need inline scripts and eval; what the policy does stop is every other host.
 POLICY = "; ".join(
     [

@@ -7,7 +7,6 @@ imported to show its version.
 import platform
 import time
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
@@ -17,6 +16,7 @@ from jobs import ray_cluster
 from jobs.claims import device_of
 from jobs.job_queue import JobStore
 from studio import hardware
+from studio.gpus import installed
 from studio.home import Home
 
 ROLES = {
@@ -116,9 +116,4 @@ def _process(role: str, pid: int, seen: dict[int, psutil.Process]) -> dict[str, 
 
 def _versions() -> list[tuple[str, str]]:
     rows = [("Python", platform.python_version()), ("System", platform.platform(terse=True))]
-    for package in PACKAGES:
-        try:
-            rows.append((package, version(package)))
-        except PackageNotFoundError:
-            continue
-    return rows
+    return rows + [(name, found) for name in PACKAGES if (found := installed(name))]

@@ -311,16 +311,8 @@ def show(store: JobStore, adapter: AdapterName) -> dict[str, Any]:
 @action("adapters")
 def listed(home: Home) -> list[dict[str, Any]]:
     """List the adapters: trained here, imported, mixed."""
-    return [
-        {
-            "id": one.id, "name": one.name, "tags": list(one.tags), "path": str(one.path),
-            "source": one.source, "base": one.base, "method": one.method,
-            "size_bytes": one.size_bytes, "created": one.created, "ended": one.ended,
-            "steps": one.steps, "first_loss": one.first_loss, "last_loss": one.last_loss,
-            "eval_loss": one.eval_loss, "forgetting": one.forgetting,
-        }
-        for one in library.adapters(home)
-    ]  # fmt: skip
+    found = library.adapters(home)
+    return [_plain(one) | {"source": one.source, "created": one.created} for one in found]
 
 
 @action("results")
@@ -362,20 +354,26 @@ def card(adapter: StoredAdapter, best: dict[int, float]) -> dict[str, Any]:
 
     known = methods().get(adapter.method)
     run = int(adapter.path.parent.name) if adapter.source == "run" else None
-    return {
-        "id": adapter.id, "name": adapter.name, "path": str(adapter.path), "run": run,
-        "method": adapter.method, "method_title": known.title if known else adapter.method,
-        "base": adapter.base, "data": adapter.data_path, "is_model": adapter.is_model,
-        "size_bytes": adapter.size_bytes, "created": _seconds(adapter.created),
-        "ended": adapter.ended, "steps": adapter.steps, "first_loss": adapter.first_loss,
-        "last_loss": adapter.last_loss, "eval_loss": adapter.eval_loss,
-        "forgetting": adapter.forgetting,
+    return _plain(adapter) | {
+        "run": run, "method_title": known.title if known else adapter.method,
+        "data": adapter.data_path, "is_model": adapter.is_model,
+        "created": _seconds(adapter.created), "parents": list(adapter.parents),
         "best_eval_loss": best.get(run, adapter.eval_loss) if run else adapter.eval_loss,
-        "parents": list(adapter.parents), "tags": list(adapter.tags),
         "is_low_rank": is_low_rank(adapter.method),
         "mergeable": known is not None and capabilities(adapter.method)["mergeable"],
         "formats": [*suitable_formats(adapter), "gguf"],
     }  # fmt: skip
+
+
+def _plain(adapter: StoredAdapter) -> dict[str, Any]:
+    own = {key: getattr(adapter, key) for key in _SHOWN}
+    return own | {"path": str(adapter.path), "tags": list(adapter.tags)}
+
+
+_SHOWN = (
+    "id", "name", "method", "base", "size_bytes", "ended", "steps", "first_loss", "last_loss",
+    "eval_loss", "forgetting",
+)  # fmt: skip
 
 
 def lanes_of(adapter: StoredAdapter) -> list[str]:
@@ -395,8 +393,7 @@ def trashed(one: library.DeletedAdapter) -> dict[str, Any]:
 
 def best_losses(store: JobStore) -> dict[int, float]:
     """Return the lowest held-out loss of every run that was evaluated."""
-    with store.database.reading() as db:
-        return {int(job): float(loss) for job, loss in db.conn.execute(_BEST).fetchall()}
+    return {row["job"]: row["loss"] for row in store.database.rows(_BEST)}
 
 
 def _seconds(moment: str) -> float | None:
@@ -407,5 +404,6 @@ def _seconds(moment: str) -> float | None:
 
 
 _BEST = """
-SELECT job, MIN(value) FROM metrics WHERE name = 'eval_loss' AND value IS NOT NULL GROUP BY job
+SELECT job, MIN(value) AS loss FROM metrics
+WHERE name = 'eval_loss' AND value IS NOT NULL GROUP BY job
 """

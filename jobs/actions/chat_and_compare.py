@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from jobs import judgements, suite_results
-from jobs.actions.registry import Reply, action, field, submit
+from jobs.actions.registry import Reply, action, field, submit, write_file
 from jobs.adapter_recipes import Recipes
 from jobs.job_queue import JobStore
 from jobs.saved_conversations import Conversations
@@ -60,7 +60,7 @@ def suite(
     """Run a prompt suite against several lanes and print its table; list the suites without one."""
     if show:
         if out:
-            _write(out, suite_results.exported(store, show, form_of(out)))
+            write_file(out, suite_results.exported(store, show, form_of(out)), replace=True)
         table = suite_results.table(store, show)
         return table | {"spec": {"cases": table["spec"]["cases"]}}
     if not (file or cases):
@@ -162,7 +162,7 @@ def leaderboard(
     votes = Votes(store.database)
     board = votes.board(blind_only=blind)
     if out:
-        _write(out, votes_as(form_of(out), votes.list(), board))
+        write_file(out, votes_as(form_of(out), votes.list(), board), replace=True)
     return board
 
 
@@ -260,10 +260,3 @@ def recipes(
     if delete:
         kept.delete(delete)
     return kept.list()
-
-
-def _write(out: str, text: str) -> None:
-    try:
-        Path(out).expanduser().write_text(text, encoding="utf-8", newline="")
-    except OSError as error:
-        raise ChatError(f"{out} cannot be written ({error.strerror}).") from None

@@ -1,12 +1,11 @@
 """Actions of the first hour: the first start, and the guided start from a goal to settings."""
 
 import base64
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from jobs import doctor, queue_settings
 from jobs.actions.models import device_named, fit_of
-from jobs.actions.registry import action, field
+from jobs.actions.registry import action, field, write_file
 from jobs.job_queue import JobStore
 from studio import goals, hardware, offline
 from studio.data.check_dataset import check_file
@@ -88,17 +87,10 @@ def template(
     out: Annotated[str, field("File to write.", of="file", max_length=4000)] = "",
 ) -> dict[str, Any]:
     """Make a data file to fill in, with the columns of a goal and example rows."""
-    content = goals.template(goals.goal(goal), format)
-    name = f"{goal}.{format}"
-    if not out:
-        return {"name": name, "base64": base64.b64encode(content).decode()}
-    path = Path(out).expanduser().absolute()
-    if path.exists():
-        raise DataError(f"{path} exists already: give another name.")
-    if not path.parent.is_dir():
-        raise DataError(f"There is no folder {path.parent} to write {path.name} into.")
-    path.write_bytes(content)
-    return {"name": name, "file": str(path)}
+    name, content = f"{goal}.{format}", goals.template(goals.goal(goal), format)
+    if out:
+        return {"name": name, "file": write_file(out, content)}
+    return {"name": name, "base64": base64.b64encode(content).decode()}
 
 
 def _words(path: str, value: Any, method: str) -> dict[str, str]:

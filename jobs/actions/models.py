@@ -232,8 +232,7 @@ def device_named(name: str) -> hardware.Device:
 
 
 def _last_used(store: JobStore) -> dict[str, float]:
-    with store.database.reading() as db:
-        return dict(db.conn.execute(_LAST_USED).fetchall())
+    return {row["model"]: row["used"] for row in store.database.rows(_LAST_USED)}
 
 
 def _adapters(home: Home) -> dict[str, list[str]]:
@@ -245,6 +244,7 @@ def _adapters(home: Home) -> dict[str, list[str]]:
 
 
 _LAST_USED = """
-SELECT json_extract(spec, '$.model.path') AS model, MAX(COALESCE(finished, started, created))
+SELECT json_extract(spec, '$.model.path') AS model,
+  MAX(COALESCE(finished, started, created)) AS used
 FROM jobs WHERE kind = 'train' AND model IS NOT NULL GROUP BY model
 """

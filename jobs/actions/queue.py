@@ -189,8 +189,7 @@ def schedule(
         found = store.get(job)
         if found.state != "queued" or not found.waits or not found.memory_bytes:
             raise QueueError(f'"{found.name}" does not wait for memory: it is {found.state}.')
-        with store.database.writing() as db:
-            db.conn.execute(_ANYWAY, (found.id,))
+        store.database.change(_ANYWAY, (found.id,))
         return store.get(found.id)
     start = None
     if at.strip() or when or (needs is None and retries is None):
@@ -270,8 +269,7 @@ def note(
     if text is None and tags is None:
         return found
     words = None if tags is None else json.dumps(sorted({one.strip() for one in tags} - {""}))
-    with store.database.writing() as db:
-        db.conn.execute(_NOTE, (text, words, found.id))
+    store.database.change(_NOTE, (text, words, found.id))
     return store.get(found.id)
 
 

@@ -21,7 +21,7 @@ from jobs.job_queue import JobStore
 from jobs.job_record import OPEN, Job, summary
 from studio import offline
 from studio.adapters.library import name_of
-from studio.errors import QueueError, nearest
+from studio.errors import InputError, QueueError, nearest
 from studio.fields import Parameter, Record, knob, merge_values, parameters
 from studio.home import Home
 from studio.job_request import Request
@@ -262,6 +262,23 @@ def refuse_collision(store: JobStore, target: Path | None) -> None:
                 f'"{job.name}" (number {job.id}) is {job.state} and will create {target}. Wait for '
                 "it or choose another name."
             )
+
+
+def write_file(out: str, content: str | bytes, *, replace: bool = False) -> str:
+    """Write a file that the user named and return its path.
+
+    Raises:
+        InputError: It exists and is not to be replaced, or cannot be written.
+    """
+    target = Path(out).expanduser().absolute()
+    try:
+        with target.open("wb" if replace else "xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+    except FileExistsError:
+        raise InputError(f"{target} exists already: give another name.") from None
+    except OSError as error:
+        raise InputError(f"{target} cannot be written ({error.strerror}).") from None
+    return str(target)
 
 
 def _made_up(store: JobStore, request: Request) -> str:

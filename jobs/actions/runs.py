@@ -1,11 +1,10 @@
 """Actions on runs: list, show, cancel, pause, resume."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from jobs import send_to_trackers
 from jobs.actions.queue import JobId, JobOrNone, SweepName, job_or_sweep
-from jobs.actions.registry import action, field
+from jobs.actions.registry import action, field, write_file
 from jobs.html_reports import report
 from jobs.job_queue import JobStore
 from jobs.job_record import STATES, Job, State, summary
@@ -99,23 +98,4 @@ def report_page(
 ) -> dict[str, Any]:
     """Write runs, a bake-off or a conversation as one HTML file that needs nothing else."""
     name, html = report(store, jobs, conversation)
-    if not out:
-        return {"name": name, "html": html}
-    return {"out": write_report(out, html)}
-
-
-def write_report(out: str, text: str) -> str:
-    """Write a text to a file that does not exist and return its path.
-
-    Raises:
-        QueueError: It exists or cannot be written.
-    """
-    target = Path(out).expanduser().absolute()
-    try:
-        with target.open("x", encoding="utf-8", newline="") as file:
-            file.write(text)
-    except FileExistsError:
-        raise QueueError(f"{target} exists already. Choose another name.") from None
-    except OSError as error:
-        raise QueueError(f"{target} cannot be written ({error.strerror}).") from None
-    return str(target)
+    return {"out": write_file(out, html)} if out else {"name": name, "html": html}

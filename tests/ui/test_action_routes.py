@@ -504,7 +504,7 @@ HOME: list[Row] = [
     ),
     ("guide", {"goal": "prefer", "data": "starter:pirate"}, {"data": {"ok": False}}),
     ("guide.template", {"goal": "classify", "format": "csv"}, {"name": "classify.csv"}),
-    ("guide.template", {"goal": "classify", "out": "/no/such/folder/a.xlsx"}, "no folder"),
+    ("guide.template", {"goal": "classify", "out": "/no/such/folder/a.xlsx"}, "cannot be written"),
     ("results", {}, {"columns": [], "rows": []}),
     ("results", {"form": "markdown"}, {"text": ...}),
     ("modules", {"model": {"path": "starter"}}, ...),

@@ -19,8 +19,8 @@ import psutil
 
 from ui.bench.bench_figures import Figure, figure, progress
 from ui.bench.child_processes import ServedPage, ask, processor_seconds, serving, wait_until
+from ui.window import BROWSERS
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ROLES = ("web", "supervisor", "spare", "chat")
 WAKEUPS_BAR, SHARE_BAR, OPEN_SHARE_BAR = 25.0, 1.0, 2.0
 POLL_SECONDS = 2.5  # of an open page while no job runs

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -108,12 +109,9 @@ def _claims(home: Home, store: JobStore, workers: int = 8, jobs: int = 1000) -> 
                 own.claims.finish(claim, "succeeded")
                 taken.append(claim.job)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(workers)]
     begun = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(work, range(workers)))
     took = time.perf_counter() - begun
     return [
         figure("claim, median", statistics.median(waited) * 1e3, "ms", 300),
@@ -140,18 +138,16 @@ def _curves(store: JobStore, points: int, times: int) -> list[Figure]:
         while not done.wait(0.25):
             reads.append(seconds(lambda: store.metrics([job], ["loss"], after_seq=seq)))
 
-    readers = [threading.Thread(target=read) for _ in range(4)]
-    for reader in readers:
-        reader.start()
     writes = []
-    for number in range(times):  # 20 rows ten times a second: 200 rows a second
-        rows = [("loss", points + 20 * number + n, 1.0, 0.0) for n in range(20)]
-        report = Progress(metrics=rows)
-        writes.append(seconds(partial(store.claims.report, claim, report)))
-        time.sleep(0.1)
-    done.set()
-    for reader in readers:
-        reader.join()
+    with ThreadPoolExecutor(4) as readers:
+        for _ in range(4):
+            readers.submit(read)
+        for number in range(times):  # 20 rows ten times a second: 200 rows a second
+            rows = [("loss", points + 20 * number + n, 1.0, 0.0) for n in range(20)]
+            report = Progress(metrics=rows)
+            writes.append(seconds(partial(store.claims.report, claim, report)))
+            time.sleep(0.1)
+        done.set()
     store.claims.finish(claim, "succeeded")
     return [
         figure(f"snapshot of a curve of {points:,} points", whole, "ms"),

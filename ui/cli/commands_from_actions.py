@@ -57,7 +57,6 @@ def add_commands(app: typer.Typer, groups: dict[str, str]) -> None:
 def command(action: Action, *, only_alone: bool = False) -> Callable[..., int]:
     """Return the function that Typer reads the options of an action from."""
     fields = {one.path.replace(".", "__"): one for one in action.fields if one.flag != "-"}
-
     of = {one.path: one.of for one in fields.values()}
 
     def run(context: typer.Context, **given: Any) -> int:
@@ -134,7 +133,7 @@ def perform(
     """Ask for an action, follow its job, print the answer; return the exit code."""
     home = _home(where, action)
     if action.needs != "store" and not action.follow:
-        watch = _silent if as_json else _progress
+        watch = (lambda _: None) if as_json else _progress
         return show(action.name, ask(home, action.name, values, watch=watch).value, as_json)
     home = home or open_home(where)
     with closing(JobStore(home)) as store:
@@ -206,10 +205,6 @@ def _unseen(name: str) -> str:
     from getpass import getpass
 
     return getpass(f"{name.capitalize()}: ").strip()
-
-
-def _silent(event: Event) -> None:
-    pass
 
 
 def _progress(event: Event) -> None:

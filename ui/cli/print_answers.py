@@ -7,14 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs.ray_cluster import sentence as cluster
-from ui.cli import (
-    print_adapters,
-    print_compare,
-    print_data,
-    print_home,
-    print_models,
-    print_runs,
-)
+from ui.cli import print_adapters, print_compare, print_data, print_home, print_models, print_runs
 
 PASSPORT = (
     "id", "name", "path", "base", "method", "tags", "ended", "parents", "passport", "blind_test",
@@ -59,9 +52,7 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "bakeoff": print_runs.contest,
     "preflight": print_runs.estimated,
     "refit": print_runs.refitted,
-    "presets.list": print_runs.presets,
-    "presets.save": print_runs.presets,
-    "presets.forget": print_runs.presets,
+    **dict.fromkeys(("presets.list", "presets.save", "presets.forget"), print_runs.presets),
     "methods": print_runs.methods,
     "merge": print_adapters.merged,
     "mix": lines("Mixed into {adapter} ({how}, error {error:.2g})"),
@@ -121,12 +112,12 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "move": lambda job: print(
         f'"{job["name"]}" is number {job["place"]} of the queue.' if job["place"] else job["name"]
     ),
-    "hold": print_runs.changed,
-    "release": print_runs.changed,
+    **dict.fromkeys(
+        ("hold", "release", "schedule", "cancel", "pause", "resume"), print_runs.changed
+    ),
     "delete": lines('"{name}" is deleted.'),
     "duplicate": lines('Queued "{name}" as number {id}.'),
     "sweep": lambda a: print(f'Queued {len(a["jobs"])} runs as the sweep "{a["sweep"]}".'),
-    "schedule": print_runs.changed,
     "then": lines('Queued "{name}" as number {id}, after run {parent}.'),
     "extend": lines('Queued "{name}" as number {id}, from step {step}.'),
     "save": lines('"{name}" saves a checkpoint at its next step.'),
@@ -135,9 +126,6 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "webhook": print_home.webhook,
     "runs": print_runs.runs,
     "show": print_runs.run,
-    "cancel": print_runs.changed,
-    "pause": print_runs.changed,
-    "resume": print_runs.changed,
     "storage": print_home.storage,
     "clean": print_home.cleaned,
     "backup": print_home.backed_up,

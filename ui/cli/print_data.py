@@ -112,6 +112,3 @@ def xray(rows: Sequence[Mapping[str, Any]]) -> None:
                 state = token["state"]
             out += printable(token["text"], keep_lines=True)
         print(out + marks[state][1])
-
-
-# -- compare ---------------------------------------------------------------------------------------
