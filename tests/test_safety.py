@@ -121,7 +121,8 @@ def declared() -> set[str]:
 
 
 # Where the name to import is not the name to install.
-INSTALLED_AS = {"yaml": "pyyaml", "mlflow": "mlflow-skinny", "lm_eval": "lm-eval"}
+INSTALLED_AS = {"yaml": "pyyaml", "mlflow": "mlflow-skinny", "lm_eval": "lm-eval",
+                "webview": "pywebview"}  # fmt: skip
 
 
 def test_everything_that_is_imported_is_declared():

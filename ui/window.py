@@ -1,13 +1,16 @@
-"""A window of its own: the browser's app mode, and the entry in the system's menu that opens it.
+"""A window of its own: pywebview or the browser's app mode, and the entry in the system's menu.
 
-The browser runs on a profile of this home, so that its process lives as long as the window.
+Either runs in a process of its own on a profile of this home, so that it lives as long as the
+window.
 """
 
+import importlib.util
 import os
 import plistlib
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,25 @@ PLACES = (
 )
 
 
+APP_MODE = (
+    "--app={address}", "--user-data-dir={profile}", "--no-first-run", "--no-default-browser-check",
+)  # fmt: skip
+VIEW = ("-m", "ui.window", "{address}", "{profile}")
+
+
+def find_window() -> list[str]:
+    """Return the command of a window: pywebview where it is installed, else a browser's app mode.
+
+    `STUDIO_BROWSER` names a browser to take in any case.
+
+    Raises:
+        ServeError: There is neither.
+    """
+    if not os.environ.get("STUDIO_BROWSER") and importlib.util.find_spec("webview"):
+        return [sys.executable, *VIEW]
+    return [find_browser(), *APP_MODE]
+
+
 def find_browser() -> str:
     """Return a browser that has an app mode: `STUDIO_BROWSER`, else one of the usual ones.
 
@@ -41,18 +63,25 @@ def find_browser() -> str:
         if one and Path(one).is_file():
             return one
     raise ServeError(
-        "No Chrome, Chromium or Edge was found to open a window with: install one, set "
-        "STUDIO_BROWSER to it, or leave --window out."
+        "No Chrome, Chromium or Edge was found to open a window with: install one, or "
+        "`pip install pywebview`, set STUDIO_BROWSER to a browser, or leave --window out."
     )
 
 
-def open_window(browser: str, address: str, profile: Path) -> subprocess.Popen[bytes]:
+def open_window(window: Sequence[str], address: str, profile: Path) -> subprocess.Popen[bytes]:
     """Open the page in a window without tabs; the process ends when it is closed."""
-    command = [
-        browser, f"--app={address}", f"--user-data-dir={profile}", "--no-first-run",
-        "--no-default-browser-check",
-    ]  # fmt: skip
+    program, *rest = window
+    command = [program, *(one.format(address=address, profile=profile) for one in rest)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def show_view(address: str, profile: Path) -> None:
+    """Show the page in a window of pywebview and return when it is closed."""
+    import webview
+
+    webview.settings["ALLOW_DOWNLOADS"] = True  # reports, charts and datasets are saved
+    webview.create_window(NAME, address, width=1280, height=860, text_select=True, zoomable=True)
+    webview.start(private_mode=False, storage_path=str(profile))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,3 +170,7 @@ def remove_entry(entries: Sequence[Entry]) -> list[Path]:
     except OSError as error:
         raise ServeError(f"{error.filename} cannot be deleted ({error.strerror}).") from None
     return gone
+
+
+if __name__ == "__main__":
+    show_view(sys.argv[1], Path(sys.argv[2]))

@@ -1,5 +1,6 @@
 """The window of its own and the entry in the system's menu."""
 
+import os
 import plistlib
 import re
 import shlex
@@ -13,7 +14,7 @@ import pytest
 from studio.errors import ServeError
 from tests.served import ROOT
 from ui.cli import main
-from ui.window import find_browser, menu_entry, remove_entry, write_entry
+from ui.window import find_browser, find_window, menu_entry, remove_entry, write_entry
 
 COMMAND = ["/opt/my env/python", "-m", "ui.cli.main", "--home", "/home/al/50% $x"]
 
@@ -84,6 +85,36 @@ def test_a_window_that_another_browser_opens_leaves_the_page(seconds, ends, monk
     main._end_with(subprocess.Popen([sys.executable, "-c", ""]))
     assert stop.call_count == ends
     assert ("`studio stop`" in capsys.readouterr().out) is not bool(ends)
+
+
+VIEW = """
+import pathlib, urllib.request
+settings, opened = {}, []
+def create_window(title, url, *, width, height, text_select, zoomable): opened.append(url)
+def start(*, private_mode, storage_path):
+    assert not private_mode and settings["ALLOW_DOWNLOADS"]
+    page = urllib.request.urlopen(opened[0]).read()
+    pathlib.Path(__file__).with_name("seen").write_bytes(page + storage_path.encode())
+"""
+
+
+def test_with_pywebview_the_window_is_its_own_and_ends_the_page_too(tmp_path, monkeypatch):
+    (tmp_path / "webview.py").write_text(VIEW)  # a stand-in, called as pywebview documents it
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    monkeypatch.delenv("STUDIO_BROWSER", raising=False)
+    home = ["--home", str(tmp_path / "home")]
+    start = "from ui.cli import main; main.HANDED_OVER_SECONDS = 0; main.main()"
+    command = [sys.executable, "-c", start]
+    try:
+        done = subprocess.run([*command, "serve", "--port", "0", "--window", *home], cwd=ROOT,
+                              timeout=60, capture_output=True, text=True)  # fmt: skip
+        assert done.returncode in (0, 130), done.stderr
+        seen = (tmp_path / "seen").read_bytes()
+        assert b"Adapter Studio" in seen and seen.endswith(b"window")
+    finally:
+        subprocess.run([*command, "stop", *home], cwd=ROOT, timeout=60, check=False)
+    monkeypatch.setenv("STUDIO_BROWSER", sys.executable)
+    assert find_window()[0] == sys.executable and "--app={address}" in find_window()
 
 
 def test_closing_the_window_ends_the_page_that_has_no_streams(tmp_path, monkeypatch):

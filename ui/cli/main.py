@@ -126,13 +126,13 @@ def serve(
     ] = False,
 ) -> None:
     """Open the studio in the browser (the default command)."""
-    from ui.window import find_browser, open_window
+    from ui.window import find_window, open_window
 
     opened = open_home(home)
-    browser = find_browser() if window else ""
+    shell = find_window() if window else []
     running = _address_of(opened, port)
     if running and window:
-        open_window(browser, running, opened.state / "window")
+        open_window(shell, running, opened.state / "window")
         return
     if running:
         raise ServeError(
@@ -144,7 +144,7 @@ def serve(
     def ready(address: str) -> None:
         print(f"Adapter Studio is at {address} (Ctrl-C ends the page, not the runs)", flush=True)
         if window:
-            shown = open_window(browser, address, opened.state / "window")
+            shown = open_window(shell, address, opened.state / "window")
             threading.Thread(target=_end_with, args=(shown,), daemon=True).start()
         elif not no_browser:
             import webbrowser
