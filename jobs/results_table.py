@@ -33,7 +33,8 @@ MEASURED = {
     "accuracy": ("accuracy", "max"), "macro_f1": ("macro F1", "max"), "eval_loss": ("loss", "min"),
     "token_accuracy": ("token accuracy", "max"), "exact_match": ("exact match", "max"),
     "rouge_l": ("ROUGE-L", "max"), "pattern": ("pattern", "max"), "json": ("JSON", "max"),
-    "regex": ("regex", "max"), "judged": ("judged", "max"),
+    "regex": ("regex", "max"), "judged": ("judged", "max"), "mae": ("mean absolute error", "min"),
+    "pearson": ("correlation", "max"),
 }  # fmt: skip
 Rows = dict[str, dict[str, Any]]
 

@@ -8,7 +8,7 @@ from typing import Any
 from studio.errors import GateFailed, SpecError, nearest
 from studio.evaluation.answer_scores import SCORES
 
-CLASSIFIED = ("accuracy", "macro_f1", "ece")
+CLASSIFIED = ("accuracy", "macro_f1", "ece", "mae", "rmse", "pearson")
 FORGOTTEN = ("forgetting", "rise", "changed")
 FIGURES = ("eval_loss", "perplexity", "token_accuracy", *CLASSIFIED, *FORGOTTEN, *SCORES)
 

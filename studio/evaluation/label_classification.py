@@ -2,7 +2,8 @@
 
 The labels are the answers of a dataset, with the tokens that end an answer, so that a label which
 begins like another is not preferred for being shorter. A prompt is read once; all labels continue
-from its keys and values. Softmax over the labels gives probabilities.
+from its keys and values. Softmax over the labels gives probabilities. Labels that are numbers are a
+scale too: the prediction is then their mean under the probabilities.
 
 Shapes: `R rows, L labels`.
 """
@@ -23,6 +24,8 @@ from studio.evaluation.likelihood import Continuations
 from studio.evaluation.vote_ranking import wilson
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from studio.backbone import Backbone
     from studio.models.loading import Loaded
     from studio.training.batching import TokenRow
@@ -102,7 +105,8 @@ def classification(task: Task, scores: Tensor) -> dict[str, Any]:
     (arXiv:1706.04599); macro F1 is the mean over labels that are right or predicted somewhere.
     """
     wanted, rows = np.array(task.wanted), len(task.wanted)
-    sure, chosen = scores.double().softmax(-1).max(-1)
+    probabilities = scores.double().softmax(-1)
+    sure, chosen = probabilities.max(-1)
     predicted, confidence = chosen.numpy(), sure.numpy()
     right = predicted == wanted
     counts = np.zeros((len(task.labels), len(task.labels)), int)
@@ -116,10 +120,32 @@ def classification(task: Task, scores: Tensor) -> dict[str, Any]:
         [task.labels[a], task.labels[b], int(counts[a, b])]
         for a, b in sorted(np.argwhere(counts).tolist(), key=lambda at: -counts[at[0], at[1]])
     ]
-    accuracy = float(right.mean())
+    accuracy, scale = float(right.mean()), numbers_of(task.labels)
     return {
+        **(regression(probabilities.numpy() @ scale, scale[wanted]) if scale is not None else {}),
         "classified": rows, "accuracy": accuracy,
         "accuracy_interval": list(wilson(accuracy, rows)),
         "macro_f1": float(f1.mean()), "ece": sum(gaps) / rows, "labels": task.labels,
         "confusions": confusions,
+    }  # fmt: skip
+
+
+def numbers_of(labels: Sequence[str]) -> NDArray[np.float64] | None:
+    """Return the labels as numbers; None if one is not, or if they are only two."""
+    try:
+        found = np.array([float(label) for label in labels])
+    except ValueError:
+        return None
+    return found if len(found) > 2 and np.isfinite(found).all() else None
+
+
+def regression(
+    predicted: NDArray[np.float64], wanted: NDArray[np.float64]
+) -> dict[str, float | None]:
+    """Return the mean absolute and the root mean squared error, and Pearson's correlation."""
+    errors = predicted - wanted
+    varies = predicted.std() > 0 and wanted.std() > 0
+    return {
+        "mae": float(np.abs(errors).mean()), "rmse": float(np.sqrt((errors**2).mean())),
+        "pearson": float(np.corrcoef(predicted, wanted)[0, 1]) if varies else None,
     }  # fmt: skip

@@ -49,6 +49,9 @@ def evaluated(report: Mapping[str, Any]) -> None:
         print(f"accuracy        {report['accuracy']:.1%} ({low:.1%} to {high:.1%})")
         print(f"macro F1        {report['macro_f1']:.4f}")
         print(f"calibration     {report['ece']:.4f} expected error")
+    if "mae" in report:
+        print(f"as numbers      {report['mae']:.4f} mean absolute error, {report['rmse']:.4f} root "
+              f"mean squared, correlation {number(report['pearson'])}")  # fmt: skip
     if report.get("forgetting") is not None:
         changed, prompts = report["changed"], report["general"]["prompts"]
         print(f"forgetting      {report['forgetting']:.4f} KL, {changed} of {prompts} changed")

@@ -8,7 +8,13 @@ from torch.nn.functional import log_softmax
 from studio.backbone import Backbone
 from studio.data.tokenise_rows import Example
 from studio.errors import DataError
-from studio.evaluation.label_classification import Task, classification, score, task_of
+from studio.evaluation.label_classification import (
+    Task,
+    classification,
+    numbers_of,
+    score,
+    task_of,
+)
 from studio.models.loading import load
 from studio.spec import ModelSource
 from tests.studio.methods.test_matrix import attached
@@ -53,6 +59,20 @@ def test_the_figures_are_those_by_hand():
     # Each row has a bin of its own: gaps 0.1, 0.2, 0.7 and 0.4.
     assert found["ece"] == pytest.approx((0.1 + 0.2 + 0.7 + 0.4) / 4)
     assert sorted(found["confusions"]) == [["a", "a", 2], ["b", "a", 1], ["b", "b", 1]]
+
+
+def test_labels_that_are_numbers_are_a_scale_too():
+    # Means under the probabilities: 1·0.5 + 2·0.5 = 1.5, 2·0.2 + 4·0.8 = 3.6, and 4.
+    shares = torch.tensor([[0.5, 0.5, 1e-30], [1e-30, 0.2, 0.8], [1e-30, 1e-30, 1.0]]).log()
+    found = classification(Task(["1", "2.0", "4"], [], [[1]] * 3, [0, 1, 2]), shares)
+    assert found["mae"] == pytest.approx((0.5 + 1.6 + 0) / 3)
+    assert found["rmse"] == pytest.approx(((0.25 + 2.56 + 0) / 3) ** 0.5)
+    # Deviations from the means 3.033 and 2.333: products 2.044 - 0.189 + 1.611, squares by hand.
+    assert found["pearson"] == pytest.approx(3.4667 / (3.6067 * 4.6667) ** 0.5, abs=1e-3)
+    flat = classification(Task(["1", "2", "3"], [], [[1]] * 2, [1, 1]), shares[:2])
+    assert flat["pearson"] is None and flat["mae"] > 0
+    for labels in (["1", "2", "three"], ["0", "1"], ["1", "2", "nan"]):
+        assert numbers_of(labels) is None
 
 
 class Letters:
