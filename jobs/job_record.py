@@ -135,6 +135,7 @@ def summary(job: Job) -> dict[str, Any]:
         **{key: getattr(job, key) for key in _SHOWN},
         **{key: result.get(key) for key in _REPORTED},
         "forgetting": (result.get("forgetting") or {}).get("forgetting"),
+        "sources": result.get("sources"),
         "seconds_left": seconds_left(job),
         "rows": {key: rows.get(key) for key in ("read", "kept", "dropped")},
         "memory_bytes": job.memory_bytes or None,

@@ -115,6 +115,8 @@ class Reporter:
                 if (value := getattr(event, name)) is not None
             ]
             self._result["last_loss"] = event.loss
+            if event.tokens_shared is not None:
+                self._result["tokens_shared"] = event.tokens_shared
             if event.step == 1:
                 self._result["first_loss"] = event.loss
         elif isinstance(event, training_events.Evaluated):
@@ -124,6 +126,8 @@ class Reporter:
             self._result |= values
             if event.token_accuracy is not None:
                 self._result["token_accuracy"] = event.token_accuracy
+            if event.sources:
+                self._result["sources"] = event.sources
         elif isinstance(event, training_events.Forgotten):
             new.metrics.append((FORGETTING, event.step, event.forgetting, moment))
         elif isinstance(event, training_events.Sampled):

@@ -108,6 +108,7 @@ def job_row(job: Job) -> dict[str, Any]:
         "note": job.result.get("note") and with_titles(job.result["note"]),
         "reward_accuracy": job.result.get("eval_rewards_accuracies"),
         "reward": job.result.get("eval_reward"),
+        "tokens_shared": job.result.get("tokens_shared"),
         **{key: job.result.get(key) for key in ("trainable_parameters", "total_parameters")},
         "actions": actions(job.state),
         "trains_base": trains_base(str(method.get("name"))),

@@ -129,6 +129,7 @@ def apply_step(
         plain=parent.meta.plain and mapping.format == "text",
         mapping=mapping,
         reason=guess.reason,
+        sources=parent.meta.sources,
         original=parent.meta.original,
         parent=Parent(name=parent.meta.name, hash=parent.meta.hash),
         step=step.model_dump(mode="json"),

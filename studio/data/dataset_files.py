@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from studio import atomic
 from studio.data.conversation_records import Problem, Row
@@ -37,6 +37,13 @@ _METADATA = {
 }  # fmt: skip
 
 
+class Sources(NamedTuple):
+    """The datasets that a mix was made of, and the place of each row's own among them."""
+
+    names: tuple[str, ...]
+    of_row: NDArray[np.int64]
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """A dataset that was found: its name, its files, and how to read its rows."""
@@ -51,6 +58,7 @@ class Origin:
     encoding: str = ""
     guess: Guess | None = None  # a mapping that was settled at the import
     held_out: Callable[[], NDArray[np.bool_] | None] = lambda: None  # a split that is stored
+    sources: Callable[[], Sources | None] = lambda: None  # of a mix
     pick: Callable[[list[int]], Iterator[tuple[int, Row]]] | None = None  # rows by number, at once
     at_most: int = 0  # `rows` ends after this number, whatever follows; 0 if it does not
 

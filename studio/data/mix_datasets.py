@@ -25,7 +25,7 @@ from studio.data.dataset_survey import Survey
 from studio.data.find_dataset import find
 from studio.data.recognise_format import guess_origin
 from studio.data.row_converters import record_converter
-from studio.data.snapshots import Meta, Original, Snapshot, free_name, write_snapshot
+from studio.data.snapshots import SOURCE, Meta, Original, Snapshot, free_name, write_snapshot
 from studio.errors import DataError
 from studio.home import Home
 from studio.spec import DataSource
@@ -123,7 +123,7 @@ def mix(
                 f'"{one.name}" has {len(rows):,} usable rows, and {wanted:,} rows in all need '
                 f"{count:,} of it: at most {int(most):,} rows keep these shares."
             )
-        drawn += [row | {"source": one.name} for row in chance.sample(rows, count)]
+        drawn += [row | {SOURCE: one.name} for row in chance.sample(rows, count)]
         counts.append({"name": one.name, "weight": one.weight, "rows": count, "of": len(rows),
                        "dropped": dropped})  # fmt: skip
     chance.shuffle(drawn)
@@ -140,6 +140,7 @@ def mix(
         name=free_name(home, title), plain=False, mapping=guess.mapping, reason="made by mixing",
         original=Original(name=title, sha256=content, size_bytes=0),
         step={"kind": "mix", "seed": seed, "sources": counts},
+        sources=tuple(one.name for one in sources),
     )  # fmt: skip
     return write_snapshot(
         home, meta, ((item, "train") for item in items), survey=Survey(origin, guess)

@@ -9,15 +9,15 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from studio.data.dataset_files import Origin
+from studio.data.dataset_files import Origin, Sources
 from studio.data.dataset_report import TokenReport
 from studio.data.find_dataset import find
 from studio.data.model_tokenizer import check_loaded
@@ -44,6 +44,8 @@ class Prepared:
     data_hash: str
     rows_per_example: int = 1
     """2 for pairs: the chosen answer's row, then the rejected one's."""
+    sources: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Of a mix: the number of rows that train, and that are held out, from each source."""
 
 
 def prepare(
@@ -76,12 +78,13 @@ def prepare(
     else:
         tokens, report = _cached(home, data_hash, origin, source, template, limit, rows)
     warnings, overlap, width = list(report.warnings), 0, 2 if rows == "pairs" else 1
+    sources = origin.sources()
     if other := validation_source(source):
-        held = prepare(
+        whole = prepare(
             other, tokenizer, context_length=context_length, seed=seed, home=home, rows=rows
         ).train
-        train: Sequence[Example] = Examples(tokens, np.arange(len(tokens)))
-        validation: Sequence[Example] = held[:MAX_VALIDATION]
+        train = Examples(tokens, np.arange(len(tokens)), sources)
+        validation = whole[:MAX_VALIDATION]
         assert isinstance(validation, Examples)
         others = validation.tokens.hashes[validation.order]
         if overlap := int(np.isin(others, tokens.hashes).sum()):
@@ -94,9 +97,12 @@ def prepare(
         if stored is not None:
             mask = np.asarray(stored[tokens.rows - 1])
         else:
-            mask = held_out(tokens, source.validation_fraction, seed)
-        train = Examples(tokens, np.flatnonzero(~mask))
-        validation = Examples(tokens, np.flatnonzero(mask))
+            mask = held_out(tokens, source.validation_fraction, seed, sources)
+        train = Examples(tokens, np.flatnonzero(~mask), sources)
+        held = np.flatnonzero(mask)
+        if sources:
+            held = _in_turn(held, sources.of_row[tokens.rows[held] - 1], width)
+        validation = Examples(tokens, held, sources)
     if source.validation_fraction and not len(validation):
         warnings.append("Too few rows to hold some out: there is no evaluation loss.")
     report = report.model_copy(
@@ -108,7 +114,12 @@ def prepare(
             "warnings": warnings,
         }
     )
-    return Prepared(train, validation, report, report.template, data_hash, width)
+    trained, left = train.count_by_source(), validation.count_by_source()
+    counts = {
+        name: (trained.get(name, 0) // width, left.get(name, 0) // width)
+        for name in {**trained, **left}
+    }
+    return Prepared(train, validation, report, report.template, data_hash, width, counts)
 
 
 def validation_source(source: DataSource) -> DataSource | None:
@@ -139,16 +150,31 @@ def row_limit(source: DataSource, context_length: int) -> int:
     return max(2, min(source.max_length, context_length))
 
 
-def held_out(tokens: Tokens, fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Choose the held-out rows: seeded, at most 256, and equal rows always on the same side."""
-    count = len(tokens)
+def held_out(
+    tokens: Tokens, fraction: float, seed: int, sources: Sources | None = None
+) -> NDArray[np.bool_]:
+    """Choose the held-out rows: seeded, at most 256, and equal rows always on the same side.
+
+    Of a mix, each source holds out its share.
+    """
+    count, least = len(tokens), 4 if len(tokens.good) else 1  # of few pairs, two
+    if not sources:
+        return _drawn(tokens.hashes, fraction, seed, least)
+    fraction, own = min(fraction, MAX_VALIDATION / count), sources.of_row[tokens.rows - 1]
+    mask = np.zeros(count, bool)
+    for place in range(len(sources.names)):
+        rows = np.flatnonzero(own == place)
+        mask[rows] = _drawn(tokens.hashes[rows], fraction, seed, least)
+    return np.isin(tokens.hashes, tokens.hashes[mask])  # what two sources share is held out of both
+
+
+def _drawn(hashes: NDArray[np.uint64], fraction: float, seed: int, least: int) -> NDArray[np.bool_]:
+    count = len(hashes)
     if not fraction or count < MIN_ROWS_TO_SPLIT:
         return np.zeros(count, bool)
-    wanted = min(MAX_VALIDATION, max(1, round(fraction * count)))
-    if len(tokens.good):
-        wanted = max(wanted, 4)  # of few pairs, two
+    wanted = max(least, min(MAX_VALIDATION, max(1, round(fraction * count))))
     _, first, group, sizes = np.unique(
-        tokens.hashes, return_index=True, return_inverse=True, return_counts=True
+        hashes, return_index=True, return_inverse=True, return_counts=True
     )
     # Groups in the order of their first rows: which rows are drawn does not depend on the hashes.
     order = np.argsort(first)
@@ -160,6 +186,15 @@ def held_out(tokens: Tokens, fraction: float, seed: int) -> NDArray[np.bool_]:
         if taken >= wanted:
             break
     return np.isin(group, chosen_groups)
+
+
+def _in_turn(rows: NDArray[np.int64], sources: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+    """Order rows so that the first ones are from each source in turn; pairs stay together."""
+    units, own = rows.reshape(-1, width), sources[::width]
+    turns = np.zeros(len(units), np.int64)
+    for place in np.unique(own):
+        turns[own == place] = np.arange(np.count_nonzero(own == place))
+    return units[np.argsort(turns, kind="stable")].reshape(-1)
 
 
 def _folder(

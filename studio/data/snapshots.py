@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from studio.data.column_mapping import Mapping
 from studio.data.conversation_records import Problem, Row
-from studio.data.dataset_files import Origin
+from studio.data.dataset_files import Origin, Sources
 from studio.data.dataset_report import Frozen, Report
 from studio.data.dataset_survey import Survey
 from studio.data.readers.json_lines import dumps, loads
@@ -32,6 +32,7 @@ from studio.home import Home, publishing, slug, sweep
 GROUP_ROWS, GROUP_BYTES = 4096, 8 << 20
 Part = Literal["train", "validation"]
 ROWS, META, PROBLEMS = "rows.parquet", "dataset.json", "problems.jsonl"
+SOURCE = "source"  # the column of a mix that names the dataset of each row
 
 
 class Original(Frozen):
@@ -59,6 +60,7 @@ class Meta(Frozen):
     created: str = ""
     rows: int = 0
     validation_rows: int = 0
+    sources: tuple[str, ...] = ()
     plain: bool = False
     mapping: Mapping
     reason: str = ""
@@ -127,6 +129,14 @@ class Snapshot:
         table = pq.read_table(self.folder / ROWS, columns=["part"])
         return np.array(table.column("part").to_numpy() == "validation")
 
+    def sources(self) -> Sources | None:
+        """Return the datasets of a mix, and which one each row is from; None of others."""
+        if not self.meta.sources:
+            return None
+        places = {name: place for place, name in enumerate(self.meta.sources)}
+        found = (places[row.values[SOURCE]] for row in self.rows())
+        return Sources(self.meta.sources, np.fromiter(found, np.int64, self.meta.rows))
+
     def problems(self) -> Iterator[dict[str, Any]]:
         """Yield the problems that were found when it was made."""
         with (self.folder / PROBLEMS).open("rb") as handle:
@@ -145,6 +155,7 @@ class Snapshot:
             encoding=self.meta.original.encoding,
             guess=Guess(self.meta.mapping, self.meta.reason),
             held_out=self.held_out,
+            sources=self.sources,
             pick=self.pick,
         )
 

@@ -30,7 +30,7 @@ from studio.data.conversation_records import (
     content_hash,
     prompt_hash,
 )
-from studio.data.dataset_files import Origin
+from studio.data.dataset_files import Origin, Sources
 from studio.data.dataset_report import (
     LOW_SHARE,
     PartCounter,
@@ -58,13 +58,15 @@ PIECE_CHARS = 1 << 16
 class Example:
     """One row for the loop; `row` is its number in the source, counted from 1.
 
-    `good` is the verdict on a judged answer, and True for the chosen answer of a pair.
+    `good` is the verdict on a judged answer, and True for the chosen answer of a pair. `source` is
+    the dataset that the row of a mix is from.
     """
 
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
     row: int
     good: bool = True
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +92,10 @@ class Tokens:
 class Examples(Sequence[Example]):
     """Some of the rows of `Tokens`, in a given order."""
 
-    def __init__(self, tokens: Tokens, order: NDArray[np.int64]) -> None:
-        self.tokens, self.order = tokens, order
+    def __init__(
+        self, tokens: Tokens, order: NDArray[np.int64], sources: Sources | None = None
+    ) -> None:
+        self.tokens, self.order, self.sources = tokens, order, sources
 
     def __len__(self) -> int:
         return len(self.order)
@@ -102,13 +106,31 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: slice) -> Examples: ...
     def __getitem__(self, index: int | slice) -> Example | Examples:
         if isinstance(index, slice):
-            return Examples(self.tokens, self.order[index])
+            return Examples(self.tokens, self.order[index], self.sources)
         at = int(self.order[index])
         start, stop = int(self.tokens.starts[at]), int(self.tokens.starts[at + 1])
         ids = np.array(self.tokens.ids[start:stop])
         labels = np.where(self.tokens.trained[start:stop], ids, np.int32(IGNORED))
         good = bool(self.tokens.good[at]) if len(self.tokens.good) else True
-        return Example(ids, labels.astype(np.int32), int(self.tokens.rows[at]), good)
+        row, own = int(self.tokens.rows[at]), self.sources
+        source = own.names[own.of_row[row - 1]] if own else ""
+        return Example(ids, labels.astype(np.int32), row, good, source)
+
+    def count_by_source(self) -> dict[str, int]:
+        """Return the number of rows of each source of a mix; nothing of other datasets."""
+        if not self.sources:
+            return {}
+        own = self.sources.of_row[self.tokens.rows[self.order] - 1]
+        counts = np.bincount(own, minlength=len(self.sources.names))
+        return dict(zip(self.sources.names, counts.tolist(), strict=True))
+
+
+def places_by_source(examples: Sequence[Example]) -> dict[str, list[int]]:
+    """Return the places of rows by their source; without sources all have an empty one."""
+    found: dict[str, list[int]] = {}
+    for place, example in enumerate(examples):
+        found.setdefault(example.source, []).append(place)
+    return found
 
 
 class TokenWriter:

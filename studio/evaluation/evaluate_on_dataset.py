@@ -103,6 +103,7 @@ class EvaluateRequest(Request):
     ) -> Generator[Event, None, dict[str, Any]]:
         """Measure a stack that is loaded, and return the report."""
         from studio.data.prepare_run_data import prepare
+        from studio.data.tokenise_rows import places_by_source
 
         backbone.use(stack)
         before = sum(a.method.num_tokens_before for a in backbone.adapters.values())
@@ -117,6 +118,12 @@ class EvaluateRequest(Request):
         chosen = list(rows[: self.max_rows] if self.max_rows else rows)
         yield Loading(text=f"Measuring {len(chosen)} rows")
         report = {"rows": len(chosen), **losses(loaded, backbone, chosen)}
+        if prepared.sources:
+            report["sources"] = [
+                {"name": name, "rows": len(places),
+                 **losses(loaded, backbone, [chosen[i] for i in places])}
+                for name, places in places_by_source(chosen).items()
+            ]  # fmt: skip
         yield Evaluated(eval_loss=report["eval_loss"], token_accuracy=report["token_accuracy"])
         if self.classify:
             from studio.evaluation.label_classification import classification, score, task_of

@@ -40,6 +40,9 @@ class RunProgress:
     best_step: int | None = None
     waited: int = 0
     best_accuracy: float | None = None
+    sources: dict[str, float] = field(default_factory=dict)
+    best_sources: dict[str, float] = field(default_factory=dict)
+    shared_tokens: int = 0
 
     def record_step(self, loss: float, tokens: int) -> None:
         """Count a finished optimizer step."""
@@ -49,19 +52,22 @@ class RunProgress:
         if self.first_loss is None:
             self.first_loss = loss
 
-    def record_evaluation(self, eval_loss: float | None, score: float | None = None) -> None:
+    def record_evaluation(
+        self, eval_loss: float | None, score: float | None = None,
+        sources: dict[str, float] | None = None,
+    ) -> None:  # fmt: skip
         """Record a validation loss, or only a score; `waited` counts evaluations since the best.
 
         The best has the highest score (reward accuracy, reward), if there is one, then the lowest
-        loss.
+        loss. `sources` are the losses (or rewards) by source of a mix.
         """
-        self.eval_loss = eval_loss
+        self.eval_loss, self.sources = eval_loss, sources or {}
         if eval_loss is not None:
             self.evaluations.append((self.step, eval_loss))
         best = -(self.best_accuracy or 0.0), self.best_loss or 0.0
         if self.best_step is None or (-(score or 0.0), eval_loss or 0.0) < best:
             self.best_loss, self.best_step, self.waited = eval_loss, self.step, 0
-            self.best_accuracy = score
+            self.best_accuracy, self.best_sources = score, self.sources
         else:
             self.waited += 1
 

@@ -216,13 +216,12 @@ class Rollouts:
 
     # -- evaluation ----------------------------------------------------------------------------
 
-    def evaluate(self) -> float:
-        """Return the mean reward of greedy answers to the held-out prompts."""
+    def evaluate(self) -> list[float]:
+        """Return the reward of the greedy answer to each held-out prompt."""
         held = self.session.prepared.validation
         examples = [held[i] for i in range(min(len(held), self.session.plan.eval_rows))]
         written = self._continued(examples, [[Sampling()]] * len(examples))
-        rewards = [self._rewards(one, own)[0] for one, own in zip(examples, written, strict=True)]
-        return sum(rewards) / max(1, len(rewards))
+        return [self._rewards(one, own)[0] for one, own in zip(examples, written, strict=True)]
 
 
 def _prompt(example: TokenRow) -> np.ndarray[Any, np.dtype[np.int32]]:

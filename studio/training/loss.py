@@ -260,6 +260,12 @@ class EvalLoss:
     correct: int
     tokens: int
 
+    @classmethod
+    def of(cls, parts: Iterable[EvalLoss]) -> EvalLoss:
+        """Return the sum of parts."""
+        sums = zip(*((one.loss_sum, one.correct, one.tokens) for one in parts), strict=True)
+        return cls(*map(sum, sums))
+
     @property
     def loss(self) -> float:
         """Loss per trained token."""

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from studio.data.prepare_run_data import row_limit
 from studio.data.template.template import IGNORED
+from studio.data.tokenise_rows import places_by_source
 from studio.home import is_whole, publishing
 from studio.training.batching import PackedBatch, PaddedBatch, TokenRow, grouped
 from studio.training.loss import row_losses, token_kl
@@ -62,6 +63,19 @@ class Totals(NamedTuple):
     units: int
     chosen_tokens: int
     kl: Tensor | float = 0.0
+
+
+class Evaluation(NamedTuple):
+    """The loss of held-out rows, also by source of a mix, their rewards, the KL to the reference.
+
+    The KL is per token, over the whole vocabulary, at the label positions of the chosen answers;
+    None for a method that cannot be switched off.
+    """
+
+    loss: float
+    rewards: Rewards
+    kl: float | None
+    sources: dict[str, float]
 
 
 class Preference:
@@ -198,12 +212,8 @@ class Preference:
 
     # -- evaluation ----------------------------------------------------------------------------
 
-    def evaluate(self) -> tuple[float, Rewards, float | None]:
-        """Return the loss of held-out rows, their rewards, and the KL to the reference per token.
-
-        The KL is over the whole vocabulary, at the label positions of the chosen answers; None for
-        a method that cannot be switched off.
-        """
+    def evaluate(self) -> Evaluation:
+        """Measure the loss of held-out rows and their rewards."""
         session, which = self.session, HELD
         rows = self._held_rows()
         examples = [self.rows[which][row] for row in rows]
@@ -212,11 +222,20 @@ class Preference:
             policy_R[places] = found
         kept = [int((e.labels[1:] != IGNORED).sum()) for e in examples]
         kl = self._distance(which, rows, lambda numbers: numbers) if self._needs_distance else 0.0
-        tokens = self._chosen_tokens(which, rows, kept)
-        totals = Totals(max(1, len(rows) // self._width), max(1, tokens), kl)
-        loss, sums = self._loss(which, rows, policy_R, kept, totals)
+
+        def measured(places: list[int]) -> tuple[Tensor, Tensor]:
+            some, counts = [rows[i] for i in places], [kept[i] for i in places]
+            tokens = self._chosen_tokens(which, some, counts)
+            totals = Totals(max(1, len(some) // self._width), max(1, tokens), kl)
+            return self._loss(which, some, policy_R[places], counts, totals)
+
+        loss, sums = measured(list(range(len(rows))))
+        by_source = places_by_source(examples) if session.prepared.sources else {}
         chosen = [e for e, side in zip(examples, self._sides(which, rows), strict=True) if side]
-        return float(loss), Rewards.of(sums.tolist()), self._token_kl(chosen)
+        return Evaluation(
+            float(loss), Rewards.of(sums.tolist()), self._token_kl(chosen),
+            {name: float(measured(places)[0]) for name, places in by_source.items()},
+        )  # fmt: skip
 
     def _held_rows(self) -> list[int]:
         return list(range(min(len(self.rows[HELD]), self._width * self.session.plan.eval_rows)))

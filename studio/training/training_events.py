@@ -58,7 +58,8 @@ class Step(Event):
     for models without routed experts. Then come the means of a run that learns from preferences
     (`reward_means.py`), and those of one that learns from rewards of its own answers
     (`grpo_rollouts.py`), by TRL's names: mean reward, its standard deviation within a group, share
-    of groups without any, tokens of an answer, KL to the reference per token.
+    of groups without any, tokens of an answer, KL to the reference per token. `tokens_shared` is
+    the fraction of all tokens so far that are prompts of several answers and were computed once.
     """
 
     loss: float
@@ -80,6 +81,7 @@ class Step(Event):
     frac_reward_zero_std: float | None = None
     completion_length: float | None = None
     kl: float | None = None
+    tokens_shared: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +89,8 @@ class Evaluated(Event):
     """Loss and token accuracy on the validation rows; of preferences, their rewards.
 
     `kl` is the distance from the reference per token of the chosen answers. A run that learns from
-    rewards has only the mean reward of its greedy answers.
+    rewards has only the mean reward of its greedy answers. `sources` are those of a mix: name,
+    number of rows, held-out rows, and what was measured on these.
     """
 
     eval_loss: float | None = None
@@ -96,6 +99,7 @@ class Evaluated(Event):
     rewards_accuracies: float | None = None
     rewards_margins: float | None = None
     kl: float | None = None
+    sources: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

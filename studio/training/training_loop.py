@@ -80,7 +80,8 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
             yield Loading(step=session.progress.step, text="Measuring forgetting")
         forgetting = general.measure()
         adapter = str(_publish_adapter(session, run_dir, forgetting))
-        facts = {"forgetting": forgetting} if forgetting else None
+        found = {"forgetting": forgetting, "sources": session.sources()}
+        facts = {name: one for name, one in found.items() if one} or None
         finished = _finished(session, reason="completed", adapter=adapter, note=note, facts=facts)
         _write_report(session, run_dir, finished)
         yield finished
@@ -153,6 +154,7 @@ def _write_report(session: Session, run_dir: Path, finished: Finished) -> None:
         "total_steps": session.plan.total_steps,
         "learning_rate": session.plan.learning_rate,
         "tokens": progress.tokens,
+        "shared_tokens": progress.shared_tokens,
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
         "memory_bytes": session.memory_bytes(),
         "device": str(session.loaded.device),

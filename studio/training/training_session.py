@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from studio import hardware
+from studio.data.tokenise_rows import places_by_source
 from studio.errors import DataError, Diverged
 from studio.training import checkpoint
 from studio.training.batching import PackedBatch, PaddedBatch, TokenRow, groups, pack, pad
@@ -27,7 +29,7 @@ from studio.training.checkpoint import CheckpointOrigin, RunProgress
 from studio.training.distributed import sum_gradients
 from studio.training.expert_balance import ExpertBalance
 from studio.training.grpo_rollouts import Rollouts
-from studio.training.loss import evaluate_loss, loss_sum
+from studio.training.loss import EvalLoss, evaluate_loss, loss_sum
 from studio.training.neftune import Neftune
 from studio.training.optimizer import OptimizerLike, set_learning_rate
 from studio.training.preference_loss import Preference
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from studio.backbone import Adapter, Backbone
     from studio.data.prepare_run_data import Prepared
+    from studio.data.tokenise_rows import Example
     from studio.evaluation.forgetting import GeneralSet
     from studio.models.loading import Loaded
     from studio.spec import RunSpec
@@ -67,6 +70,11 @@ class Pass:
     def num_tokens(self) -> int:
         """Number of tokens, without padding."""
         return sum(batch.num_tokens for batch in self.batches)
+
+    @property
+    def num_shared(self) -> int:
+        """Number of tokens of prompts that were computed with another row."""
+        return sum(sum(one.shared) for one in self.batches if isinstance(one, PackedBatch))
 
 
 def forward_backward(session: Session) -> Pass:
@@ -149,6 +157,8 @@ class Session:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             tokens += self.sum_over_ranks(passed.num_tokens)
+            if self.preference:
+                self.progress.shared_tokens += self.sum_over_ranks(passed.num_shared)
             seconds += passed.seconds + time.perf_counter() - started
         self.progress.record_step(loss, tokens)
         sums = self.sum_over_ranks(sums)
@@ -162,6 +172,7 @@ class Session:
             epoch=self.plan.epoch(self.progress.step),
             memory_bytes=self.memory_bytes(),
             expert_balance=self.balance.of_step(),
+            tokens_shared=self.tokens_shared,
             **(self.preference.report(sums) if self.preference else {}),
         )
 
@@ -291,27 +302,52 @@ class Session:
     def evaluate(self) -> Evaluated:
         """Return the loss on the validation rows, per token or of preferences, or the reward."""
         self.activate()
+        step = self.progress.step
         if isinstance(self.preference, Rollouts):
-            reward = self.preference.evaluate()
-            self.progress.record_evaluation(None, reward)
-            return Evaluated(step=self.progress.step, reward=reward)
+            own = self.preference.evaluate()
+            parts = self._by_source(self.prepared.validation[: len(own)])
+            means = {name: fmean(own[i] for i in places) for name, places in parts.items()}
+            reward = fmean(own)
+            self.progress.record_evaluation(None, reward, means)
+            return Evaluated(step=step, reward=reward, sources=self.sources())
         if self.preference:
-            loss, rewards, kl = self.preference.evaluate()
-            self.progress.record_evaluation(loss, rewards.rewards_accuracies)
+            loss, rewards, kl, losses = self.preference.evaluate()
+            self.progress.record_evaluation(loss, rewards.rewards_accuracies, losses)
             return Evaluated(
-                step=self.progress.step, eval_loss=loss, kl=kl,
+                step=step, eval_loss=loss, kl=kl, sources=self.sources(),
                 rewards_accuracies=rewards.rewards_accuracies,
                 rewards_margins=rewards.rewards_margins,
             )  # fmt: skip
         rows = list(self.prepared.validation[: self.plan.eval_rows])
-        batches: Iterable[PackedBatch | PaddedBatch] = (
-            self.batch(group) for group in groups(rows, max_tokens=EVAL_TOKENS)
-        )
-        found = evaluate_loss(self.backbone, batches)
-        self.progress.record_evaluation(found.loss)
+        parts = self._by_source(rows) or {"": [*range(len(rows))]}
+        found = {name: self._loss_of([rows[i] for i in ids]) for name, ids in parts.items()}
+        whole = EvalLoss.of(found.values())
+        losses = {name: one.loss for name, one in found.items() if name}
+        self.progress.record_evaluation(whole.loss, None, losses)
         return Evaluated(
-            step=self.progress.step, eval_loss=found.loss, token_accuracy=found.accuracy
+            step=step, eval_loss=whole.loss, token_accuracy=whole.accuracy, sources=self.sources()
         )
+
+    def _loss_of(self, rows: Sequence[TokenRow]) -> EvalLoss:
+        batches = (self.batch(group) for group in groups(rows, max_tokens=EVAL_TOKENS))
+        return evaluate_loss(self.backbone, batches)
+
+    def _by_source(self, rows: Sequence[Example]) -> dict[str, list[int]]:
+        return places_by_source(rows) if self.prepared.sources else {}
+
+    def sources(self) -> list[dict[str, Any]] | None:
+        """Return the rows of each source of a mix, and the loss (or reward) of those held out."""
+        what = "reward" if isinstance(self.preference, Rollouts) else "eval_loss"
+        return [
+            {"name": name, "rows": rows, "held_out": held, what: self.progress.sources.get(name)}
+            for name, (rows, held) in self.prepared.sources.items()
+        ] or None
+
+    @property
+    def tokens_shared(self) -> float | None:
+        """The fraction of the tokens so far that are prompts computed once for several answers."""
+        shared = self.progress.shared_tokens
+        return shared / (shared + self.progress.tokens) if shared else None
 
     @property
     def keeps_best(self) -> bool:
@@ -346,7 +382,7 @@ class Session:
                 f"{early}The checkpoint of step {best}, which had {best_of}, is missing "
                 f"or damaged: the adapter is that of step {progress.step}."
             )
-        progress.eval_loss = progress.best_loss
+        progress.eval_loss, progress.sources = progress.best_loss, progress.best_sources
         return f"{early}The adapter is that of step {best}, which had {best_of}."
 
     # -- state ---------------------------------------------------------------------------------

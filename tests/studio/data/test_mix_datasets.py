@@ -1,15 +1,19 @@
 """Parts and mixes: the same seed gives the same rows, shares hold, no row is repeated."""
 
 import json
+import shutil
 from collections import Counter
 
 import pytest
 
+from studio.data.curate_dataset import Drop, apply_step
 from studio.data.import_dataset import import_dataset
 from studio.data.mix_datasets import Source, mix, read_sources
+from studio.data.prepare_run_data import prepare
 from studio.errors import DataError
 from studio.home import open_home
-from studio.spec import DataSource
+from studio.models.loading import load_tokenizer
+from studio.spec import DataSource, ModelSource
 
 
 @pytest.fixture
@@ -86,6 +90,33 @@ def test_a_mix_keeps_shares_and_own_mappings_and_repeats_no_row(home, tmp_path):
     assert values != sorted(values, key=lambda one: one["source"])  # shuffled
     other = mix(home, sources, name="again", seed=3)
     assert [row.values for row in other.rows()] == values and other.meta.hash == made.meta.hash
+
+
+def prepared(home, name, fraction=0.1, seed=0):
+    source = DataSource(path=name, validation_fraction=fraction)
+    return prepare(source, load_tokenizer(ModelSource()), context_length=64, seed=seed, home=home)
+
+
+def test_each_source_of_a_mix_holds_out_its_share(home, tmp_path):
+    a, b = questions(tmp_path, "large", 400), questions(tmp_path, "small", 20)
+    mix(home, [Source(a, 20), Source(b, 1)], name="both")
+    for name in ("both", apply_step(home, "both", Drop(rows=[1])).meta.name):
+        made = prepared(home, name)
+        assert {one.source for one in made.validation[:2]} == {a, b}, "the first of each in turn"
+        held = Counter(one.source for one in made.validation)
+        assert held[b] == 2 and held[a] == 40
+        trained = Counter(one.source for one in made.train)
+        assert made.sources == {one: (trained[one], held[one]) for one in (a, b)}
+    assert prepared(home, a).sources == {} and prepared(home, a).train[0].source == ""
+
+
+def test_a_row_of_two_sources_is_held_out_of_both(home, tmp_path):
+    a, b = questions(tmp_path, "q", 40), str(tmp_path / "copy.jsonl")
+    shutil.copy(a, b)
+    mix(home, [Source(a, 1), Source(b, 1)], name="twice")
+    made = prepared(home, "twice")
+    held = {one.input_ids.tobytes() for one in made.validation}
+    assert held and not held & {one.input_ids.tobytes() for one in made.train}
 
 
 def test_pairs_are_mixed_with_pairs_only(home, tmp_path):

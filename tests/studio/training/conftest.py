@@ -25,6 +25,7 @@ class Example:
     input_ids: np.ndarray
     labels: np.ndarray
     row: int
+    source: str = ""
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Rows:
     template: str = "none"
     data_hash: str = "abc"
     rows_per_example: int = 1
+    sources: dict[str, tuple[int, int]] = field(default_factory=dict)
     report: Any = field(
         default_factory=lambda: SimpleNamespace(
             rows=SimpleNamespace(read=24, kept=24, dropped=0),

@@ -103,7 +103,7 @@ def test_the_reference_is_the_bare_base_and_the_first_step_costs_log_2(name, tmp
 
 @pytest.mark.parametrize("name", CAN_BE_OFF)
 def test_the_prompt_of_a_pair_is_computed_once_and_nothing_differs(name, tmp_path, monkeypatch):
-    found, tokens = [], []
+    found, tokens, shared = [], [], []
     for shares in (False, True):
         monkeypatch.setattr(Backbone, "shares_prompts", shares)
         own = prepared(made("dpo", name), tmp_path / str(shares))
@@ -115,9 +115,22 @@ def test_the_prompt_of_a_pair_is_computed_once_and_nothing_differs(name, tmp_pat
         gradients = [parameter.grad for parameter in own.parameters]
         found.append([own.preference.reference["train"], *passed.losses, *passed.sums, *gradients])
         found[-1] += [torch.tensor(own.evaluate().eval_loss)]
-    assert tokens[0] - tokens[1] >= 8  # two of each pair
+        shared.append(passed.num_shared)
+    assert tokens[0] - tokens[1] == shared[1] - shared[0] >= 8  # two of each pair
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5)
+
+
+def test_a_run_says_how_many_tokens_it_saved(tmp_path):
+    own = made("dpo")
+    steps = [event for event in run_all(own, tmp_path) if isinstance(event, Step)]
+    computed = sum(step.tokens for step in steps)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["tokens"] == computed and report["shared_tokens"] >= 2 * 4 * len(steps)
+    whole = computed + report["shared_tokens"]
+    assert steps[-1].tokens_shared == report["shared_tokens"] / whole
+    alone = made("dpo", packing=False)
+    assert [one.tokens_shared for one in run_steps(alone, 2)] == [None, None]
 
 
 def test_noise_on_the_embeddings_is_that_of_each_row():
