@@ -85,8 +85,20 @@ def submit(
 
 
 def outcome(store: JobStore, job: Job) -> dict[str, Any]:
-    """Return the name and the table of the bake-off that a job measured."""
-    return {"name": job.sweep, "rows": table(store, str(job.sweep))}
+    """Return the bake-off that a job measured, as `shown` does."""
+    return shown(store, str(job.sweep))
+
+
+def shown(store: JobStore, name: str) -> dict[str, Any]:
+    """Return the name of a bake-off, its table, and the prompts of the answers in it.
+
+    Raises:
+        QueueError: There is no such bake-off.
+    """
+    jobs = (job for job in store.list(search=name) if job.sweep == name)
+    measuring = next((job for job in jobs if job.kind == "bakeoff"), None)
+    prompts = measuring.spec.get("prompts", ()) if measuring else ()
+    return {"name": name, "rows": table(store, name), "prompts": prompts}
 
 
 def table(store: JobStore, name: str) -> list[dict[str, Any]]:

@@ -20,8 +20,8 @@ from studio.adapter_stack import StackItem, read_lane, write_lane
 from studio.adapters import library
 from studio.adapters.merge import read_certificate
 from studio.errors import AdapterError, QueueError, StudioError
-from studio.evaluation.export_votes_and_suites import title, verdict
-from studio.evaluation.html_page import Section, chart, page, table, text_of
+from studio.evaluation.export_votes_and_suites import said, title
+from studio.evaluation.html_page import Section, chart, page, say, table, text_of
 from studio.home import Home
 from studio.methods import methods
 from studio.names import readable
@@ -71,60 +71,77 @@ def report(store: JobStore, names: Sequence[str], conversation: str = "") -> tup
 def of_run(store: JobStore, job: Job) -> str:
     """Return the page on one run, or on a merge."""
     facts = summary(job)
-    words = [f"Run {job.id}" if job.kind in TRAINS else f"Job {job.id}", facts["state"],
-             _day(job.started), f"on {job.device}" if job.device else ""]  # fmt: skip
+    number = say(f"Run {job.id}") if job.kind in TRAINS else say(f"Job {job.id}")
+    words = [number, say(facts["state"]), _day(job.started),
+             say(f"on {job.device}") if job.device else ""]  # fmt: skip
     sections = [
-        Section(heading="The error", note=job.error_text) if job.error_text else None,
-        *([_figures(job), *_curves(store, [job]), _reading(store, job), _forgetting(job),
-           _samples(store, [job])] if job.kind in TRAINS else []),
+        Section(heading=say("The error"), note=say(job.error_text)) if job.error_text else None,
+        *([_figures(job), *_curves(store, [job]), _reading(store, job), _sources(job),
+           _forgetting(job), _samples(store, [job])] if job.kind in TRAINS else []),
         _xray(store.home, [job]), _votes(store, [job]), *_certificates(store, job),
-        _settings([job]), _repeat(job), Section(heading="Notes", note=job.notes) if job.notes
-        else None,
+        _settings([job]), _repeat(job),
+        Section(heading=say("Notes"), note=job.notes) if job.notes else None,
     ]  # fmt: skip
     return _page(job.name, " · ".join(filter(None, words)), sections)
 
 
 def _reading(store: JobStore, job: Job) -> Section | None:
-    rows = [(one["title"], one["text"], one["remedy"]["title"]) for one in reading(store, job)]
-    return table("What the curves say", ("Sign", "Evidence", "Remedy"), rows) if rows else None
+    found = [(one["title"], one["text"], one["remedy"]["title"]) for one in reading(store, job)]
+    head = (say("Sign"), say("Evidence"), say("Remedy"))
+    rows = [[*map(say, one)] for one in found]
+    return table(say("What the curves say"), head, rows) if rows else None
+
+
+def _sources(job: Job) -> Section | None:
+    """Return the rows and the held-out loss of each source of a mix."""
+    found = job.result.get("sources") or []
+    head = (say("Source"), say("Rows"), say("Held-out rows"), say("Held-out loss"))
+    rows = [
+        (one["name"], one["rows"], one["held_out"], one.get("reward", one.get("eval_loss")))
+        for one in found
+    ]
+    if found and "reward" in found[0]:
+        head = (*head[:-1], say("Held-out reward"))
+    return table(say("By source of the mix"), head, rows) if rows else None
 
 
 def of_runs(store: JobStore, jobs: Sequence[Job]) -> str:
     """Return the page on several runs beside each other."""
     return _page(
-        " against ".join(job.name for job in jobs) if len(jobs) == 2 else f"{len(jobs)} runs",
-        f"Runs {', '.join(str(job.id) for job in jobs)}", _beside(store, jobs),
+        say(f"{jobs[0].name} against {jobs[1].name}") if len(jobs) == 2
+        else say(f"{len(jobs)} runs"),
+        say(f"Runs {', '.join(str(job.id) for job in jobs)}"), _beside(store, jobs),
     )  # fmt: skip
 
 
 def of_bakeoff(store: JobStore, name: str) -> str:
     """Return the page on a bake-off."""
-    rows = bakeoff.table(store, name)
+    found = bakeoff.shown(store, name)
+    rows = found["rows"]
     columns = {
-        "title": "Method", "eval_loss": "Held-out loss", "forgetting": "KL from the base",
-        "last_loss": "Last loss", "trainable_parameters": "Trainable", "size_bytes": "On disk",
-        "memory_bytes": "Memory above the base", "seconds_per_step": "Seconds per step",
-        "learning_rate": "Learning rate", "live_ratio": "Live, ×", "merged_ratio": "Merged, ×",
+        "title": say("Method"), "eval_loss": say("Held-out loss"),
+        "forgetting": say("KL from the base"), "last_loss": say("Last loss"),
+        "trainable_parameters": say("Trainable"), "size_bytes": say("On disk"),
+        "memory_bytes": say("Memory above the base"), "seconds_per_step": say("Seconds per step"),
+        "learning_rate": say("Learning rate"), "live_ratio": say("Live, ×"),
+        "merged_ratio": say("Merged, ×"),
     }  # fmt: skip
     ranked = sorted(rows, key=lambda row: (row["eval_loss"] is None, row["eval_loss"] or 0))
     cells = [
-        [readable(row[key]) if key.endswith("_bytes") and row[key] else row[key] for key in columns]
+        [say(row[key]) if key == "title" else readable(row[key])
+         if key.endswith("_bytes") and row[key] else row[key] for key in columns]
         for row in ranked
-    ]
-    points = [f"{row['title']}: {row['error']}" for row in rows if row["error"]]
-    jobs = [store.get(run) for row in rows for run in row["runs"]]
-    job = next(
-        (j for j in store.list(search=name) if j.sweep == name and j.kind == "bakeoff"), None
-    )
-    prompts = job.spec.get("prompts", ()) if job else ()
-    answers = [
-        {"prompt": prompt, "answers": [(row["title"], row["answers"][at], "") for row in rows
-                                       if len(row["answers"]) > at]}
-        for at, prompt in enumerate(prompts)
     ]  # fmt: skip
-    return _page(name, "Methods on the same data and budget", [
-        table("Results", [*columns.values()], cells, note=" ".join(points)),
-        Section(heading="Answers", answers=[one for one in answers if one["answers"]])
+    points = [f"{say(row['title'])}: {say(row['error'])}" for row in rows if row["error"]]
+    jobs = [store.get(run) for row in rows for run in row["runs"]]
+    answers = [
+        {"prompt": prompt, "answers": [(say(row["title"]), row["answers"][at], "") for row in rows
+                                       if len(row["answers"]) > at]}
+        for at, prompt in enumerate(found["prompts"])
+    ]  # fmt: skip
+    return _page(name, say("Methods on the same data and budget"), [
+        table(say("Results"), [*columns.values()], cells, note=" ".join(points)),
+        Section(heading=say("Answers"), answers=[one for one in answers if one["answers"]])
         if any(one["answers"] for one in answers) else None,
         *_beside(store, jobs, figures=False),
     ])  # fmt: skip
@@ -133,10 +150,13 @@ def of_bakeoff(store: JobStore, name: str) -> str:
 def of_conversation(store: JobStore, conversation: str) -> str:
     """Return the page on a conversation of Compare."""
     found = Conversations(store.database).get(conversation)
+    verdicts = {
+        "won": say("won"), "lost": say("lost"), "tie": say("tie"), "bad": say("all bad"),
+    }  # fmt: skip
     turns = [
         {"prompt": turn["prompt"], "answers": [
             (title(str(answer.get("lane", ""))), str(answer.get("text", "")),
-             str(answer.get("verdict") or ""))
+             verdicts.get(str(answer.get("verdict")), ""))
             for answer in turn["answers"] if answer
         ]} for turn in found["turns"]
     ]  # fmt: skip
@@ -151,22 +171,24 @@ def of_conversation(store: JobStore, conversation: str) -> str:
     ]
     shared = [(str(key), text_of(value)) for key, value in found["settings"].items()
               if not isinstance(value, dict | list)]  # fmt: skip
-    return _page(found["title"] or "Conversation", f"{len(turns)} turns, {len(rows)} lanes", [
-        Section(heading="Answers", answers=turns),
-        table("Votes", ("Prompt", "Verdict", "Blind"), [
-            (vote["prompt"], verdict(vote), bool(vote["blind"])) for vote in votes
+    summary = say(f"{len(turns)} turns, {len(rows)} lanes")
+    return _page(found["title"] or say("Conversation"), summary, [
+        Section(heading=say("Answers"), answers=turns),
+        table(say("Votes"), (say("Prompt"), say("Verdict"), say("Blind")), [
+            (vote["prompt"], said(vote), bool(vote["blind"])) for vote in votes
         ]) if votes else None,
-        table("Lanes", ("Lane", *keys), rows, pairs=shared),
+        table(say("Lanes"), (say("Lane"), *keys), rows, pairs=shared),
     ])  # fmt: skip
 
 
 def _beside(store: JobStore, jobs: Sequence[Job], *, figures: bool = True) -> list[Section | None]:
-    heads = ("Run", "Method", "State", *FIGURES.values())
+    heads = (say("Run"), say("Method"), say("State"), *map(say, FIGURES.values()))
     rows = [
-        (job.name, _method(job), job.state, *(summary(job)[key] for key in FIGURES)) for job in jobs
+        (job.name, _method(job), say(job.state), *(summary(job)[key] for key in FIGURES))
+        for job in jobs
     ]
     return [
-        table("Figures", heads, rows) if figures else None, *_curves(store, jobs),
+        table(say("Figures"), heads, rows) if figures else None, *_curves(store, jobs),
         _samples(store, jobs), _xray(store.home, jobs), _votes(store, jobs), _settings(jobs),
     ]  # fmt: skip
 
@@ -183,32 +205,35 @@ def _day(moment: float | None) -> str:
 def _method(job: Job) -> str:
     name = str((job.spec.get("method") or {}).get("name", ""))
     known = methods().get(name)
-    return known.title if known else name
+    return say(known.title) if known else name
 
 
 def _figures(job: Job) -> Section:
     facts, rows = summary(job), job.result.get("rows") or {}
+    shared = job.result.get("tokens_shared")
     own = {
-        "Model": (job.spec.get("model") or {}).get("path"), "Method": _method(job),
-        "Data": (job.spec.get("data") or {}).get("path"),
-        **{words: facts[key] for key, words in FIGURES.items()},
-        "Rows trained on": rows.get("kept"), "Rows dropped": rows.get("dropped"),
-        "Rows cut at the context": rows.get("truncated"),
-        "Trainable parameters": job.result.get("trainable_parameters"),
-        "Parameters": job.result.get("total_parameters"),
-        "Learning rate": job.result.get("learning_rate"), "Precision": job.result.get("dtype"),
+        say("Model"): (job.spec.get("model") or {}).get("path"), say("Method"): _method(job),
+        say("Data"): (job.spec.get("data") or {}).get("path"),
+        **{say(words): facts[key] for key, words in FIGURES.items()},
+        say("Rows trained on"): rows.get("kept"), say("Rows dropped"): rows.get("dropped"),
+        say("Rows cut at the context"): rows.get("truncated"),
+        say("Prompt tokens computed once for several answers"): shared and f"{shared:.0%}",
+        say("Trainable parameters"): job.result.get("trainable_parameters"),
+        say("Parameters"): job.result.get("total_parameters"),
+        say("Learning rate"): job.result.get("learning_rate"),
+        say("Precision"): job.result.get("dtype"),
     }  # fmt: skip
     known = [(name, text_of(value)) for name, value in own.items() if value not in (None, "")]
-    return Section(heading="Figures", pairs=known)
+    return Section(heading=say("Figures"), pairs=known)
 
 
 def _curves(store: JobStore, jobs: Sequence[Job]) -> list[Section | None]:
     charts = (
-        chart(words, {job.name: store.points(job.id, name, bins=BINS) for job in jobs})
+        chart(say(words), {job.name: store.points(job.id, name, bins=BINS) for job in jobs})
         for name, words in CURVES.items()
     )
     drawn = [one for one in charts if one]
-    return [Section(heading="Curves", charts=drawn)] if drawn else []
+    return [Section(heading=say("Curves"), charts=drawn)] if drawn else []
 
 
 def _forgetting(job: Job) -> Section | None:
@@ -216,11 +241,12 @@ def _forgetting(job: Job) -> Section | None:
     if found.get("loss_before") is None:
         return None
     rows = [(name, *pair) for name, pair in (found.get("domains") or {}).items()]
-    words = (
+    words = say(
         f"KL from the base: {text_of(found.get('forgetting'))} nats per token. "
         f"{found.get('changed')} of {found.get('prompts')} answers to neutral prompts changed."
     )
-    return table("What it forgot", ("Texts", "Loss before", "Loss after"), rows, note=words)
+    head = (say("Texts"), say("Loss before"), say("Loss after"))
+    return table(say("What it forgot"), head, rows, note=words)
 
 
 def _samples(store: JobStore, jobs: Sequence[Job]) -> Section | None:
@@ -234,11 +260,11 @@ def _samples(store: JobStore, jobs: Sequence[Job]) -> Section | None:
             last = len(shots) - 1
             picked = sorted({last * n // (NUM_SHOTS - 1) for n in range(NUM_SHOTS)})
             for shot in [shots[at] for at in picked] if len(jobs) == 1 else shots[-1:]:
-                step = f"Step {shot['step']}" if shot["step"] else "Before training"
+                step = say(f"Step {shot['step']}") if shot["step"] else say("Before training")
                 name = step if len(jobs) == 1 else job.name
                 told.setdefault(prompt, []).append((name, shot["text"] or "–", ""))
     answers = [{"prompt": prompt, "answers": shots} for prompt, shots in told.items()]
-    return Section(heading="Sample answers", answers=answers) if answers else None
+    return Section(heading=say("Sample answers"), answers=answers) if answers else None
 
 
 def _xray(home: Home, jobs: Sequence[Job]) -> Section | None:
@@ -246,23 +272,27 @@ def _xray(home: Home, jobs: Sequence[Job]) -> Section | None:
     from studio.data.tokenise_first_rows import first_xrays
 
     shown: dict[str, list[dict[str, Any]]] = {}
+    sides = {"chosen": say("chosen"), "rejected": say("rejected")}
     for job in jobs:
         with suppress(StudioError, OSError):
             spec = RunSpec.parse(job.spec)
             if spec.data.path in shown:
                 continue
             shown[spec.data.path] = [
-                {"title": f"Row {row.row}" + (f", {row.side}" if row.side else ""),
-                 "note": row.problem or f"{row.num_tokens} tokens, {row.num_trained} trained, "
-                 f"{row.num_truncated} cut",
+                {"title": " · ".join(filter(None, (say(f"Row {row.row}"), sides.get(row.side)))),
+                 "note": say(row.problem) or say(
+                     f"{row.num_tokens} tokens, {row.num_trained} trained, {row.num_truncated} cut"
+                 ),
                  "tokens": [(one.text, one.state) for one in row.tokens[:NUM_TOKENS]]}
                 for row in first_xrays(spec, home, NUM_ROWS)
             ]  # fmt: skip
     tokens = [one for rows in shown.values() for one in rows]
-    words = "Coloured tokens are trained, grey ones masked, struck ones cut at the context."
+    words = say("Coloured tokens are trained, grey ones masked, struck ones cut at the context.")
     if not tokens and any(job.kind in TRAINS for job in jobs):
-        return Section(heading="Rows as tokens", note="The dataset or model is not here any more.")
-    return Section(heading="Rows as tokens", note=words, tokens=tokens) if tokens else None
+        words = say("The dataset or model is not here any more.")
+    elif not tokens:
+        return None
+    return Section(heading=say("Rows as tokens"), note=words, tokens=tokens)
 
 
 def _votes(store: JobStore, jobs: Sequence[Job]) -> Section | None:
@@ -282,10 +312,11 @@ def _votes(store: JobStore, jobs: Sequence[Job]) -> Section | None:
 
     found = [vote for vote in Votes(store.database).list() if any(map(ours, vote["lanes"]))]
     rows = [
-        (vote["prompt"], " · ".join(map(title, vote["lanes"])), verdict(vote), bool(vote["blind"]))
+        (vote["prompt"], " · ".join(map(title, vote["lanes"])), said(vote), bool(vote["blind"]))
         for vote in found
     ]
-    return table("Votes", ("Prompt", "Lanes", "Verdict", "Blind"), rows) if rows else None
+    head = (say("Prompt"), say("Lanes"), say("Verdict"), say("Blind"))
+    return table(say("Votes"), head, rows) if rows else None
 
 
 def _certificates(store: JobStore, job: Job) -> list[Section | None]:
@@ -307,7 +338,7 @@ def _certificates(store: JobStore, job: Job) -> list[Section | None]:
             ", ".join(map(str, value)) if isinstance(value, list) else value))
             for key, value in found.items() if not isinstance(value, dict)]  # fmt: skip
         if pairs:
-            sections.append(Section(heading=f"Certificate of “{one.name}”", pairs=pairs))
+            sections.append(Section(heading=say(f"Certificate of “{one.name}”"), pairs=pairs))
     return sections
 
 
@@ -322,14 +353,18 @@ def _settings(jobs: Sequence[Job]) -> Section | None:
     keys = sorted({key for one in changed for key in one} - {"name", "seed"} | {"seed"})
     if len(jobs) > 1:
         keys = [key for key in keys if len({str(one.get(key)) for one in changed}) > 1]
-    rows = [(key, *(one.get(key, "default") for one in changed)) for key in keys
+    rows = [(key, *(one.get(key, say("default")) for one in changed)) for key in keys
             if any(key in one for one in changed)]  # fmt: skip
-    note = "What differs from the defaults." if len(jobs) == 1 else "What differs between the runs."
-    return table("Settings", ("Setting", *(job.name for job in jobs)), rows, note=note)
+    note = say("What differs from the defaults.")
+    if len(jobs) > 1:
+        note = say("What differs between the runs.")
+    return table(say("Settings"), (say("Setting"), *(job.name for job in jobs)), rows, note=note)
 
 
 def _repeat(job: Job) -> Section | None:
     with suppress(StudioError):
         spec = RunSpec.parse(job.spec)
-        return Section(heading="To repeat it", code=f"{command_line(spec)}\n\n{spec.to_yaml()}")
+        return Section(
+            heading=say("To repeat it"), code=f"{command_line(spec)}\n\n{spec.to_yaml()}"
+        )
     return None

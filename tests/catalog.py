@@ -22,7 +22,7 @@ ASSETS = ROOT / "ui/assets"
 LEFT_OUT = re.compile(
     r"ui/bench/|ui/language|starter/make/|spec_text|/template/(named|keep)_|gguf_tokenizer|"
     r"adapters/(model_card|ollama|verify)|data/suspicious|methods/__main__|"
-    r"evaluation/(html_page|lm_eval)"
+    r"evaluation/lm_eval"
 )
 ERRORS = re.compile(
     r"\w+Error$|OutOfMemory|DiskFull|Unreached|JudgeFailed|Diverged|\w+Lost$|GateFailed|WeightsToo"
@@ -41,7 +41,7 @@ SHORT = (  # what a value should be, and parts that are too short to be recognis
     "step {0} of a run that {1}",
     "fields of its own, such as {0}", "{0} is {1}", "{0} is empty", "number {0}",
 )  # fmt: skip
-WORDED = {"TITLES", "FIXED", "ROLES"}  # dictionaries whose values pages show
+WORDED = {"TITLES", "FIXED", "ROLES", "CURVES", "FIGURES"}  # dictionaries whose values pages show
 MODELS_READ = {"SAMPLE_PROMPTS", "RUBRIC", "QUESTION", "TEXTS"}
 Texts = dict[str, str]  # by key: the expressions of its variable parts
 

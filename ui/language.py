@@ -22,6 +22,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from studio.evaluation import html_page
 from ui.security import App, HeldAnswer, Message, Receive, Scope, Send
 
 LOCALE = Path(__file__).parent / "locale"
@@ -211,6 +212,9 @@ def _known_language(name: str) -> str:
 def tag(language: str) -> str:
     """Return the language as HTML names it."""
     return language.replace("_", "-")
+
+
+html_page.speak(say, lambda: tag(current.get()))
 
 
 # -- the web ---------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def bakeoff(
 ) -> Any:
     """Train several methods on the same data and budget, and compare what they cost and learn."""
     if show:
-        return {"name": show, "rows": contests.table(store, show)}
+        return contests.shown(store, show)
     chosen = [word.strip() for word in methods.split(",") if word.strip()]
     spec = read_spec(store.home, model=model, data=data, assignments=set)
     prompts = [text for text in prompt if text.strip()] or contests.PROMPTS
@@ -182,8 +182,7 @@ def bakeoff(
         store, spec, chosen, name=name, prompts=prompts, seeds=seeds, best_rates=best_rates
     )
     supervisor.ensure_running(store.home)
-    facts = {"name": name.strip(), "rows": contests.table(store, name.strip())}
-    return Reply(jobs=tuple(jobs), facts=facts)
+    return Reply(jobs=tuple(jobs), facts=contests.shown(store, name.strip()))
 
 
 @action("preflight", follow=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 from studio.errors import ChatError
-from studio.evaluation.html_page import Cell, Section, chart, page, table
+from studio.evaluation.html_page import Cell, Section, chart, page, say, table
 
 Form = Literal["csv", "jsonl", "html"]
 MEDIA: dict[Form, str] = {"csv": "text/csv", "jsonl": "application/x-ndjson", "html": "text/html"}
@@ -48,15 +48,14 @@ def votes_as(form: Form, votes: Sequence[Row], board: Row) -> str:
          one["wins"], one["losses"], one["ties"], one["bad"])
         for place, one in enumerate(board["standings"], 1)
     ]  # fmt: skip
-    detail = [
-        (vote["prompt"], verdict(vote), " · ".join(map(title, vote["lanes"]))) for vote in votes
-    ]
-    head = ("", "Lane", "Score", "95 % interval", "Won", "Lost", "Tied", "Bad")
-    summary = f"{board['votes']} votes. Bradley-Terry scores around 1000."
-    return page("Leaderboard", summary, [
-        table("Ranking", head, standings),
+    detail = [(vote["prompt"], said(vote), " · ".join(map(title, vote["lanes"]))) for vote in votes]
+    head = ("", say("Lane"), say("Score"), say("95 % interval"), say("Won"), say("Lost"),
+            say("Tied"), say("Bad"))  # fmt: skip
+    summary = say(f"{board['votes']} votes. Bradley-Terry scores around 1000.")
+    return page(say("Leaderboard"), summary, [
+        table(say("Ranking"), head, standings),
         _wins(board["lanes"], board["wins"]),
-        table("Votes", ("Prompt", "Verdict", "Lanes"), detail),
+        table(say("Votes"), (say("Prompt"), say("Verdict"), say("Lanes")), detail),
     ])  # fmt: skip
 
 
@@ -83,12 +82,12 @@ def suite_as(
          *(answer["error"] or answer["text"] for answer in row["answers"]))
         for row in rows
     ]  # fmt: skip
-    names, drawn = [title(lane) for lane in lanes], chart("Training loss", curves)
-    return page(name, f"{summary['cases']} prompts, {len(lanes)} lanes.", [
-        table("Means", ("Lane", *(key.replace("_", " ") for key in keys)), means),
+    names, drawn = [title(lane) for lane in lanes], chart(say("Training loss"), curves)
+    return page(name, say(f"{summary['cases']} prompts, {len(lanes)} lanes."), [
+        table(say("Means"), (say("Lane"), *(key.replace("_", " ") for key in keys)), means),
         _wins(lanes, summary["wins"]),
-        table("Answers", ("", "Prompt", "Expected", *names), detail),
-        Section(heading="Training loss of the lanes' runs", charts=[drawn]) if drawn else None,
+        table(say("Answers"), ("", say("Prompt"), say("Expected"), *names), detail),
+        Section(heading=say("Training loss of the lanes' runs"), charts=[drawn]) if drawn else None,
     ])  # fmt: skip
 
 
@@ -108,6 +107,13 @@ def verdict(vote: Row) -> str:
     if vote["winner"] is None:
         return "all bad" if vote["bad"] else "tie"
     return title(vote["lanes"][vote["winner"]])
+
+
+def said(vote: Row) -> str:
+    """Return the verdict on a vote in the language of the page."""
+    if vote["winner"] is None:
+        return say("all bad") if vote["bad"] else say("tie")
+    return verdict(vote)
 
 
 def _jsonl(rows: Sequence[Row]) -> str:
@@ -135,5 +141,5 @@ def _wins(lanes: Sequence[str], wins: Sequence[Sequence[float]]) -> Section:
             played = i != j and games
             cells.append((f"{won:g}", round(120 * won / games)) if played else ("–", None))
         rows.append(cells)
-    heading = "Wins of the row against the column"
+    heading = say("Wins of the row against the column")
     return Section(heading=heading, head=["", *names], rows=rows)

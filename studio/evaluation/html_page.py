@@ -2,12 +2,13 @@
 
 One template with autoescape: whatever users and models wrote is shown as text. The page has no
 script and loads nothing, which its own policy also forbids; it reads well printed and in the dark.
+Its own words are in the language of the window that asks, which `speak` names; those of users stay.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,8 +21,24 @@ COLOURS = (
     "#8a5a34", "#5f6b76",
 )  # fmt: skip
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BASE = 720, 230, 52, 708, 10, 206
+MADE = "Made with Adapter Studio. This file is whole in itself: it has no script and loads nothing."
 Cell = tuple[str, int | None]  # text, hue
 Curves = Mapping[str, Sequence[tuple[float, float]]]  # by name: (step, value)
+
+
+_translate: Callable[[str], str] = str
+_language: Callable[[], str] = "en".lower
+
+
+def speak(translate: Callable[[str], str], language: Callable[[], str]) -> None:
+    """Write pages from now on through this translation, in the language that is named then."""
+    global _translate, _language
+    _translate, _language = translate, language
+
+
+def say(text: str) -> str:
+    """Return a text of ours in the language of the page."""
+    return _translate(text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +61,7 @@ def text_of(value: Any) -> str:
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return say("yes") if value else say("no")
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u202f")
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -100,7 +117,8 @@ def ticks(low: float, high: float, wanted: int, *, whole: bool = False) -> list[
 def page(title: str, summary: str, sections: Sequence[Section | None]) -> str:
     """Return the whole page as HTML, with `~` for the user's own folder."""
     shown = [one for one in sections if one is not None]
-    return tilde(str(_template().render(title=title, summary=summary, sections=shown)))
+    made = {"title": title, "summary": summary, "sections": shown, "made": say(MADE)}
+    return tilde(str(_template().render(language=_language(), **made)))
 
 
 @cache

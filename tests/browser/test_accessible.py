@@ -1,5 +1,7 @@
 """Every page and dialog at three widths, light and dark: no finding of axe, nothing too wide.
 
+The pages in Chinese too, at the narrowest.
+
 axe-core comes from npm: `STUDIO_AXE` names its axe.min.js (`.ci/run` sets it).
 """
 
@@ -55,7 +57,8 @@ def studio(chromium, tmp_path_factory):
         rows += [("eval_loss", step, 5 / step, 0.0) for step in range(2, 9, 2)]
         told = Progress(metrics=rows, samples=[(8, "Who?", "Me.")], step=8, total_steps=8)
         store.claims.report(claim, told)
-        store.claims.finish(claim, "succeeded")
+        store.claims.finish(claim, "succeeded", result={"tokens_shared": 0.3, "sources": [
+            {"name": "starter:terse", "rows": 9, "held_out": 1, "eval_loss": 2.5}]})  # fmt: skip
         assert job.id == 1
     with served(home.path) as running:
         yield running
@@ -69,10 +72,10 @@ def axe(page):
     source = AXE.read_text(encoding="utf-8")
     page.emulate_media(reduced_motion="reduce")  # no colour is looked at while it changes
 
-    def findings(where: str) -> list[str]:
+    def findings(where: str, widths: tuple[int, ...] = WIDTHS) -> list[str]:
         page.evaluate(source)
         found = []
-        for width in WIDTHS:
+        for width in widths:
             page.set_viewport_size({"width": width, "height": 900})
             for dark in (False, True):
                 page.evaluate(_THEME, dark)
@@ -100,6 +103,17 @@ def test_a_page_has_no_finding_and_nothing_too_wide(page, studio, axe, path):
     expect(page.locator("h1").first).to_be_attached()
     settle(page)
     assert "\n".join(axe(path)) == ""
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_in_chinese_has_no_finding_and_nothing_too_wide(page, studio, axe, path):
+    page.context.add_cookies(
+        [{"name": "studio-language", "value": "zh_CN", "url": studio.address.rstrip("/")}]
+    )
+    page.goto(path)
+    expect(page.locator("html[lang=zh-CN], body[lang=zh-CN]").first).to_be_attached()
+    settle(page)
+    assert "\n".join(axe(path, WIDTHS[:1])) == ""
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
 """Reports are whole in themselves: one file, every text escaped, nothing loaded, no own folder."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from studio.evaluation.suites import RESULTS
 from studio.home import open_home, publishing
 from studio.spec import RunSpec
 from tests.jobs.conftest import begin
+from ui import language
 
 EVIL = "<script>hit()</script>"
 OUTSIDE = ("<script", "src=", "href=", "url(", "@import", "http://", "https://")
@@ -182,6 +184,47 @@ def test_no_kind_of_report_holds_a_path_of_the_own_folder(store, monkeypatch, tm
         alone(html)
         assert str(store.home.path.parent) not in html
     assert "<polyline" in made[1] and "run 1" in made[1], "the legend of the lane's curve"
+
+
+def test_a_report_is_in_the_language_of_the_page_and_words_of_users_stay(store):
+    spec = a_run("Rows", "starter:pirate", 1).with_values({"train.device": "cuda:7"})
+    job = store.submit(spec)
+    claim = begin(store, "cuda:7", wanted=["cuda:7"])
+    told = Progress(metrics=[("loss", 1, 4.0, 0.0)], samples=[(1, "Runs", "Models")], step=1)
+    store.claims.report(claim, told)
+    store.claims.finish(claim, "succeeded", result={
+        "last_loss": 4.0, "tokens_shared": 0.25, "sources": [
+            {"name": "Train", "rows": 9, "held_out": 1, "eval_loss": 2.5}],
+        "forgetting": {"loss_before": 1.0, "forgetting": 0.5, "changed": 1, "prompts": 2,
+                       "domains": {"prose": [1.0, 2.0]}},
+    })  # fmt: skip
+    lane = {"model": "starter", "stack": []}
+    talks = Conversations(store.database)
+    talks.save("words", lanes=[lane], settings={}, title="Rows")
+    talks.save_turn("words", 0, prompt="Runs", answers=[
+        {"lane": "starter", "text": "Models", "verdict": "lost"}])  # fmt: skip
+    token = language.current.set("zh_CN")
+    try:
+        pages = [report(store, [str(job.id)])[1], report(store, ["one", str(job.id)])[1],
+                 report(store, [], "words")[1]]  # fmt: skip
+    finally:
+        language.current.reset(token)
+    for html in pages:
+        alone(html)
+        assert '<html lang="zh-CN">' in html and "Rows" in html
+        body = re.sub(r"(?s)<style>.*?</style>|<pre>.*?</pre>|<p class=.tokens.*?</p>", "", html)
+        texts = [text.strip() for text in re.split(r"<[^>]*>", body)]
+        foreign = [
+            text
+            for text in texts
+            if re.search(r"[A-Za-z]{3,} [a-z]{2,}", text)
+            and not re.search(r"[\u4e00-\u9fff]", text)
+            and EVIL[1:7] not in text
+        ]
+        assert foreign == []
+    assert "按" in pages[0] and ">Train</td><td>9</td><td>1</td><td>2.5</td>" in pages[0]
+    assert "<h3>Runs</h3>" in pages[0] and "<p>Models</p>" in pages[0]
+    assert '<html lang="en">' in report(store, ["one"])[1]
 
 
 @pytest.mark.parametrize(

@@ -73,12 +73,20 @@ function evaluated(found) {
     found.accuracy != null && [t`Accuracy`, t`${percent(found.accuracy)} (95\u202f%: ${
       found.accuracy_interval.map(percent).join(' to ')}), ${count(found.labels.length)} labels`],
     found.accuracy != null && [t`Macro F1`, number(found.macro_f1, 3)],
-    found.accuracy != null && [t`Calibration error`, number(found.ece, 3)], ...scores]);
+    found.accuracy != null && [t`Calibration error`, number(found.ece, 3)],
+    found.mae != null && [t`As numbers`, t`mean absolute error ${number(found.mae, 3)}, root mean squared ${
+      number(found.rmse, 3)}, correlation ${number(found.pearson, 3)}`], ...scores]);
   const head = found.accuracy == null ? t`Loss ${number(found.eval_loss)}` : t`Accuracy ${percent(found.accuracy)}`;
   return [h('details.s-evaluation', { open: location.pathname.endsWith('/runs') },
     h('summary', {}, head), figures, found.general ? forgettingCard(found.general) : '',
-    found.confusions ? confusions(found) : '')];
+    found.sources ? bySource(found.sources) : '', found.confusions ? confusions(found) : '')];
 }
+
+/** The rows of each source of a mix, and the loss (or reward) of those held out. */
+export const bySource = (sources) => table([t`Source`, t`Rows`, ...('held_out' in sources[0] ? [t`Held out`] : []),
+  'reward' in sources[0] ? t`Reward` : t`Loss`], sources.map((one) => [one.name, count(one.rows),
+  ...('held_out' in one ? [count(one.held_out)] : []), number(one.reward ?? one.eval_loss)]),
+{ class: 's-table s-numbers' });
 
 /** What lm-eval measured: a column per lane, and the first documents with the lanes' answers. */
 function measuredTasks({ names, tasks, examples }) {

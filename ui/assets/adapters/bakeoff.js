@@ -56,7 +56,7 @@ export class Results {
     this.name = name;
     const found = await send('/api/do/bakeoff', { show: name });
     if (this.name !== name) return;
-    if (found) this.draw(found.rows); else this.hide();
+    if (found) this.draw(found.rows, found.prompts); else this.hide();
   }
 
   hide() {
@@ -75,9 +75,9 @@ export class Results {
     this.show(this.name);
   }
 
-  draw(rows) {
+  draw(rows, prompts) {
     const ended = rows.filter((row) => row.state === 'succeeded');
-    const spoken = rows.filter((row) => row.answers.length);
+    const asked = prompts.filter((_, place) => rows.some((row) => row.answers.length > place));
     const points = ended.filter((row) => row.eval_loss != null && row.forgetting != null)
       .map((row) => ({ x: row.eval_loss, y: row.forgetting, label: row.title }));
     this.table.draw(rows);
@@ -89,8 +89,8 @@ export class Results {
         t`Overlay the curves`), takeTable(t`Bake-off ${this.name}`, this.table.element),
       this.closed && button(t`Close`, () => this.closed()))),
     this.table.element, scatter(points, { x: t`Held-out loss (learned)`, y: t`KL from the base (forgot)` }),
-    spoken.length ? h('details.s-bin', {}, h('summary', {}, t`Sample answers`),
-      h('div.s-sampled', {}, spoken.map((row) => h('article', {}, h('h3', {}, row.title),
-        row.answers.map((answer) => h('p', {}, answer)))))) : '');
+    asked.length ? h('details.s-bin', {}, h('summary', {}, t`Sample answers`), asked.map((prompt, place) => [
+      h('h3', {}, prompt), h('div.s-sampled', {}, rows.filter((row) => row.answers.length > place).map((row) =>
+        h('article', {}, h('h4', {}, row.title), h('p', {}, row.answers[place]))))])) : '');
   }
 }

@@ -6,7 +6,7 @@ import { blindTest, compareAddress, COMPARED } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { isLive, JobProgress, poke, stages, stateName } from '../core/live.js';
 import { saveReport } from '../core/take_away.js';
-import { KINDS, outcome } from '../adapters/actions.js';
+import { bySource, KINDS, outcome } from '../adapters/actions.js';
 import { Results } from '../adapters/bakeoff.js';
 import { planLonger, planNext, planNote, planSchedule, planSweep } from './queue.js';
 import { readAt, Reading } from './reading.js';
@@ -41,11 +41,12 @@ export class Detail {
     this.outcome = new JobOutcome();
     this.figures = h('dl.s-figures', {});
     this.reading = new Reading();
+    this.sources = h('details.s-same', { hidden: true, open: true, 'data-testid': 'sources' });
     this.group_ = h('details.s-same', { hidden: true, open: true, 'data-testid': 'group' });
     this.element = h('section.s-detail', { 'data-testid': 'detail' },
       h('div.s-detail-head', {}, this.dot, this.title, this.state, this.actions),
       this.meta, this.remarks, this.failure, this.progress.element, this.outcome.element, this.figures,
-      this.reading.element, this.forgot = h('div', {}), this.group_);
+      this.reading.element, this.sources, this.forgot = h('div', {}), this.group_);
     this.tabs = tabs(Object.entries(VIEWS), (id) => this.turn(id), { 'aria-controls': 's-panel' });
     choose(this.tabs, this.view);
     this.body = h('div.s-panel', { id: 's-panel', role: 'tabpanel', tabindex: '0' });
@@ -84,6 +85,7 @@ export class Detail {
     this.outcome.show(job, this.jobs());
     this.showFigures(job);
     this.showRead(job);
+    this.showSources(job);
     this.showGroup(job);
     this.showActions(job);
   }
@@ -98,6 +100,13 @@ export class Detail {
     if (this.job.id !== job.id) return;
     this.reading.show(job, reading, job.state === 'succeeded' && job.last_loss != null);
     this.forgot.replaceChildren(...(general ? [forgettingCard(general)] : []));
+  }
+
+  /** Rows and held-out loss of each dataset of a mix. */
+  showSources({ id, sources }) {
+    this.sources.hidden = !sources;
+    if (!sources || !changed(this.sources, JSON.stringify([id, sources]))) return;
+    this.sources.replaceChildren(h('summary', {}, t`${sources.length} sources of its dataset`), bySource(sources));
   }
 
   /** The runs of its sweep or bake-off, best first; else the stages that led to it and follow it. */
@@ -130,6 +139,8 @@ export class Detail {
       waits && job.retries_left > 0 && t`up to ${job.retries_left} ${job.retries_left > 1 ? 'retries' : 'retry'}`,
         job.waits,
       waits && names.length && t`waits for ${names.join(', ')}`,
+      job.tokens_shared && t`${number(100 * job.tokens_shared, 0)}\u202f% of all tokens are prompts that several answers
+        share: computed once`,
       job.sweep && t`in the group ${job.sweep}`, job.parent && t`from run ${job.parent}`,
       job.tags.map((tag) => `#${tag}`), job.notes));
   }
