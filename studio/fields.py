@@ -85,17 +85,14 @@ def knob(
         "words": dict(words or {}),
     }  # fmt: skip
     if isinstance(default, list | dict):
-        return Field(
-            default_factory=lambda: type(default)(default),
-            title=title,
-            description=help,
-            json_schema_extra=extra,
-            **bounds,
-        )
-    return Field(default, title=title, description=help, json_schema_extra=extra, **bounds)
+        bounds["default_factory"] = lambda: type(default)(default)
+    else:
+        bounds["default"] = default
+    return Field(title=title, description=help, json_schema_extra=extra, **bounds)
 
 
 Kind = Literal["switch", "choice", "number", "text", "open_choice", "several", "list", "stack"]
+AS_DECLARED = ("unit", "step", "positional", "metavar", "of", "labels", "lines", "when", "words")
 BOUNDS = {"Ge": "ge", "Gt": "gt", "Le": "le", "Lt": "lt", "MaxLen": "max_length"}
 
 
@@ -172,18 +169,10 @@ def parameter(path: str, info: FieldInfo) -> Parameter:
         required=info.is_required(),
         bounds=bounds,
         choices=() if extra.get("several") else choices,
-        unit=str(extra.get("unit") or ""),
         heading=advanced if isinstance(advanced, str) else "",
         advanced=bool(advanced),
-        step=float(str(extra["step"])) if extra.get("step") else None,
         flag=str(extra.get("flag") or f"--{path.replace('_', '-')}"),
-        positional=bool(extra.get("positional")),
-        metavar=str(extra.get("metavar") or ""),
-        of=str(extra.get("of") or ""),
-        labels=extra.get("labels") or {},
-        lines=extra.get("lines") or 0,
-        when=extra.get("when") or {},
-        words=extra.get("words") or {},
+        **{name: extra[name] for name in AS_DECLARED if name in extra},
     )
 
 

@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -251,20 +252,15 @@ def _answer(fingerprint: str, *, keep: bool = True) -> dict[str, Any]:
     One in which a card that can be used has no speed is asked for again at the next start.
     """
     file = user_cache_path("adapter-studio") / "accelerator.json"
-    try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept["fingerprint"] == fingerprint:
-            return dict(kept["answer"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not asked yet, or half written
+    kept = atomic.read_object(file)  # empty: not asked yet, or half written
+    if kept.get("fingerprint") == fingerprint and isinstance(kept.get("answer"), dict):
+        return dict(kept["answer"])
     answer = _ask()
     usable = [one for one in answer["cards"] if one and not _no_kernels(one, answer)]
     if keep and answer["version"] and all(one.get("flops") for one in usable):
-        try:
+        with suppress(OSError):  # a read-only cache folder: it is asked again at the next start
             file.parent.mkdir(parents=True, exist_ok=True)
             atomic.write(file, json.dumps({"fingerprint": fingerprint, "answer": answer}))
-        except OSError:
-            pass  # a read-only cache folder: it is asked again at the next start
     return answer
 
 

@@ -8,6 +8,7 @@ import os
 import platform
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -61,12 +62,8 @@ def cpu_features() -> frozenset[str]:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return frozenset()
-    flags = {
-        word
-        for line in text.splitlines()
-        if line.lower().startswith(("flags", "features"))
-        for word in line.partition(":")[2].split()
-    }
+    lines = [one for one in text.splitlines() if one.lower().startswith(("flags", "features"))]
+    flags = {word for line in lines for word in line.partition(":")[2].split()}
     return frozenset(flags & set(FEATURES))
 
 
@@ -85,20 +82,16 @@ def process_bytes(pid: int | None = None) -> int:
 
 def reset_peak_bytes() -> None:
     """Reset this process's peak memory, where the system supports it."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def peak_bytes() -> int:
     """Return the peak resident memory of this process since `reset_peak_bytes`."""
-    try:
+    with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) << 10
-    except OSError:
-        pass
     return process_bytes()
 
 
@@ -177,12 +170,10 @@ class OtherWork:
 @cache
 def cpu_name() -> str:
     """Return the processor's name as the system reports it."""
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine() or "CPU"
 
 
@@ -198,13 +189,9 @@ def _gpus() -> list[Device]:
     memory = psutil.virtual_memory()  # a card without memory of its own uses the system's
     return [
         Device(
-            name=card.name,
-            label=card.label,
-            total_bytes=card.total_bytes or int(memory.total),
+            name=card.name, label=card.label, total_bytes=card.total_bytes or int(memory.total),
             free_bytes=card.free_bytes if card.total_bytes else int(memory.available),
-            utilization=card.utilization,
-            flops=card.flops,
+            utilization=card.utilization, flops=card.flops,
         )
-        for card in gpus.cards()
-        if card.name
-    ]
+        for card in gpus.cards() if card.name
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,7 +13,8 @@ from studio.fields import Record, knob
 from studio.home import Home
 from studio.training.training_events import Event, Finished
 
-Control = Callable[[], Literal["stop", "save", "sample"] | None]
+Command = Literal["stop", "save", "sample"] | None
+Control = Callable[[], Command]
 
 
 class Request(Record):
@@ -20,6 +22,7 @@ class Request(Record):
 
     kind: ClassVar[str]
     retries: ClassVar[int] = 0  # after a transient failure
+    report: ClassVar[str] = ""  # file of results in the job's folder, which is the outcome
     name: str = knob("", "Name of the job.", title="Name", max_length=120)
 
     def checked(self, home: Home) -> Self:
@@ -55,4 +58,7 @@ class Request(Record):
             run_dir: The job's own folder.
             result: What the job reported, `adapter` and its facts among it.
         """
+        if self.report:
+            found = json.loads((run_dir / self.report).read_text(encoding="utf-8"))
+            return {"id": int(run_dir.name), **found}
         return {"adapter": result.get("adapter")}

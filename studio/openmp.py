@@ -27,10 +27,9 @@ def configure(variables: MutableMapping[str, str] = os.environ) -> None:
     if threads and not all(_is_positive(number) for number in threads.split(",")):
         del variables["OMP_NUM_THREADS"]
         logger.warning(
-            "OMP_NUM_THREADS=%s is ignored: it must be a positive integer. "
-            "All physical cores are used.",
-            threads[:80],
-        )
+            "OMP_NUM_THREADS=%s is ignored: it must be a positive integer. All physical cores are "
+            "used.", threads[:80],
+        )  # fmt: skip
     elif threads and int(threads.split(",")[0]) > cores:
         variables["OMP_NUM_THREADS"] = str(cores)
         logger.warning(

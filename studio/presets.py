@@ -12,6 +12,7 @@ from studio import atomic
 from studio.errors import SpecError, nearest
 from studio.home import Home
 from studio.spec import RunSpec
+from studio.spec_text import differences
 
 Values = dict[str, Any]
 BUILT_IN: dict[str, tuple[str, Values]] = {
@@ -83,14 +84,7 @@ def save_preset(home: Home, name: str, spec: RunSpec) -> None:
         raise SpecError(
             f'"{name}" cannot be a preset\'s name: use another, of up to 60 characters.'
         )
-    default = RunSpec()
-    mine, base = _flat(spec.model_dump(mode="json")), _flat(default.model_dump(mode="json"))
-    changed = {
-        field: value for field, value in mine.items()
-        if field not in NOT_IN_PRESETS and field != "version" and base.get(field) != value
-    }  # fmt: skip
-    if spec.method.name != default.method.name:
-        changed["method.name"] = spec.method.name
+    changed = {key: v for key, v in differences(spec).items() if key not in NOT_IN_PRESETS}
     _write(home, _read(home) | {name: changed})
 
 

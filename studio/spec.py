@@ -19,7 +19,6 @@ from studio.methods import Method, named
 from studio.train_args import TrainArgs
 
 VERSION: Literal[1] = 1
-"""Values of `train.loss` and what they learn from."""
 
 
 class ModelSource(Record):

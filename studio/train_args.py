@@ -72,13 +72,12 @@ class TrainArgs(Record):
         -1, "Steps of linear warmup; -1 uses 5 % of the run.", ge=-1, le=1_000_000,
         words={"auto": -1},
     )  # fmt: skip
-    optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "muon"] = (
-        _optimizer(
-            "adamw",
-            "Optimizer; the 8-bit ones (CUDA only) and adafactor use less memory.",
-            title="Optimizer",
-        )
-    )
+    optim: Literal[
+        "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "muon"
+    ] = _optimizer(
+        "adamw", "Optimizer; the 8-bit ones (CUDA only) and adafactor use less memory.",
+        title="Optimizer",
+    )  # fmt: skip
     loraplus_lr_ratio: float = _optimizer(
         1.0, "LoRA+: learning rate of B relative to A; 1 is plain LoRA.", gt=0, le=1000,
         title="LoRA+ ratio", when={"method.name": ["lora", "qlora"]},
@@ -264,25 +263,17 @@ class TrainArgs(Record):
     )  # fmt: skip
 
     @model_validator(mode="after")
-    def _steps_are_given_or_derived(self) -> Self:
+    def _fields_agree(self) -> Self:
         if self.max_steps == 0:
             raise SpecError(
                 "train.max_steps is 0, which trains nothing: give the number of steps, or leave it "
                 "out (-1) to derive it from the epochs.", field="train.max_steps",
             )  # fmt: skip
-        return self
-
-    @model_validator(mode="after")
-    def _offloading_needs_checkpointing(self) -> Self:
         if self.activation_offloading and not self.gradient_checkpointing:
             raise SpecError(
                 "train.activation_offloading requires gradient checkpointing: set "
                 "train.gradient_checkpointing=true as well.", field="train.activation_offloading",
             )  # fmt: skip
-        return self
-
-    @model_validator(mode="after")
-    def _devices_agree(self) -> Self:
         device_setting.check_num_processes(self.device, self.num_processes)
         return self
 

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+from studio import atomic
 from studio.adapter_stack import Stack
 from studio.adapters.adapter_lineage import resolve_stack
 from studio.adapters.library import describe, name_of, refuse_place, resolve
-from studio.adapters.verify_logits import EXPORT_REPORT, read_report
+from studio.adapters.verify_logits import EXPORT_REPORT
 from studio.errors import AdapterError, InputError
 from studio.fields import knob
 from studio.home import Home, slug
 from studio.job_request import Request
+from studio.models.find_model import facts
 from studio.spec import ModelSource
 from studio.training.training_events import Event, Finished, Loading
 
@@ -46,8 +48,6 @@ class MergeRequest(Request):
         Raises:
             StudioError: An adapter or the model is missing, or the result exists already.
         """
-        from studio.models.find_model import facts
-
         facts(self.model)
         out = self.folder(home)
         refuse_place(out)
@@ -101,8 +101,6 @@ class MixRequest(Request):
         Raises:
             StudioError: An adapter or the model is missing, or the name is empty or taken.
         """
-        from studio.models.find_model import facts
-
         facts(self.model)
         if not self.name.strip():
             raise InputError("A mix needs a name for the new adapter (--name).")
@@ -163,8 +161,6 @@ class PictureRequest(Request):
         Raises:
             StudioError: The adapter or its base is missing.
         """
-        from studio.models.find_model import facts
-
         folder = resolve(home, self.adapter)
         path = self.model.path or describe(folder).base
         if not path:
@@ -205,7 +201,6 @@ class ImportAdapterRequest(Request):
             StudioError: The folder or the model is missing, or the name exists.
         """
         from studio.adapters.import_adapter import locate
-        from studio.models.find_model import facts
 
         source, _ = locate(home, self.source.strip(), self.adapter)
         if self.model is not None:
@@ -266,7 +261,8 @@ class ExportRequest(Request):
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the folder and the comparison with the original."""
-        return {"out": self.out, "check": read_report(Path(self.out), EXPORT_REPORT) or None}
+        check = atomic.read_object(Path(self.out) / EXPORT_REPORT) or None
+        return {"out": self.out, "check": check}
 
 
 def _adapters(home: Home, stack: Stack) -> Stack:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from studio.adapters.library import (
     CONFIG,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from studio.backbone.adapter import Adapter as Loaded
 
 Format = Literal["peft", "vllm", "adapterhub", "gguf-adapter", "card"]
-FORMATS: tuple[Format, ...] = ("peft", "vllm", "adapterhub", "gguf-adapter", "card")
+FORMATS: tuple[Format, ...] = get_args(Format)
 TOLERANCE = 1e-4  # of the largest logit: the files hold the same float32 numbers
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -128,15 +129,12 @@ def refuse_form(adapter: StoredAdapter, form: Format) -> None:
 
 def suitable_formats(adapter: StoredAdapter) -> list[Format]:
     """Return the formats that can hold an adapter, judged by its method."""
-
-    def suits(form: Format) -> bool:
-        try:
+    found = list[Format]()
+    for form in FORMATS:
+        with suppress(AdapterError):
             refuse_form(adapter, form)
-        except AdapterError:
-            return False
-        return True
-
-    return [form for form in FORMATS if suits(form)]
+            found.append(form)
+    return found
 
 
 def _is_peft(folder: Path) -> bool:

@@ -17,17 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from studio import atomic
 from studio.adapter_stack import Stack
 from studio.adapters.adapter_lineage import resolve_stack
 from studio.adapters.adapter_requests import BASE, STACK
 from studio.adapters.gguf_families import numbers_of
-from studio.adapters.gguf_write import (
-    PRECISION_LABELS,
-    Precision,
-    package,
-    verify_tensors,
-    write,
-)
+from studio.adapters.gguf_write import PRECISION_LABELS, Precision, package, verify_tensors, write
 from studio.adapters.library import name_of, refuse_place
 from studio.adapters.model_card import stack_card, write_card
 from studio.adapters.ollama import modelfile
@@ -37,13 +32,13 @@ from studio.adapters.verify_logits import (
     Comparison,
     compare,
     logits_of,
-    read_report,
     write_report,
 )
 from studio.errors import AdapterError
 from studio.fields import knob
 from studio.home import Home, publishing, slug
 from studio.job_request import Request
+from studio.models.find_model import facts
 from studio.names import cleaned
 from studio.spec import ModelSource
 from studio.training.training_events import Event, Finished, Loading
@@ -75,11 +70,9 @@ class GgufRequest(Request):
     stack: Stack = knob((), "Adapters in stack order; repeat for several.", **STACK)
     model: ModelSource = knob(ModelSource(), "Folder, hub id, or starter.", **BASE)
     precision: Precision = knob(
-        "f16",
-        "Precision of the weights; smaller files answer less exactly.",
-        title="Precision",
+        "f16", "Precision of the weights; smaller files answer less exactly.", title="Precision",
         labels=PRECISION_LABELS,
-    )
+    )  # fmt: skip
     out: str = knob("", "The new folder; empty puts it into the home's exports.", max_length=4000)
 
     def checked(self, home: Home) -> Self:
@@ -88,8 +81,6 @@ class GgufRequest(Request):
         Raises:
             StudioError: The model or an adapter is missing, or the folder exists.
         """
-        from studio.models.find_model import facts
-
         package()
         known = facts(self.model)
         stack = resolve_stack(home, self.stack)
@@ -104,7 +95,6 @@ class GgufRequest(Request):
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Fold, write, read back."""
         from studio.adapters.merge import merge
-        from studio.models.find_model import facts
 
         out = Path(self.out)
         with tempfile.TemporaryDirectory(dir=home.state) as place:
@@ -139,7 +129,7 @@ class GgufRequest(Request):
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the folder and what reading it back measured."""
-        return {"out": self.out, "check": read_report(Path(self.out), GGUF_REPORT)}
+        return {"out": self.out, "check": atomic.read_object(Path(self.out) / GGUF_REPORT)}
 
     def card(self, found: Comparison | None) -> str:
         """Return the model card: what it is made of, and how exact the file is."""
@@ -211,7 +201,8 @@ def _read_back(file: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    if _architecture(file) not in READERS:
+    field = package().GGUFReader(file).fields["general.architecture"]
+    if str(bytes(field.parts[field.data[0]]), "utf-8") not in READERS:
         return None
     try:
         return AutoModelForCausalLM.from_pretrained(
@@ -222,13 +213,8 @@ def _read_back(file: Path) -> Any:
         return None
 
 
-def _architecture(file: Path) -> str:
-    field = package().GGUFReader(file).fields["general.architecture"]
-    return str(bytes(field.parts[field.data[0]]), "utf-8")
-
-
 def _refuse_leftovers(folder: Path) -> None:
-    if left := read_report(folder, CERTIFICATE).get("left"):
+    if left := atomic.read_object(folder / CERTIFICATE).get("left"):
         names = ", ".join(name_of(Path(part)) for part in left)
         raise AdapterError(
             f"{names} cannot be folded into weights, so it cannot be in a GGUF file: leave it out."

@@ -15,6 +15,7 @@ from studio.adapters.gguf_write import package, read_tensors, write_adapter
 from studio.adapters.ollama import modelfile
 from studio.errors import AdapterError, ModelError
 from studio.methods.lora import Lora
+from studio.methods.method import START
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 FILE = "adapter.gguf"
 TOLERANCE = 1e-5  # of the largest change
-A_KEY, B_KEY, PREFIX = ".lora_A.weight", ".lora_B.weight", "base_model.model."
+A_KEY, B_KEY = ".lora_A.weight", ".lora_B.weight"
 NOTE = "Use it with a GGUF file of its base: `llama-server -m BASE.gguf --lora adapter.gguf`."
 
 
@@ -76,7 +77,7 @@ def halves_of(adapter: Adapter) -> tuple[Halves, float]:
     experts = [site for site in adapter.sites if site.num_experts]
     linears = [site for site in adapter.sites if not site.num_experts]
     tensors = {
-        key.removeprefix(PREFIX): tensor.detach().float().cpu().numpy()
+        key.removeprefix(START): tensor.detach().float().cpu().numpy()
         for key, tensor in method.to_tensors(linears, adapter.params).items()
     }
     keys = [key.removesuffix(A_KEY) for key in tensors if key.endswith(A_KEY)]

@@ -10,6 +10,7 @@ arrays of indices, so that the same places serve weights and the two halves of a
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,7 +246,10 @@ def placed(folder: Path, places: Places) -> Iterator[tuple[str, Array]]:
     import numpy as np
 
     waiting: dict[str, dict[int, Array]] = {}
-    counts = stack_sizes(folder, places)
+    counts = Counter(
+        place.name for key, shape in shapes(folder).items() for place in places.of(key, shape)
+        if place.stack is not None
+    )  # fmt: skip
     for key, tensor in tensors(folder):
         for place in places.of(key, tensor.shape):
             part = place.take(tensor)
@@ -257,16 +261,6 @@ def placed(folder: Path, places: Places) -> Iterator[tuple[str, Array]]:
             if len(own) == counts[place.name]:
                 yield place.name, np.stack([own[i] for i in sorted(own)])
                 del waiting[place.name]
-
-
-def stack_sizes(folder: Path, places: Places) -> dict[str, int]:
-    """Return how many matrices each stack has."""
-    counts: dict[str, int] = {}
-    for key, shape in shapes(folder).items():
-        for place in places.of(key, shape):
-            if place.stack is not None:
-                counts[place.name] = counts.get(place.name, 0) + 1
-    return counts
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:

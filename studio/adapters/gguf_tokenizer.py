@@ -134,7 +134,9 @@ def add_tokenizer(writer: Any, folder: Path, count: int, arch: str) -> list[str]
         index = getattr(tokenizer, f"{name}_token_id", None)
         if index is not None and index < count:
             getattr(writer, f"add_{name}_token_id")(index)
-    _add_turn_end(writer, folder, tokenizer)
+    ends = [one for one in end_ids(folder, tokenizer) if one != tokenizer.eos_token_id]
+    if ends:  # of an answer, not of a text
+        writer.add_eot_token_id(ends[0])
     writer.add_add_bos_token(begins_with_bos(tokenizer))
     template = tokenizer.chat_template
     if isinstance(template, dict):
@@ -158,14 +160,6 @@ def end_ids(folder: Path, tokenizer: Any) -> list[int]:
     more = given.get("eos_token_id")
     ids = [tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])]
     return list(dict.fromkeys(index for index in ids if index is not None))
-
-
-def _add_turn_end(writer: Any, folder: Path, tokenizer: Any) -> None:
-    """Write the first end of an answer that is not the end of a text."""
-    for index in end_ids(folder, tokenizer):
-        if index != tokenizer.eos_token_id:
-            writer.add_eot_token_id(index)
-            return
 
 
 def _add_tokens(writer: Any, raw: dict[str, Any], count: int, *, bytewise: bool) -> list[str]:

@@ -29,10 +29,6 @@ PRECISION_LABELS: dict[str, str] = {
     "bf16": "BF16",
     "f32": "F32: exact",
 }
-FILE_TYPES = {
-    "f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0",
-    "q5_1": "MOSTLY_Q5_1", "q4_0": "MOSTLY_Q4_0",
-}  # fmt: skip
 BLOCKS = ("q8_0", "q5_1", "q4_0")  # quantised in blocks of 32 numbers
 BLOCK = 32
 EXACT = ("conv", "ffn_gate_inp", "ssm_", "altup_", "_norm", "rope_")  # never quantised
@@ -65,7 +61,8 @@ def write(folder: Path, target: Path, *, precision: Precision, name: str) -> lis
     family = family_of(numbers["architecture"])
     writer = gguf.GGUFWriter(target, family.arch)
     writer.add_name(name)
-    writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[precision]])
+    most = "ALL" if precision == "f32" else "MOSTLY"
+    writer.add_file_type(gguf.LlamaFileType[f"{most}_{precision.upper()}"])
     write_numbers(writer, numbers, family)
     notes = add_tokenizer(writer, folder, numbers["vocab_size"], family.arch)
     in_16_bit: set[str] = set()

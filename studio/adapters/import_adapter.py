@@ -11,10 +11,11 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
-from studio import path_kinds
+from studio import atomic, path_kinds
 from studio.adapters.library import CONFIG, PASSPORT, WEIGHTS, StoredAdapter, adapters, describe
 from studio.errors import AdapterError, Unreached, is_transient
 from studio.home import Home, publishing, slug
+from studio.models.find_model import facts
 from studio.names import readable
 from studio.spec import ModelSource
 
@@ -35,13 +36,14 @@ def import_adapter(
     Raises:
         AdapterError: It is unsafe, broken, for another base, or the name exists.
     """
-    from studio.models.find_model import facts
+    from studio.backbone import Backbone
+    from studio.models.loading import load
 
     source, target = locate(home, source, name)
     folder = _fetched(source)
     weights = _checked_files(folder)
-    if model is not None:
-        check_fit(folder, model)
+    if model is not None:  # the error names the shape, module or vocabulary that does not match
+        Backbone(load(model, "cpu").model).load("candidate", folder)
     with publishing(target) as temporary:
         for file in (folder / CONFIG, weights):
             shutil.copyfile(file, temporary / file.name)  # links of the hub's cache as files
@@ -50,18 +52,6 @@ def import_adapter(
             passport["base"] = {"path": model.path, "fingerprint": facts(model).fingerprint}
         (temporary / PASSPORT).write_text(json.dumps(passport, indent=1, ensure_ascii=False))
     return describe(target, source="library")
-
-
-def check_fit(folder: Path, model: ModelSource) -> None:
-    """Load the adapter onto this base to check that it fits.
-
-    Raises:
-        AdapterError: Names the shape, module or vocabulary that does not match.
-    """
-    from studio.backbone import Backbone
-    from studio.models.loading import load
-
-    Backbone(load(model, "cpu").model).load("candidate", folder)
 
 
 def locate(home: Home, source: str, name: str = "") -> tuple[str, Path]:
@@ -126,13 +116,8 @@ def _checked_files(folder: Path) -> Path:
 
 def _foreign_passport(folder: Path, name: str, source: str) -> dict[str, object]:
     """Return the passport in the folder, if it has one, with the source added."""
-    passport: dict[str, object] = {}
     path = folder / PASSPORT
-    if path.is_file() and path.stat().st_size < 1_000_000:
-        try:
-            brought = json.loads(path.read_text(encoding="utf-8"))
-            passport = brought if isinstance(brought, dict) else {}
-        except ValueError:
-            passport = {}
+    small = path.is_file() and path.stat().st_size < 1_000_000
+    passport = atomic.read_object(path) if small else {}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {"created": now, "ended": "imported", **passport, "name": name, "imported_from": source}

@@ -126,17 +126,13 @@ def describe(folder: Path, *, source: Source = "folder") -> StoredAdapter:
     if not weights:
         raise AdapterError(_why_no_weights(folder))
     base = _part(passport, "base")
+    stated = config.get("base_model_name_or_path") or config.get("model_name")
     place = folder.parent if source == "run" else folder
     return StoredAdapter(
         name=str(label.get("name") or passport.get("name") or place.name),
         path=folder,
         source=source,
-        base=str(
-            base.get("path")
-            or config.get("base_model_name_or_path")
-            or config.get("model_name")
-            or ""
-        ),
+        base=str(base.get("path") or stated or ""),
         base_fingerprint=str(base.get("fingerprint") or ""),
         method=_method_name(passport, config),
         size_bytes=sum(file.stat().st_size for file in weights),
@@ -371,10 +367,9 @@ def trash(home: Home) -> list[DeletedAdapter]:
             path, deleted = home.path / str(origin["path"]), float(origin["deleted"])
             inside = path.resolve().is_relative_to(home.path.resolve())
             if inside and (place / CONTENT).is_dir():
-                name = str(origin["name"])
-                found.append(
-                    DeletedAdapter(token=place.name, name=name, path=path, deleted=deleted)
-                )
+                found.append(DeletedAdapter(
+                    token=place.name, name=str(origin["name"]), path=path, deleted=deleted
+                ))  # fmt: skip
     return sorted(found, key=lambda one: one.deleted, reverse=True)
 
 

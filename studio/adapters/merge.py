@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio import atomic
 from studio.adapters.library import describe, name_of, refuse_place
 from studio.adapters.model_card import stack_card, write_card
 from studio.adapters.verify_logits import (
@@ -24,7 +25,6 @@ from studio.adapters.verify_logits import (
     VerificationError,
     logits_of,
     prompt_ids,
-    read_report,
     write_report,
 )
 from studio.errors import MethodError
@@ -41,11 +41,7 @@ VERIFY_SECONDS = 1800
 
 
 def merge(
-    source: ModelSource,
-    stack: Sequence[tuple[Path, float]],
-    out: Path,
-    *,
-    device: str = "auto",
+    source: ModelSource, stack: Sequence[tuple[Path, float]], out: Path, *, device: str = "auto"
 ) -> Iterator[Event]:
     """Merge adapters into a new model folder; yields what is being done, then `Finished`.
 
@@ -115,17 +111,14 @@ def trained_template(folders: Iterable[Path]) -> str:
 
 def read_certificate(folder: Path) -> dict[str, Any]:
     """Return a merged model's certificate with the hash of its files; empty where it has none."""
-    values = read_report(folder, CERTIFICATE)
+    values = atomic.read_object(folder / CERTIFICATE)
     return {**values, "files": folder_hash(folder)} if values else {}
 
 
 def _card(
-    name: str,
-    source: ModelSource,
-    stack: Sequence[tuple[Path, float]],
-    certificate: dict[str, Any],
-    found: Comparison,
-) -> str:
+    name: str, source: ModelSource, stack: Sequence[tuple[Path, float]],
+    certificate: dict[str, Any], found: Comparison,
+) -> str:  # fmt: skip
     rows = {
         "Precision": certificate["merged_precision"],
         "Checked": "reloaded in a fresh process and compared with the base and its adapters: "
@@ -177,14 +170,9 @@ def _untie(model: Any, changed: dict[str, Tensor]) -> None:
 
 
 def _verify(
-    folder: Path,
-    left: Sequence[tuple[Path, float]],
-    ids: list[list[int]],
-    logits: Tensor,
-    *,
-    conversation: list[int],
-    fp32: bool,
-) -> Comparison:
+    folder: Path, left: Sequence[tuple[Path, float]], ids: list[list[int]], logits: Tensor, *,
+    conversation: list[int], fp32: bool,
+) -> Comparison:  # fmt: skip
     """Reload `folder` in a fresh process and compare."""
     from safetensors.torch import save_file
 

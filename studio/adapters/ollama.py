@@ -72,18 +72,16 @@ class OllamaTemplate:
             before, after = self.around[role]
             return f"{before}{inner}{after}"
 
-        system = "{{ .Content }}"
-        user = "{{ .Content }}"
+        user = content = "{{ .Content }}"
         parts = []
         if self.first_user is None and "system" in self.around:
-            parts.append('{{ if eq .Role "system" }}' + text("system", system) + "{{ end }}")
+            parts.append('{{ if eq .Role "system" }}' + text("system", content) + "{{ end }}")
         elif self.first_user is not None:
             # Ollama gives the system message as the first of the messages, and in $.System.
             given = "{{ if and $.System (le $i 1) }}{{ $.System }}" + self.first_user + "{{ end }}"
             user = given + user
         parts.append('{{ if eq .Role "user" }}' + text("user", user) + "{{ end }}")
-        answer = text("assistant", "{{ .Content }}")
-        parts.append('{{ if eq .Role "assistant" }}' + answer + "{{ end }}")
+        parts.append('{{ if eq .Role "assistant" }}' + text("assistant", content) + "{{ end }}")
         default = "{{ if not .System }}" + self.default + "{{ end }}" if self.default else ""
         loop = "{{ range $i, $_ := .Messages }}" + "".join(parts) + "{{ end }}"
         return self.start + default + loop + self.answer
@@ -97,13 +95,25 @@ PLAIN = OllamaTemplate(
 
 def frame_of(tokenizer: Any) -> OllamaTemplate | None:
     """Return the frame that renders conversations as the model's template does, if there is one."""
-    if not tokenizer.chat_template:
+    frame = _common(tokenizer) if tokenizer.chat_template else None
+    if frame is None:
         return None
-    for build in (_with_system_message, _with_system_in_user, _without_system):
-        found = build(tokenizer)
-        if found is not None:
-            return found
-    return None
+    text, found = _rendered(tokenizer, CONVERSATIONS[1]), None
+    if text is None:  # it refuses system messages
+        return _proven(tokenizer, frame)
+    if (parts := _cut(text, SYSTEM, USER)) is None:
+        return None
+    before_user = frame.around["user"][0]
+    if parts[1].endswith(before_user):
+        start, default = frame.start, ""
+        if not parts[0].startswith(start):
+            start, default = "", start
+        own = parts[0][len(start) :], parts[1].removesuffix(before_user)
+        around = {**frame.around, "system": own}
+        found = _proven(tokenizer, replace(frame, start=start, default=default, around=around))
+    if found is None and parts[0] == frame.start + before_user:
+        found = _proven(tokenizer, replace(frame, first_user=parts[1]))
+    return found
 
 
 def modelfile(
@@ -137,12 +147,10 @@ def modelfile(
 def stops(folder: Path, tokenizer: Any, frame: OllamaTemplate) -> list[str]:
     """Return every text that ends an answer."""
     texts = [tokenizer.convert_ids_to_tokens(index) for index in end_ids(folder, tokenizer)]
-    after = frame.around.get("assistant", ("", ""))[1].strip()
-    before = frame.around.get("user", ("", ""))[0].strip()
-    if after and frame is not PLAIN:
-        texts.append(after.splitlines()[0])
     if frame is PLAIN:
-        texts.append(before)
+        texts.append(frame.around["user"][0].strip())
+    elif after := frame.around["assistant"][1].strip():
+        texts.append(after.splitlines()[0])
     return list(dict.fromkeys(text for text in texts if text))
 
 
@@ -206,39 +214,6 @@ def _common(tokenizer: Any) -> OllamaTemplate | None:
             around = {"user": (before, after), "assistant": (before_answer, ending)}
             return OllamaTemplate(start=start, around=around, answer=prompt)
     return None
-
-
-def _with_system_message(tokenizer: Any) -> OllamaTemplate | None:
-    frame = _common(tokenizer)
-    system = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
-    parts = _cut(_rendered(tokenizer, system), SYSTEM, USER)
-    if frame is None or parts is None:
-        return None
-    start, default = frame.start, ""
-    if not parts[0].startswith(start):
-        start, default = "", start
-    before_user = frame.around["user"][0]
-    if not parts[1].endswith(before_user):
-        return None
-    own = parts[0][len(start) :], parts[1][: len(parts[1]) - len(before_user)]
-    around = {**frame.around, "system": own}
-    return _proven(tokenizer, replace(frame, start=start, default=default, around=around))
-
-
-def _with_system_in_user(tokenizer: Any) -> OllamaTemplate | None:
-    frame = _common(tokenizer)
-    system = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
-    parts = _cut(_rendered(tokenizer, system), SYSTEM, USER)
-    if frame is None or parts is None or parts[0] != frame.start + frame.around["user"][0]:
-        return None
-    return _proven(tokenizer, replace(frame, first_user=parts[1]))
-
-
-def _without_system(tokenizer: Any) -> OllamaTemplate | None:
-    frame = _common(tokenizer)
-    system = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
-    refuses = _rendered(tokenizer, system) is None
-    return _proven(tokenizer, frame) if frame is not None and refuses else None
 
 
 def _proven(tokenizer: Any, frame: OllamaTemplate) -> OllamaTemplate | None:

@@ -113,14 +113,6 @@ def write_report(folder: Path, name: str, values: dict[str, Any]) -> None:
     (folder / name).write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
-def read_report(folder: Path, name: str) -> dict[str, Any]:
-    """Return what was measured when a folder was written; empty when there is no report."""
-    try:
-        return dict(json.loads((folder / name).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
-
-
 def verify(folder: Path, reference: Path) -> Comparison:
     """Compare the model in `folder` with the stack's logits in `reference`.
 

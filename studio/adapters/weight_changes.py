@@ -55,11 +55,8 @@ def draw(source: ModelSource, folder: Path) -> Path:
 
 def drawn(folder: Path) -> dict[str, Any] | None:
     """Return the picture stored beside an adapter, if there is one."""
-    try:
-        values = json.loads((folder / PICTURE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return values if isinstance(values, dict) and "changes" in values else None
+    values = atomic.read_object(folder / PICTURE)
+    return values if "changes" in values else None
 
 
 def changes(source: ModelSource, folder: Path) -> list[Change]:
@@ -87,11 +84,10 @@ def compared(base: Backbone, tuned: Backbone) -> list[Change]:
     import torch
 
     found = []
-    pairs = {
-        site.key: site for site in [*tuned.anatomy.all_linears(), *tuned.anatomy.norms()]
-    }  # fmt: skip
+    mine, theirs = ([*one.anatomy.all_linears(), *one.anatomy.norms()] for one in (base, tuned))
+    pairs = {site.key: site for site in theirs}
     with torch.no_grad():
-        for site in [*base.anatomy.all_linears(), *base.anatomy.norms()]:
+        for site in mine:
             other = pairs.get(site.key)
             if other is None or other.module.weight.shape != site.module.weight.shape:
                 raise AdapterError(f"{site.key} has another shape: this is not its base.")
@@ -168,11 +164,11 @@ def effective_rank(matrix: Tensor) -> float:
 
 
 def _own(site: Site, weight: bool) -> Tensor:
+    import torch
+
     from studio.backbone.dense_weights import dense_weight
 
     if weight and site.kind in ("linear", "experts"):
         return dense_weight(site)
     own = getattr(site.module, "weight" if weight else "bias", None)
-    import torch
-
     return own.float() if isinstance(own, torch.Tensor) else torch.ones(1)

@@ -76,9 +76,9 @@ def require_equal(
 def require_packing(backbone: Backbone, name: str, *, gradients: bool = True) -> None:
     """Check that packed rows give the logits and gradients of each row alone."""
     packed = _passed(backbone, name, _packed, gradients)
-    separate = _passed(backbone, name, _separate, gradients)
-    require_equal(packed.logits_TV, separate.logits_TV, "Logits of packed and separate rows")
-    _require_gradients(packed, separate, "Gradients of packed and separate rows")
+    alone = _passed(backbone, name, separate, gradients)
+    require_equal(packed.logits_TV, alone.logits_TV, "Logits of packed and separate rows")
+    _require_gradients(packed, alone, "Gradients of packed and separate rows")
 
 
 def require_checkpointing(backbone: Backbone, name: str) -> None:
@@ -166,7 +166,8 @@ def _packed(backbone: Backbone, rows: list[Tensor]) -> Tensor:
     return backbone.packed_logits(ids_T, [len(row) for row in rows], keep)
 
 
-def _separate(backbone: Backbone, rows: list[Tensor]) -> Tensor:
+def separate(backbone: Backbone, rows: list[Tensor]) -> Tensor:
+    """Return the logits `(T, V)` of rows, each computed alone."""
     return torch.cat([
         backbone.model(input_ids=row[None], use_cache=False).logits[0] for row in rows
     ])  # fmt: skip

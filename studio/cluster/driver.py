@@ -39,7 +39,7 @@ from studio.training import transfer_run
 from studio.training.training_events import Event, Finished, Loading, Saved, Saving
 
 if TYPE_CHECKING:
-    from studio.training.training_loop import Command
+    from studio.job_request import Command
 
 
 logger = logging.getLogger(__name__)

@@ -30,6 +30,7 @@ from studio.cluster.ray_api import OVER, NoAnswer, Ray, Status, error_in
 from studio.cluster.shared_storage import EventReader, Storage
 from studio.errors import ClusterError, ProcessLost, StudioError
 from studio.home import is_whole
+from studio.job_request import Command, Control
 from studio.spec import RunSpec
 from studio.training.training_events import (
     Event,
@@ -128,8 +129,6 @@ def _localise(folder: Path, spec: RunSpec) -> None:
             config.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
-Command = Literal["stop", "save", "sample"] | None
-Control = Callable[[], Command]
 Intent = Callable[[], Literal["cancel", "pause", "shutdown"] | None]
 
 POLL_SECONDS = 0.25
@@ -154,9 +153,8 @@ class Follower:
         self._fetcher = Fetcher(self._storage, run_dir)
         self._finished: Finished | None = None
         self._step, self._total, self._trains = sent.step, sent.total_steps, bool(sent.total_steps)
-        self._stop_time = self._checked = self._saved = self._forced = self._stop_without_intent = (
-            0.0
-        )
+        self._stop_time = self._stop_without_intent = 0.0
+        self._checked = self._saved = self._forced = 0.0
         self._up_to_date = True
         self._offline = ""
         self._status: Status | Literal["", "UNKNOWN"] = ""
@@ -333,10 +331,7 @@ class Follower:
     def _end_by_status(self) -> tuple[Finished | None, StudioError | None]:
         """Return the end of a job that sent no final event."""
         if self._status == "STOPPED" and self._stop_time:
-            return Finished(
-                step=self._step, reason="stopped", adapter=None, first_loss=None, last_loss=None,
-                eval_loss=None, seconds=0.0,
-            ), None  # fmt: skip
+            return Finished(step=self._step, reason="stopped"), None
         if self._status == "STOPPED":
             return None, ClusterError(
                 "The run was stopped on the cluster itself. Resume it to continue from its last "

@@ -27,11 +27,12 @@ from studio.cluster.cluster_records import (
     read_submission,
     write_json,
 )
-from studio.cluster.follow_and_fetch import Control, Follower, Intent
+from studio.cluster.follow_and_fetch import Follower, Intent
 from studio.cluster.ray_api import ClusterFacts, NoAnswer, Ray
 from studio.cluster.shared_storage import Storage, not_writable, open_storage
 from studio.errors import ClusterError
 from studio.home import Home, is_whole, slug
+from studio.job_request import Control
 from studio.spec import RunSpec
 from studio.training import transfer_run
 from studio.training.training_events import Event, Loading

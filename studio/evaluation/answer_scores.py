@@ -9,16 +9,11 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from studio.errors import SpecError, nearest
 
-Score = Literal[
-    "exact_match", "rouge_l", "contains", "number", "regex", "json", "json_schema"
-]  # fmt: skip
-SCORES: tuple[Score, ...] = (
-    "exact_match", "rouge_l", "contains", "number", "regex", "json", "json_schema",
-)  # fmt: skip
+SCORES = ("exact_match", "rouge_l", "contains", "number", "regex", "json", "json_schema")
 COMPARING = ("exact_match", "rouge_l", "contains", "number")  # these need a reference
 ALIASES = {"pattern": "regex"}
 PATTERN_SECONDS, MOST_WEIGHT = 1.0, 1000.0

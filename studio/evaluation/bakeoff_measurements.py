@@ -18,6 +18,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from studio import atomic
+from studio.adapters.adapter_lineage import frozen_below
+from studio.adapters.library import describe
 from studio.errors import SpecError, is_out_of_memory
 from studio.evaluation.step_costs import step_costs
 from studio.fields import knob, read_yaml
@@ -97,8 +99,6 @@ def measure(
     loaded: Loaded, backbone: Backbone, folder: Path, prompts: tuple[str, ...]
 ) -> dict[str, Any]:
     """Return size, latency ratios to the bare base, and answers of one adapter."""
-    from studio.adapters.adapter_lineage import frozen_below
-    from studio.adapters.library import describe
     from studio.backbone import Backbone
     from studio.backbone.fold import fold
     from studio.models.loading import load

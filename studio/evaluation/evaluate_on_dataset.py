@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from studio.adapter_stack import Stack
+from studio.adapters.adapter_lineage import resolve_stack
+from studio.adapters.library import describe
 from studio.evaluation.answer_scores import SCORES, scorers
 from studio.evaluation.gate import CLASSIFIED, FORGOTTEN, bounds, check
 from studio.fields import knob
 from studio.home import Home
 from studio.job_request import Request
+from studio.models.find_model import facts
 from studio.spec import DataSource, ModelSource
 from studio.training.training_events import Evaluated, Event, Finished, Loading, Sampled
 
@@ -35,6 +38,7 @@ class EvaluateRequest(Request):
     """Measure a stack on a dataset."""
 
     kind: ClassVar[str] = "evaluate"
+    report: ClassVar[str] = REPORT
     model: ModelSource = ModelSource()
     stack: Stack = ()
     data: DataSource = DataSource()
@@ -65,9 +69,6 @@ class EvaluateRequest(Request):
         Raises:
             StudioError: An adapter, the model or a score does not exist.
         """
-        from studio.adapters.adapter_lineage import resolve_stack
-        from studio.models.find_model import facts
-
         facts(self.model)
         scorers(self.scores, self.pattern, self.json_schema)
         gated = {*bounds(self.min), *bounds(self.max)}
@@ -150,7 +151,6 @@ class EvaluateRequest(Request):
         before: int,
     ) -> dict[str, Any]:  # fmt: skip
         """Return the forgetting of the stack, or what the run of a whole model stored."""
-        from studio.adapters.library import describe
         from studio.evaluation.forgetting import general_set, measure
 
         if self._is_model():
@@ -158,14 +158,7 @@ class EvaluateRequest(Request):
         general = general_set(loaded, home, self.general_data, tokens_before=before)
         return measure(loaded, backbone, general, stack)
 
-    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
-        """Return the report."""
-        report: dict[str, Any] = json.loads((run_dir / REPORT).read_text(encoding="utf-8"))
-        return {"id": int(run_dir.name), **report}
-
     def _is_model(self) -> bool:
-        from studio.adapters.library import describe
-
         return len(self.stack) == 1 and describe(Path(self.stack[0].name)).is_model
 
     def _model(self) -> ModelSource:

@@ -118,10 +118,8 @@ def _checks(
     yield "cache", partial(equalities.require_cache, backbone, "a", partial(_decode, loaded))
     equalities.attach_random(backbone, "b", small("lora"), seed=2)
     stacks = ((("a", 1.0),), (("b", 1.0),), (), (("a", 0.5), ("b", -1.0)))
-    yield (
-        "lanes",
-        partial(equalities.require_lanes, backbone, stacks, partial(_answer, loaded, backbone)),
-    )
+    answer = partial(_answer, loaded, backbone)
+    yield "lanes", partial(equalities.require_lanes, backbone, stacks, answer)
     backbone.detach("b")
     yield "saved", partial(_save, backbone, scratch / "adapter")
     yield "merged", partial(_merge, source, loaded, backbone, scratch / "merged")
@@ -181,16 +179,11 @@ def _answer(loaded: Loaded, backbone: Backbone, prompts: list[list[int]]) -> Ten
 
 
 def _logits(backbone: Backbone, *stack: tuple[str, float]) -> Tensor:
-    import torch
-
-    from studio.backbone.equalities import prompt_rows
+    from studio.backbone.equalities import prompt_rows, separate
 
     backbone.use(stack)
     with backbone.evaluating():
-        return torch.cat([
-            backbone.model(input_ids=row[None], use_cache=False).logits[0]
-            for row in prompt_rows(backbone)
-        ])  # fmt: skip
+        return separate(backbone, prompt_rows(backbone))
 
 
 def _save(backbone: Backbone, folder: Path) -> None:

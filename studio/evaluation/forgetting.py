@@ -34,6 +34,7 @@ from studio.chat.decoding import Batch, shares_passes
 from studio.data.conversation_records import Conversation, Document, Problem
 from studio.data.template.template import IGNORED, choose
 from studio.data.tokenise_rows import Example
+from studio.evaluation.likelihood import Stack, use
 from studio.evaluation.vote_ranking import NORMAL_95
 from studio.spec import DataSource, RunSpec
 from studio.training.batching import pack
@@ -52,7 +53,6 @@ EMBEDDED, BEFORE = Path(__file__).with_name("general.jsonl"), "general-before.sa
 MIN_SECONDS, TIME_FRACTION = 3.0, 0.05
 MAX_ROWS, MAX_PROMPTS, MAX_NEW_TOKENS, MAX_TOKENS = 60, 12, 16, 256
 PASS_TOKENS, PASS_LOGITS = 1024, 2**24
-Stack = tuple[tuple[str, float], ...]
 Answered = tuple[Sequence[int], Sequence[int]]  # a prompt and its answer
 
 
@@ -198,17 +198,10 @@ def row_losses(
 ) -> list[list[float]]:
     """Return the summed negative log-likelihood of each row under each stack, from one pass."""
     batches = [pack([row], loaded.device) for row in rows] * len(stacks)
-    _use(backbone, stacks, len(rows))
+    use(backbone, stacks, len(rows))
     with backbone.evaluating():
         found = torch.stack(loss_sums(backbone, batches, [0.0] * len(batches))).tolist()
     return [found[start : start + len(rows)] for start in range(0, len(found), len(rows))]
-
-
-def _use(backbone: Backbone, stacks: Sequence[Stack], rows: int) -> None:
-    if len(set(stacks)) == 1:
-        backbone.use(stacks[0])
-    else:
-        backbone.use_rows([stack for stack in stacks for _ in range(rows)])
 
 
 def greedy_rows(
@@ -233,7 +226,7 @@ def greedy_rows(
         ]
     deadline = time.monotonic() + seconds
     found: list[list[int]] = [[] for _ in range(len(prompts) * len(stacks))]
-    _use(backbone, stacks, len(prompts))
+    use(backbone, stacks, len(prompts))
     with backbone.evaluating(), backbone.without_checkpointing():
         batch = Batch(backbone.model, list(prompts) * len(stacks), loaded.device)
         logits_BV, _ = batch.prefill()
@@ -283,7 +276,7 @@ def answer_logits(
 ) -> list[list[Tensor]]:
     """Return each stack's logits `(N, V)` where each answer's tokens are predicted."""
     batch = pack([_example(*one) for one in answered] * len(stacks), loaded.device)
-    _use(backbone, stacks, len(answered))
+    use(backbone, stacks, len(answered))
     with backbone.evaluating():
         logits_NV = backbone.packed_logits(batch.ids_T, batch.lengths, batch.keep_N, batch.kept)
     parts, size = logits_NV.split(list(batch.kept)), len(answered)
@@ -347,9 +340,7 @@ def _ratio(sums: Any, counts: Any) -> tuple[float | None, list[float] | None]:
 class RunForgetting:
     """Forgetting of a run: measured at its end and, for a curve, at every evaluation."""
 
-    def __init__(
-        self, session: Session, run_dir: Path, *, seconds: float = MIN_SECONDS
-    ) -> None:  # fmt: skip
+    def __init__(self, session: Session, run_dir: Path, *, seconds: float = MIN_SECONDS) -> None:
         """Observe the base if the run changes it; measuring takes at least `seconds` each time."""
         self._session, self._path, self._seconds = session, run_dir / BEFORE, seconds
         self._stack = session.stack

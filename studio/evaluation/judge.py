@@ -24,7 +24,7 @@ from studio.adapter_stack import MAX_LANES
 from studio.chat.lanes import Delta, Lane, LaneSettings, Sampling
 from studio.errors import ChatError, JudgeFailed
 from studio.evaluation.judge_server import JudgeServer, checked_address
-from studio.evaluation.suites import lines_of, read_results, write_lines
+from studio.evaluation.suites import check_lane, lines_of, read_results, write_lines
 from studio.evaluation.vote_ranking import Match, leaderboard, wilson, wins_of
 from studio.fields import Record, knob
 from studio.home import Home
@@ -101,8 +101,6 @@ class JudgeRequest(Request):
         if self.address:
             self._place(home)
         else:
-            from studio.evaluation.suites import check_lane
-
             check_lane(home, self.lane)
         return self
 
@@ -208,13 +206,10 @@ def judged(pair: JudgedPair, rubric: str, ask: Ask) -> dict[str, Any]:
     if one == other:
         return row | {"winner": TIE}
     reference = f"\n### A right answer\n{pair.expected}\n" if pair.expected else ""
-    how = {"rubric": _listed(rubric), "prompt": pair.prompt, "reference": reference}
-    texts = ask(
-        [
-            QUESTION.format(first=one, second=other, **how),
-            QUESTION.format(first=other, second=one, **how),
-        ]
-    )
+    points = "\n".join(f"- {line.strip()}" for line in rubric.splitlines() if line.strip())
+    how = {"rubric": points, "prompt": pair.prompt, "reference": reference}
+    orders = ((one, other), (other, one))
+    texts = ask([QUESTION.format(first=a, second=b, **how) for a, b in orders])
     first, swapped = map(verdict_in, texts)
     winners = [first, swapped if swapped in (TIE, None) else 1 - int(swapped)]
     agree = winners[0] == winners[1]
@@ -230,10 +225,6 @@ def verdict_in(text: str) -> int | str | None:
         return None
     tie, letter = found[-1]
     return TIE if tie else "AB".index(letter.upper())
-
-
-def _listed(rubric: str) -> str:
-    return "\n".join(f"- {line.strip()}" for line in rubric.splitlines() if line.strip())
 
 
 def _require_form(rows: Sequence[dict[str, Any]]) -> None:

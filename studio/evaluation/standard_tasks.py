@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from studio.adapter_stack import MAX_LANES, Stack, write_lane
+from studio.adapters.adapter_lineage import resolve_stack
+from studio.adapters.library import describe
 from studio.errors import AdapterError
 from studio.evaluation import task_files
 from studio.evaluation.evaluate_on_dataset import REPORT
@@ -21,6 +23,7 @@ from studio.evaluation.gate import bounds, check
 from studio.fields import knob
 from studio.home import Home
 from studio.job_request import Control, Request
+from studio.models.find_model import facts
 from studio.spec import ModelSource
 from studio.training.training_events import Event, Finished, Loading, Working
 
@@ -35,6 +38,7 @@ class TasksRequest(Request):
     """Measure a stack, or the base and each adapter, on standard tasks."""
 
     kind: ClassVar[str] = "tasks"
+    report: ClassVar[str] = REPORT
     model: ModelSource = ModelSource()
     stack: Stack = ()
     each: bool = knob(False, "Measure the base and each adapter alone, in one pass.")
@@ -53,10 +57,6 @@ class TasksRequest(Request):
         Raises:
             StudioError: An adapter, the model or a task does not exist, or lm-eval is missing.
         """
-        from studio.adapters.adapter_lineage import resolve_stack
-        from studio.adapters.library import describe
-        from studio.models.find_model import facts
-
         facts(self.model)
         bounds((*self.min, *self.max))
         stack, model = resolve_stack(home, self.stack), self.model
@@ -74,8 +74,6 @@ class TasksRequest(Request):
 
     def stacks(self, home: Home) -> list[Stack]:
         """Return the stack of each lane."""
-        from studio.adapters.adapter_lineage import resolve_stack
-
         if not self.each:
             return [self.stack]
         return [(), *(resolve_stack(home, (item,)) for item in self.stack)]
@@ -140,8 +138,6 @@ class TasksRequest(Request):
 
     def _name(self, lane: Stack) -> str:
         """Return a lane's name as users read it."""
-        from studio.adapters.library import describe
-
         named = [item.model_copy(update={"name": describe(Path(item.name)).name}) for item in lane]
         return " + ".join(map(str, named)) or Path(self.model.path).name
 
@@ -151,11 +147,6 @@ class TasksRequest(Request):
             if place or len(report["names"]) == 1:
                 own = {f"{r['task']}:{r['metric']}": r["values"][place] for r in report["tasks"]}
                 check(own, self.min, self.max, lane)
-
-    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
-        """Return the report."""
-        report: dict[str, Any] = json.loads((run_dir / REPORT).read_text(encoding="utf-8"))
-        return {"id": int(run_dir.name), **report}
 
 
 def _reading(task: str) -> str:

@@ -140,7 +140,6 @@ def _reset_peak(loaded: Loaded) -> int:
     if loaded.device.type == "cuda":
         import torch
 
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(loaded.device)
         return int(torch.cuda.memory_allocated(loaded.device))
     hardware.reset_peak_bytes()

@@ -17,24 +17,23 @@ from pydantic import model_validator
 
 from studio import atomic
 from studio.adapter_stack import MAX_LANES
+from studio.adapters.library import resolve
+from studio.chat.checkpoint_adapters import find_if_named
 from studio.chat.lanes import Delta, Lane, LaneSettings
 from studio.errors import ChatError
 from studio.evaluation.answer_scores import (
-    contains,
-    equal_number,
-    exact_match,
-    fits_schema,
+    COMPARING,
     last_number,
     match_pattern,
     pattern_fault,
-    rouge_l,
     schema_fault,
-    valid_json,
-    validator,
+    scorers,
 )
 from studio.fields import Record, knob
 from studio.home import Home
 from studio.job_request import Control, Request
+from studio.models.find_model import facts
+from studio.spec import ModelSource
 from studio.training.training_events import Event, Finished, Loading, Working
 
 RESULTS = "suite.jsonl"
@@ -51,7 +50,6 @@ class Case(Record):
     pattern: str | None = knob(
         None, "A regular expression that a good answer matches.", max_length=2000
     )
-
     json_schema: str | None = knob(
         None, "A JSON schema that a good answer fits.", max_length=20_000
     )
@@ -124,15 +122,12 @@ def _answer(case: Case, text: str, end: Delta) -> dict[str, Any]:
     scores: dict[str, float | None] = dict.fromkeys(SCORES)
     error = end.error.text if end.error else None
     if error is None:
-        scores["json"] = valid_json(text, "")
+        expected = case.expected or ""
+        chosen = {"json"} | ({"json_schema"} if case.json_schema else set())
         if case.expected is not None:
-            scores["exact_match"] = exact_match(text, case.expected)
-            scores["rouge_l"] = rouge_l(text, case.expected)
-            scores["contains"] = contains(text, case.expected)
-            if last_number(case.expected) is not None:
-                scores["number"] = equal_number(text, case.expected)
-        if case.json_schema is not None:
-            scores["json_schema"] = fits_schema(validator(case.json_schema), text, "")
+            chosen |= {*COMPARING} - ({"number"} if last_number(expected) is None else set())
+        for name, of in scorers(sorted(chosen), schema=case.json_schema or "").items():
+            scores[name] = of(text, expected)
         if case.pattern is not None:
             scores["pattern"], error = match_pattern(case.pattern, text)
     figures = {name: round(float(getattr(end.stats, name)), 4) for name in MEASURES}
@@ -145,11 +140,6 @@ def check_lane(home: Home, lane: LaneSettings) -> None:
     Raises:
         StudioError: One of them is not.
     """
-    from studio.adapters.library import resolve
-    from studio.chat.checkpoint_adapters import find_if_named
-    from studio.models.find_model import facts
-    from studio.spec import ModelSource
-
     facts(ModelSource(path=lane.model))
     for part in lane.stack:
         if find_if_named(home, part.name) is None:

@@ -65,8 +65,12 @@ def give_back_freed_memory() -> bool:
 
 
 def trim() -> None:
-    """Return all freed memory to the system now, where glibc can."""
+    """Return all freed memory to the system now, where glibc can, and that of GPUs."""
+    import torch
+
     gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     if sys.platform.startswith("linux"):
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)

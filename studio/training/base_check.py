@@ -57,7 +57,8 @@ def check_base(
     """
     version = metadata.version("transformers")
     parts = (loaded.facts.fingerprint, str(loaded.dtype), quantization, loaded.device.type, version)
-    key, known = "/".join(parts), _read(home)
+    file = home.state / FILE if home else None
+    key, known = "/".join(parts), atomic.read_object(file) if file else {}
     if key in known:
         return dict(known[key])
     tolerance = TOLERANCES[loaded.dtype] if quantization == "none" else ROUNDED
@@ -75,7 +76,9 @@ def check_base(
                 "Use another version of transformers, or set train.self_test=false to train anyway."
             )
     result = {"transformers": version, "tolerance": tolerance, "errors": errors}
-    _write(home, known | {key: result})
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write(file, json.dumps(known | {key: result}))
     return result
 
 
@@ -181,14 +184,3 @@ def _outputs(layers: list[nn.Module], way: Way) -> list[list[Tensor]]:
         for hook in hooks:
             hook.remove()
     return found
-
-
-def _read(home: Home | None) -> dict[str, Any]:
-    return atomic.read_object(home.state / FILE) if home is not None else {}
-
-
-def _write(home: Home | None, results: dict[str, Any]) -> None:
-    if home is None:
-        return
-    home.state.mkdir(parents=True, exist_ok=True)
-    atomic.write(home.state / FILE, json.dumps(results))

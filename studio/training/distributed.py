@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from studio.backbone import Backbone
-    from studio.training.training_loop import Control
+    from studio.job_request import Control
 
 POLL_SECONDS, END_SECONDS = 0.1, 5.0
 CAUSE_SECONDS = 15.0  # a rank that fails makes others fail: wait for the first cause
@@ -188,11 +189,8 @@ class _Ranks:
     def end(self) -> None:
         """End every process that still runs."""
         for process in self.processes:
-            if process.stdin:
-                try:
-                    process.stdin.close()  # ends the process
-                except OSError:
-                    pass
+            with suppress(OSError):
+                process.stdin.close()  # type: ignore[union-attr]  # ends the process
         deadline = time.monotonic() + END_SECONDS
         for process in self.processes:
             try:
@@ -227,9 +225,9 @@ class _Ranks:
             return 2, RunError(f"{who} failed: {error.text}")
         if message is not None or (code := self.processes[rank].wait()) == 0:
             return None
-        how = (
-            f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        )
+        how = f"ended with code {code}"
+        if code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
         return 1 if code < 0 and code != -signal.SIGABRT else 3, ProcessLost(
             f"{who} {how}, so the others were ended too. The last checkpoint is intact."
         )
@@ -243,8 +241,6 @@ class _Ranks:
 
     def _send(self, process: subprocess.Popen[str], line: str) -> None:
         assert process.stdin is not None
-        try:
+        with suppress(OSError):  # it has ended, which `_receive` reports
             process.stdin.write(line + "\n")
             process.stdin.flush()
-        except OSError:
-            pass  # it has ended, which `_receive` reports

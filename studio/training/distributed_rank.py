@@ -20,8 +20,8 @@ from typing import Any, TextIO
 
 from studio.errors import StudioError
 from studio.home import Home
+from studio.job_request import Command
 from studio.spec import RunSpec
-from studio.training.training_loop import Command
 
 TIMEOUT = timedelta(hours=6)  # ranks wait while rank 0 evaluates, saves or downloads
 

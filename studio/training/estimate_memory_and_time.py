@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from studio import hardware
+from studio import atomic, hardware
 from studio.device_setting import CLUSTER
-from studio.errors import StudioError
 from studio.home import Home
 from studio.methods import Phase
 from studio.methods.bottleneck import Bottleneck
@@ -46,9 +45,6 @@ from studio.training.row_and_batch_lengths import (
     shares_prompts,
 )
 from studio.training.steps_and_learning_rate import Plan, plan_run
-
-if TYPE_CHECKING:
-    pass
 
 EFFICIENCY = 0.9
 """Fraction of linear speed-up: measured 0.905 for two CPU processes, a guess for GPUs."""
@@ -319,16 +315,11 @@ def _shared_memory(spec: RunSpec, known: ModelFacts, *, on_gpu: bool) -> tuple[i
     if on_gpu or size == 1 or spec.train.device == CLUSTER:
         return 1, 0, 0
     shared, beside = LIBRARIES_BYTES, LAUNCHER_BYTES
-    dtype = loaded_dtype(spec, on_gpu=False)
-    if is_mapped(known.weights_dtype, dtype, spec.model.quantization, on_gpu=False):
+    dtype = loaded_dtype(spec, on_gpu=False)  # tensors in the file's precision are mapped from it
+    if spec.model.quantization == "none" and FILE_TYPES.get(known.weights_dtype) == dtype:
         base = known.parameters * WIDTH[dtype]
         shared, beside = (shared, beside + base) if spec.train.fsdp else (shared + base, beside)
     return size, shared, beside
-
-
-def is_mapped(file_type: str, dtype: str, quantization: str, *, on_gpu: bool) -> bool:
-    """Return True if the base's tensors are memory-mapped from its file: a CPU, same precision."""
-    return not on_gpu and quantization == "none" and FILE_TYPES.get(file_type) == dtype
 
 
 def slowdown(processes: int, *, on_gpu: bool) -> float:
@@ -345,11 +336,9 @@ def slowdown(processes: int, *, on_gpu: bool) -> float:
 
 def speed(device: hardware.Device, home: Home | None) -> float:
     """Return FLOP/s as measured by the last preflight here, else guessed from the device."""
-    if home is not None:
-        try:
-            return float(json.loads((home.state / SPEED).read_text())[device.name])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
+    known = atomic.read_object(home.state / SPEED).get(device.name) if home else None
+    if isinstance(known, int | float):
+        return float(known)
     if device.name == "cpu":
         return FLOPS_PER_CORE * hardware.threads()
     return device.flops * PRODUCT_SHARE or GPU_FLOPS
@@ -359,11 +348,6 @@ def save_speed(home: Home, device: str, flops_per_second: float) -> None:
     """Store the measured FLOP/s for the next estimate."""
     if not math.isfinite(flops_per_second) or flops_per_second <= 0:
         return
-    path: Path = home.state / SPEED
-    try:
-        known = json.loads(path.read_text()) if path.is_file() else {}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({**known, device: flops_per_second}))
-        temporary.replace(path)
-    except (OSError, ValueError, StudioError):
-        return
+    with suppress(OSError):
+        known = atomic.read_object(home.state / SPEED)
+        atomic.write(home.state / SPEED, json.dumps({**known, device: flops_per_second}))

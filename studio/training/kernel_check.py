@@ -209,9 +209,7 @@ def main() -> None:
 
 
 def measure(
-    device: torch.device,
-    dtype: torch.dtype,
-    kernels: Kernels,
+    device: torch.device, dtype: torch.dtype, kernels: Kernels,
     sizes: tuple[Size, ...] = (ODD, USUAL),
 ) -> dict[str, Result]:  # fmt: skip
     """Compare kernels with their plain forms on all sizes, and time both on the last.
@@ -290,7 +288,8 @@ def difference(
     import torch
 
     def wide(one: Any) -> Any:
-        return one.to(torch.float32, copy=True) if _is_floating(one) else one
+        floating = isinstance(one, torch.Tensor) and one.is_floating_point()
+        return one.to(torch.float32, copy=True) if floating else one
 
     own, others, worst = copy.deepcopy(args), tuple(map(wide, args)), 0.0  # a copy keeps strides
     results = [kernel(*own), plain(*others)]
@@ -307,12 +306,6 @@ def difference(
             error = float(((one.float() - other).abs() / scale).max())
             worst = max(worst, error, key=_nan_first)
     return worst
-
-
-def _is_floating(one: Any) -> bool:
-    import torch
-
-    return isinstance(one, torch.Tensor) and one.is_floating_point()
 
 
 def _nan_first(value: float) -> tuple[bool, float]:

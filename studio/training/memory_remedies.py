@@ -262,7 +262,6 @@ def explain_errors(spec: RunSpec, where: Callable[[], str]) -> Iterator[None]:
         spec: The run, for the remedies in the text.
         where: Returns the moment, such as "at step 3".
 
-
     Raises:
         OutOfMemory: Names the settings that make the run fit.
         DiskFull: The disk is full; what was saved before is intact.

@@ -39,13 +39,9 @@ def prepare_data(spec: RunSpec, loaded: Loaded, home: Home) -> Prepared:
 
 
 def open_session(
-    spec: RunSpec,
-    *,
-    loaded: Loaded,
-    prepared: Prepared,
-    backbone: Backbone | None = None,
+    spec: RunSpec, *, loaded: Loaded, prepared: Prepared, backbone: Backbone | None = None,
     name: str = NAME,
-) -> Session:
+) -> Session:  # fmt: skip
     """Attach a fresh adapter to a loaded base and return the session before its first step.
 
     Args:
@@ -73,46 +69,32 @@ def open_session(
         shard_base(backbone, loaded.device)
     adapter, start = attach(spec, backbone, loaded, name, prepared.train[0].input_ids.tolist())
     parameters = backbone.train(name)
+    if spec.train.activation_offloading and loaded.device.type != "cuda":
+        raise SpecError(
+            "train.activation_offloading moves activations from a GPU to main memory, and this run "
+            f"is on {loaded.device}: set it to false.", field="train.activation_offloading",
+        )  # fmt: skip
     if spec.train.gradient_checkpointing:
-        backbone.checkpointing(True, offload=_offloads(spec, loaded))
+        backbone.checkpointing(True, offload=spec.train.activation_offloading)
     backbone.set_attention(_attention(spec, loaded, backbone))
     alpha = spec.train.neftune_noise_alpha
     num_rows = len(prepared.train) // prepared.rows_per_example
     plan = plan_run(spec, num_rows=num_rows, hidden_size=backbone.anatomy.hidden_size)
     session = Session(
-        spec=spec,
-        plan=plan,
-        loaded=loaded,
-        backbone=backbone,
-        adapter=adapter,
-        prepared=prepared,
+        spec=spec, plan=plan, loaded=loaded, backbone=backbone, adapter=adapter, prepared=prepared,
         optimizer=make_optimizer(adapter.named_parameters(), spec.train, adapter.beside.keys()),
-        accelerator=Accelerator(cpu=loaded.device.type == "cpu"),
-        progress=RunProgress(),
+        accelerator=Accelerator(cpu=loaded.device.type == "cpu"), progress=RunProgress(),
         origin=CheckpointOrigin(
-            data_hash=prepared.data_hash,
-            base_fingerprint=loaded.facts.fingerprint,
+            data_hash=prepared.data_hash, base_fingerprint=loaded.facts.fingerprint,
             total_steps=plan.total_steps,
         ),
-        name=name,
-        parameters=parameters,
+        name=name, parameters=parameters, start=start,
         neftune=Neftune(backbone, adapter, alpha) if alpha else None,
-        start=start,
-    )
+    )  # fmt: skip
     session.activate()
     if spec.train.loss != "sft":
         session.preference = (Rollouts if spec.train.loss == "grpo" else Preference)(session)
     return session
-
-
-def _offloads(spec: RunSpec, loaded: Loaded) -> bool:
-    offload = spec.train.activation_offloading
-    if offload and loaded.device.type != "cuda":
-        raise SpecError(
-            "train.activation_offloading moves activations from a GPU to main memory, and this run "
-            f"is on {loaded.device}: set it to false.", field="train.activation_offloading",
-        )  # fmt: skip
-    return offload
 
 
 def _attention(spec: RunSpec, loaded: Loaded, backbone: Backbone) -> str:

@@ -167,9 +167,8 @@ def _muon(groups: Groups, device: torch.device) -> OptimizerLike:
     if not hasattr(torch.optim, "Muon"):
         raise SpecError(
             f"train.optim is muon, which torch {torch.__version__} lacks: use adamw, or install "
-            "torch 2.9 or newer.",
-            field="train.optim",
-        )
+            "torch 2.9 or newer.", field="train.optim",
+        )  # fmt: skip
     flat = [group for group in groups if group["params"][0].dim() != 2]
     square = [group for group in groups if group["params"][0].dim() == 2]
     parts: list[Optimizer] = []
@@ -185,17 +184,15 @@ def _eight_bits(name: str, cls: str) -> Callable[[Groups, torch.device], Optimiz
         if device.type != "cuda":
             raise SpecError(
                 f"train.optim is {name}, which needs a CUDA GPU, but the run is on {device.type}: "
-                "use adamw, or adafactor to save memory.",
-                field="train.optim",
-            )
+                "use adamw, or adafactor to save memory.", field="train.optim",
+            )  # fmt: skip
         try:
             import bitsandbytes
         except ImportError:
             raise SpecError(
                 f"train.optim is {name}, which needs bitsandbytes: `pip install bitsandbytes`, or "
-                "use adamw.",
-                field="train.optim",
-            ) from None
+                "use adamw.", field="train.optim",
+            ) from None  # fmt: skip
         made: OptimizerLike = getattr(bitsandbytes.optim, cls)(groups, lr=0.0)
         return made
 

@@ -18,7 +18,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from studio.data.prepare_run_data import row_limit
 from studio.data.template.template import IGNORED
-from studio.data.tokenise_rows import places_by_source
+from studio.data.tokenise_rows import Example, places_by_source
 from studio.home import is_whole, publishing
 from studio.training.batching import PackedBatch, PaddedBatch, TokenRow, grouped
 from studio.training.loss import row_losses, token_kl
@@ -46,15 +45,6 @@ BATCH_TOKENS, NEAREST, LENGTHS, LEAST_PAIRS = 4096, 16, 1024, 20
 REPORT_SECONDS = 2.0
 FOLDER, FILE = "reference", "log_probs.safetensors"
 TRAIN, HELD = "train", "validation"
-
-
-@dataclass(frozen=True, slots=True)
-class MixedRow:
-    """A prompt with the answer to another one, for KTO's `z`."""
-
-    input_ids: np.ndarray[Any, np.dtype[np.int32]]
-    labels: np.ndarray[Any, np.dtype[np.int32]]
-    row: int
 
 
 class Totals(NamedTuple):
@@ -150,8 +140,8 @@ class Preference:
         chosen, rejected = parts
         scored = self.objective.score(chosen, rejected, self.args)
         loss = scored.losses.sum() / totals.units
-        if weight := self.objective.sft_weight(self.args):
-            loss = loss - weight * chosen.policy.sum() / totals.chosen_tokens
+        if scored.sft_weight:
+            loss = loss - scored.sft_weight * chosen.policy.sum() / totals.chosen_tokens
         return loss, _sums(scored, chosen.policy, rejected.policy, paired=self.paired)
 
     @cached_property
@@ -182,7 +172,7 @@ class Preference:
 
     # -- KTO's distance ------------------------------------------------------------------------
 
-    def mixed(self, which: str, row: int) -> MixedRow:
+    def mixed(self, which: str, row: int) -> Example:
         """Return the prompt of a row with the answer of the last row before it with another prompt.
 
         So that both answers of a pair, or several to one prompt, stand apart; `NEAREST` are tried.
@@ -198,7 +188,7 @@ class Preference:
         ids = np.concatenate([here.input_ids[:start], other.input_ids[after:]])
         masked = np.full(start, IGNORED, np.int32)
         labels = np.concatenate([masked, other.labels[after:]]).astype(np.int32)
-        return MixedRow(ids[:limit], labels[:limit], here.row)
+        return Example(ids[:limit], labels[:limit], here.row)
 
     def _distance(
         self, which: str, rows: Sequence[int], summed: Callable[[list[float]], list[float]]

@@ -67,13 +67,10 @@ class PromptSampler:
             FULL_LENGTH_SECONDS if full_length else MIN_SECONDS, TIME_FRACTION * (now - self._last)
         )
         answers = greedy(
-            session.backbone,
-            [prompt.ids for prompt in self.prompts],
-            device=session.loaded.device,
-            stop_ids=self.stop_ids,
-            max_new_tokens=MAX_NEW_TOKENS,
+            session.backbone, [prompt.ids for prompt in self.prompts],
+            device=session.loaded.device, stop_ids=self.stop_ids, max_new_tokens=MAX_NEW_TOKENS,
             seconds=math.inf if session.spec.train.fsdp else seconds,  # ranks must stop together
-        )
+        )  # fmt: skip
         mean = sum(len(ids) for ids, _ in answers) / len(answers)
         for number, (ids, ended) in enumerate(answers, start=1):
             text = session.loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -95,7 +92,9 @@ class PromptSampler:
         self.stop_ids = template.stop_ids
         own = [part.strip() for part in args.sample_prompts.split("|") if part.strip()]
         if own:
-            found = user_prompts(own[: args.num_samples], template)
+            asked = [[{"role": "user", "content": text}] for text in own[: args.num_samples]]
+            found = [SamplePrompt(tuple(template.encode_prompt(turns)), turns[0]["content"])
+                     for turns in asked]  # fmt: skip
         else:
             rows = session.prepared.validation[: 4 * args.num_samples]
             stops = template.stop_ids
@@ -168,23 +167,10 @@ def copies(answer: Sequence[int], prompt: Sequence[int]) -> bool:
     return bool(answer) and 2 * len(covered) >= len(answer)
 
 
-def user_prompts(questions: Sequence[str], template: Any) -> list[SamplePrompt]:
-    """Return the user's questions, rendered with the chat template."""
-    return [
-        SamplePrompt(tuple(template.encode_prompt([{"role": "user", "content": text}])), text)
-        for text in questions
-    ]
-
-
 def greedy(
-    backbone: Backbone,
-    prompts: Sequence[Sequence[int]],
-    *,
-    device: torch.device,
-    stop_ids: Collection[int],
-    max_new_tokens: int,
-    seconds: float = float("inf"),
-) -> list[tuple[list[int], bool]]:
+    backbone: Backbone, prompts: Sequence[Sequence[int]], *, device: torch.device,
+    stop_ids: Collection[int], max_new_tokens: int, seconds: float = math.inf,
+) -> list[tuple[list[int], bool]]:  # fmt: skip
     """Return each prompt's greedy continuation, and whether it reached a stop token."""
     found = continuations(
         backbone, prompts, [[Sampling()]] * len(prompts), device=device, stop_ids=stop_ids,
@@ -202,15 +188,10 @@ class Continuation:
 
 
 def continuations(
-    backbone: Backbone,
-    prompts: Sequence[Sequence[int]],
-    samplings: Sequence[Sequence[Sampling]],
-    *,
-    device: torch.device,
-    stop_ids: Collection[int],
-    limits: Sequence[int],
-    seconds: float = float("inf"),
-) -> list[Continuation]:
+    backbone: Backbone, prompts: Sequence[Sequence[int]], samplings: Sequence[Sequence[Sampling]],
+    *, device: torch.device, stop_ids: Collection[int], limits: Sequence[int],
+    seconds: float = math.inf,
+) -> list[Continuation]:  # fmt: skip
     """Continue each prompt once for each of its samplings, in their order, all in one batch.
 
     The tokens are those of the chat engine with the same stack and seeds. A prompt is read once for

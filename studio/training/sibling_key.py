@@ -9,12 +9,9 @@ from __future__ import annotations
 import json
 
 from studio.device_setting import CLUSTER
-from studio.methods import Phase
 from studio.spec import RunSpec
 
-SHARED_TRAIN = (
-    "device", "gradient_checkpointing", "activation_offloading", "attn_implementation"
-)  # fmt: skip
+SHARED_TRAIN = ("device", "gradient_checkpointing", "activation_offloading", "attn_implementation")
 
 
 def sibling_key(spec: RunSpec) -> str | None:
@@ -26,7 +23,7 @@ def sibling_key(spec: RunSpec) -> str | None:
     args = spec.train
     apart = (
         not args.together
-        or spec.method.phase is Phase.WEIGHTS
+        or spec.method.trains_base
         or args.may_use_several_processes
         or args.device == CLUSTER
         or args.fsdp

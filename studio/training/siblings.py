@@ -28,6 +28,7 @@ from torch import Tensor
 
 from studio.errors import is_out_of_memory
 from studio.evaluation.forgetting import general_set_of
+from studio.job_request import Control
 from studio.methods import Phase
 from studio.training import kernel_check, training_loop
 from studio.training.base_check import check_base
@@ -37,7 +38,6 @@ from studio.training.loss import loss_sums
 from studio.training.memory_remedies import explain_errors
 from studio.training.open_session import open_session, prepare_data
 from studio.training.training_events import Event, Loading, Started, Step
-from studio.training.training_loop import Control
 from studio.training.training_session import Pass, Session, forward_backward
 
 if TYPE_CHECKING:
@@ -191,9 +191,7 @@ class SiblingGroup:
     def _recover(self, error: Exception) -> None:
         """After a shared pass failed, let each run pass alone and raise its own error."""
         logger.warning("a shared pass of sibling runs failed, they pass alone", exc_info=error)
-        self._ran_out_of_memory = self._ran_out_of_memory or is_out_of_memory(
-            error
-        )  # it would again
+        self._ran_out_of_memory |= is_out_of_memory(error)  # it would again
         for one in self._sessions:
             if one.name not in self._ready:
                 one.optimizer.zero_grad(set_to_none=True)

@@ -76,12 +76,9 @@ class Plan:
     def lr(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
         return lr_at(
-            step,
-            peak=self.learning_rate,
-            total=self.total_steps,
-            warmup=self.warmup_steps,
+            step, peak=self.learning_rate, total=self.total_steps, warmup=self.warmup_steps,
             scheduler=self.scheduler,
-        )
+        )  # fmt: skip
 
 
 def plan_run(spec: RunSpec, *, num_rows: int, hidden_size: int) -> Plan:

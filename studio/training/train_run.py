@@ -12,32 +12,24 @@ from pathlib import Path
 from studio.errors import OutOfMemory, WeightsTooLarge
 from studio.evaluation.forgetting import general_set_of
 from studio.home import Home
+from studio.job_request import Control
 from studio.spec import RunSpec
 from studio.training import kernel_check, objectives
+from studio.training.allocator import trim
 from studio.training.base_check import check_base
 from studio.training.base_precision import base_model
 from studio.training.distributed import check_sharding, train_distributed
 from studio.training.memory_remedies import explain_errors, next_remedy
 from studio.training.open_session import open_session, prepare_data
 from studio.training.training_events import Event, Loading
-from studio.training.training_loop import Command, Control, already_finished, run
+from studio.training.training_loop import already_finished, run
 from studio.training.training_session import Session
-
-__all__ = ["Command", "Control", "train"]
-
-
-def _no_command() -> Command:
-    return None
 
 
 def train(
-    spec: RunSpec,
-    *,
-    run_dir: Path,
-    home: Home,
-    control: Control = _no_command,
+    spec: RunSpec, *, run_dir: Path, home: Home, control: Control = lambda: None,
     in_process_group: bool = False,
-) -> Iterator[Event]:
+) -> Iterator[Event]:  # fmt: skip
     """Train as the spec says, resuming from the newest intact checkpoint in `run_dir`.
 
     Args:
@@ -66,19 +58,9 @@ def train(
             if changes is None:
                 raise
             spec = spec.with_values(changes)
-        _free_memory()
+        trim()
         listed = ", ".join(f"{field.removeprefix('train.')} {v}" for field, v in changes.items())
         yield Loading(text=f"Out of memory; retrying with {listed}")
-
-
-def _free_memory() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _train(

@@ -8,16 +8,16 @@ in one rename: a run folder with a report belongs to a finished run.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from studio import atomic
 from studio.evaluation.forgetting import RunForgetting
 from studio.home import is_whole, publishing, sweep
-from studio.methods import Phase
+from studio.job_request import Control
 from studio.training import checkpoint
 from studio.training.cpu_threads import threads_of
 from studio.training.sample_answers import PromptSampler
@@ -26,9 +26,6 @@ from studio.training.training_session import Session
 
 PASSPORT, REPORT = "passport.json", "report.json"
 LIBRARIES = ("adapter-studio", "torch", "transformers", "accelerate", "safetensors")
-
-Command = Literal["stop", "save", "sample"] | None
-Control = Callable[[], Command]
 
 
 def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]:
@@ -70,7 +67,7 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
             path = session.save(folder)
             yield Saved(step=step, path=str(path), eval_loss=session.progress.eval_loss)
         if command == "stop" and not last:
-            yield _finished(session, reason="stopped", adapter=None)
+            yield _finished(session, reason="stopped")
             return
     if session.is_rank_0:
         yield Saving(step=session.progress.step)
@@ -82,32 +79,18 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
         adapter = str(_publish_adapter(session, run_dir, forgetting))
         found = {"forgetting": forgetting, "sources": session.sources()}
         facts = {name: one for name, one in found.items() if one} or None
-        finished = _finished(session, reason="completed", adapter=adapter, note=note, facts=facts)
+        finished = _finished(session, adapter=adapter, note=note, facts=facts)
         _write_report(session, run_dir, finished)
         yield finished
 
 
-def _finished(
-    session: Session,
-    *,
-    reason: Literal["completed", "stopped"],
-    adapter: str | None,
-    note: str = "",
-    facts: dict[str, Any] | None = None,
-) -> Finished:
+def _finished(session: Session, **ending: Any) -> Finished:
     session.update_seconds()
     progress = session.progress
     return Finished(
-        step=progress.step,
-        reason=reason,
-        adapter=adapter,
-        first_loss=progress.first_loss,
-        last_loss=progress.last_loss,
-        eval_loss=progress.eval_loss,
-        seconds=progress.seconds,
-        note=note,
-        facts=facts,
-    )
+        step=progress.step, first_loss=progress.first_loss, last_loss=progress.last_loss,
+        eval_loss=progress.eval_loss, seconds=progress.seconds, **ending,
+    )  # fmt: skip
 
 
 def _publish_adapter(session: Session, run_dir: Path, forgetting: dict[str, Any] | None) -> Path:
@@ -121,11 +104,8 @@ def _publish_adapter(session: Session, run_dir: Path, forgetting: dict[str, Any]
         "name": spec.name or run_dir.name,
         "spec": spec.model_dump(mode="json"),
         "base": {"path": spec.model.path, "fingerprint": session.loaded.facts.fingerprint},
-        "data": {
-            "path": spec.data.path,
-            "hash": session.prepared.data_hash,
-            "template": session.prepared.template,
-        },
+        "data": {"path": spec.data.path, "hash": session.prepared.data_hash,
+                 "template": session.prepared.template},
         "versions": versions(),
         "self_test": session.self_test,
         "seed": spec.seed,
@@ -137,10 +117,10 @@ def _publish_adapter(session: Session, run_dir: Path, forgetting: dict[str, Any]
         "forgetting": forgetting or {},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **session.start.passport(target),
-    }
+    }  # fmt: skip
     with publishing(target) as temporary:
         session.backbone.save(session.name, temporary, base=str(spec.model.path))
-        if spec.method.phase is Phase.WEIGHTS:
+        if spec.method.trains_base:
             session.loaded.tokenizer.save_pretrained(temporary)
         (temporary / PASSPORT).write_text(json.dumps(passport, indent=1, ensure_ascii=False))
     return target

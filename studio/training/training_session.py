@@ -435,6 +435,3 @@ class Session:
             rows_truncated=report.truncated,
             longer_chosen=self.preference.longer_chosen if self.preference else None,
         )
-
-
-# -- opening -----------------------------------------------------------------------------------

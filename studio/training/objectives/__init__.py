@@ -42,11 +42,15 @@ class LogProbs(NamedTuple):
 
 
 class PairLosses(NamedTuple):
-    """Losses, and the rewards of the chosen (good) and of the rejected (bad) answers."""
+    """Losses, and the rewards of the chosen (good) and of the rejected (bad) answers.
+
+    `sft_weight` is that of the chosen answers' loss per token, which is added.
+    """
 
     losses: Tensor
     chosen: Tensor
     rejected: Tensor
+    sft_weight: float = 0.0
 
 
 class Objective(Protocol):
@@ -55,9 +59,6 @@ class Objective(Protocol):
     NEEDS_REFERENCE: bool
     LEARNING_RATE: float
     """Fraction of the method's learning rate for SFT."""
-
-    def sft_weight(self, args: TrainArgs) -> float:
-        """Return the weight of the chosen answers' loss per token that is added."""
 
     def score(self, chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
         """Return losses and rewards; the answers of a pair are at the same place on both sides."""

@@ -17,17 +17,11 @@ if TYPE_CHECKING:
 NEEDS_REFERENCE, LEARNING_RATE = False, 0.03
 
 
-def sft_weight(args: TrainArgs) -> float:
-    """Return `cpo_alpha`."""
-    return args.cpo_alpha
-
-
 def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     """Return losses and rewards `β log π(y|x)` of pairs."""
     from torch.nn.functional import logsigmoid
 
     wrong, margin = args.label_smoothing, args.own_beta * (chosen.policy - rejected.policy)
     losses = -(1 - wrong) * logsigmoid(margin) - wrong * logsigmoid(-margin)
-    return PairLosses(
-        losses, args.own_beta * chosen.policy.detach(), args.own_beta * rejected.policy.detach()
-    )
+    rewards = args.own_beta * chosen.policy.detach(), args.own_beta * rejected.policy.detach()
+    return PairLosses(losses, *rewards, args.cpo_alpha)

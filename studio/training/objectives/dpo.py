@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 NEEDS_REFERENCE, LEARNING_RATE = True, 0.03
 
 
-def sft_weight(args: TrainArgs) -> float:
-    """Return `rpo_alpha`."""
-    return args.rpo_alpha
-
-
 def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     """Return losses and rewards `β h` of pairs."""
     from torch.nn.functional import logsigmoid
@@ -31,4 +26,4 @@ def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     wrong, margin = args.label_smoothing, args.own_beta * (chosen.ratio - rejected.ratio)
     losses = -(1 - wrong) * logsigmoid(margin) + wrong * logsigmoid(-margin)
     rewards = args.own_beta * chosen.ratio.detach(), args.own_beta * rejected.ratio.detach()
-    return PairLosses(losses / (1 - 2 * wrong), *rewards)
+    return PairLosses(losses / (1 - 2 * wrong), *rewards, args.rpo_alpha)

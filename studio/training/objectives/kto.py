@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 NEEDS_REFERENCE, LEARNING_RATE = True, 0.02
 
 
-def sft_weight(args: TrainArgs) -> float:
-    """Return 0."""
-    return 0.0
-
-
 def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     """Return losses and rewards `β h` of good and of bad answers, one after the other."""
     import torch

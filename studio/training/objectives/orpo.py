@@ -19,18 +19,13 @@ if TYPE_CHECKING:
 NEEDS_REFERENCE, LEARNING_RATE = False, 0.5
 
 
-def sft_weight(args: TrainArgs) -> float:
-    """Return 1."""
-    return 1.0
-
-
 def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     """Return losses and rewards `β log p` of pairs."""
     from torch.nn.functional import logsigmoid
 
     odds = _log_odds(chosen.mean) - _log_odds(rejected.mean)
     rewards = args.own_beta * chosen.mean.detach(), args.own_beta * rejected.mean.detach()
-    return PairLosses(-args.own_beta * logsigmoid(odds), *rewards)
+    return PairLosses(-args.own_beta * logsigmoid(odds), *rewards, sft_weight=1.0)
 
 
 def _log_odds(log_p: Tensor) -> Tensor:

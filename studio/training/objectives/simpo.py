@@ -16,11 +16,6 @@ if TYPE_CHECKING:
 NEEDS_REFERENCE, LEARNING_RATE = False, 0.03
 
 
-def sft_weight(args: TrainArgs) -> float:
-    """Return 0."""
-    return 0.0
-
-
 def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     """Return losses and rewards `β log π(y|x) / n` of pairs."""
     from torch.nn.functional import logsigmoid

@@ -11,7 +11,8 @@ from studio.adapters.adapter_requests import ExportRequest, MergeRequest
 from studio.adapters.export import export_adapter
 from studio.adapters.gguf import GgufRequest
 from studio.adapters.library import resolve
-from studio.adapters.verify_logits import EXPORT_REPORT, read_report
+from studio.adapters.verify_logits import EXPORT_REPORT
+from studio.atomic import read_object
 from studio.backbone import Backbone, adapter_files
 from studio.errors import AdapterError, InputError, StudioError
 from studio.methods.bottleneck import Bottleneck
@@ -45,7 +46,7 @@ def test_a_peft_folder_loads_with_peft_and_was_checked_on_its_base(home, base, t
     out = export_adapter(home, "p", tmp_path / "out")
 
     peft.PeftModel.from_pretrained(tiny_model("llama"), out)
-    check = read_report(out, EXPORT_REPORT)
+    check = read_object(out / EXPORT_REPORT)
     assert check["max_error"] == 0.0 and check["moved"] > 0.01
     assert check["tokens_compared"] > 20
     assert "largest logit error 0" in (out / "README.md").read_text()
@@ -65,7 +66,7 @@ def test_a_vllm_folder_names_short_modules_and_its_rank_limit(home, base, tmp_pa
     assert (config["r"], config["bias"], config["use_dora"]) == (24, "none", False)
     tensors = adapter_files.read_tensors(out, adapter_files.WEIGHTS)
     assert all(key.startswith("base_model.model.model.layers.") for key in tensors)
-    assert read_report(out, EXPORT_REPORT)["max_error"] < 1e-5
+    assert read_object(out / EXPORT_REPORT)["max_error"] < 1e-5
     card = (out / "README.md").read_text()
     assert "--max-lora-rank 32" in card and f'vllm serve "{base}"' in card
 
@@ -76,7 +77,7 @@ def test_an_adapterhub_folder_is_read_back(home, base, tmp_path):
     out = export_adapter(home, "b", tmp_path / "hub", form="adapterhub")
 
     assert json.loads((out / "adapter_config.json").read_text())["name"] == "b"
-    assert read_report(out, EXPORT_REPORT)["max_error"] < 1e-5
+    assert read_object(out / EXPORT_REPORT)["max_error"] < 1e-5
     again = export_adapter(home, str(out), tmp_path / "peft", model=str(base))
     Backbone(tiny_model("llama")).load("x", again)
 
@@ -142,7 +143,7 @@ def test_without_its_base_a_copy_is_read_and_says_so(home, base, tmp_path):
 
     out = export_adapter(home, "lost", tmp_path / "out")
 
-    assert read_report(out, EXPORT_REPORT)["max_error"] is None
+    assert read_object(out / EXPORT_REPORT)["max_error"] is None
     assert "Its base is not here" in (out / "README.md").read_text()
     with pytest.raises(StudioError):
         export_adapter(home, "lost", tmp_path / "vllm", form="vllm")

@@ -15,7 +15,8 @@ from studio.adapters import gguf_tensors
 from studio.adapters.gguf import GgufRequest, verify_gguf
 from studio.adapters.gguf_tensors import interleave
 from studio.adapters.gguf_write import write
-from studio.adapters.verify_logits import GGUF_REPORT, read_report
+from studio.adapters.verify_logits import GGUF_REPORT
+from studio.atomic import read_object
 from studio.errors import AdapterError, InputError, ModelError, SpecError
 
 
@@ -128,7 +129,7 @@ def test_the_starter_is_exported_whole_with_its_chat_template(home):
     finished = list(request.perform(home))[-1]
 
     out = Path(finished.adapter)
-    assert read_report(out, GGUF_REPORT)["max_error"] < 1e-5
+    assert read_object(out / GGUF_REPORT)["max_error"] < 1e-5
     assert (out / GGUF_REPORT).is_file() and "FROM ./" in (out / "Modelfile").read_text()
     assert "Base: `starter`" in (out / "README.md").read_text()
     from transformers import AutoTokenizer

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from studio.job_request import Command
 from studio.models.find_model import ModelFacts
 from studio.models.loading import Loaded
 from studio.spec import RunSpec
@@ -103,7 +104,7 @@ def session():
 def run_all(session: Session, run_dir: Path, stop_at: int = -1) -> list[Any]:
     """Run the whole loop and return its events; `stop_at` is the step at which it is stopped."""
 
-    def control() -> training_loop.Command:
+    def control() -> Command:
         return "stop" if session.progress.step == stop_at else None
 
     return list(training_loop.run(session, run_dir=run_dir, control=control))

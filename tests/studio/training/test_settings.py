@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from studio.job_request import Command
 from studio.training import checkpoint, training_loop
 from studio.training.batching import pack, pad
 from studio.training.loss import evaluate_loss, head_loss, loss_sum
@@ -86,7 +87,7 @@ def test_early_stopping_ends_the_run_and_keeps_the_best(session, tmp_path, monke
     worsening(own, [3.0, 2.0, 2.5, 2.1, 2.0], monkeypatch)
     states: dict[int, torch.Tensor] = {}
 
-    def control() -> training_loop.Command:
+    def control() -> Command:
         states[own.progress.step] = next(iter(own.adapter.state().values())).clone()
         return None
 
@@ -119,7 +120,7 @@ def test_without_the_best_checkpoint_the_last_adapter_stays_and_the_note_says_so
     own = session(train={"max_steps": 6, "eval_steps": 2, "load_best_model_at_end": True})
     worsening(own, [2.0, 2.5, 2.6], monkeypatch)
 
-    def lose_the_best() -> training_loop.Command:
+    def lose_the_best() -> Command:
         if own.progress.step == 5:
             (tmp_path / "checkpoints" / "step-00000002" / "adapter.safetensors").unlink()
         return None
