@@ -14,13 +14,9 @@ class Adapter:
     """Trained parameters of one method, by site."""
 
     def __init__(
-        self,
-        name: str,
-        method: Method,
-        sites: list[Site],
-        params: list[Params],
+        self, name: str, method: Method, sites: list[Site], params: list[Params],
         beside: dict[str, Method] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.name = name
         self.method = method
         self.beside = beside or {}

@@ -28,7 +28,7 @@ from studio.errors import AdapterError, nearest
 from studio.methods import methods
 from studio.methods.bottleneck import Bottleneck
 from studio.methods.lora import Lora
-from studio.methods.method import Method, Params
+from studio.methods.method import START, Method, Params
 
 if TYPE_CHECKING:
     from studio.backbone.adapter import Adapter
@@ -82,40 +82,24 @@ def read_adapterhub(
 
 def write_config(method: Bottleneck, name: str, anatomy: Anatomy) -> dict[str, Any]:
     """Return AdapterHub's `adapter_config.json`."""
-    houlsby, parallel = method.placement == "houlsby", method.placement == "parallel"
-    size = method.size(anatomy.hidden_size)
-    model = anatomy.model
+    size, model = method.size(anatomy.hidden_size), anatomy.model
     return {
         "config": {
-            "architecture": None,
-            "mh_adapter": houlsby,
-            "output_adapter": True,
-            "reduction_factor": anatomy.hidden_size / size,
-            "non_linearity": method.non_linearity,
-            "original_ln_before": method.placement == "pfeiffer",
-            "original_ln_after": True,
-            "ln_before": False,
-            "ln_after": False,
-            "init_weights": "mam_adapter",
-            "is_parallel": parallel,
-            "scaling": float(method.scaling),
-            "residual_before_ln": True,
-            "adapter_residual_before_ln": False,
-            "dropout": method.adapter_dropout,
-            "use_gating": False,
-            "inv_adapter": None,
-            "inv_adapter_reduction_factor": None,
-            "cross_adapter": False,
-            "leave_out": [],
+            "architecture": None, "mh_adapter": method.placement == "houlsby",
+            "output_adapter": True, "reduction_factor": anatomy.hidden_size / size,
+            "non_linearity": method.non_linearity, "scaling": float(method.scaling),
+            "dropout": method.adapter_dropout, "init_weights": "mam_adapter",
+            "is_parallel": method.placement == "parallel",
+            "original_ln_before": method.placement == "pfeiffer", "original_ln_after": True,
+            "ln_before": False, "ln_after": False, "residual_before_ln": True,
+            "adapter_residual_before_ln": False, "use_gating": False, "inv_adapter": None,
+            "inv_adapter_reduction_factor": None, "cross_adapter": False, "leave_out": [],
             "phm_layer": False,
         },
-        "hidden_size": anatomy.hidden_size,
-        "model_class": type(model).__name__,
-        "model_name": model.config.name_or_path,
-        "model_type": model.config.model_type,
-        "name": name,
-        "version": "adapters.1.3.0",
-    }
+        "hidden_size": anatomy.hidden_size, "model_class": type(model).__name__,
+        "model_name": model.config.name_or_path, "model_type": model.config.model_type,
+        "name": name, "version": "adapters.1.3.0",
+    }  # fmt: skip
 
 
 def write_tensors(sites: list[Site], params: dict[str, Params], name: str) -> Params:
@@ -146,31 +130,19 @@ def _method(config: dict[str, Any], hidden_size: int) -> Bottleneck:
     activation = str(inner.get("non_linearity", ""))
     if activation == "gelu" and not config.get("version"):
         activation = "gelu_new"  # files from before versions meant the approximation
-    values = {
-        "placement": _placement(inner),
-        "bottleneck_dim": max(1, int(hidden_size // factor)),
-        "non_linearity": activation,
-        "scaling": inner.get("scaling", 1.0),
+    return Bottleneck.from_peft({
+        "placement": _placement(inner), "bottleneck_dim": max(1, int(hidden_size // factor)),
+        "non_linearity": activation, "scaling": inner.get("scaling", 1.0),
         "adapter_dropout": inner.get("dropout", 0.0),
-    }
-    return Bottleneck.from_peft(values)
+    })  # fmt: skip
 
 
 def _placement(inner: dict[str, Any]) -> str:
+    both, before = (bool(inner.get(name)) for name in ("mh_adapter", "original_ln_before"))
     if inner.get("is_parallel"):
         return "parallel"
-    if (
-        inner.get("mh_adapter")
-        and inner.get("output_adapter")
-        and not inner.get("original_ln_before")
-    ):
-        return "houlsby"
-    if (
-        inner.get("output_adapter")
-        and not inner.get("mh_adapter")
-        and inner.get("original_ln_before")
-    ):
-        return "pfeiffer"
+    if inner.get("output_adapter") and both != before:
+        return "houlsby" if both else "pfeiffer"
     raise AdapterError(
         "Unsupported placement of an AdapterHub adapter: expected after both sub-layers, after "
         "the MLP on the residual, or beside the MLP."
@@ -319,7 +291,7 @@ def _without_copies(tensors: Params, anatomy: Anatomy) -> Params:
     """
     kept = {}
     for key, tensor in own_keys(tensors, anatomy.modules).items():
-        own_key = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        own_key = key.removeprefix(START).replace(".base_layer.", ".")
         own_key = own_key.replace(".token_adapter.", ".")
         own = anatomy.parameter(own_key)
         if own is None or own.shape != tensor.shape or not own.detach().cpu().equal(tensor):

@@ -405,8 +405,8 @@ def _attend_packed(
         )
     if prefix is not None and shape.window is not None:
         prefix = _within(prefix, state.positions, shape.window)
-    how = {"eager": state.eager}
-    return attend_rows_in_turn(query, key, value, lengths, key_lengths, mask, prefix, shape, how)
+    given = (query, key, value, lengths, key_lengths, mask, prefix, shape)
+    return attend_rows_in_turn(*given, eager=state.eager)
 
 
 def attend_rows_in_turn(
@@ -418,7 +418,8 @@ def attend_rows_in_turn(
     mask: Tensor | None,
     prefix: Prefix | None,
     shape: AttentionShape,
-    how: dict[str, Any],
+    *,
+    eager: bool = False,
 ) -> Tensor:
     """Attend within each row of a packed batch `(1, H, ΣT, E)`, row by row.
 
@@ -446,7 +447,7 @@ def attend_rows_in_turn(
             k, v, seen = _prepend(q, k, v, seen, own)
         plain = shape.bias is None and shape.sinks is None
         own_shape = shape if plain else shape.rows(start, stop)
-        outputs.append(attend(q, k, v, seen, own_shape, **how))
+        outputs.append(attend(q, k, v, seen, own_shape, eager=eager))
         start = stop
     return torch.cat(outputs, dim=2)
 
@@ -466,14 +467,9 @@ def studio_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     window = kwargs.get("local_size")
     if chunk is not None and window == chunk:
         return sdpa_mask(*args, **kwargs) if chunk < kwargs["kv_length"] else None
-    return None if window is None else _window_mark(window)
-
-
-def _window_mark(window: int) -> Tensor:
-    """Return an empty mask that carries a sliding window to the layers of a packed batch.
-
-    Not every architecture passes its window to the attention function too.
-    """
+    if window is None:
+        return None
+    # Not every architecture passes its window to the attention function: the mask carries it.
     mark = torch.empty(1, 1, 0, 0, dtype=torch.bool)
     mark.studio_window = window
     return mark

@@ -279,9 +279,7 @@ def varlen_fits(
 ) -> bool:
     """Return True if the varlen kernel supports these `(1, H or K, T, E)`."""
     return (
-        shape.softcap is None
-        and shape.bias is None
-        and shape.sinks is None
+        shape.is_plain
         and shape.causal
         and (prefix is None or prefix.whole)
         and query.dtype in DTYPES

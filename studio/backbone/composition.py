@@ -47,13 +47,8 @@ class Rows:
         if lengths is None:
             index = torch.tensor(self.numbers, device=device)
         else:
-            starts = [sum(lengths[:row]) for row in self.numbers]
-            index = torch.cat(
-                [
-                    torch.arange(start, start + lengths[row], device=device)
-                    for start, row in zip(starts, self.numbers, strict=True)
-                ]
-            )
+            starts = [(sum(lengths[:row]), lengths[row]) for row in self.numbers]
+            index = torch.cat([torch.arange(at, at + n, device=device) for at, n in starts])
         self._cache = (lengths, device, index)
         return index
 
@@ -100,11 +95,8 @@ class SitePlan:
 
     def add(self, edit: Edit) -> None:
         """Add an edit to those of its phase."""
-        phases = {
-            Phase.DELTA: self.deltas,
-            Phase.GAIN: self.gains,
-            Phase.TRANSFORM: self.transforms,
-        }
+        phases = {Phase.DELTA: self.deltas, Phase.GAIN: self.gains,
+                  Phase.TRANSFORM: self.transforms}  # fmt: skip
         phases[edit.method.phase].append(edit)
 
     @property
@@ -156,10 +148,7 @@ class SitePlan:
         if fused is not None:
             y = fused.add_to(y, x)
         for edit in self.deltas if fused is None else ():
-            x_rows, base_rows = (
-                select_rows(x, edit.rows, lengths),
-                select_rows(base, edit.rows, lengths),
-            )
+            x_rows, base_rows = (select_rows(one, edit.rows, lengths) for one in (x, base))
             change = self._change(edit, edit.method.delta, x=x_rows, y=base_rows)
             y = _add_rows(y, change, edit, lengths)
         for edit in self.gains:
@@ -221,9 +210,8 @@ def _add_rows(y: Tensor, change: Tensor, edit: Edit, lengths: tuple[int, ...] | 
     change = change.to(y.dtype)
     if edit.rows.numbers is None:
         return y + change if edit.weight == 1 else torch.add(y, change, alpha=edit.weight)
-    change = (
-        change.expand_as(select_rows(y, edit.rows, lengths)) if change.dim() < y.dim() else change
-    )
+    if change.dim() < y.dim():
+        change = change.expand_as(select_rows(y, edit.rows, lengths))
     axis = _row_axis(y, lengths)
     return y.index_add(axis, edit.rows.index(lengths, y.device), change, alpha=edit.weight)
 

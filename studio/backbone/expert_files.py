@@ -22,9 +22,8 @@ from transformers import conversion_mapping
 
 from studio.backbone.sites import Anatomy, Site
 from studio.errors import AdapterError
+from studio.methods.method import START, Params
 
-Params = dict[str, Tensor]
-START = "base_model.model."
 INNER = ".base_layer"
 PARTS = ("lora_A", "lora_B")
 OF_ONE_EXPERT = re.compile(

@@ -16,20 +16,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from torch import Tensor
-
 from studio.backbone.sites import Anatomy
 from studio.errors import AdapterError
 from studio.methods.lora import Lora
+from studio.methods.method import START, Params
 
 T = TypeVar("T")
-PREFIX, TOWER = "base_model.model.", "language_model."
-
-Params = dict[str, Tensor]
+TOWER = "language_model."
 FIELDS = {"rank_pattern", "alpha_pattern", "modules_to_save", "trainable_token_indices",
           "lora_bias"}  # fmt: skip
 """Fields of LoRA's config that are applied to the tensors."""
-START, ENDING = "base_model.model.", ".lora_A.weight"
+ENDING = ".lora_A.weight"
 NAMED = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\.default(?=\.|$)")
 COMPILED = "_orig_mod."
 TOKENS = re.compile(r"\\\.|\.\*|\\d\+|\.|[\w-]+")
@@ -127,16 +124,16 @@ def own_keys(tensors: Mapping[str, T], modules: Iterable[str]) -> dict[str, T]:
 
 
 def _own_key(key: str, known: set[str], by_plain: Mapping[str, str]) -> str:
-    if not key.startswith(PREFIX):
+    if not key.startswith(START):
         return key
-    rest = key.removeprefix(PREFIX)
+    rest = key.removeprefix(START)
     path = rest
     parts: list[str] = []
     while path:
         if path in known:
             return key
         if plain(path) in by_plain:
-            return ".".join([f"{PREFIX}{by_plain[plain(path)]}", *reversed(parts)])
+            return ".".join([f"{START}{by_plain[plain(path)]}", *reversed(parts)])
         path, _, part = path.rpartition(".")
         parts.append(part)
     return key

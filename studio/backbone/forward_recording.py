@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -114,10 +114,11 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
     alone, state = state is None, state or AttentionState()
     found = Recording()
     ids = sample_ids(anatomy)
-    before = replace(state)
-    state.prefix, state.lean, state.kernel, state.products = None, False, None, False
     try:
-        with torch.no_grad(), packed_isolation.recorded(state) as attended:
+        with (
+            torch.no_grad(), packed_isolation.plain(state),
+            packed_isolation.recorded(state) as attended,
+        ):  # fmt: skip
             found.positions = _counts_from_zero(anatomy, state, ids)
             found.plain_head = _has_plain_head(anatomy, ids)
             attended.clear()
@@ -140,9 +141,6 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
     except Exception as error:
         logger.warning("Recording of %s", type(anatomy.model).__name__, exc_info=error)
         found.separable, found.problem = False, "" if found.runs else type(error).__name__
-    finally:
-        for each in fields(state):
-            setattr(state, each.name, getattr(before, each.name))
     if not found.separable and not alone and found.runs:
         found.paddable = _same_padded(anatomy, state, ids)
     if not found.separable:
@@ -155,16 +153,10 @@ class Blocks:
     """The blocks of the recorded layers, found and tested by running them again."""
 
     def __init__(
-        self,
-        anatomy: Anatomy,
-        state: AttentionState,
-        calls: dict[str, list[Call]],
+        self, anatomy: Anatomy, state: AttentionState, calls: dict[str, list[Call]],
         found: Recording,
-    ) -> None:
-        self._anatomy = anatomy
-        self._state = state
-        self._calls = calls
-        self._found = found
+    ) -> None:  # fmt: skip
+        self._anatomy, self._state, self._calls, self._found = anatomy, state, calls, found
         self._attended = {keys.module for keys in found.keys}
         self._mixes: dict[str, bool] = {}
 
@@ -331,12 +323,9 @@ def _inner(key: str, layer: str) -> str:
 
 
 def _run(
-    anatomy: Anatomy,
-    state: AttentionState,
-    ids: Tensor,
-    rows: tuple[int, ...] | None,
+    anatomy: Anatomy, state: AttentionState, ids: Tensor, rows: tuple[int, ...] | None,
     with_positions: bool,
-) -> dict[str, list[Call]]:
+) -> dict[str, list[Call]]:  # fmt: skip
     """Return the calls of all modules of the tower, by key."""
     calls: dict[str, list[Call]] = {}
 
@@ -359,14 +348,9 @@ def _run(
 
 
 def forward(
-    anatomy: Anatomy,
-    state: AttentionState,
-    ids: Tensor,
-    rows: tuple[int, ...] | None,
-    *,
-    with_positions: bool = True,
-    shared: int = 0,
-) -> Tensor:
+    anatomy: Anatomy, state: AttentionState, ids: Tensor, rows: tuple[int, ...] | None, *,
+    with_positions: bool = True, shared: int = 0,
+) -> Tensor:  # fmt: skip
     """Return the tower's hidden states of packed rows, or of one row.
 
     The last of two rows may continue the first `shared` tokens of the other.

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from studio.backbone import packed_isolation
 from studio.backbone.attention import AttentionState
 from studio.backbone.forward_recording import forward
 from studio.backbone.recorded_rows import first_tensor, sample_ids
@@ -32,8 +32,6 @@ def reached(anatomy: Anatomy, state: AttentionState | None = None) -> set[str]:
         MethodError: It reaches no module of the layers.
     """
     state = state or AttentionState()
-    before = replace(state)
-    state.prefix, state.lean, state.kernel, state.products = None, False, None, False
     nodes: dict[Any, set[str]] = {}
 
     def keep(key: str) -> Callable[..., None]:
@@ -48,19 +46,15 @@ def reached(anatomy: Anatomy, state: AttentionState | None = None) -> set[str]:
         return output.detach().requires_grad_().clone()
 
     with ExitStack() as stack:
+        stack.enter_context(packed_isolation.plain(state))
         embed = anatomy.model.get_input_embeddings()
         stack.callback(embed.register_forward_hook(begin).remove)
         for key, module in anatomy.modules.items():
             if key.startswith(anatomy.tower_key):
                 stack.callback(module.register_forward_hook(keep(key)).remove)
-        try:
-            with torch.enable_grad():
-                given = anatomy.recording.positions
-                ids = sample_ids(anatomy)
-                hidden = forward(anatomy, state, ids, None, with_positions=given)
-        finally:
-            for each in fields(state):
-                setattr(state, each.name, getattr(before, each.name))
+        with torch.enable_grad():
+            given, ids = anatomy.recording.positions, sample_ids(anatomy)
+            hidden = forward(anatomy, state, ids, None, with_positions=given)
     left, seen = [hidden.grad_fn], set()
     while left:
         node = left.pop()

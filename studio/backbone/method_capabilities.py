@@ -15,6 +15,12 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from studio.backbone.backbone import Backbone
+from studio.backbone.equalities import (
+    attach_random,
+    require_checkpointing,
+    require_packing,
+    require_training,
+)
 from studio.backbone.fold import fold
 from studio.methods import Method, methods
 
@@ -25,13 +31,9 @@ IDS = torch.arange(14).reshape(2, 7) % 32
 def probe(method: Method) -> dict[str, bool]:
     """Return the capabilities of a method; a check that fails in any way is False."""
     checks: dict[str, Callable[[Method], bool]] = {
-        "mergeable": _mergeable,
-        "stackable": _stackable,
-        "per_row": _per_row,
-        "packable": _packable,
-        "checkpointable": _checkpointable,
-        "quantizable": _quantizable,
-    }
+        "mergeable": _mergeable, "stackable": _stackable, "per_row": _per_row,
+        "packable": _packable, "checkpointable": _checkpointable, "quantizable": _quantizable,
+    }  # fmt: skip
     results = {}
     for name, check in checks.items():
         try:
@@ -48,10 +50,8 @@ def _trained(method: Method, *names: str) -> Backbone:
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
     )  # fmt: skip
     backbone = Backbone(Qwen2ForCausalLM(config).float())
-    generator = torch.Generator().manual_seed(1)
-    for name in names or ("a",):
-        for parameter in backbone.attach(name, method).parameters():
-            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    for seed, name in enumerate(names or ("a",)):
+        attach_random(backbone, name, method, seed=seed)
     return backbone
 
 
@@ -94,33 +94,19 @@ def _per_row(method: Method) -> bool:
 
 
 def _packable(method: Method) -> bool:
-    backbone = _trained(method)
-    alone = _logits(backbone, ("a", 1.0)).flatten(0, 1)
-    with torch.no_grad():
-        return _close(backbone.packed_logits(IDS.flatten(), [7, 7], torch.arange(14)), alone)
+    require_packing(_trained(method), "a", gradients=False)
+    return True
 
 
 def _checkpointable(method: Method) -> bool:
-    gradients = []
-    for on in (False, True):
-        backbone = _trained(method)
-        backbone.use([("a", 1.0)])
-        parameters = backbone.train("a")
-        backbone.checkpointing(on)
-        backbone.packed_logits(IDS[0], [7], torch.arange(7)).square().sum().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
-    return gradients[0].numel() > 0 and torch.allclose(*gradients, rtol=1e-3, atol=1e-4)
+    require_checkpointing(_trained(method), "a")
+    return True
 
 
 def _quantizable(method: Method) -> bool:
     """Return True if it trains over frozen weights, since 4-bit ones have no gradient."""
-    if method.trains_base:
-        return False
-    backbone = _trained(method)
-    backbone.use([("a", 1.0)])
-    parameters = backbone.train("a")
-    backbone.packed_logits(IDS[0], [7], torch.arange(7)).square().sum().backward()
-    return any(p.grad is not None and p.grad.abs().sum() > 0 for p in parameters)
+    require_training(_trained(method), "a")
+    return not method.trains_base
 
 
 def table() -> dict[str, dict[str, bool]]:

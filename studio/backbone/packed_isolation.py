@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -41,6 +42,18 @@ def packed(
         yield
     finally:
         attention.packing.reset(token)
+
+
+@contextmanager
+def plain(state: AttentionState) -> Iterator[None]:
+    """Attend without virtual tokens, kernels and savings; then restore the whole state."""
+    before = replace(state)
+    state.prefix, state.lean, state.kernel, state.products = None, False, None, False
+    try:
+        yield
+    finally:
+        for each in fields(state):
+            setattr(state, each.name, getattr(before, each.name))
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def insert(
     positions, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
     if mask is not None:
         kwargs["attention_mask"] = torch.cat([mask.new_ones(len(mask), count), mask], dim=1)
-    if _is_cached(kwargs):
+    if any(kwargs.get(name) is not None for name in CACHES):
         if positions is not None:
             kwargs["position_ids"] = positions + count
         return None, kwargs, 0
@@ -98,7 +98,3 @@ def insert(
         kwargs["logits_to_keep"] = keep + count
     dropped = 0 if isinstance(keep, Tensor) or keep else count
     return Replaced(marks_BT, torch.cat(list(each))), kwargs, dropped
-
-
-def _is_cached(kwargs: dict[str, Any]) -> bool:
-    return any(kwargs.get(name) is not None for name in CACHES)

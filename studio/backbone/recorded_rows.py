@@ -41,12 +41,8 @@ def token_axis(x: Tensor) -> int | None:
 
 def differs(one: Tensor | None, other: Tensor | None, where: slice, *, loose: bool = False) -> bool:
     """Return True if some tokens of two results differ; `loose` allows for other shapes."""
-    if (
-        one is None
-        or other is None
-        or (axis := token_axis(one)) is None
-        or one.shape != other.shape
-    ):
+    axis = None if one is None else token_axis(one)
+    if one is None or other is None or axis is None or one.shape != other.shape:
         return False
     places = torch.arange(sum(ROWS), device=one.device)[where]
     a, b = one.index_select(axis, places).float(), other.index_select(axis, places).float()

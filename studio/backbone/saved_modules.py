@@ -23,14 +23,13 @@ from torch.nn.functional import embedding, linear
 from studio.backbone.sites import Anatomy, Site
 from studio.errors import AdapterError, MethodError, nearest
 from studio.methods.lora import Lora
-from studio.methods.method import Method, Params, Phase
+from studio.methods.method import START, Method, Params, Phase
 from studio.methods.norm_tuning import NormTuning
 from studio.models.new_tokens import new_token_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-START = "base_model.model."
 TOKENS = "token_adapter.trainable_tokens_delta"
 LOW_RANK = ("lora_embedding_A", "lora_embedding_B")
 
@@ -88,7 +87,9 @@ def fresh(method: Lora, anatomy: Anatomy, taken: Sequence[Site]) -> tuple[list[S
     found: dict[str, tuple[Site, Params]] = {}
     embedding_, names = anatomy.embedding(), method.modules_to_save
     shared = _sharing(anatomy, embedding_)
-    both = [*shared, *(s for s in _heads(anatomy) if s.key != shared[-1].key)]
+    head = anatomy.model.get_output_embeddings()
+    both = [*shared, *(s for s in anatomy.all_linears()
+                       if s.module is head and s.key != shared[-1].key)]  # fmt: skip
     for site in both if names == "embeddings" else _named(anatomy, names):
         if site.transposed:
             raise MethodError(f"{site.key} is stored transposed and cannot be trained in full.")
@@ -279,12 +280,6 @@ def _indices(config: dict[str, Any], site: Site) -> Tensor:
             f"{rows}, those of {site.key}."
         )
     return torch.tensor(ids)
-
-
-def _heads(anatomy: Anatomy) -> list[Site]:
-    """Return the output head, if it is a linear layer."""
-    head = anatomy.model.get_output_embeddings()
-    return [site for site in anatomy.all_linears() if site.module is head]
 
 
 def _named(anatomy: Anatomy, names: Any) -> list[Site]:

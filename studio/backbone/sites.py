@@ -76,11 +76,9 @@ class Anatomy:
     """
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        record: Callable[[], Recording] | None = None,
+        self, model: PreTrainedModel, record: Callable[[], Recording] | None = None,
         reach: Callable[[], set[str]] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.model = model
         self.modules: dict[str, nn.Module] = dict(model.named_modules())
         self.tower_key, self.layer_keys = self._find_tower()
@@ -140,7 +138,8 @@ class Anatomy:
             site
             for site in self.inner_linears()
             if min(site.in_features, site.out_features) >= narrowest
-            and not self._is_helper(site)
+            and site.key.rpartition(".")[2] not in HELPERS
+            and _is_plain(site.module)
             and self.trains(site)
             and (name == "all-linear" or self._group(site.key) == name)
         ]
@@ -391,13 +390,8 @@ class Anatomy:
             if key in runs or key in self._layers:
                 return False
             if isinstance(self.modules[key], nn.ModuleList):
-                return (
-                    sum(f"{key}.{number}" in runs for number in range(len(self.modules[key]))) > 1
-                )
+                return sum(f"{key}.{n}" in runs for n in range(len(self.modules[key]))) > 1
         return True
-
-    def _is_helper(self, site: Site) -> bool:
-        return not _is_plain(site.module) or site.key.rpartition(".")[2] in HELPERS
 
     def _linear_keys(self) -> list[str]:
         return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from studio.errors import MethodError
 from studio.fields import knob
@@ -37,10 +37,9 @@ class BitFit(Method):
 
     name: Literal["bitfit"] = "bitfit"
     create_missing: bool = knob(
-        False,
-        "Create zero biases on a model without any; the adapter cannot be exported merged then.",
-        title="Create missing biases",
-    )
+        False, "Create zero biases on a model without any; the adapter cannot be exported merged "
+        "then.", title="Create missing biases",
+    )  # fmt: skip
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -76,7 +75,3 @@ class BitFit(Method):
     def fold(self, p: Params, site: Site, weight: float) -> Params:
         """Return `w Δb`."""
         return {"bias": weight * p["bias"].float()}
-
-    def to_peft(self, sites: list[Site]) -> dict[str, Any]:
-        """Return the fields of our own PEFT type; PEFT has no biases of norms and Conv1D."""
-        return {"create_missing": self.create_missing}

@@ -57,20 +57,14 @@ class Bottleneck(Method):
         "swish", "Activation σ between the two projections.", title="Activation", advanced=True
     )
     adapter_dropout: float = knob(
-        0.0,
-        "Dropout on the adapter's input in training.",
-        title="Dropout",
-        ge=0,
-        lt=1,
+        0.0, "Dropout on the adapter's input in training.", title="Dropout", ge=0, lt=1,
         advanced=True,
-    )
+    )  # fmt: skip
     scaling: float = knob(1.0, "Scale s of the adapter's output.", advanced=True)
     init_weights: Literal["zero_up", "bert"] = knob(
-        "zero_up",
-        "zero_up starts exactly at the base; bert draws both projections from N(0, 0.02).",
-        title="Initialisation",
-        advanced=True,
-    )
+        "zero_up", "zero_up starts exactly at the base; bert draws both projections from "
+        "N(0, 0.02).", title="Initialisation", advanced=True,
+    )  # fmt: skip
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -132,4 +126,4 @@ class Bottleneck(Method):
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
         """Return the fields of our own PEFT type; PEFT has no bottleneck."""
-        return {**self.model_dump(include=set(self.peft_fields)), "target_modules": None}
+        return {**super().to_peft(sites), "target_modules": None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from studio.errors import MethodError
-from studio.methods.method import Init, Method, Params, Phase
+from studio.methods.method import START, Init, Method, Params, Phase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +97,7 @@ class IA3(Method):
 
     def tensor_name(self, site: Site, name: str) -> str:
         """Return PEFT's key, `ia3_l` for both sides."""
-        return f"base_model.model.{site.key}.{'ia3_l' if name else ''}"
+        return f"{START}{site.key}.{'ia3_l' if name else ''}"
 
     def to_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
         """Return `(1, in)` for the feed-forward and `(out, 1)` elsewhere, as PEFT stores it."""

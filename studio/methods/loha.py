@@ -83,4 +83,4 @@ class LoHa(LinearMethod):
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
         """Return the fields of PEFT's LoHaConfig."""
-        return {"r": self.r, "alpha": self.alpha, "init_weights": True}
+        return super().to_peft(sites) | {"init_weights": True}

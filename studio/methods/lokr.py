@@ -100,10 +100,7 @@ class LoKr(LinearMethod):
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
         """Return the fields of PEFT's LoKrConfig."""
-        return {
-            "r": self.r, "alpha": self.alpha, "decompose_both": self.decompose_both,
-            "decompose_factor": self.decompose_factor, "init_weights": True,
-        }  # fmt: skip
+        return super().to_peft(sites) | {"init_weights": True}
 
 
 def factors(size: int, factor: int = -1) -> tuple[int, int]:

@@ -45,25 +45,18 @@ class Lora(LinearMethod):
         "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
     )  # fmt: skip
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "bias": ("none",),
-        "fan_in_fan_out": (True, False),
-        "init_lora_weights": RANDOM_INITS,
-        "megatron_core": ("megatron.core", None),
-        "qalora_group_size": (16, None),
-    }
+        "bias": ("none",), "fan_in_fan_out": (True, False), "init_lora_weights": RANDOM_INITS,
+        "megatron_core": ("megatron.core", None), "qalora_group_size": (16, None),
+    }  # fmt: skip
 
     name: Literal["lora"] = "lora"
     r: int = knob(16, "Rank: capacity and size of the adapter.", title="Rank (r)", ge=1, le=1024)
     lora_alpha: float = knob(32, "Scale of the update: alpha / r.", title="Alpha", gt=0)
     target_modules: Targets = targets_field()
     lora_dropout: float = knob(
-        0.0,
-        "Dropout on the adapter's input in training; routed experts have none.",
-        title="Dropout",
-        ge=0,
-        lt=1,
-        advanced=True,
-    )
+        0.0, "Dropout on the adapter's input in training; routed experts have none.",
+        title="Dropout", ge=0, lt=1, advanced=True,
+    )  # fmt: skip
     expert_r: int = knob(
         0, "Rank of each routed expert; 0 divides r by the number of experts, at least 1.",
         title="Rank per expert", ge=0, le=1024, advanced=True, words={"auto": 0},

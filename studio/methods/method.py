@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from studio.backbone.sites import Anatomy, Site
 
+START = "base_model.model."  # of every key in PEFT's files
 Params = dict[str, "Tensor"]
 Targets = Literal["all-linear", "attention", "mlp"] | tuple[str, ...]
 
@@ -176,7 +177,7 @@ class Method(Record):
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
         """Return this method's part of `adapter_config.json`; `target_modules` is added to it."""
-        raise NotImplementedError
+        return self.model_dump(include=set(self.peft_fields))
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Self:
@@ -207,7 +208,7 @@ class Method(Record):
 
     def tensor_name(self, site: Site, name: str) -> str:
         """Return the key of a parameter in PEFT's file."""
-        return f"base_model.model.{site.key}.{self.tensor_format.format(name)}"
+        return f"{START}{site.key}.{self.tensor_format.format(name)}"
 
     def to_tensors(self, sites: list[Site], params: dict[str, Params]) -> Params:
         """Return the tensors of `adapter_model.safetensors`."""

@@ -76,10 +76,6 @@ class NormTuning(Method):
         """Return `w Δg` and `w Δb`."""
         return {name: weight * tensor.float() for name, tensor in p.items()}
 
-    def to_peft(self, sites: list[Site]) -> dict[str, Any]:
-        """Return no fields: PEFT's LNTuningConfig has only targets."""
-        return {}
-
     def to_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
         """Return the full value, which PEFT stores."""
         return tensor + getattr(site.module, name).detach().float()

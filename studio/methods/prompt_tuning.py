@@ -40,14 +40,12 @@ class PromptTuning(VirtualTokenMethod):
 
     name: Literal["prompt_tuning"] = "prompt_tuning"
     prompt_tuning_init: Literal["SAMPLE_VOCAB", "RANDOM", "TEXT"] = knob(
-        "TEXT",
-        "Initial embeddings: those of a text, of random tokens, or noise of the same scale.",
-        title="Initialisation",
-    )
+        "TEXT", "Initial embeddings: those of a text, of random tokens, or noise of the same "
+        "scale.", title="Initialisation",
+    )  # fmt: skip
     prompt_tuning_init_text: str = knob(
         "", "Text to start from, truncated or repeated to P tokens; empty takes the first row.",
-        title="Initial text",
-        advanced=True, max_length=20_000,
+        title="Initial text", advanced=True, max_length=20_000,
     )  # fmt: skip
 
     def create(self, site: Site, init: Init) -> Params:

@@ -45,13 +45,9 @@ class Vera(LinearMethod):
     target_modules: Targets = targets_field()
     d_initial: float = knob(0.1, "Initial value of d.", title="Initial d", advanced=True)
     vera_dropout: float = knob(
-        0.0,
-        "Dropout on the adapter's input in training.",
-        title="Dropout",
-        ge=0,
-        lt=1,
+        0.0, "Dropout on the adapter's input in training.", title="Dropout", ge=0, lt=1,
         advanced=True,
-    )
+    )  # fmt: skip
     projection_prng_key: int = knob(
         0, "Seed of the shared projections.", title="Projection seed", ge=0, le=2**31 - 1,
         advanced=True,
@@ -100,11 +96,9 @@ class Vera(LinearMethod):
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
         """Return the fields of PEFT's VeraConfig, with the projections in the file."""
-        return {
-            "r": self.r, "projection_prng_key": self.projection_prng_key, "save_projection": True,
-            "vera_dropout": self.vera_dropout, "d_initial": self.d_initial, "bias": "none",
-            "fan_in_fan_out": any(site.transposed for site in sites),
-        }  # fmt: skip
+        turned = any(site.transposed for site in sites)
+        fixed = {"save_projection": True, "bias": "none", "fan_in_fan_out": turned}
+        return super().to_peft(sites) | fixed
 
     def to_tensors(self, sites: list[Site], params: dict[str, Params]) -> Params:
         """Return the vectors of each layer and the shared projections."""

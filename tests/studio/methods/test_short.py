@@ -37,7 +37,7 @@ def test_rows_of_any_length(lengths, heads, scaling, before, monkeypatch):
     outer = torch.randn(wanted[0], generator=made, dtype=torch.float64)
     shape = AttentionShape(scaling)
     plain = passed(
-        lambda *x: attend_rows_in_turn(*x, lengths, key_lengths, None, None, shape, {}),
+        lambda *x: attend_rows_in_turn(*x, lengths, key_lengths, None, None, shape),
         inputs,
         outer,
     )

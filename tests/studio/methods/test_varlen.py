@@ -215,8 +215,7 @@ def test_the_real_kernel_gives_what_row_after_row_gives(virtual, window):
             )
         else:
             shape = AttentionShape(window=window)
-            how = {"eager": False}
-            out = attend_rows_in_turn(q, k, v, LENGTHS, LENGTHS, None, prefix, shape, how)
+            out = attend_rows_in_turn(q, k, v, LENGTHS, LENGTHS, None, prefix, shape)
         leaves = [q, k, v, own] if virtual else [q, k, v]
         results.append((out, *torch.autograd.grad(out.float().square().sum(), leaves)))
     for plain, at_once in zip(*results, strict=True):
