@@ -68,9 +68,13 @@ def train_routes(home: Home, store: JobStore) -> APIRouter:
         try:
             return parts[part](asked)
         except StudioError as why:  # a form on its way to a valid one: an answer, not a failure
-            return {"error": {"text": with_titles(why.text), "field": getattr(why, "field", "")}}
+            return _told(why)
 
     return router
+
+
+def _told(why: StudioError) -> dict[str, Any]:
+    return {"error": {"text": with_titles(why.text), "field": getattr(why, "field", "")}}
 
 
 def drawn(home: Home) -> dict[str, Any]:
@@ -162,11 +166,15 @@ def typed(values: Values) -> Values:
 def judged(spec: RunSpec, home: Home) -> dict[str, Any]:
     """Return what the form means: its differences, and a line on model and data each.
 
-    Raises:
-        StudioError: A setting of the loss is missing, or the method does not allow the loss.
+    Where a setting of the loss is missing, or the method does not allow it, the differences alone,
+    so that an address opens the form that it describes.
     """
-    objectives.check(spec)
-    changed, seen = differences(spec), train_page_facts.looked_at(spec, home)
+    changed = differences(spec)
+    try:
+        objectives.check(spec)
+    except StudioError as why:
+        return {**_told(why), "values": changed}
+    seen = train_page_facts.looked_at(spec, home)
     lines: dict[str, Any] = {"warnings": []}
     for name, line in (
         ("model", lambda: train_page_facts.model_line(spec.model, home)),

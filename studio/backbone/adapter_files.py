@@ -24,16 +24,23 @@ from torch import Tensor
 from studio.backbone import expert_files, foreign_adapter_files, saved_modules
 from studio.backbone.foreign_adapter_files import own_keys
 from studio.backbone.sites import Anatomy, Site
-from studio.errors import AdapterError, nearest
-from studio.methods import methods
+from studio.errors import AdapterError
 from studio.methods.bottleneck import Bottleneck
 from studio.methods.lora import Lora
 from studio.methods.method import START, Method, Params
+from studio.methods.method_of_config import (
+    CONFIG,
+    is_adapterhub,
+    read_bottleneck,
+    read_config,
+    read_method,
+)
 
 if TYPE_CHECKING:
     from studio.backbone.adapter import Adapter
 
 
+WEIGHTS = "adapter_model.safetensors"
 ADAPTERHUB_WEIGHTS = "adapter.safetensors"
 KEY = re.compile(
     r"^[\w.]*?(?:layers|layer|h)\.(?P<layer>\d+)\.(?P<place>[\w.]*adapters)\.adapters\."
@@ -41,13 +48,6 @@ KEY = re.compile(
 )
 PLACES = {"attention_adapters": "attention", "output_adapters": "mlp"}
 PARTS = {"adapter_down.0": "down", "adapter_up": "up"}
-UNSUPPORTED = ("phm_layer", "inv_adapter", "use_gating", "cross_adapter", "ln_before", "ln_after",
-               "stochastic_depth", "shared_W_phm")  # fmt: skip
-
-
-def is_adapterhub(config: dict[str, Any]) -> bool:
-    """Return True if an `adapter_config.json` is in AdapterHub's format."""
-    return "peft_type" not in config and isinstance(config.get("config"), dict)
 
 
 def read_adapterhub(
@@ -58,7 +58,7 @@ def read_adapterhub(
     Raises:
         AdapterError: It is not a plain bottleneck, or its tensors do not fit the model.
     """
-    method = _method(config, anatomy.hidden_size)
+    method = read_bottleneck(config, anatomy.hidden_size)
     sites = method.sites(anatomy)
     found: dict[tuple[int, str], Params] = {}
     for key, tensor in tensors.items():
@@ -116,39 +116,6 @@ def write_tensors(sites: list[Site], params: dict[str, Params], name: str) -> Pa
     return tensors
 
 
-def _method(config: dict[str, Any], hidden_size: int) -> Bottleneck:
-    inner = config["config"]
-    for field in UNSUPPORTED:
-        if inner.get(field):
-            raise AdapterError(
-                f"This AdapterHub adapter uses {field}={inner[field]!r}; only plain bottlenecks "
-                "can be loaded."
-            )
-    factor = inner.get("reduction_factor")
-    if not isinstance(factor, int | float) or isinstance(factor, bool) or factor <= 0:
-        raise AdapterError(f"reduction_factor must be one number, not {str(factor)[:60]}.")
-    activation = str(inner.get("non_linearity", ""))
-    if activation == "gelu" and not config.get("version"):
-        activation = "gelu_new"  # files from before versions meant the approximation
-    return Bottleneck.from_peft({
-        "placement": _placement(inner), "bottleneck_dim": max(1, int(hidden_size // factor)),
-        "non_linearity": activation, "scaling": inner.get("scaling", 1.0),
-        "adapter_dropout": inner.get("dropout", 0.0),
-    })  # fmt: skip
-
-
-def _placement(inner: dict[str, Any]) -> str:
-    both, before = (bool(inner.get(name)) for name in ("mh_adapter", "original_ln_before"))
-    if inner.get("is_parallel"):
-        return "parallel"
-    if inner.get("output_adapter") and both != before:
-        return "houlsby" if both else "pfeiffer"
-    raise AdapterError(
-        "Unsupported placement of an AdapterHub adapter: expected after both sub-layers, after "
-        "the MLP on the residual, or beside the MLP."
-    )
-
-
 def _checked(own: Params, method: Bottleneck, site: Site) -> Params:
     r, d = method.size(site.in_features), site.in_features
     shapes = {"down.weight": (r, d), "down.bias": (r,), "up.weight": (d, r), "up.bias": (d,)}
@@ -162,15 +129,6 @@ def _checked(own: Params, method: Bottleneck, site: Site) -> Params:
                 f"{shape}: the adapter was made for another base."
             )
     return own
-
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MAX_CONFIG_BYTES = 1_000_000
-NOT_MATHS = {
-    "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode",
-    "peft_version", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    "auto_mapping", "target_parameters",
-}  # fmt: skip
 
 
 def read(
@@ -196,45 +154,6 @@ def read(
     sites, params = method.from_tensors(tensors, anatomy) if tensors or not places else ([], [])
     beside: dict[str, Method] = {site.key: saved_modules.SavedModules() for site in places}
     return method, [*sites, *places], [*params, *parts], beside
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the values of `adapter_config.json`."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise AdapterError(f"{folder} is not an adapter: it has no {CONFIG}.")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise AdapterError(f"{path} is too large for an adapter's config (limit 1 MB).")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise AdapterError(f"{path} is not valid JSON.") from None
-    if not isinstance(config, dict):
-        raise AdapterError(f"{path} must hold a JSON object.")
-    return config
-
-
-def read_method(config: dict[str, Any]) -> Method:
-    """Return the method of a config, with its fields."""
-    mapping = config.get("auto_mapping")
-    if mapping:
-        library = mapping.get("parent_library") if isinstance(mapping, dict) else str(mapping)
-        if not str(library).startswith("transformers."):
-            raise AdapterError(
-                f"adapter_config.json asks to import code from {str(library)[:80]!r} "
-                "(auto_mapping); code named by a file is never run."
-            )
-    known = {method.peft_type: method for method in reversed(methods().values())}
-    kind = str(config.get("peft_type", ""))
-    if kind not in known:
-        raise AdapterError(
-            f"adapter_config.json has peft_type {kind[:40]!r}, which is not supported."
-            f"{nearest(kind, known)}"
-        )
-    # Fields that are applied to the tensors.
-    left_out = NOT_MATHS | (foreign_adapter_files.FIELDS if kind == Lora.peft_type else set())
-    fields = {key: value for key, value in config.items() if key not in left_out}
-    return known[kind].from_peft(fields)
 
 
 def write_adapterhub(adapter: Adapter, folder: Path, anatomy: Anatomy, *, name: str) -> None:

@@ -23,9 +23,6 @@ from studio.methods.method import START, Params
 
 T = TypeVar("T")
 TOWER = "language_model."
-FIELDS = {"rank_pattern", "alpha_pattern", "modules_to_save", "trainable_token_indices",
-          "lora_bias"}  # fmt: skip
-"""Fields of LoRA's config that are applied to the tensors."""
 ENDING = ".lora_A.weight"
 NAMED = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\.default(?=\.|$)")
 COMPILED = "_orig_mod."

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from studio.adapters import library
 from studio.adapters.adapter_lineage import below_run, frozen_below, lineage
-from studio.atomic import read_object
 from studio.device_setting import CLUSTER
-from studio.errors import AdapterError, MethodError, SpecError
-from studio.methods import Method, methods, named
-from studio.models.find_model import ModelFacts
+from studio.errors import AdapterError, MethodError, SpecError, StudioError
+from studio.methods import Method, named
+from studio.methods.method_of_config import method_in
+from studio.models.find_model import ModelFacts, facts, origin_of
+from studio.spec import ModelSource
 
 if TYPE_CHECKING:
     from studio.backbone import Adapter, Backbone
@@ -83,10 +84,7 @@ def method_of(adapter: library.StoredAdapter) -> Method:
     if isinstance(settings, dict):
         found: Method = named(str(settings.get("name"))).parse(settings)
         return found
-    kind = methods().get(adapter.method)
-    if kind is None:
-        raise AdapterError(f'"{adapter.name}" was made by the unknown method {adapter.method}.')
-    return kind.from_peft(read_object(adapter.path / library.CONFIG))
+    return method_in(adapter.path)
 
 
 def num_tokens_before(spec: RunSpec) -> int:
@@ -129,6 +127,16 @@ def attach(
     return adapter, start
 
 
+def _fingerprint_of(base: str) -> str:
+    """Return the fingerprint of a base in a folder; empty if it is not there."""
+    if not base or origin_of(base).kind not in ("embedded", "folder"):
+        return ""
+    try:
+        return facts(ModelSource(path=base)).fingerprint
+    except StudioError:
+        return ""
+
+
 def _check(spec: RunSpec, parent: library.StoredAdapter, known: ModelFacts) -> None:
     if parent.is_model:
         raise AdapterError(
@@ -140,7 +148,8 @@ def _check(spec: RunSpec, parent: library.StoredAdapter, known: ModelFacts) -> N
             "Full fine-tuning trains the base and cannot start from an adapter: merge "
             f'"{parent.name}" into the base first (studio merge), or use an adapter method.'
         )
-    if parent.base_fingerprint and parent.base_fingerprint != known.fingerprint:
+    fingerprint = parent.base_fingerprint or _fingerprint_of(parent.base)
+    if fingerprint and fingerprint != known.fingerprint:
         raise AdapterError(
             f'"{parent.name}" was made for {parent.base or "another base"}, not for '
             f"{spec.model.path}: choose that base, or another train.init_adapter."

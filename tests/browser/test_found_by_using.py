@@ -182,6 +182,22 @@ def test_train_pressed_twice_asks_before_it_queues_the_same_again(page, store):
     assert [job.name for job in store.queue() if job.name.startswith("pressed")] == ["pressed"]
 
 
+@pytest.mark.refused("/api/do/train")
+def test_a_method_that_has_no_reference_keeps_the_form_and_says_why(page, store):
+    address = "/?set=method.name=full&set=train.loss=dpo&set=name=whole"
+    page.goto(address)
+    error = page.get_by_test_id("form-error")
+    expect(error).to_contain_text("second copy")
+    expect(page.locator("#field-name-input")).to_have_value("whole")
+    expect(page.locator("#field-train-loss-input")).to_have_value("dpo")
+    page.get_by_role("button", name="Train", exact=True).click()
+    page.wait_for_timeout(500)
+    expect(error).to_contain_text("second copy")
+    assert store.queue() == []
+    page.locator(".s-method", has_text="IA³").click()
+    expect(error).to_be_hidden()
+
+
 def test_columns_that_are_combined_make_one_question_and_no_system_prompt(page, tmp_path):
     file = tmp_path / "letters.csv"
     file.write_text("title,body,reply\n" + "".join(f"T{n},B{n},R{n}\n" for n in range(9)))

@@ -221,6 +221,14 @@ def test_what_a_run_cannot_start_from_is_one_sentence(world, tmp_path):
         starting_adapter.resolved(other, home, facts(other.model))
     with pytest.raises(AdapterError, match='no adapter "nothing"'):
         starting_adapter.resolved(spec.with_values({"train.init_adapter": "nothing"}), home, known)
+    shutil.copytree(Path(spec.train.init_adapter), bare := tmp_path / "bare")  # as PEFT leaves it
+    (bare / "passport.json").unlink(missing_ok=True)
+    unknown = spec.with_values({"train.init_adapter": str(bare)})
+    found = starting_adapter.resolved(unknown, home, known).method
+    assert (found.name, found.r) == ("lora", 4), "as its own file says"
+    with pytest.raises(AdapterError, match="was made for"):
+        made = unknown.with_values({"model.path": other.model.path})
+        starting_adapter.resolved(made, home, facts(other.model))
     to_come = spec.with_values({"train.init_adapter": str(home.run(99) / "adapter")})
     assert starting_adapter.resolved(to_come, home, known) == to_come, "checked when the run starts"
     with pytest.raises(SpecError, match="and the run on the cluster"):

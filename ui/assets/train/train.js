@@ -204,7 +204,7 @@ export class Train extends HTMLElement {
 
   mark(field) {
     for (const one of this.all()) one.wrong(one.field.name === field);
-    const node = field && document.getElementById(idOf(field));
+    const node = field ? document.getElementById(idOf(field)) : null;
     if (node?.closest('details')) node.closest('details').open = true;
   }
 
