@@ -60,7 +60,7 @@ def absent(spec: RunSpec, home: Home | None) -> str:
 
 
 def first_xrays(spec: RunSpec, home: Home | None, count: int) -> list[XRow]:
-    """Return the first rows of a run as its trainer sees them; see `xray`.
+    """Return the first rows of a run as its trainer sees them, of pairs both sides; see `xray`.
 
     Raises:
         StudioError: The model or dataset is not on this machine, or cannot be used.
@@ -69,6 +69,7 @@ def first_xrays(spec: RunSpec, home: Home | None, count: int) -> list[XRow]:
         raise DataError(why)
     seen = lens(spec.model, home)
     limit = max(1, seen.context_length - spec.method.num_tokens_before)
+    count += count % 2 if spec.train.rows == "pairs" else 0
     return xray(
         spec.data, seen.backend, context_length=limit, count=count, home=home,
         plain=spec.train.rows not in ("pairs", "judged"), prompts=spec.train.loss == "grpo",

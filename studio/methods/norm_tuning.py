@@ -27,8 +27,8 @@ class NormTuning(Method):
     phase: ClassVar[Phase] = Phase.DELTA
     peft_type: ClassVar[str] = "LN_TUNING"
     base_learning_rate: ClassVar[float] = 2e-3
-    width_exponent: ClassVar[float] = 1.75
-    largest_learning_rate: ClassVar[float] = 0.13
+    width_exponent: ClassVar[float] = 2.15
+    largest_learning_rate: ClassVar[float] = 0.156
     tensor_format: ClassVar[str] = "ln_tuning_layers.{}"
 
     name: Literal["norm_tuning"] = "norm_tuning"

@@ -27,7 +27,8 @@ class PTuning(PromptTuning):
     paper: ClassVar[str] = "arXiv:2103.10385"
     peft_type: ClassVar[str] = "P_TUNING"
     base_learning_rate: ClassVar[float] = 2e-3
-    largest_learning_rate: ClassVar[float] = 2e-2
+    width_exponent: ClassVar[float] = 0.5
+    largest_learning_rate: ClassVar[float] = 1.2e-2
 
     name: Literal["p_tuning"] = "p_tuning"  # type: ignore[assignment]
     encoder_hidden_size: int = knob(

@@ -30,8 +30,8 @@ class PromptTuning(VirtualTokenMethod):
     phase: ClassVar[Phase] = Phase.PROMPT
     peft_type: ClassVar[str] = "PROMPT_TUNING"
     base_learning_rate: ClassVar[float] = 2e-2
-    width_exponent: ClassVar[float] = 1.08
-    largest_learning_rate: ClassVar[float] = 0.25
+    width_exponent: ClassVar[float] = 0.8
+    largest_learning_rate: ClassVar[float] = 0.15
     peft_ignored: ClassVar[tuple[str, ...]] = (
         *VirtualTokenMethod.peft_ignored, "prompt_tuning_init", "prompt_tuning_init_text",
         "tokenizer_name_or_path", "tokenizer_kwargs", "encoder_reparameterization_type",

@@ -29,7 +29,7 @@ class Vera(LinearMethod):
     phase: ClassVar[Phase] = Phase.DELTA
     peft_type: ClassVar[str] = "VERA"
     base_learning_rate: ClassVar[float] = 4e-3
-    width_exponent: ClassVar[float] = 1.3
+    width_exponent: ClassVar[float] = 1.5
     largest_learning_rate: ClassVar[float] = 8.5e-2
     tensor_format: ClassVar[str] = "vera_{}"
     peft_fields: ClassVar[tuple[str, ...]] = (

@@ -147,6 +147,17 @@ def test_the_first_rows_and_what_the_context_cuts_follow_the_form(client, home, 
     assert "no dataset at /no/rows.csv" in missing["unknown"]
 
 
+def test_the_first_pairs_have_both_their_answers(client, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    pair = {"prompt": "a?", "chosen": "yes", "rejected": "no"}
+    file.write_text("".join(json.dumps(pair) + "\n" for _ in range(9)))
+    asked = {"set": [f"data.path={file}", "train.loss=dpo"]}
+    shown = client.post("/api/train/rows", json=asked).json()["rows"]
+    assert [(row["row"], row["side"]) for row in shown] == [
+        (1, "chosen"), (1, "rejected"), (2, "chosen"), (2, "rejected"),
+    ]  # fmt: skip
+
+
 def test_a_sweep_may_name_settings_as_the_page_does():
     assert parse_values("Learning rate = 1e-3, 0.01") == ("train.learning_rate", [1e-3, 0.01])
     assert parse_values("Rank=4,8") == ("method.r", [4, 8])

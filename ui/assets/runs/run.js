@@ -162,7 +162,7 @@ export class Detail {
     const figures = [
       [t`Loss`, number(job.last_loss), job.first_loss == null ? '' : t`from ${number(job.first_loss)}`],
       job.reward != null ? [t`Held-out reward`, number(job.reward), ''] : [t`Held-out loss`, number(job.eval_loss),
-        job.reward_accuracy == null ? '' : t`${number(100 * job.reward_accuracy, 0)}\u202f% right`],
+        job.reward_accuracy == null ? '' : t`accuracy ${number(100 * job.reward_accuracy, 0)}\u202f%`],
       [t`Steps`, count(job.step), job.total_steps ? t`of ${count(job.total_steps)}` : ''],
       [t`Time`, duration(job.seconds ?? (job.started && isLive(job)
         ? Date.now() / 1000 - job.started : null)), ''],

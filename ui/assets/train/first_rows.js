@@ -27,10 +27,11 @@ export class FirstRows {
     const what = found.values['train.loss'] === 'grpo' ? t`to compare with` : t`trained`;
     text(this.marked, what);
     say(this.words, unknown);
-    this.list.replaceChildren(...rows.map((row) => h('div', {}, quiet(row.problem
-      ? t`Row ${row.row} is dropped: ${row.problem}`
-      : t`Row ${row.row}${row.side && `, ${row.side}`}: ${count(row.num_tokens)} tokens, ${
-        count(row.num_trained)} ${what}${row.num_truncated ? t`, ${count(row.num_truncated)} cut` : ''}`),
+    const paired = ({ side }) => side === 'chosen' || side === 'rejected'; // has a line of its own on each
+    this.list.replaceChildren(...rows.map((row) => h('div', {}, row.side === 'rejected' && !row.problem ? null
+      : quiet(row.problem ? t`Row ${row.row} is dropped: ${row.problem}` : paired(row) ? t`Row ${row.row}`
+        : t`Row ${row.row}${row.side && `, ${row.side}`}: ${count(row.num_tokens)} tokens, ${
+          count(row.num_trained)} ${what}${row.num_truncated ? t`, ${count(row.num_truncated)} cut` : ''}`),
     h('div.s-tokens', { tabindex: '0', role: 'group', 'aria-label': t`Row ${row.row} as tokens` },
       drawn([row]), row.tokens.length < row.num_tokens && '…'))));
   }
