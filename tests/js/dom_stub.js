@@ -15,6 +15,8 @@ class Node {
 
   contains() { return false; }
 
+  querySelectorAll() { return []; }
+
   get firstChild() { return this.children[0]; }
 
   get lastChild() { return this.children.at(-1); }

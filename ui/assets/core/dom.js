@@ -67,6 +67,44 @@ export function keyed(parent, items, key, create, update) {
   if (held?.isConnected && held !== document.activeElement) held.focus();
 }
 
+const CONTROLS = 'a[href], button, input, select, textarea, summary, [tabindex]';
+
+/** The controls below a node by name, numbered. */
+function controls(parent) {
+  const seen = {};
+  return new Map([...parent.querySelectorAll(CONTROLS)].map((one) => {
+    const name = `${one.localName} ${one.id || one.ariaLabel || one.labels?.[0]?.textContent || one.textContent}`;
+    seen[name] = (seen[name] ?? 0) + 1;
+    return [`${name} ${seen[name]}`, one];
+  }));
+}
+
+/** Replace what `parent` holds. Details stay open or closed; the focus goes to the control with the name of the one
+ *  that had it, else to the one in its place. */
+export function redraw(parent, ...nodes) {
+  const old = [...controls(parent)], at = old.findIndex(([, one]) => one === document.activeElement);
+  parent.replaceChildren(...nodes);
+  const now = controls(parent), left = [...now.values()];
+  for (const [name, { localName, parentNode }] of old) {
+    if (localName === 'summary' && now.has(name)) now.get(name).parentNode.open = parentNode.open;
+  }
+  if (at >= 0 && old[at][1] !== document.activeElement) {
+    (now.get(old[at][0]) ?? left[at] ?? left.at(-1))?.focus({ preventScroll: true });
+  }
+}
+
+const asked = new WeakMap();
+
+/** Return what `promise` brings, or undefined if something newer was asked for `owner` in the meantime. */
+export async function newest(owner, promise) {
+  let found, wrong = null;
+  asked.set(owner, promise);
+  try { found = await promise; } catch (error) { wrong = error; }
+  if (asked.get(owner) !== promise) return undefined;
+  if (wrong) throw wrong;
+  return found;
+}
+
 export const later = (ms) => new Promise((done) => { setTimeout(done, ms); });
 
 const THIN = '\u202f';

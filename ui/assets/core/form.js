@@ -1,7 +1,7 @@
 // Dialogs and forms of actions, drawn from the fields that GET /api/actions lists (`schema` in
 // jobs/actions/registry.py).
 
-import { api, button, errorLine, h, quiet, say, short, t, toast } from './dom.js';
+import { api, button, errorLine, h, quiet, redraw, say, short, t, toast } from './dom.js';
 import { poke } from './live.js';
 
 /** A modal form. `submit()` may return a promise; its error is shown and keeps the dialog open. Without
@@ -18,7 +18,7 @@ export function dialog(title, body, label, submit) {
         await submit?.();
         node.close();
         poke();
-      } catch (error) { say(wrong, error.message); }
+      } catch (error) { if (node.isConnected) say(wrong, error.message); else toast(error.message, 'error'); }
       go.disabled = false;
     } }, h('h2', {}, title), body, wrong, h('div.s-actions.s-dialog-end', {},
       button(t`Close`, () => node.close()), submit && go)));
@@ -121,7 +121,7 @@ export function weighted(known, chosen, title = t`Stack, with weights`, noun = t
         { 'aria-label': t`Remove: ${noun} ${place + 1}` }));
   };
   function show() {
-    rows.replaceChildren(...stack.map(row));
+    redraw(rows, ...stack.map(row));
     add.hidden = stack.length >= known.length;
   }
   show();

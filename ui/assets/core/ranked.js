@@ -1,7 +1,7 @@
 // A table that is sorted by a click on a heading, with the best value of each column marked; and a
 // scatter plot of two of its columns.
 
-import { h, number, t } from './dom.js';
+import { h, number, redraw, t } from './dom.js';
 import { resolved, svg, takeAway } from './take_away.js';
 
 /** `columns`: {title, hint, value(row), show(row), best: 'min' | 'max', words: true for text}; `rest(row)` fills
@@ -35,7 +35,7 @@ export class RankedTable {
       const first = best.get(one) != null && value === best.get(one);
       return h('td', { class: one.words && 's-plain' }, first ? h('b', { title: 'best' }, text) : text);
     };
-    this.element.replaceChildren(h('table.s-table.s-numbers', {},
+    redraw(this.element, h('table.s-table.s-numbers', {},
       h('thead', {}, h('tr', {}, shown.map(head))),
       h('tbody', {}, sorted.map((row) => {
         const rest = this.rest(row);

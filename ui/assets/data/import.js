@@ -1,7 +1,7 @@
 // Importing a dataset (file, upload, folder or hub id) and the mapping panel: row format, which column
 // is which part, and the first rows rendered with that mapping.
 
-import { api, bar, button, bytes, compact, count, dots, errorLine, fill, h, quiet, say, t, table, text,
+import { api, bar, button, bytes, compact, count, dots, errorLine, fill, h, newest, quiet, redraw, say, t, table, text,
   toast } from '../core/dom.js';
 import { actionForm, labelled, list, select } from '../core/form.js';
 import { sendFile } from '../core/upload.js';
@@ -55,17 +55,18 @@ export class Import {
   /** What `ask` returns; null if it is refused, which is shown, undefined if something newer has begun. */
   async newest(ask, words) {
     const turn = this.turn = {}, progress = (...said) => turn === this.turn && this.progress(...said);
-    let found = null, wrong = '';
     progress(words);
-    try { found = await ask(progress); } catch (error) { wrong = error.message; }
-    if (turn !== this.turn) return undefined;
-    this.fail(wrong);
-    return found;
+    try {
+      const found = await newest(this, ask(progress));
+      if (turn === this.turn) this.fail('');
+      return found;
+    } catch (error) { this.fail(error.message); }
+    return null;
   }
 
   async upload(file) {
     if (!file) return;
-    this.looked.replaceChildren();
+    redraw(this.looked);
     this.file.value = '';
     const path = await this.newest((onProgress) => sendFile(file, { onProgress }));
     if (path) this.open(path, file.name, true);
@@ -78,22 +79,22 @@ export class Import {
   }
 
   async searchHub() {
-    this.looked.replaceChildren();
+    redraw(this.looked);
     const found = await this.newest(() => api('/api/do/data.search', { words: this.path.value.trim() }));
     if (!found) return;
-    this.looked.replaceChildren(found.length ? table([t`Dataset`, t`Licence`, t`Downloads`], found.map((one) => [
+    redraw(this.looked, found.length ? table([t`Dataset`, t`Licence`, t`Downloads`], found.map((one) => [
       h('button.s-link', { onclick: () => this.open(one.id) }, one.id), dots(one.license, one.gated && t`gated`),
       compact(one.downloads)]), { 'data-testid': 'found' }) : quiet(t`The hub has no dataset with these words.`));
   }
 
   async look(shown = this.path.value.trim()) {
     const path = this.path.value.trim();
-    this.looked.replaceChildren();
+    redraw(this.looked);
     const nodes = await this.newest(async () => {
       if (!path) throw new Error(t`Enter a file, a folder or a hub id first.`);
       return this.settle(path, await api('/api/data/look', { path }));
     }, t`Reading ${shown} …`);
-    if (nodes && path === this.path.value.trim()) this.looked.replaceChildren(...nodes); // else it was changed
+    if (nodes && path === this.path.value.trim()) redraw(this.looked, ...nodes); // else it was changed
   }
 
   /** The panel that imports what was found. */
@@ -131,7 +132,7 @@ export class Import {
       const nodes = await this.newest(async () => this.settle(hub.id, {
         ...await api('/api/data/look', { path: hub.id, ...part }), hub: { ...hub, part } }),
       t`Streaming the first rows of ${part.subset} ${part.split} …`);
-      if (nodes) this.looked.replaceChildren(...nodes);
+      if (nodes) redraw(this.looked, ...nodes);
       if (nodes !== null) return;
       lock(false);
       boxes.forEach((box, at) => { box.checked = is(hub.parts[at]); });
@@ -152,19 +153,18 @@ export class Import {
     const model = select(this.page.models.map(([label, value]) => [value, label]), 'starter', () => show());
     const show = async () => {
       if (!element.open) return;
-      const asked = show.asked = { source, ...part, model: model.value, whole: mapping(), count: 5 };
       try {
-        const found = await api('/api/do/data.xray', asked);
-        if (asked !== show.asked) return;
+        const found = await newest(tokens, api('/api/do/data.xray', { source, ...part, model: model.value,
+          whole: mapping(), count: 5 }));
+        if (!found) return;
         const sum = (name) => found.reduce((total, row) => total + row[name], 0);
         text(words, t`${count(sum('num_tokens'))} tokens in the first ${found.length} rows · ${
           count(sum('num_trained'))} trained · ${count(sum('num_truncated'))} cut off`);
-        tokens.replaceChildren(...found.flatMap((row) => [h('div.s-quiet', {}, row.problem
+        redraw(tokens, ...found.flatMap((row) => [h('div.s-quiet', {}, row.problem
           ? t`Row ${row.row} is dropped: ${row.problem}` : t`Row ${row.row}`), ...drawn([row])]));
-      } catch (error) { if (asked === show.asked) text(words, error.message); }
+      } catch (error) { text(words, error.message); }
     };
-    const element = h('details.s-same', { 'data-testid': 'import-xray', ontoggle: show,
-      open: this.looked.lastChild?.open },
+    const element = h('details.s-same', { 'data-testid': 'import-xray', ontoggle: show },
       h('summary', {}, t`X-ray of the first rows`), h('div.s-stack', {}, labelled(t`Model`, model), words,
         tokens));
     return { element, stale: () => { clearTimeout(this.later); this.later = setTimeout(show, 400); } };
@@ -204,12 +204,11 @@ export class Mapping {
   }
 
   async ask(format) {
-    const asked = this.asked = {};
-    const body = { path: this.path, ...this.part, format, mapping: format || !this.mapping ? null : this.mapping };
+    const mapping = format || !this.mapping ? null : this.mapping;
     try {
-      const found = await api('/api/data/look', body);
-      if (asked === this.asked) this.take(found, !body.mapping);
-    } catch (error) { if (asked === this.asked) say(this.error, error.message); }
+      const found = await newest(this, api('/api/data/look', { path: this.path, ...this.part, format, mapping }));
+      if (found) this.take(found, !mapping);
+    } catch (error) { say(this.error, error.message); }
   }
 
   /** Return true if it cannot be used as it is, after scrolling to the reason and its field. */
@@ -221,7 +220,7 @@ export class Mapping {
     return true;
   }
 
-  take(found, redraw) {
+  take(found, anew) {
     say(this.error, found.problem);
     this.mapping = found.mapping;
     this.columns = found.columns;
@@ -230,8 +229,8 @@ export class Mapping {
       : found.reason === 'by hand' ? t`Corrected by hand.`
         : found.sure ? t`Recognised as ${format}: ${found.reason}.` : t`Guessed as ${format}: ${found.reason}.`);
     this.why.classList.toggle('s-warning', !found.sure);
-    if (redraw) this.draw();
-    this.preview.replaceChildren(...found.rows.map(renderedRow));
+    if (anew) this.draw();
+    redraw(this.preview, ...found.rows.map(renderedRow));
   }
 
   change(edit) {
@@ -249,14 +248,15 @@ export class Mapping {
     const others = this.page.datasets.filter((one) => one.name !== this.path).map((one) => one.name);
     const reuse = others.length > 0 && labelled(t`Same as in`, select([['', '–'], ...others], '',
       (name) => this.reuse(name)));
-    this.controls.replaceChildren(h('div.s-lens', {}, labelled(t`The rows are`, format), reuse),
+    redraw(this.controls, h('div.s-lens', {}, labelled(t`The rows are`, format), reuse),
       this.columnTable(), [...needed, ...optional].includes('system') ? this.systemPrompt() : '', this.pairs());
   }
 
   async reuse(name) {
     if (!name) return;
-    const { mapping } = await api(`/api/data/${encodeURIComponent(name)}`);
-    this.mapping = mapping;
+    const found = await newest(this.controls, api(`/api/data/${encodeURIComponent(name)}`));
+    if (!found) return;
+    this.mapping = found.mapping;
     this.changed = true;
     this.draw();
     this.look();

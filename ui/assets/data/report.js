@@ -1,6 +1,6 @@
 // The report of a dataset: import findings, and its statistics on the selected model.
 
-import { api, compact, count, duration, h, pairs, quiet, t, table, text } from '../core/dom.js';
+import { api, compact, count, duration, h, newest, pairs, quiet, redraw, t, table, text } from '../core/dom.js';
 import { ticks } from '../core/chart_canvas.js';
 import { labelled, select } from '../core/form.js';
 import { resolved, svg, takeAway } from '../core/take_away.js';
@@ -21,11 +21,11 @@ export class Report {
 
   async measure() {
     const { name } = this.found;
-    const failed = (words) => this.tokens.replaceChildren(h('p.s-error', { role: 'alert' }, words));
+    const failed = (words) => redraw(this.tokens, h('p.s-error', { role: 'alert' }, words));
     try {
       const made = await api(`/api/data/${name}/tokens?${this.page.lens.query()}`);
       if (!made.id) return this.show(made);
-      this.tokens.replaceChildren(h('p.s-quiet', { role: 'status' },
+      redraw(this.tokens, h('p.s-quiet', { role: 'status' },
         t`The dataset is large: a queued job counts its tokens once. The list above shows its progress.`));
       this.page.await(made, () => this.measure(), failed);
     } catch (error) { failed(error.message); }
@@ -35,7 +35,7 @@ export class Report {
   show({ report, steps, epochs, rows_per_step: rowsPerStep, padding_share: padding, seconds }) {
     const low = report.trained_token_share < 0.05;
     const cut = report.truncated;
-    this.tokens.replaceChildren(
+    redraw(this.tokens, 
       figures([
         [t`Tokens`, compact(report.tokens), count(report.tokens)],
         [t`Carry loss`, percent(report.trained_token_share),
@@ -73,10 +73,11 @@ export class Report {
     const answer = h('span.s-quiet', { role: 'status', 'data-testid': 'overlap' });
     const ask = async (other) => {
       text(answer, other ? t`Comparing …` : '');
-      if (!other) return;
       try {
-        const { rows } = await api('/api/do/data.overlap', { name: this.found.name, other, most: MOST_CHARACTERS });
-        text(answer, rows ? t`${count(rows)} rows are in both, word for word` : t`no row is in both`);
+        const found = await newest(answer, other && api('/api/do/data.overlap', { name: this.found.name, other,
+          most: MOST_CHARACTERS }));
+        if (found) text(answer, found.rows ? t`${count(found.rows)} rows are in both, word for word`
+          : t`no row is in both`);
       } catch (error) { text(answer, error.message); }
     };
     return h('div.s-lens', {}, labelled(t`Overlap with`, select([['', '–'], ...others], '', ask,

@@ -1,6 +1,6 @@
 // Rows page by page, with ticks to drop or keep; and the steps that make a new dataset of this one.
 
-import { api, button, count, errorLine, h, quiet, say, send, t, text } from '../core/dom.js';
+import { api, button, count, errorLine, h, newest, quiet, redraw, say, send, t, text } from '../core/dom.js';
 import { actionForm } from '../core/form.js';
 import { rendered } from './import.js';
 
@@ -25,11 +25,11 @@ export class Rows {
   async go(offset) {
     const { name, rows } = this.page.found;
     this.offset = Math.min(Math.max(0, offset), Math.max(0, rows - 1));
-    const found = await send(`/api/data/${name}/rows?offset=${this.offset}&limit=${PAGE}`);
+    const found = await newest(this, send(`/api/data/${name}/rows?offset=${this.offset}&limit=${PAGE}`));
     if (!found) return;
     this.at.value = this.offset + 1;
     text(this.where, t`to ${count(this.offset + found.rows.length)} of ${count(found.total)}`);
-    this.list.replaceChildren(...found.rows.map((row) => this.row(row)));
+    redraw(this.list, ...found.rows.map((row) => this.row(row)));
   }
 
   row(row) {
@@ -43,14 +43,14 @@ export class Rows {
   tick(number, on) {
     this.ticked[on ? 'add' : 'delete'](number);
     const words = t`${this.ticked.size} selected row${this.ticked.size > 1 ? 's' : ''}`;
-    this.actions.replaceChildren(...(this.ticked.size ? [button(t`Drop ${words}`, () => this.apply(false)),
+    redraw(this.actions, ...(this.ticked.size ? [button(t`Drop ${words}`, () => this.apply(false)),
       button(t`Keep only ${words}`, () => this.apply(true))] : []));
   }
 
   async apply(keep) {
     const rows = [...this.ticked].sort((a, b) => a - b);
     this.page.openResult(await api('/api/do/data.drop', { name: this.page.found.name, row: rows, keep }));
-    this.actions.replaceChildren(h('span.s-quiet', { role: 'status' }, t`Making the new dataset …`));
+    redraw(this.actions, h('span.s-quiet', { role: 'status' }, t`Making the new dataset …`));
   }
 }
 
@@ -74,7 +74,7 @@ export class Change {
     const settings = { fixed: { name }, known: { columns: Object.keys(columns).slice(0, 200) }, kind: 's-lens',
       values: { fraction: 0.1 } };
     const forms = await Promise.all(STEPS.map((step) => actionForm(`data.${step}`, settings)));
-    this.cards.replaceChildren(...forms.map((form, i) => h('form.s-change', { onsubmit: async (event) => {
+    redraw(this.cards, ...forms.map((form, i) => h('form.s-change', { onsubmit: async (event) => {
       event.preventDefault();
       say(this.error, '');
       try {

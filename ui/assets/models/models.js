@@ -1,8 +1,8 @@
 // The Models page: every model that can be trained here, what fits on this machine, and the hub's search.
 // A download is a queued job, confirmed with all of its facts before. The address holds the search.
 
-import { ago, api, badge, button, bytes, compact, count, dots, h, matcher, pairs, query, quiet, remember, send,
-  sureButton, t, text, toast } from '../core/dom.js';
+import { ago, api, badge, button, bytes, compact, count, dots, h, matcher, newest, pairs, query, quiet, redraw,
+  remember, send, sureButton, t, text, toast } from '../core/dom.js';
 import { askAction, dialog, labelled, select } from '../core/form.js';
 import { isLive, showJobs, subscribe } from '../core/live.js';
 
@@ -49,7 +49,7 @@ export class Models extends HTMLElement {
   }
 
   async refresh() {
-    const found = await (first ?? ask(this.device.value || ''));
+    const found = await newest(this, first ?? ask(this.device.value || ''));
     first = null;
     if (!found) return;
     Object.assign(this, found, { device: this.device, machine: found.device });
@@ -76,7 +76,7 @@ export class Models extends HTMLElement {
       [t`To begin with, from the hub`, others.map((one) => this.remote({ ...one, id: one.path }))]];
     if (this.found) groups.unshift([t`Found on the hub`, this.found.map((one) => this.remote(one))]);
     const gone = this.folders?.filter((one) => one.trouble).map((one) => h('p.s-error', {}, one.trouble));
-    this.body.replaceChildren(...(gone ?? []), ...groups.filter(([, inside]) => inside.length).map(([title, inside]) =>
+    redraw(this.body, ...(gone ?? []), ...groups.filter(([, inside]) => inside.length).map(([title, inside]) =>
       h('section.s-panel-card.s-model-group', {}, h('header', {}, h('h2', {}, title),
         ...Object.values(WAYS).map((way) => h('span.s-model-head', {}, way))),
       h('ol', {}, inside))));
@@ -142,8 +142,8 @@ export class Models extends HTMLElement {
     const words = this.search.value.trim();
     remember({ q: words || null, hub: '1' });
     if (words.includes('://')) return this.askDownload(words);
-    const found = await send('/api/do/models.search', { words, sort: this.sort.value });
-    if (!found) return null;
+    const found = await newest(this.body, send('/api/do/models.search', { words, sort: this.sort.value }));
+    if (!found || words !== this.search.value.trim()) return null;
     this.found = found;
     return this.list();
   }

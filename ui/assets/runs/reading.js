@@ -1,6 +1,6 @@
 // What the curves of a run say, under its figures: each finding with the one button that mends it.
 
-import { actOn, button, changed, h, quiet, t } from '../core/dom.js';
+import { actOn, button, changed, h, quiet, redraw, t } from '../core/dom.js';
 import { compareCheckpoint } from '../core/lanes.js';
 import { isLive, poke } from '../core/live.js';
 
@@ -25,7 +25,7 @@ export class Reading {
   show(job, findings, calm = false) {
     this.element.hidden = !findings.length && !calm;
     if (changed(this.element, JSON.stringify([job?.id, findings, calm]))) {
-      this.element.replaceChildren(...findings.map((one) => item(job, one)), calm && !findings.length
+      redraw(this.element, ...findings.map((one) => item(job, one)), calm && !findings.length
         ? h('li', { 'data-rule': 'calm' }, t`Nothing to mend: these curves show none of the known faults.`) : '');
     }
   }

@@ -1,7 +1,7 @@
 // The tabs of a run (log, samples, checkpoints, config, history) and, after running out of memory, the
 // changes that make it fit. Everything a run wrote is shown as text.
 
-import { ago, api, badge, button, clock, count, h, number, quiet, send, snippet, t, table, text,
+import { ago, api, badge, button, clock, count, h, number, quiet, redraw, send, snippet, t, table, text,
   word } from '../core/dom.js';
 import { checkpointActions } from '../core/lanes.js';
 import { poke } from '../core/live.js';
@@ -46,7 +46,7 @@ export function remedies(job) {
   api('/api/do/refit', { job, listing: true }).then((found) => {
     text(intro, found.length ? t`Train it again with one of these changes:`
       : t`No setting makes it small enough: choose a smaller model, or a device with more memory.`);
-    list.replaceChildren(...found.map((one, i) => remedy(job, one, i === 0 && one.same_result)));
+    redraw(list, ...found.map((one, i) => remedy(job, one, i === 0 && one.same_result)));
   }, (error) => text(intro, error.message));
   return [intro, list];
 }

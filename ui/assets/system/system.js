@@ -1,7 +1,7 @@
 // The System page: devices and who holds them, processes, the Ray cluster, and storage (usage, retention
 // rules, clean-up with a preview, backup).
 
-import { api, badge, bar, button, bytes, copy, count, dots, duration, fill, h, pairs, quiet, send, sureButton,
+import { api, badge, bar, button, bytes, copy, count, dots, duration, fill, h, pairs, quiet, redraw, send, sureButton,
   t, table, word } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 import { hubCard } from '../models/models.js';
@@ -31,7 +31,7 @@ export class Machine extends HTMLElement {
     try {
       this.show(await api('/api/system'));
     } catch (error) {
-      if (!this.devices.isConnected) this.body.replaceChildren(h('p.s-error', {}, error.message));
+      if (!this.devices.isConnected) redraw(this.body, h('p.s-error', {}, error.message));
     }
     clearTimeout(this.timer);
     if (!document.hidden && this.isConnected) this.timer = setTimeout(() => this.refresh(), REFRESH);
@@ -48,11 +48,11 @@ export class Machine extends HTMLElement {
 
   show(now) {
     if (!this.devices.isConnected) {
-      this.body.replaceChildren(column(this.devices, this.storage.element, this.hub), this.facts);
+      redraw(this.body, column(this.devices, this.storage.element, this.hub), this.facts);
     }
-    this.devices.replaceChildren(card(t`Devices`, now.devices.map(device), now.blocked.map(blocked),
+    redraw(this.devices, card(t`Devices`, now.devices.map(device), now.blocked.map(blocked),
       now.cluster && clusterDevice(now.cluster)));
-    this.facts.replaceChildren(card(t`Processes`, processes(now.processes)),
+    redraw(this.facts, card(t`Processes`, processes(now.processes)),
       card(t`Home`, pairs([[t`Folder`, now.home.path]])), this.versions(now.versions),
       clusterCard(now.cluster, () => this.refresh()));
   }
@@ -146,14 +146,14 @@ class Storage {
 
   show({ parts, runs, free_bytes: free, rules }) {
     this.kept = rules;
-    this.rules.replaceChildren(pairs([[t`Checkpoints kept of a finished run`, rules.keep_checkpoints],
+    redraw(this.rules, pairs([[t`Checkpoints kept of a finished run`, rules.keep_checkpoints],
       [t`Days until they go`, rules.keep_days || t`no limit`]]));
     const most = Math.max(1, ...parts.map((part) => part.bytes));
     const row = (name, track, size) => h('div', {}, h('span', {}, name), track, h('span', {}, bytes(size)));
-    this.parts.replaceChildren(...parts.map((part) =>
+    redraw(this.parts, ...parts.map((part) =>
       row(word(part.name), fill(bar(''), part.bytes / most), part.bytes)),
       row(t`Free on this disk`, h('span', {}), free));
-    this.runs.replaceChildren(runs.length ? h('details', {}, h('summary', {}, t`Largest runs`), table(null,
+    redraw(this.runs, runs.length ? h('details', {}, h('summary', {}, t`Largest runs`), table(null,
       runs.map((run) => [run.id ? h('a', { href: `/runs?run=${run.id}` }, run.name) : run.name, run.state,
         bytes(run.bytes)]))) : '');
   }
@@ -165,10 +165,10 @@ class Storage {
   }
 
   list({ items, bytes: sum, removed }) {
-    if (removed) return this.items.replaceChildren(h('p', {}, t`${bytes(sum)} are free again.`));
-    if (!items.length) return this.items.replaceChildren(quiet(t`Nothing: everything here is needed.`));
+    if (removed) return redraw(this.items, h('p', {}, t`${bytes(sum)} are free again.`));
+    if (!items.length) return redraw(this.items, quiet(t`Nothing: everything here is needed.`));
     const more = items.length - 50;
-    return this.items.replaceChildren(table(null, items.slice(0, 50).map((item) =>
+    return redraw(this.items, table(null, items.slice(0, 50).map((item) =>
       [h('td', { title: item.path }, item.what), item.why, bytes(item.bytes)])),
     more > 0 ? quiet(t`and ${more} more`) : '',
     sureButton(t`Remove all of it, ${bytes(sum)}`, t`Remove for good?`, () => this.clean(true)));
