@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from jobs.database import Database, now
+from jobs.database_schema import Tables
 from jobs.job_names import escaped_like
 from studio.errors import ChatError
 
@@ -62,13 +63,21 @@ class Conversations:
         settings: dict[str, Any],
         title: str = "",
         parent: str | None = None,
+        known: bool = False,
     ) -> None:
-        """Save a conversation without its turns; an empty title keeps the old one."""
+        """Save a conversation without its turns; an empty title keeps the old one.
+
+        Raises:
+            ChatError: It is `known` to have been saved before, and was deleted since.
+        """
         values = {
             "id": conversation, "title": title[:TITLE_CHARACTERS], "lanes": json.dumps(lanes),
             "settings": json.dumps(settings), "parent": parent, "now": now(),
         }  # fmt: skip
-        self._database.change(_SAVE, values, durable=False)
+        with self._database.writing(durable=False) as db:
+            if known:
+                _refuse_deleted(db, conversation)
+            db.conn.execute(_SAVE, values)
 
     def save_turn(
         self, conversation: str, number: int, *, prompt: str, answers: Rows, last: bool = False
@@ -93,9 +102,8 @@ class Conversations:
             "id": conversation, "number": number, "prompt": prompt, "answers": text, "words": words,
         }  # fmt: skip
         with self._database.writing(durable=False) as db:
-            changed = db.conn.execute(_TOUCH, [now(), prompt[:TITLE_CHARACTERS], conversation])
-            if not changed.rowcount:
-                raise ChatError("This conversation was deleted: start a new one.")
+            _refuse_deleted(db, conversation)
+            db.conn.execute(_TOUCH, [now(), prompt[:TITLE_CHARACTERS], conversation])
             db.conn.execute(_SAVE_TURN, values)
             if last:
                 db.conn.execute(_DROP_TURNS, [conversation, number])
@@ -126,6 +134,11 @@ class Conversations:
         """
         if not self._database.change("DELETE FROM conversations WHERE id = ?", [conversation]):
             raise ChatError(NO_CONVERSATION.format(id=conversation))
+
+
+def _refuse_deleted(db: Tables, conversation: str) -> None:
+    if not next(iter(db.query(_ONE, [conversation])), None):
+        raise ChatError("This conversation was deleted: start a new one.")
 
 
 _LIST = r"""

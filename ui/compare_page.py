@@ -50,12 +50,13 @@ class StopRequest(EmptyBody):
 
 
 class SavedConversation(EmptyBody):
-    """A conversation without its turns."""
+    """A conversation without its turns; `known` if it was saved before."""
 
     id: str = ID
     lanes: list[dict[str, Any]] = Field(max_length=MAX_LANES)
     settings: dict[str, Any] = Field(default_factory=dict)
     parent: str | None = None
+    known: bool = False
     title: str = Field("", max_length=200)
 
 

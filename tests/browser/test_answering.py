@@ -9,6 +9,8 @@ import re
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+from tests.browser.conftest import surely
+
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 SHARED_STUDIO = True
 
@@ -162,3 +164,204 @@ def test_thoughts_are_folded_and_calls_are_blocks_also_after_a_reload(page, host
         expect(answer.locator(".s-code pre")).to_contain_text('"place": "chest"')
         expect(answer).not_to_contain_text("<think>")
         page.reload()
+
+
+def saved(studio, page: Page) -> list[str]:
+    """The prompts of the open conversation as they are stored."""
+    number = re.search(r"chat=([^&]+)", page.url)
+    assert number
+    found = studio.json("/api/do/conversations", {"show": number[1]})
+    return [turn["prompt"] for turn in found["turns"]]
+
+
+def test_a_deleted_conversation_is_not_made_again(page, host, studio):
+    host.asked("one?")
+    host.answer("a", "b")
+    before = page.url
+    page.get_by_role("tab", name="Conversations").click()
+    item = page.get_by_test_id("conversations").locator("li").first
+    surely(item, "Delete", "Really delete?")
+    expect(page).not_to_have_url(re.compile("chat="))
+    page.get_by_role("tab", name="Chat").click()
+    expect(page.locator(".s-turn")).to_have_count(0)
+    host.asked("two?")
+    host.answer("c", "d")
+    assert page.url != before and saved(studio, page) == ["two?"]
+
+
+@pytest.mark.refused("/api/chat/conversations")
+def test_a_conversation_deleted_elsewhere_stays_deleted(page, host, studio):
+    host.asked("one?")
+    host.answer("a", "b")
+    number = re.search(r"chat=([^&]+)", page.url)
+    studio.json("/api/do/conversations", {"delete": number[1]})
+    host.asked("two?")
+    host.answer("c", "d")
+    expect(page.locator(".s-toast")).to_contain_text("was deleted: start a new one")
+    assert number[1] not in [one["id"] for one in studio.json("/api/do/conversations", {})]
+    page.get_by_role("button", name="New chat").click()
+    host.asked("three?")
+    host.answer("e", "f")
+    assert saved(studio, page) == ["three?"]
+
+
+@pytest.mark.refused("/api/do/conversations", "/api/chat/turns")
+def test_what_could_not_be_read_or_saved_is_not_written_over(page, host, studio):
+    host.asked("one?")
+    host.answer("a", "b")
+    address = page.url
+    page.route("**/api/do/conversations", lambda route: route.fulfill(status=500), times=1)
+    page.reload()
+    expect(page.locator(".s-toast")).to_contain_text("500")
+    host.asked("two?")
+    host.answer("c", "d")
+    assert saved(studio, page) == ["two?"]
+    page.goto(address)
+    expect(page.locator(".s-turn")).to_have_count(1)
+    assert saved(studio, page) == ["one?"]
+
+    # A turn that is not saved is saved with the next: numbers without one would move up.
+    page.route("**/api/chat/turns", lambda route: route.fulfill(status=500), times=2)
+    host.asked("three?")
+    host.answer("e", "f")
+    expect(page.locator(".s-toast")).to_contain_text("Not saved")
+    assert saved(studio, page) == ["one?"]
+    host.asked("four?")
+    host.answer("g", "h")
+    assert saved(studio, page) == ["one?", "three?", "four?"]
+
+
+def test_an_answer_is_saved_before_a_new_chat_begins(page, host, studio):
+    saving: list[Route] = []
+    host.asked("one?")
+    page.route("**/api/chat/turns", lambda route: saving.append(route), times=1)
+    with page.expect_request("**/api/chat/turns"):
+        events = [{"type": "done", "lane": lane, "reason": "stop", "tokens": 1} for lane in (0, 1)]
+        host.held.pop(0).fulfill(
+            content_type="application/x-ndjson", body="".join(f"{json.dumps(e)}\n" for e in events)
+        )
+    page.keyboard.press("Escape")
+    page.locator(".s-prompt").click()
+    page.keyboard.press("n")
+    refused(page)
+    saving[0].continue_()
+    expect(page.get_by_test_id("stop")).to_be_hidden()
+    number = re.search(r"chat=([^&]+)", page.url)
+    page.get_by_role("button", name="New chat").click()
+    expect(page.locator(".s-turn")).to_have_count(0)
+    [turn] = studio.json("/api/do/conversations", {"show": number[1]})["turns"]
+    assert [answer["reason"] for answer in turn["answers"]] == ["stop", "stop"]
+
+
+def test_a_prompt_that_is_being_typed_survives_an_edit(page, host):
+    host.asked("one?")
+    host.answer("a", "b")
+    page.get_by_test_id("prompt").fill("half of")
+    page.get_by_role("button", name="Edit").click()
+    expect(page.get_by_test_id("prompt")).to_have_value("one?\n\nhalf of")
+
+
+def test_keys_vote_only_on_the_chat_that_is_seen(page, host):
+    votes: list[str] = []
+    page.on("request", lambda request: "/api/do/vote" in request.url and votes.append(request.url))
+    host.asked("one?")
+    host.answer("a", "b")
+    expect(page.get_by_test_id("vote")).to_be_visible()
+    page.get_by_role("tab", name="Leaderboard").click()
+    expect(page.get_by_test_id("leaderboard")).to_be_visible()
+    page.keyboard.press("1")
+    page.get_by_role("tab", name="Chat").click()
+    page.get_by_role("button", name="Use elsewhere").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("1")
+    page.get_by_role("dialog").get_by_role("button", name="Close").click()
+    expect(page.get_by_test_id("vote")).to_contain_text("Which is better?")
+    assert votes == []
+
+
+def test_a_lane_keeps_the_focus_while_it_is_changed_by_keys(page):
+    def more(route: Route) -> None:
+        answer = route.fetch()
+        found = answer.json()
+        found["models"].append({"path": "other", "label": "other"})
+        found["adapters"] += [
+            {"name": name, "label": name, "base": "starter"} for name in ("left", "right")
+        ]
+        route.fulfill(response=answer, json=found)
+
+    page.route("**/api/chat/choices", more)
+    page.goto("/compare?lane=starter~left:1&lane=starter~left:1")
+    lane = page.get_by_test_id("lane-1")
+    adapter = lane.get_by_label("Adapter", exact=True)
+    adapter.focus()
+    page.keyboard.press("ArrowDown")
+    expect(page).to_have_url(re.compile("lane=starter~left:1&lane=starter~right:1"))
+    expect(adapter).to_be_focused()
+    lane.get_by_label("Remove right").focus()
+    page.keyboard.press("Enter")
+    expect(lane.get_by_label("Weight of right")).to_have_count(0)
+    expect(lane.locator(":focus")).to_have_count(1)
+    lane.get_by_label("Model").focus()
+    page.keyboard.press("ArrowDown")
+    expect(lane.get_by_label("Model")).to_have_value("other")
+    expect(lane.get_by_label("Model")).to_be_focused()
+    expect(page.get_by_test_id("lane-0").get_by_label("Model")).to_have_value("starter")
+
+
+def test_a_late_search_does_not_replace_a_newer_one(page, host):
+    page.get_by_role("tab", name="Conversations").click()
+    found, search = page.get_by_test_id("conversations"), page.get_by_label("Search conversations")
+    expect(found.locator("li").first).to_be_visible()
+    held: list[Route] = []
+    page.route("**/api/do/conversations", lambda route: held.append(route), times=1)
+    with page.expect_request("**/api/do/conversations"):
+        search.fill("no such words")
+    search.fill("nor these")
+    expect(found).to_contain_text("nor these")
+    with page.expect_response("**/api/do/conversations"):
+        held[0].fulfill(json=[{"id": "x", "title": "late", "lanes": [], "turns": 1, "updated": 1}])
+    expect(found).to_contain_text("nor these")
+    expect(found).not_to_contain_text("late")
+
+
+SUITE = {"id": 7, "name": "quiz", "created": 1, "error": None, "total_steps": 3,
+         "lanes": ["starter", "starter~a:1"]}  # fmt: skip
+SHOWN = {"rows": [{"case": 0, "prompt": "Hi.", "expected": None, "pattern": None,
+                   "answers": [{"text": "x", "error": None}] * 2}],
+         "means": [{"tokens": 1}, {"tokens": 1}], "cases": 1, "total": 3, "wins": [[0, 0], [0, 0]],
+         "spec": {"cases": [{"prompt": "Hi."}]}}  # fmt: skip
+SHARE = {"count": 1, "of": 2, "low": 0, "high": 1}
+JUDGED = {"id": 8, "suite": 7, "name": "judged", "state": "running", "created": 1, "error": None,
+          "total_steps": 9, "lanes": [], "wins": [], "agreement": SHARE, "self_agreement": SHARE,
+          "evidence": False, "first": 0.5, "unreadable": SHARE, "why": "few votes", "pairs": 1,
+          "ties": 0, "address": "", "judge": "starter"}  # fmt: skip
+
+
+def test_suites_keep_what_is_typed_focused_and_open(page, host):
+    steps = iter(range(1, 1000))
+
+    def suite(route: Route) -> None:
+        now = SUITE | {"state": "running", "step": next(steps)}
+        route.fulfill(json=now | SHOWN if "show" in route.request.post_data else [now])
+
+    def judge(route: Route) -> None:
+        open_ = "show" in route.request.post_data
+        route.fulfill(json={"rows": []} if open_ else [JUDGED | {"step": next(steps)}])
+
+    page.route("**/api/do/suite", suite)
+    page.route("**/api/do/judge", judge)
+    page.get_by_role("tab", name="Suites").click()
+    page.get_by_test_id("suite-cases").fill("Typed => kept")
+    reasons = page.get_by_test_id("judgement").locator("details")
+    reasons.locator("summary").click()
+    expect(reasons.locator("table")).to_be_visible()
+    named = page.locator(".s-suites").get_by_role("button", name="quiz")
+    named.focus()
+    for _ in range(2):  # polls
+        with page.expect_response("**/api/do/judge"):
+            pass
+    expect(named).to_be_focused()
+    expect(reasons).to_have_attribute("open", "")
+    page.get_by_role("tab", name="Chat").click()
+    page.get_by_role("tab", name="Suites").click()
+    expect(page.get_by_test_id("suite-cases")).to_have_value("Typed => kept")

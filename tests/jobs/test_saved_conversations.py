@@ -54,7 +54,10 @@ def test_a_branch_has_the_first_turns_and_leaves_the_old_one_alone(kept):
 
 
 def test_what_is_deleted_is_gone_and_is_said(kept):
+    kept.save("a", lanes=LANES, settings={}, known=True)
     kept.delete("a")
+    with pytest.raises(ChatError, match="was deleted: start a new one"):
+        kept.save("a", lanes=LANES, settings={}, known=True)
 
     assert kept.list() == []
     with pytest.raises(ChatError, match='no conversation "a"'):

@@ -1,8 +1,8 @@
 // One answer of one lane: its text while it streams, token confidence, differences from another lane,
 // and which adapters were active.
 
-import { button, copy, dots, h, number, t, text, word } from '../core/dom.js';
-import { called, hueOf } from '../core/lanes.js';
+import { button, copy, dots, h, number, redraw, t, text, word } from '../core/dom.js';
+import { called, hueOf, parseLane } from '../core/lanes.js';
 import { code, diff, markdown } from './text.js';
 
 const PROOF = t`What was active. “Changed logits by” is the largest difference of a logit from the base alone: more
@@ -15,7 +15,6 @@ export class Answer {
   /** `page`: again(lane), goOn(lane), correct(lane). */
   constructor(lane, page) {
     this.lane = lane;
-    this.unfolded = new Set();
     this.name = h('header.s-cell-name', { hidden: true });
     this.words = h('div.s-words', { 'data-testid': `answer-${lane}` });
     this.figures = h('span', { title: PROOF, 'data-testid': `figures-${lane}` });
@@ -70,21 +69,18 @@ export class Answer {
     if (key === this.shown) return;
     this.shown = key;
     words.dataset.view = view.reference ? 'diff' : view.confidence && answer.tokens ? 'tokens' : '';
-    if (view.reference) words.replaceChildren(...difference(view.reference.text, answer.text));
-    else if (view.confidence && answer.tokens) words.replaceChildren(...answer.tokens.map(token));
-    else words.replaceChildren(...(answer.parts ? this.parts(answer.parts) : markdown(answer.text)));
+    if (view.reference) redraw(words, ...difference(view.reference.text, answer.text));
+    else if (view.confidence && answer.tokens) redraw(words, ...answer.tokens.map(token));
+    else redraw(words, ...(answer.parts ? this.parts(answer.parts) : markdown(answer.text)));
   }
 
-  /** Thoughts folded, tool calls as blocks, text as markdown; what was unfolded stays so. */
+  /** Thoughts folded, tool calls as blocks, text as markdown. */
   parts(parts) {
-    return parts.flatMap(([part, words], place) => {
+    return parts.flatMap(([part, words]) => {
       if (part === 'mark' || !words.trim()) return [];
       if (part === 'call') return [code(readable(words), t`Tool call`)];
       if (part === 'text') return markdown(words);
-      const open = this.unfolded.has(place);
-      return [h('details.s-thought', { open, ontoggle: (event) =>
-        this.unfolded[event.target.open ? 'add' : 'delete'](place) },
-      h('summary', {}, t`Thought`), markdown(words.trim()))];
+      return [h('details.s-thought', {}, h('summary', {}, t`Thought`), markdown(words.trim()))];
     });
   }
 }
@@ -111,15 +107,21 @@ function percent(share) {
   return share >= 0.9995 ? '100%' : share < 0.0005 ? '<0.1%' : `${(share * 100).toFixed(1)}%`;
 }
 
+/** The active adapters that its lane named; the others were added as those that they were trained on. */
+function ownStack({ active, lane }) {
+  const asked = lane && parseLane(lane).stack.map(({ name }) => name);
+  return active.stack.filter(({ name }) => asked?.includes(name) ?? true);
+}
+
 /** Return true if an answer was made with other adapters or weights than its lane has now. */
-export function isOld({ reason, active }, lane) {
-  const key = (stack = []) => stack.filter((part) => part.weight).map((part) => `${part.name} ${part.weight}`).join();
-  return Boolean(reason && active && lane) && key(active.stack) !== key(lane.stack);
+export function isOld(answer, lane) {
+  const key = (stack) => stack.filter((part) => part.weight).map((part) => `${part.name} ${part.weight}`).join();
+  return Boolean(answer.reason && answer.active && lane) && key(ownStack(answer)) !== key(lane.stack);
 }
 
 /** The lane that made an answer: as it is now, or with the stack that was active then. */
 export const answeredBy = (answer, lane) => (answer && isOld(answer, lane)
-  ? { ...lane, stack: answer.active.stack } : lane);
+  ? { ...lane, stack: ownStack(answer) } : lane);
 
 /** 24 tokens · 31 tok/s · first after 0.2 s · pirate × 1 · … */
 export function figures({ reason, tokens_count: tokens, tokens_per_second: speed,

@@ -2,7 +2,7 @@
 // by side, streaming together from one resident base. Lanes and view are in the address, the
 // conversation in the database, so a reload restores both. Model output is shown as text only.
 
-import { api, button, h, query, quiet, remember, send, t, toast } from '../core/dom.js';
+import { api, button, h, query, quiet, redraw, remember, send, t, toast } from '../core/dom.js';
 import { dialog } from '../core/form.js';
 import { laneName, LETTERS, parseLane, writeLane } from '../core/lanes.js';
 import { saveReport } from '../core/take_away.js';
@@ -66,8 +66,7 @@ export class Compare extends HTMLElement {
       { hidden: true, title: t`The conversation with its votes, as one HTML file` });
     this.alone = button(t`Each alone`, () => {
       this.conversation.alone = !this.conversation.alone;
-      this.show();
-      this.moved();
+      this.redo();
     }, 's-tool', { title: t`Answer each prompt without the turns before it, as votes for a dataset need` });
     this.newChat = button(t`New chat`, () => this.restart(), 's-tool', { title: t`Key n` });
     this.serve = button(t`Use elsewhere`, () => showEndpoint(this.conversation.lanes), 's-tool',
@@ -78,14 +77,17 @@ export class Compare extends HTMLElement {
         this.report, this.confidence, this.reference, this.blind, this.alone, this.serve),
       this.heads, this.scroll, this.tabs.element, this.composer.element);
     this.append(h('h1.s-hidden', {}, t`Compare`), this.root);
-    addEventListener('keydown', (event) => { this.key(event); this.votes.key(event); });
+    addEventListener('keydown', (event) => {
+      if (this.root.hidden || this.hasAttribute('data-tab') || event.ctrlKey || event.metaKey || event.altKey
+        || event.repeat || document.querySelector('dialog[open]')) return;
+      this.key(event);
+      this.votes.key(event);
+    });
   }
 
   /** Outside text fields: / focuses the composer, n starts a new chat, r answers the last prompt again. */
   key(event) {
-    const typing = event.target.closest?.('input, textarea, select, dialog');
-    if (typing || this.root.hidden || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (this.hasAttribute('data-tab')) return;
+    if (event.target.closest?.('input, textarea, select')) return;
     const act = { '/': () => this.composer.focus(), n: () => this.restart(), r: () => this.again() }[event.key];
     if (act) { event.preventDefault(); act(); }
   }
@@ -96,7 +98,7 @@ export class Compare extends HTMLElement {
     this.style.setProperty('--lanes', lanes.length);
     if (!(this.view.reference >= 0 && this.view.reference < lanes.length)) this.view.reference = null;
     this.heads.toggleAttribute('data-blind', blind);
-    this.heads.replaceChildren(...(blind ? [h('p.s-quiet', {},
+    redraw(this.heads, ...(blind ? [h('p.s-quiet', {},
       t`Blind: ${lanes.length} lanes answer in random order, without names. Vote to reveal the names.${alone
         ? t` Each prompt is answered on its own.` : ''}`)]
       : lanes.map((lane, i) => this.head(lane, i))));
@@ -112,8 +114,7 @@ export class Compare extends HTMLElement {
       ...lanes.map((_, i) => h('option', { value: i }, t`Differ from ${LETTERS[i]}`)));
     this.reference.value = this.view.reference ?? '';
     this.cells.clear();
-    this.scroll.replaceChildren(...(turns.length ? turns.map((turn) => this.row(turn))
-      : [welcome(this)]));
+    redraw(this.scroll, ...(turns.length ? turns.map((turn) => this.row(turn)) : [welcome(this)]));
     this.toEnd();
     this.style.setProperty('--gutter', `${this.scroll.offsetWidth - this.scroll.clientWidth}px`);
     this.address();
@@ -124,16 +125,15 @@ export class Compare extends HTMLElement {
       choices: this.choices, letter: LETTERS[i], full: this.conversation.lanes.length >= this.choices.max_lanes,
       changed: () => { this.moved(); this.refreshLast(); },
       weigh: () => this.conversation.weigh(i),
-      redraw: () => { this.show(); this.moved(); },
+      redraw: () => this.redo(),
       add: (...lanes) => {
         const { lanes: now } = this.conversation;
         now.push(...lanes.slice(0, this.choices.max_lanes - now.length));
-        this.show();
-        this.moved();
+        this.redo();
       },
       refresh: async () => { this.choices = await api('/api/chat/choices'); this.show(); this.tabs.refresh(); },
       remove: this.conversation.lanes.length > 1 ? () => {
-        if (this.free()) { this.conversation.dropLane(i); this.show(); this.moved(); } } : null,
+        if (this.free()) { this.conversation.dropLane(i); this.redo(); } } : null,
     }).element;
   }
 
@@ -235,7 +235,7 @@ export class Compare extends HTMLElement {
   async edit(number) {
     const { prompt } = this.conversation.turns[number];
     if (await this.branch(number)) {
-      this.composer.fill(prompt);
+      this.composer.fill([prompt, this.composer.prompt.value].filter(Boolean).join('\n\n')); // what is typed stays
       this.composer.focus();
     }
   }
@@ -269,8 +269,7 @@ export class Compare extends HTMLElement {
     const next = this.choices.adapters.find((a) => a.base === last.model && !used.has(a.name)
       && !a.checkpoint);
     lanes.push({ model: last.model, stack: next ? [{ name: next.name, weight: 1 }] : [] });
-    this.show();
-    this.moved();
+    this.redo();
   }
 
   /** Put a recipe into a new lane, or into the last one at the limit of lanes. */
@@ -279,14 +278,13 @@ export class Compare extends HTMLElement {
     const lane = { model, stack: structuredClone(stack) };
     const { lanes } = this.conversation;
     if (lanes.length < this.choices.max_lanes) lanes.push(lane); else Object.assign(lanes.at(-1), lane);
-    this.show();
-    this.moved();
+    this.redo();
     this.tabs.open('chat');
   }
 
   restart() {
     if (!this.free()) return;
-    Object.assign(this.conversation, { id: crypto.randomUUID().slice(0, 8), turns: [], parent: null, saved: false });
+    this.conversation.begin();
     this.show();
     this.composer.focus();
   }
@@ -304,6 +302,10 @@ export class Compare extends HTMLElement {
     this.conversation.blind = !this.conversation.blind;
     const shown = this.conversation.blind ? [] : this.conversation.turns.filter(isBlind);
     for (const a of shown.flatMap((turn) => turn.answers)) delete a.place;
+    this.redo();
+  }
+
+  redo() {
     this.show();
     this.moved();
   }

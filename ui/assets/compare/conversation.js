@@ -17,20 +17,23 @@ export class Conversation {
 
   /** Read the saved conversation; lanes of the address win, with the settings saved for them. */
   async open(asked) {
-    const found = this.id && await api('/api/do/conversations', { show: this.id }).catch(() => null);
-    this.id ||= crypto.randomUUID().slice(0, 8);
-    if (!found) { this.lanes = asked; return; }
+    const found = this.id && await send('/api/do/conversations', { show: this.id });
+    if (!found) { this.begin(); this.lanes = asked; return; } // what could not be read is not written over
     const { turns, lanes, settings } = found;
-    this.lanes = asked.length ? asked.map((lane) =>
-      lanes.find((old) => writeLane(old) === writeLane(lane)) ?? lane) : lanes;
+    this.begin({ id: this.id, turns, saved: true });
+    this.lanes = asked.length ? withSettings(asked, lanes) : lanes;
     this.settings = { ...this.settings, ...settings.shared };
     this.blind = settings.blind ?? false;
     this.alone = settings.alone ?? false;
-    this.turns = turns;
-    this.saved = true;
-    for (const turn of this.turns) {
+    for (const turn of turns) {
       for (const answer of turn.answers) if (answer && !answer.reason) answer.reason = 'interrupted';
     }
+  }
+
+  /** Become another conversation. `missing` are the numbers of turns that could not be saved. */
+  begin(other = {}) {
+    Object.assign(this, { id: crypto.randomUUID().slice(0, 8), turns: [], parent: null, saved: false, warned: false,
+      missing: new Set() }, other);
   }
 
   /** The settings of a lane, or the shared ones; `own` copies them to the lane. */
@@ -76,13 +79,11 @@ export class Conversation {
         const answer = turn.answers[lane];
         if (!answer.reason && !this.leaving) Object.assign(answer, { reason: 'error', error: error.message });
       }
-    } finally {
-      this.asking = null; // after an error too, so that the page stays usable
     }
     for (const lane of wanted) turn.answers[lane].reason ??= 'interrupted';
     this.changed(turn);
     await this.save(number);
-    if (!this.asking) this.unsaved = null;
+    this.asking = this.unsaved = null; // once it is saved: a new chat or a copy would lose it
   }
 
   /** What a lane is shown before a turn: nothing where each prompt stands alone. */
@@ -129,15 +130,21 @@ export class Conversation {
       parent: this.parent ?? null };
   }
 
-  /** Save lanes and settings, and the turn of a number; a failure is shown once. */
+  /** Save lanes and settings, the turn of a number, and those that failed before, as none may be left out. A failure
+   *  is shown once. */
   async save(number) {
+    const { id, turns, missing } = this;
     try {
-      await api('/api/chat/conversations', this.meta());
-      this.saved = true;
-      const turn = this.turns[number];
-      if (turn) await api('/api/chat/turns', { conversation: this.id, number, prompt: turn.prompt,
-        answers: turn.answers.map((a) => a ?? {}), last: number === this.turns.length - 1 });
+      await api('/api/chat/conversations', { ...this.meta(), known: this.saved });
+      if (id === this.id) this.saved = true;
+      for (const one of new Set([...missing, number])) {
+        if (turns[one]) await api('/api/chat/turns', { conversation: id, number: one, prompt: turns[one].prompt,
+          answers: turns[one].answers.map((a) => a ?? {}), last: one === turns.length - 1 });
+        missing.delete(one);
+      }
+      this.warned = false;
     } catch (error) {
+      missing.add(number);
       if (!this.warned && !this.leaving) toast(t`Not saved: ${error.message}`, 'error');
       this.warned = true;
     }
@@ -157,13 +164,22 @@ export class Conversation {
 
   /** Continue in a copy of the first turns; the original conversation is unchanged. */
   async branch(turns) {
-    const id = crypto.randomUUID().slice(0, 8);
+    const id = crypto.randomUUID().slice(0, 8), { missing } = this;
     const copied = this.turns.slice(0, turns).map(({ prompt, answers }) =>
       structuredClone({ prompt, answers }));
     const { parent } = await api('/api/chat/branch', { id: this.id, new: id, turns });
     if (this.asking) throw new Error(t`A prompt was sent before the copy was made; the copy is under Conversations.`);
-    Object.assign(this, { id, parent, turns: copied });
+    this.begin({ id, parent, turns: copied, saved: true, missing });
   }
+}
+
+/** The lanes of an address, each with the settings of a saved lane that reads the same. */
+export function withSettings(asked, saved) {
+  const left = [...saved];
+  return asked.map((lane) => {
+    const at = left.findIndex((one) => writeLane(one) === writeLane(lane));
+    return at < 0 ? lane : left.splice(at, 1)[0];
+  });
 }
 
 /** Keep thoughts and calls apart from the text, as [part, text] in the order written. */

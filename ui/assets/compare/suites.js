@@ -1,6 +1,7 @@
 // Prompt suites: the same prompts sent to every lane as a queued job, and the table of scores.
 
-import { ago, badge, button, changed, count, h, number, quiet, send, t, table } from '../core/dom.js';
+import { ago, badge, button, changed, count, h, keyed, newest, number, quiet, redraw, send, t, table, text } from
+  '../core/dom.js';
 import { askAction } from '../core/form.js';
 import { reasons, trust, verdictsDataset } from '../core/judgement.js';
 import { laneName, parseLane } from '../core/lanes.js';
@@ -23,9 +24,8 @@ const COLUMNS = [['exact_match', t`Exact`, percent, true, t`Answers equal to the
   ['errors', t`Errors`, count, false]];
 
 export class Suites {
-  constructor(page) { this.page = page; }
-
-  async show(element) {
+  constructor(page) {
+    this.page = page;
     this.cases = h('textarea', { rows: 6, 'aria-label': t`Prompts of the suite`, placeholder: EXAMPLE,
       'data-testid': 'suite-cases' });
     this.name = h('input', { 'aria-label': t`Name of the suite`, placeholder: t`Name (optional)`, maxLength: 120 });
@@ -34,17 +34,22 @@ export class Suites {
       if (picked) { this.cases.value = await picked.text(); this.name.value ||= picked.name.replace(/\.\w+$/, ''); }
     } });
     this.list = h('div.s-suites', {});
-    this.results = h('div.s-board', { 'data-testid': 'suite' });
-    const lanes = this.page.conversation.lanes.map(laneName).join('  ·  ');
-    element.replaceChildren(h('div.s-tab-head', {}, h('h2', {}, t`Prompt suites`), h('span',
-      { class: 's-quiet' },
+    this.answers = h('div.s-board', {});
+    this.judged = h('div.s-board', {});
+    this.hint = quiet();
+    this.parts = [h('div.s-tab-head', {}, h('h2', {}, t`Prompt suites`), h('span.s-quiet', {},
       t`The same prompts to every lane, as a queued job; answers are scored against the expected ones.`)),
     h('div.s-suite-form', {}, this.cases, h('div.s-tab-head', {}, this.name,
       button(t`From a file …`, () => file.click()), file, h('span.s-grow', {}),
       button(t`Run over all lanes`, () => this.run(), 's-primary', { 'data-testid': 'run-suite' })),
-    quiet(t`One prompt per line. “prompt => answer” gives the expected answer, “prompt =~ pattern” a regular
-      expression; or one JSON object per line, with prompt and expected, pattern or json_schema. Lanes: ${lanes}`)),
-    this.list, this.results);
+    this.hint), this.list, h('div.s-board', { 'data-testid': 'suite' }, this.answers, this.judged)];
+  }
+
+  async show(element) {
+    const lanes = this.page.conversation.lanes.map(laneName).join('  ·  ');
+    text(this.hint, t`One prompt per line. “prompt => answer” gives the expected answer, “prompt =~ pattern” a regular
+      expression; or one JSON object per line, with prompt and expected, pattern or json_schema. Lanes: ${lanes}`);
+    element.replaceChildren(...this.parts);
     await this.refresh();
   }
 
@@ -62,10 +67,9 @@ export class Suites {
 
   async refresh() {
     clearTimeout(this.timer);
-    const found = await send('/api/do/suite', {});
+    const found = await newest(this, this.look());
     if (!found) return;
-    if (!found.some((one) => one.id === this.open)) this.open = found[0]?.id;
-    const suite = this.open == null ? null : await send('/api/do/suite', { show: String(this.open) });
+    const { all, suite, judgements } = found;
     const row = (one) => [h('td', { class: one.id === this.open ? 's-chosen' : '' }, button(one.name, () => {
       this.open = one.id;
       this.refresh();
@@ -73,31 +77,40 @@ export class Suites {
       ? t`${one.step} of ${one.total_steps} prompts`
       : t`${one.total_steps} prompts · ${one.lanes.length} lanes · ${ago(one.created)}`),
     h('td.s-error', {}, one.error ?? '')];
-    this.list.replaceChildren(table(null, found.map(row)));
+    redraw(this.list, table(null, all.map(row)));
     if (!suite) return;
-    const judged = suite.lanes.length > 1 ? await send('/api/do/judge', {}) ?? [] : [];
-    const judgements = judged.filter((one) => one.suite === suite.id);
-    const shown = JSON.stringify([suite, judgements]); // what is open stays open
-    if (changed(this.results, shown)) this.results.replaceChildren(...results(suite, (cases) => {
+    if (changed(this.answers, JSON.stringify(suite))) redraw(this.answers, ...results(suite, (cases) => {
       this.cases.value = cases;
-    }), ...this.judging(suite, judgements));
-    if ([suite, ...judgements].some(isLive) && this.results.isConnected && !this.results.closest('[hidden]')) {
+    }), this.judging(suite));
+    keyed(this.judged, judgements, ({ id }) => id,
+      () => h('section.s-card.s-judgement', { 'data-testid': 'judgement' }),
+      (node, one) => changed(node, JSON.stringify(one)) && redraw(node, ...judgement(one)));
+    if ([suite, ...judgements].some(isLive) && this.list.isConnected && !this.list.closest('[hidden]')) {
       this.timer = setTimeout(() => this.refresh(), 1500);
     }
   }
 
-  /** The judgements of a suite, and the way to another. */
-  judging(suite, judgements) {
-    if (suite.lanes.length < 2 || !suite.rows.length) return [];
+  /** All suites, the open one, and its judgements. */
+  async look() {
+    const all = await send('/api/do/suite', {});
+    if (!all) return null;
+    if (!all.some((one) => one.id === this.open)) this.open = all[0]?.id;
+    const suite = this.open == null ? null : await send('/api/do/suite', { show: String(this.open) });
+    const judged = suite?.lanes.length > 1 && suite.rows.length ? await send('/api/do/judge', {}) ?? [] : [];
+    return { all, suite, judgements: judged.filter((one) => one.suite === suite.id) };
+  }
+
+  /** The way to a judgement. */
+  judging(suite) {
+    if (suite.lanes.length < 2 || !suite.rows.length) return '';
     const { models } = this.page.choices;
     const lanes = new Map([...models.map(({ path, label }) => [path, label]),
       ...suite.lanes.map((lane) => [lane, laneName(parseLane(lane))])]);
     const ask = () => askAction('judge', { fixed: { suite: suite.id }, choices: { lane: [...lanes] },
       only: ['lane', 'address', 'model', 'allow_remote', 'rubric', 'votes', 'min_agreement', 'max_new_tokens',
         'seconds', 'name'], done: () => { this.refresh(); } });
-    return [h('div.s-tab-head', {}, h('h3', {}, t`Judged by a model`), h('span.s-grow', {}),
-      button(t`Judge …`, ask, '', { title: t`A model compares the answers in pairs`, 'data-testid': 'ask-judge' })),
-    ...judgements.map(judgement)];
+    return h('div.s-tab-head', {}, h('h3', {}, t`Judged by a model`), h('span.s-grow', {}),
+      button(t`Judge …`, ask, '', { title: t`A model compares the answers in pairs`, 'data-testid': 'ask-judge' }));
   }
 }
 
@@ -109,11 +122,10 @@ function line({ prompt, expected, pattern, json_schema: schema }) {
 
 function judgement(found) {
   const state = isLive(found) ? t`${found.step} of ${count(found.total_steps)} pairs` : ago(found.created);
-  return h('section.s-card.s-judgement', { 'data-testid': 'judgement' },
-    h('div.s-tab-head', {}, h('h4', {}, found.name), badge(found.state), h('span.s-quiet', {},
+  return [h('div.s-tab-head', {}, h('h4', {}, found.name), badge(found.state), h('span.s-quiet', {},
       state), h('span.s-grow', {}), found.evidence && verdictsDataset(found)),
-    found.error ? h('p.s-error', {}, found.error) : '',
-    ...(found.step ? [trust(found), found.lanes.length ? heat(found.lanes, found.wins) : '', reasons(found)] : []));
+  found.error ? h('p.s-error', {}, found.error) : '',
+  ...(found.step ? [trust(found), found.lanes.length ? heat(found.lanes, found.wins) : '', reasons(found)] : [])];
 }
 
 function results(suite, reuse) {

@@ -1,8 +1,8 @@
 // The other tabs of Compare: past conversations, leaderboard, suites, recipes. The open one is in the
 // address.
 
-import { ago, button, choose, dots, h, query, quiet, remember, send, short, snippet, sureButton, t, tabs } from
-  '../core/dom.js';
+import { ago, button, choose, dots, h, newest, query, quiet, redraw, remember, send, short, snippet, sureButton, t,
+  tabs } from '../core/dom.js';
 import { askAction, dialog } from '../core/form.js';
 import { clientName, laneName, writeLane } from '../core/lanes.js';
 import { Suites } from './suites.js';
@@ -52,11 +52,14 @@ async function conversations(element, page) {
     ago(updated), parent && t`a branch`)),
   sureButton(t`Delete`, t`Really delete?`, async () => {
     if (id === page.conversation.id && !page.free()) return;
-    if (await send('/api/do/conversations', { delete: id })) await refresh();
+    if (!await send('/api/do/conversations', { delete: id })) return;
+    if (id === page.conversation.id) page.restart();
+    await refresh();
   }, 's-tool'));
   const refresh = async () => {
-    const found = (await send('/api/do/conversations', { search: search.value }))?.filter((one) => one.turns);
-    if (found) list.replaceChildren(...(found.length ? found.map(item) : [h('li.s-quiet', {},
+    const all = await newest(list, send('/api/do/conversations', { search: search.value }));
+    const found = all?.filter((one) => one.turns);
+    if (found) redraw(list, ...(found.length ? found.map(item) : [h('li.s-quiet', {},
       search.value ? t`No conversation contains “${search.value}”.` : t`Conversations are saved here.`)]));
   };
   element.replaceChildren(h('div.s-tab-head', {}, h('h2', {}, t`Conversations`), search,
@@ -70,7 +73,7 @@ async function recipes(element, page) {
   const refresh = async () => {
     page.choices = await send('/api/chat/choices') ?? page.choices;
     const found = page.choices.recipes;
-    list.replaceChildren(...(found.length ? found.map((one) => recipe(one, page, refresh)) : [h('li',
+    redraw(list, ...(found.length ? found.map((one) => recipe(one, page, refresh)) : [h('li',
       { class: 's-quiet' },
       t`None yet. Adjust the sliders of a lane, then press “Keep mix”.`)]));
   };

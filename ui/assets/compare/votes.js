@@ -1,6 +1,6 @@
 // Votes on a turn (buttons and number keys; names are revealed afterwards) and the leaderboard.
 
-import { button, go, h, quiet, send, t, table, text } from '../core/dom.js';
+import { button, go, h, newest, quiet, redraw, send, t, table, text } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 import { laneName, LETTERS, parseLane } from '../core/lanes.js';
 
@@ -35,7 +35,7 @@ export class Votes {
     const won = verdicts.indexOf('won');
     text(bar.words, !voted ? t`Which is better?` : won >= 0 ? t`You chose ${this.label(turn, won)}.`
       : verdicts.includes('bad') ? t`You rejected all of them.` : t`You called it a tie.`);
-    bar.choices.replaceChildren(...(voted ? [button(t`Vote again`, () => this.takeBack(turn), 's-tool')]
+    redraw(bar.choices, ...(voted ? [button(t`Vote again`, () => this.takeBack(turn), 's-tool')]
       : [...this.order(turn).map((lane, i) => choice(this.label(turn, lane), i < 8 ? i + 1 : null,
         () => this.cast(turn, lane))),
       choice(t`Tie`, 0, () => this.cast(turn, null)),
@@ -64,7 +64,7 @@ export class Votes {
     const turn = this.page.conversation.turns.at(-1);
     const field = event.target.closest?.('input, textarea, select');
     const typing = field && (field !== this.page.composer.prompt || field.value);
-    if (!turn || typing || event.ctrlKey || event.metaKey || event.altKey || !/^\d$/.test(event.key)) return;
+    if (!turn || typing || !/^\d$/.test(event.key)) return;
     const bar = this.bars.get(turn);
     const wanted = bar && !bar.element.hidden && bar.element.isConnected
       && bar.choices.querySelector(`[data-key="${event.key}"]`);
@@ -118,12 +118,12 @@ export async function leaderboard(element) {
   element.replaceChildren(h('div.s-tab-head', {}, h('h2', {}, t`Leaderboard`),
     h('label.s-check', {}, blind, t`Blind votes only`), h('span.s-grow', {}), make, files), body);
   const draw = async () => {
-    const found = await send('/api/do/leaderboard', { blind: blind.checked });
+    const found = await newest(body, send('/api/do/leaderboard', { blind: blind.checked }));
     if (!found) return;
     const { standings, lanes, wins, votes } = found;
     files.hidden = make.hidden = !standings.length;
     known = lanes;
-    body.replaceChildren(...(standings.length ? [scores(standings),
+    redraw(body, ...(standings.length ? [scores(standings),
       quiet(t`${votes} ${votes === 1 ? 'vote' : 'votes'}. Bradley-Terry scores around 1000: 400 points more means ten
         wins to one. The bar is the 95 % interval; where two bars overlap, the order may be chance.`),
       h('h3', {}, t`Wins of the row against the column (a tie is half)`), heat(lanes, wins)]
