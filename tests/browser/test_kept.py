@@ -1,9 +1,10 @@
 """Nothing is lost by going from page to page, and Back goes through what was opened."""
 
 import re
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.browser.conftest import put_adapters
 from ui.pages import PAGES
@@ -80,20 +81,172 @@ def test_every_page_has_one_main_part_one_title_and_can_be_installed(page, studi
     assert manifest["display"] == "standalone" and manifest["icons"]
 
 
+def hold(page, path: str) -> list[Route]:
+    """Hold the next request for a path until the test answers it."""
+    held: list[Route] = []
+    page.route(f"**{path}", lambda route: route.fallback() if held else held.append(route))
+    return held
+
+
+def arrived(page, held: list[Route]) -> Route:
+    for _ in range(200):
+        if held:
+            return held[0]
+        page.wait_for_timeout(50)
+    pytest.fail("it was never asked")
+
+
 def test_a_field_keeps_the_focus_while_the_form_is_still_opening(page):
-    held = []
-    page.route("**/api/train/judge", lambda route: held.append(route), times=1)
+    held = hold(page, "/api/train/judge")
     page.goto("/")
     rank = page.get_by_label("Rank (r)", exact=True)
     rank.focus()
     rank.press("ControlOrMeta+a")
-    for _ in range(100):
-        page.wait_for_timeout(50)
-        if held:
-            break
-    held[0].continue_()
+    arrived(page, held).continue_()
     expect(page.locator("#data-note")).not_to_be_empty()
     page.keyboard.type("7")
     expect(rank).to_have_value("7")
     page.keyboard.press("Tab")
     expect(page).to_have_url(re.compile(r"method\.r=7"))
+
+
+@pytest.mark.refused("/api/do/train", "/api/do/sweep")
+def test_train_and_sweep_take_the_form_as_it_stands_once(page):
+    asked: list[list[str]] = []
+
+    def refuse(route: Route) -> None:
+        asked.append(route.request.post_data_json["set"])
+        route.fulfill(status=400, json={"error": {"kind": "input", "text": "Not here."}})
+
+    page.route("**/api/do/train", refuse)
+    page.route("**/api/do/sweep", refuse)
+
+    # While the form opens, a press waits for it.
+    held = hold(page, "/api/train/judge")
+    page.goto("/?set=method.r=3")
+    first = arrived(page, held)
+    page.locator("#train").click()
+    first.continue_()
+    expect(page.get_by_test_id("form-error")).to_have_text("Not here.")
+    assert len(asked) == 1 and "method.r=3" in asked[0]
+    held = hold(page, "/api/train/judge")
+    page.get_by_role("button", name="quick look").click()
+    second = arrived(page, held)
+    page.locator("#train").click()
+    second.continue_()
+    expect(page.locator("#train")).not_to_have_attribute("aria-busy", "true")
+    assert len(asked) == 2 and {"method.r=3", "train.max_steps=60"} <= set(asked[1])
+
+    # Pressed twice, or held: one run.
+    held = hold(page, "/api/train/judge")
+    page.keyboard.press("ControlOrMeta+Enter")
+    page.keyboard.down("ControlOrMeta")
+    for _ in range(3):
+        page.keyboard.down("Enter")
+    page.keyboard.up("Enter")
+    page.keyboard.up("ControlOrMeta")
+    arrived(page, held).continue_()
+    expect(page.locator("#train")).not_to_have_attribute("aria-busy", "true")
+    assert len(asked) == 3
+
+    # A sweep is of what is typed, not of what was judged last.
+    page.get_by_label("Rank (r)", exact=True).fill("9")
+    page.get_by_role("button", name="Sweep: several values").click()
+    dialog = page.get_by_role("dialog")
+    dialog.locator("[name=name]").fill("seeds")
+    dialog.locator("[name=over]").fill("Seed = 0, 1")
+    dialog.get_by_role("button", name="Queue").click()
+    expect(dialog.get_by_role("alert")).to_have_text("Not here.")
+    assert "method.r=9" in asked[3]
+
+
+@pytest.mark.refused("/api/do/presets.save")
+def test_an_error_after_its_dialog_is_closed_is_still_shown(page):
+    page.goto("/")
+    page.get_by_role("button", name="Save as …").click()
+    page.get_by_role("dialog").get_by_label("Name").fill("mine")
+    held = hold(page, "/api/do/presets.save")
+    page.get_by_role("dialog").get_by_role("button", name="Save").click()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    answer = {"error": {"kind": "input", "text": "The disk is full."}}
+    arrived(page, held).fulfill(status=400, json=answer)
+    expect(page.locator(".s-toast")).to_contain_text("The disk is full.")
+
+
+def test_without_an_estimate_nothing_is_said_of_the_form_before(page):
+    page.goto("/")
+    expect(page.get_by_test_id("says")).to_contain_text("Trains LoRA of rank")
+    failed = {"error": {"text": "No.", "field": ""}}
+    page.route("**/api/train/estimate", lambda route: route.fulfill(json=failed), times=1)
+    page.get_by_label("Rank (r)", exact=True).fill("5")
+    expect(page.get_by_test_id("says")).to_be_empty()
+    expect(page.get_by_test_id("preflight")).to_be_hidden()
+
+
+def test_what_was_pressed_keeps_the_focus_when_its_answer_is_drawn(page):
+    page.goto("/")
+    panel = page.get_by_test_id("preflight")
+    expect(page.get_by_test_id("says")).to_contain_text("rank 16")
+    with page.expect_response("**/api/train/estimate") as estimate:
+        page.get_by_label("Rank (r)", exact=True).fill("5")
+    expect(page.get_by_test_id("says")).to_contain_text("rank 5")
+    measured = estimate.value.json() | {"measured": True}
+    page.route("**/api/do/preflight", lambda route: route.fulfill(json={"id": 5}))
+    page.route("**/api/outcome/5", lambda route: route.fulfill(json={"outcome": measured}))
+    for name, scope in (("Measure", panel), ("Start over", page)):
+        pressed = scope.get_by_role("button", name=name, exact=True)
+        pressed.focus()
+        page.keyboard.press("Enter")
+        if scope is panel:
+            expect(panel).to_contain_text("measured, base in")
+        else:
+            expect(page.get_by_label("Rank (r)", exact=True)).to_have_value("16")
+            expect(panel).to_contain_text("estimated, base in")
+        expect(pressed).to_be_focused()
+
+
+@pytest.mark.refused("/api/outcome/9")
+def test_an_upload_ends_when_its_import_is_deleted(page):
+    asked: list[str] = []
+    gone = {"error": {"kind": "job", "text": "There is no job 9."}}
+
+    def outcome(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(status=404, json=gone)
+
+    page.route("**/api/do/data.import", lambda route: route.fulfill(json={"id": 9, "state": ""}))
+    page.route("**/api/outcome/9", outcome)
+    page.goto("/")
+    rows = b'{"prompt": "a", "completion": "b"}\n' * 3
+    page.get_by_test_id("train-file").set_input_files(
+        {"name": "few.jsonl", "mimeType": "application/json", "buffer": rows}
+    )
+    expect(page.locator("#upload")).to_contain_text("There is no job 9.")
+    page.wait_for_timeout(700)
+    assert len(asked) == 1
+
+
+def test_the_guide_keeps_the_newest_goal_and_fills_the_form_with_it(page):
+    page.goto("/")
+    expect(page.locator("#data-note")).not_to_be_empty()
+    page.get_by_role("button", name="Guided start …").click()
+    dialog = page.get_by_role("dialog", name="Guided start")
+    expect(dialog.get_by_role("radio").first).to_be_focused()
+    late = hold(page, "/api/do/guide")
+    dialog.get_by_role("radio").nth(2).check()
+    goal = dialog.get_by_role("radio").nth(2).get_attribute("value")
+    stale = arrived(page, late)
+    last = hold(page, "/api/do/guide")
+    dialog.get_by_test_id("guide-model").select_option("starter")
+    newest = arrived(page, last)
+    assert newest.request.post_data_json["goal"] == goal
+    dialog.get_by_role("button", name="Fill the form").click()
+    newest.continue_()
+    expect(dialog).to_be_hidden()
+    stale.continue_()
+    guided = newest.request.response().json()
+    assert guided["goal"]["name"] == goal
+    expect(page).to_have_url(re.compile(r"\?set="))
+    filled = parse_qs(urlsplit(page.url).query)["set"]
+    assert filled and set(filled) <= set(guided["set"])

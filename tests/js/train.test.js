@@ -37,6 +37,9 @@ test('an answer is old once its lane has other weights', () => {
   assert.deepEqual([1, 0.5, 0].map((weight) => isOld(answer, lane(weight))), [false, true, true]);
   assert.equal(isOld({ reason: 'stop', active: { stack: [] } }, lane(0)), false);
   assert.equal(isOld({ active: answer.active }, lane(0.5)), false, 'it is still being written');
+  const below = { name: 'below', weight: 1 }; // what it was trained on is added
+  const on = { reason: 'stop', lane: 'm~a:1', active: { stack: [below, { name: 'a', weight: 1 }] } };
+  assert.deepEqual([1, 0.5].map((weight) => isOld(on, lane(weight))), [false, true]);
 });
 
 test('only adapters of one base that can merge are merged', () => {
@@ -49,7 +52,8 @@ test('only adapters of one base that can merge are merged', () => {
 
 test('a form is judged once more for a model that was just looked at, however often it stays unknown', async () => {
   globalThis.fetch = async () => ({ ok: true, json: async () => ({ looked: true, error: 'unknown' }) });
-  const judged = [], page = { found: { sizes: {}, values: {} }, changed: () => judged.push(page.found.values) };
+  const judged = [], page = { found: { sizes: {}, values: {} }, know() {},
+    changed: () => judged.push(page.found.values) };
   const preflight = new Preflight(page);
   for (const values of [{}, {}, { 'model.path': 'a' }, { 'model.path': 'a' }, { 'model.path': 'a',
     'model.revision': '2' }]) {

@@ -1,12 +1,11 @@
 // The X-ray beside the form: the first rows as the trainer sees them, and what the context cuts.
 
-import { api, button, count, h, quiet, say, t, text } from '../core/dom.js';
+import { api, button, count, h, newest, quiet, redraw, say, t, text } from '../core/dom.js';
 import { drawn } from '../data/xray.js';
 
 export class FirstRows {
   constructor(page) {
     this.page = page;
-    this.turn = 0;
     this.warning = h('div', { role: 'status', 'data-testid': 'cut' });
     this.words = quiet('');
     this.marked = h('span', {}, t`trained`);
@@ -18,17 +17,16 @@ export class FirstRows {
   }
 
   async take(found) {
-    const turn = ++this.turn;
     this.element.hidden = !found;
-    if (!found) return;
-    const { rows = [], error, unknown = error?.text ?? '' } = await api('/api/train/rows', { set: found.set })
-      .catch((failed) => ({ error: { text: failed.message } }));
-    if (turn !== this.turn) return;
+    const first = await newest(this, found && api('/api/train/rows', { set: found.set })
+      .catch((failed) => ({ error: { text: failed.message } })));
+    if (!first) return;
+    const { rows = [], error, unknown = error?.text ?? '' } = first;
     const what = found.values['train.loss'] === 'grpo' ? t`to compare with` : t`trained`;
     text(this.marked, what);
     say(this.words, unknown);
     const paired = ({ side }) => side === 'chosen' || side === 'rejected'; // has a line of its own on each
-    this.list.replaceChildren(...rows.map((row) => h('div', {}, row.side === 'rejected' && !row.problem ? null
+    redraw(this.list, ...rows.map((row) => h('div', {}, row.side === 'rejected' && !row.problem ? null
       : quiet(row.problem ? t`Row ${row.row} is dropped: ${row.problem}` : paired(row) ? t`Row ${row.row}`
         : t`Row ${row.row}${row.side && `, ${row.side}`}: ${count(row.num_tokens)} tokens, ${
           count(row.num_trained)} ${what}${row.num_truncated ? t`, ${count(row.num_truncated)} cut` : ''}`),
@@ -38,10 +36,10 @@ export class FirstRows {
 
   /** Say which share of all rows is cut, and what helps. */
   cut(found) {
-    if (!found?.rows) return this.warning.replaceChildren();
+    if (!found?.rows) return redraw(this.warning);
     const ends = found.rows - found.start, share = Math.max(1, Math.round((100 * found.rows) / found.of));
     const most = Math.min(found.longest, found.context);
-    return this.warning.replaceChildren(h('p.s-warning', {},
+    return redraw(this.warning, h('p.s-warning', {},
       t`${share} % of the rows (${count(found.rows)} of ${count(found.of)}) are cut at ${count(found.limit)} tokens: ${
         [ends && t`${count(ends)} lose the end of their answer`, found.start
           && t`${count(found.start)} the beginning of their question`].filter(Boolean).join(', ')}. `,

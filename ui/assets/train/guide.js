@@ -1,7 +1,8 @@
 // The guided start: from what a user wants to data, a model that fits and settings with their reasons. It
 // fills the ordinary form of the Train page, where all of it can be changed.
 
-import { api, button, bytes, compact, count, dots, duration, go, h, quiet, send, t, table, text } from '../core/dom.js';
+import { api, button, bytes, compact, count, dots, duration, go, h, newest, quiet, redraw, send, t, table,
+  text } from '../core/dom.js';
 import { dialog, labelled, select } from '../core/form.js';
 import { Upload } from './upload.js';
 
@@ -27,7 +28,6 @@ export function planWords({ unknown, error, seconds, total_steps: steps, device,
 
 class Guide {
   constructor(datasets) {
-    this.turn = 0;
     this.goals = h('fieldset.s-goals', {}, h('legend', {}, t`What do you want?`));
     this.needs = h('p', {});
     this.example = h('div.s-guide-example', {});
@@ -42,7 +42,8 @@ class Guide {
   }
 
   async open() {
-    await this.ask();
+    this.ask();
+    await this.asking;
     const part = (title, ...inside) => h('section', {}, h('h3', {}, title), inside);
     this.node = dialog(t`Guided start`, h('div.s-guide', {}, this.goals,
       part(t`Data`, this.needs, this.example, this.files, labelled(t`Dataset`, this.data), this.upload.element,
@@ -53,32 +54,36 @@ class Guide {
     this.goals.querySelector(':checked').focus();
   }
 
-  async ask(goal = this.found?.goal.name ?? 'voice') {
-    const turn = ++this.turn;
-    const found = await api('/api/do/guide', { goal, data: this.data.value, model: this.model.value });
-    if (turn !== this.turn) return;
-    this.found = found;
-    this.show(found);
-    const plan = this.data.value ? await api('/api/train/estimate', { set: found.set })
-      : { unknown: t`Choose the data to see how long it takes.` };
-    if (turn === this.turn) text(this.plan, planWords(plan));
+  goal() { return this.goals.querySelector(':checked')?.value ?? 'voice'; }
+
+  async ask() {
+    this.asking = newest(this, api('/api/do/guide', { goal: this.goal(), data: this.data.value,
+      model: this.model.value }));
+    try {
+      const found = await this.asking;
+      if (!found) return;
+      this.show(found);
+      const plan = await newest(this, this.data.value ? api('/api/train/estimate', { set: found.set })
+        : { unknown: t`Choose the data to see how long it takes.` });
+      if (plan) text(this.plan, planWords(plan));
+    } catch (error) { text(this.plan, error.message); }
   }
 
   show({ goals, goal, data, models, model, settings }) {
     if (this.goals.children.length === 1) {
       this.goals.append(...goals.map((one) => h('label.s-goal', {}, h('input', { type: 'radio', name: 'goal',
-        value: one.name, checked: one.name === goal.name, onchange: () => this.ask(one.name) }),
+        value: one.name, checked: one.name === goal.name, onchange: () => this.ask() }),
       h('span', {}, h('b', {}, one.title), h('span.s-quiet', {}, one.about)))));
     }
     const [least, usual, most] = goal.rows.map(count);
     text(this.needs, t`${goal.needs} Usual are ${usual} rows; ${least} are the least, more than ${most} rarely help.`);
-    this.example.replaceChildren(table(goal.columns, goal.examples.slice(0, 2).map((row) => Object.values(row))));
+    redraw(this.example, table(goal.columns, goal.examples.slice(0, 2).map((row) => Object.values(row))));
     text(this.checked, data.text);
     this.checked.className = data.ok === false ? 's-error' : 's-quiet';
     const own = models.some(({ path }) => path === model) ? [] : [{ path: model, name: model, here: true }];
-    this.model.replaceChildren(...[...models, ...own].map((one) => h('option', { value: one.path,
+    redraw(this.model, ...[...models, ...own].map((one) => h('option', { value: one.path,
       selected: one.path === model, title: one.what ?? '' }, modelWords(one))));
-    this.settings.replaceChildren(table([t`Setting`, t`Value`, t`Why`], settings.map(({ title, shown, reason }) =>
+    redraw(this.settings, table([t`Setting`, t`Value`, t`Why`], settings.map(({ title, shown, reason }) =>
       [title, shown, reason])), quiet(t`All other settings keep their defaults.`));
   }
 
@@ -89,14 +94,16 @@ class Guide {
   }
 
   async download(format) {
-    const { name, base64 } = await api('/api/do/guide.template', { goal: this.found.goal.name, format });
+    const { name, base64 } = await api('/api/do/guide.template', { goal: this.goal(), format });
     const link = h('a', { download: name });
     link.href = `data:application/octet-stream;base64,${base64}`;
     link.click();
   }
 
   async fill() {
-    const { set, data } = this.found, page = document.querySelector('studio-train');
+    const found = await this.asking, page = document.querySelector('studio-train');
+    if (!found) return this.fill(); // something else was chosen meanwhile
+    const { set, data } = found;
     if (data.ok === false) throw new Error(t`Choose data that fit the goal first, or another goal.`);
     const query = new URLSearchParams(set.map((one) => ['set', one])).toString();
     send('/api/do/welcome', { done: true });

@@ -1,7 +1,7 @@
 // The launched run on the Train page: its state, its live loss, and what can be done with it.
 
 import { board } from '../core/chart.js';
-import { actOn, badge, button, duration, h, query, quiet, remember, sureButton, t, text } from '../core/dom.js';
+import { actOn, badge, button, duration, h, query, quiet, redraw, remember, sureButton, t, text } from '../core/dom.js';
 import { compareAddress } from '../core/lanes.js';
 import { hues, isLive, JobProgress, poke, stateName, subscribe } from '../core/live.js';
 
@@ -75,11 +75,11 @@ export class Launch {
 
   showState(job, ahead) {
     const more = job.state === 'queued' && ahead ? t` after ${ahead} other run${ahead > 1 ? 's' : ''}` : '';
-    this.line.replaceChildren(badge(stateName(job)), h('a', { href: `/runs?run=${job.id}` }, job.name), more,
+    redraw(this.line, badge(stateName(job)), h('a', { href: `/runs?run=${job.id}` }, job.name), more,
       job.error ? h('span.s-error', {}, job.error.text) : '');
     const can = new Set(job.actions);
     const act = (action) => actOn(job.id, action).then(poke);
-    this.actions.replaceChildren(...[
+    redraw(this.actions, ...[
       job.adapter && h('a.s-button.s-primary', { href: compareAddress(job) },
         t`Compare with the base`),
       can.has('resume') && button(t`Resume`, () => act('resume'), 's-primary'),

@@ -1,7 +1,7 @@
 // Train: the memory and time estimate of the form, measuring it with two real steps, fitting it to the
 // device, and presets.
 
-import { api, button, bytes, changed, count, duration, h, later, number, quiet, send, sureButton, t, word } from
+import { api, button, bytes, changed, count, duration, h, later, number, quiet, redraw, send, sureButton, t, word } from
   '../core/dom.js';
 import { askAction } from '../core/form.js';
 
@@ -39,23 +39,23 @@ export class Preflight {
   /** Hidden while the form has an error, which is shown beside its field. */
   show(found) {
     this.element.hidden = !found || Boolean(found.error);
-    if (this.element.hidden) return;
+    if (this.element.hidden) { this.page.know(null); return; }
     this.seconds = found.seconds;
     this.time = duration(found.seconds);
     if (!found.measured) this.page.know(found);
-    const measure = button(t`Measure`, () => this.measure(), 's-tool',
+    const measure = button(t`Measure`, this.page.asked((set) => this.measure(set)), 's-tool',
       { title: t`Take two real steps on the longest batch` });
     if (found.unknown) {
-      this.element.replaceChildren(h('header', {}, h('h2', {}, t`Memory and time`), measure),
+      redraw(this.element, h('header', {}, h('h2', {}, t`Memory and time`), measure),
         quiet(found.unknown));
       return;
     }
     const whole = Math.max(found.total_bytes, found.device_bytes);
     const parts = Object.entries(found.parts).filter(([, size]) => size > 0);
     const colour = (part) => `background: var(--s-run-${HUES[part] ?? 9})`;
-    this.element.replaceChildren(...[
+    redraw(this.element, ...[
       h('header', {}, h('h2', {}, t`Memory and time`), measure,
-        !found.fits && button(t`Make it fit`, () => this.fit(), 's-primary')),
+        !found.fits && button(t`Make it fit`, this.page.asked((set) => this.fit(set)), 's-primary')),
       h('p.s-forecast', {}, h('b', {}, bytes(found.total_bytes)), ` ${free(found)}`, h('span', {}, ' · '),
         h('b', {}, duration(found.seconds)), t` for ${count(found.total_steps)} steps`,
         h('span.s-quiet', {}, ' · ', found.measured ? t`measured, base in ${found.dtype}` : found.like
@@ -72,8 +72,10 @@ export class Preflight {
         found.titles[part], h('span', {}, bytes(size)))))].filter(Boolean));
   }
 
-  async measure() {
-    const started = await send('/api/do/preflight', { set: this.set, measure: true });
+  async measure(set) {
+    clearTimeout(this.timer);
+    await this.look(); // later, it would end the measurement
+    const started = await send('/api/do/preflight', { set, measure: true });
     if (!started) return;
     const turn = ++this.turn;
     const words = h('p.s-quiet', { role: 'status' }, t`Measuring …`);
@@ -88,10 +90,9 @@ export class Preflight {
     }
   }
 
-  async fit() {
-    const found = await api('/api/do/preflight', { set: this.set, fit: true });
-    const changes = Object.entries(found.changes).map(([path, value]) => `${path}=${JSON.stringify(value)}`);
-    this.page.open({ address: new URLSearchParams([...this.set, ...changes].map((one) => ['set', one])).toString() });
+  async fit(set) {
+    const { changes } = await api('/api/do/preflight', { set, fit: true });
+    await this.page.open({ values: changes });
   }
 }
 
@@ -104,14 +105,14 @@ export class Presets {
 
   show(found) {
     const { page } = this;
-    this.element.replaceChildren(h('span.s-quiet', {}, t`Presets`), ...found.map((preset) =>
-      h('span.s-preset', {}, button(preset.name, () => page.open({ values: page.values(),
-        preset: preset.name }), '', { title: about(preset) }),
+    redraw(this.element, h('span.s-quiet', {}, t`Presets`), ...found.map((preset) =>
+      h('span.s-preset', {}, button(preset.name, () => page.open({ preset: preset.name }), '',
+        { title: about(preset) }),
       preset.own && sureButton('×', t`Forget?`, async () => {
         this.show(await api('/api/do/presets.forget', { name: preset.name }));
       }, 's-tool'))),
-    button(t`Save as …`, () => askAction('presets.save', { title: t`Save a preset`,
-      fixed: { set: page.found?.set ?? [] }, done: (saved) => this.show(saved) }), 's-tool'));
+    button(t`Save as …`, page.asked((set) => askAction('presets.save', { title: t`Save a preset`,
+      fixed: { set }, done: (saved) => this.show(saved) })), 's-tool'));
   }
 }
 

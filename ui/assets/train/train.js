@@ -1,8 +1,8 @@
 // The Train page: the form, drawn from the fields of a run, and beside it what it means: what pressing Train
 // does, memory and time, the first rows as tokens, the launched run, and the same as a command or a file.
 
-import { api, button, errorLine, h, matcher, quiet, remember, say, send, short, snippet, t, text, word } from
-  '../core/dom.js';
+import { api, button, errorLine, h, matcher, newest, quiet, redraw, remember, say, send, short, snippet, t, text,
+  word } from '../core/dom.js';
 import { planSweep } from '../runs/queue.js';
 import { Launch } from './launch.js';
 import { Methods } from './methods.js';
@@ -20,14 +20,13 @@ export class Train extends HTMLElement {
   async connectedCallback() {
     if (this.built) return;
     this.built = true;
-    this.turn = 0;
     const form = await send('/api/train/form', {});
     if (!form) return;
     this.build(form);
     await this.open({ address: location.search });
     document.addEventListener('keydown', (event) => {
-      if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && this.isConnected
-        && !document.querySelector('dialog[open]')) this.start();
+      if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && this.isConnected && !event.repeat
+        && !document.querySelector('dialog[open]')) this.go.click(); // ignored while it is busy
     });
   }
 
@@ -139,37 +138,53 @@ export class Train extends HTMLElement {
     this.timer = setTimeout(() => this.judge(), 120);
   }
 
-  /** Ask what the form means. The newest answer counts; null where it is not the newest. */
-  async judge(asked = { values: this.values() }) {
+  /** Ask what a form means. */
+  ask(form) {
     clearTimeout(this.timer);
-    const turn = ++this.turn;
-    const found = await api('/api/train/judge', asked).catch((error) => ({ error: { text: error.message } }));
-    if (turn !== this.turn) return null;
-    this.take(found);
-    return found;
+    this.asking = api('/api/train/judge', form).catch((error) => ({ error: { text: error.message } }));
+    return newest(this, this.asking);
   }
 
-  /** Fill the form: from an address, or with a preset laid over it. */
+  async judge() {
+    const found = await this.ask({ values: this.values() });
+    if (found) this.take(found);
+  }
+
+  /** Return what the form means as it stands, once it is filled; null if it has an error, which is shown. */
+  async settled() {
+    while (this.opening) await this.opening;
+    this.judge();
+    let asking, found;
+    do { asking = this.asking; found = await asking; } while (asking !== this.asking); // changed meanwhile
+    return found.error ? null : found;
+  }
+
+  /** Fill the form: from an address, or with a preset or values laid over it. */
   async open(asked) {
+    while (this.opening) await this.opening;
+    let typed = false;
+    try { typed = await (this.opening = this.fill(asked)); } finally { this.opening = null; }
+    if (typed) this.changed();
+  }
+
+  /** Return true if fields were changed meanwhile; they are kept. */
+  async fill({ address, values, preset }) {
     const before = new Map([...this.settings.values(), ...[...this.ofMethod.values()].flat()].map(
       (setting) => [setting, setting.value()]));
     const { method } = this;
-    this.opening = asked;
-    const found = await this.judge(asked);
-    if (this.opening === asked) this.opening = null;
-    if (!found) return;
-    const { values = {} } = found;
-    if (this.method === method) this.method = values['method.name'] ?? (found.error ? method : 'lora');
+    const found = await this.ask(address === undefined ? { values: { ...this.values(), ...values }, preset }
+      : { address });
+    if (!found) return false;
+    const { error, values: filled = {} } = found;
+    if (this.method === method) this.method = filled['method.name'] ?? (error ? method : 'lora');
     const typed = (setting) => setting.value() !== before.get(setting);
     const kept = this.all().filter(typed);
     for (const setting of this.all()) {
-      if (!kept.includes(setting) && (!found.error || asked.address !== undefined)) {
-        setting.fill(values[setting.field.name]);
-      }
+      if (!kept.includes(setting) && !(error && address === undefined)) setting.fill(filled[setting.field.name]);
     }
     this.showMethod();
     this.take(found);
-    if (kept.length || this.method !== values['method.name']) this.changed();
+    return kept.length > 0 || this.method !== filled['method.name'];
   }
 
   take(found) {
@@ -178,7 +193,6 @@ export class Train extends HTMLElement {
     this.mark(error?.field);
     this.preflight.take(error ? null : found);
     if (error) {
-      text(this.says, '');
       this.warnings.replaceChildren();
       this.sift(); // the field that is wrong may be one that the loss just chosen brings
       return this.rows.take(null);
@@ -208,13 +222,13 @@ export class Train extends HTMLElement {
     if (node?.closest('details')) node.closest('details').open = true;
   }
 
-  /** What the estimate knows: automatic values, and what pressing Train does. */
+  /** What the estimate knows: automatic values, and what pressing Train does; nothing without one. */
   know(estimate) {
     for (const one of this.all()) {
-      one.mark(one.element.hasAttribute('data-changed'), estimate.auto?.[one.field.name] ?? '');
+      one.mark(one.element.hasAttribute('data-changed'), estimate?.auto?.[one.field.name] ?? '');
     }
-    text(this.says, this.sentence(estimate));
-    this.rows.cut(estimate.cut);
+    text(this.says, estimate ? this.sentence(estimate) : '');
+    this.rows.cut(estimate?.cut);
   }
 
   sentence({ rows, total_steps: steps, device, unknown }) {
@@ -228,18 +242,27 @@ export class Train extends HTMLElement {
       device.replaceAll(',', ', ')}, about ${this.preflight.time}.`;
   }
 
-  showSame({ command, yaml, set }) {
-    const open = this.same.firstChild?.open ?? localStorage.getItem('studio.same') === '1';
-    this.same.replaceChildren(h('details.s-same', { open,
+  showSame({ command, yaml }) {
+    redraw(this.same, h('details.s-same', { open: localStorage.getItem('studio.same') === '1',
       ontoggle: (e) => localStorage.setItem('studio.same', e.target.open ? '1' : '0') },
     h('summary', {}, t`The same as a command or a file`), snippet(t`Command line`, command),
     snippet('spec.yaml', yaml)),
     h('div.s-actions', {},
-      button(t`Sweep: several values of some fields …`, () => planSweep(null, set), 's-tool'),
-      button(t`Bake-off: these settings with several methods …`, () => import('../adapters/bakeoff.js').then(
-        ({ askBakeoff }) => askBakeoff({ set, impossible: this.impossible() })), 's-tool'),
+      button(t`Sweep: several values of some fields …`, this.asked((set) => planSweep(null, set)), 's-tool'),
+      button(t`Bake-off: these settings with several methods …`, this.asked(async (set) => {
+        const { askBakeoff } = await import('../adapters/bakeoff.js');
+        return askBakeoff({ set, impossible: this.impossible() });
+      }), 's-tool'),
       button(t`Guided start …`, openGuide, 's-tool'),
       button(t`Start over`, () => { this.launch.forget(); this.open({ address: '' }); }, 's-tool')));
+  }
+
+  /** What a button does with the form as it stands. */
+  asked(act) {
+    return async () => {
+      const found = await this.settled();
+      if (found) await act(found.set);
+    };
   }
 
   impossible() { return Object.keys(this.found.sizes).filter((name) => !this.found.sizes[name].parameters); }
@@ -251,9 +274,8 @@ export class Train extends HTMLElement {
   }
 
   async start() {
-    let found = null;
-    while (!found) found = await this.judge(); // a newer answer came between
-    if (found.error) return;
+    const found = await this.settled();
+    if (!found) return;
     const twin = this.launch.twin(found.set);
     const asked = () => t`“${twin.name}” with these very settings is ${word(twin.state)}. Train them once more?`;
     if (twin && !window.confirm(asked())) return;

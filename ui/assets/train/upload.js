@@ -1,6 +1,6 @@
 // Upload a data file on the Train page: it is imported as on the Data page, and chosen.
 
-import { api, button, h, later, send, t, text, word } from '../core/dom.js';
+import { api, button, h, later, t, text, word } from '../core/dom.js';
 import { sendFile } from '../core/upload.js';
 
 export class Upload {
@@ -30,10 +30,12 @@ export class Upload {
       if (problem) throw new Error(t`${problem} Import it on the Data page, where its columns can be chosen.`);
       const job = await api('/api/do/data.import', { source: path, uploaded: true });
       this.say(t`Importing …`);
-      let found = job;
+      let found = job, failures = 0;
       while (!['succeeded', 'failed', 'cancelled'].includes(found.state)) {
         await later(300);
-        found = await send(`/api/outcome/${job.id}`) ?? found;
+        try { found = await api(`/api/outcome/${job.id}`); failures = 0; } catch (error) {
+          if (error.kind || ++failures > 30) throw error; // it was deleted, or the server is gone
+        }
       }
       if (found.state !== 'succeeded') throw new Error(found.error?.text ?? t`The import was ${word(found.state)}.`);
       this.say('');
