@@ -52,12 +52,12 @@ const OUTCOMES = {
   picture: ({ changes }) => (changes?.length ? [heatmap(changes)] : []), evaluate: evaluated,
   tasks: measuredTasks,
   judge: (found) => [trust(found), reasons(found)],
-  push: ({ address }) => [h('p', {}, t`Uploaded and verified: `, h('b', {}, address ?? ''))],
+  push: ({ address }) => [h('p', t`Uploaded and verified: `, h('b', address ?? ''))],
 };
 
 /** Fill `node` with the outcome of an ended job. */
 export async function outcome(job, node) {
-  const wrong = job.error ? [h('p.s-error', {}, job.error.text)] : [];
+  const wrong = job.error ? [h('p.s-error', job.error.text)] : [];
   const draw = (job.state === 'succeeded' || job.error?.kind === 'gate') && (OUTCOMES[job.kind] ?? facts);
   const found = draw && await api(`/api/outcome/${job.id}`).catch(() => null);
   return node.replaceChildren(...wrong, ...(found ? draw(found.outcome) : []));
@@ -78,7 +78,7 @@ function evaluated(found) {
       number(found.rmse, 3)}, correlation ${number(found.pearson, 3)}`], ...scores]);
   const head = found.accuracy == null ? t`Loss ${number(found.eval_loss)}` : t`Accuracy ${percent(found.accuracy)}`;
   return [h('details.s-evaluation', { open: location.pathname.endsWith('/runs') },
-    h('summary', {}, head), figures, found.general ? forgettingCard(found.general) : '',
+    h('summary', head), figures, found.general ? forgettingCard(found.general) : '',
     found.sources ? bySource(found.sources) : '', found.confusions ? confusions(found) : '')];
 }
 
@@ -92,7 +92,7 @@ export const bySource = (sources) => table([t`Source`, t`Rows`, ...('held_out' i
 function measuredTasks({ names, tasks, examples }) {
   const cell = ({ values, errors, differences }, place) => {
     const [gap, low, high] = (differences[place] ?? []).map((one) => number(one, 3));
-    return h('td.s-number', {}, number(values[place]),
+    return h('td.s-number', number(values[place]),
       errors[place] == null ? '' : quiet(`± ${number(errors[place], 2)}`),
       gap == null ? '' : quiet(t`${gap} (${low} to ${high})`));
   };
@@ -100,11 +100,11 @@ function measuredTasks({ names, tasks, examples }) {
     ...names.map((_, place) => cell(one, place))]);
   const [first] = tasks;
   const head = `${first.task}: ${first.metric} ${first.values.map((one) => number(one)).join(', ')}`;
-  return [h('details.s-evaluation', { open: location.pathname.endsWith('/runs') }, h('summary', {}, head),
-    h('div.s-scroll', {}, table([t`Task`, t`Figure`, t`Documents`, ...names], rows)),
+  return [h('details.s-evaluation', { open: location.pathname.endsWith('/runs') }, h('summary', head),
+    h('div.s-scroll', table([t`Task`, t`Figure`, t`Documents`, ...names], rows)),
     quiet(t`Second line: standard error.${names.length > 1
       ? t` Third: difference from ${names[0]} over the same documents, with its 95\u202f% interval.` : ''}`),
-    examples.length ? h('details', {}, h('summary', {}, t`First documents and answers`), h('div.s-scroll', {},
+    examples.length ? h('details', h('summary', t`First documents and answers`), h('div.s-scroll',
       table([t`Task`, t`End of the prompt`, t`Wanted`, ...names], examples.map((one) => [one.task,
         one.prompt.slice(-160), one.wanted, ...one.answers])))) : '')];
 }
@@ -116,7 +116,7 @@ function confusions({ labels, confusions: all }) {
   const counts = new Map(all.map(([wanted, given, times]) => [`${wanted}\n${given}`, times]));
   if (labels.length > MOST_LABELS) {
     const wrong = all.filter(([wanted, given]) => wanted !== given).slice(0, MOST_CONFUSIONS);
-    return h('div', { 'data-testid': 'confusions' }, table([t`Right label`, t`Taken for`, t`Rows`], wrong,
+    return h('div', { testid: 'confusions' }, table([t`Right label`, t`Taken for`, t`Rows`], wrong,
       { class: 's-table s-confusions' }));
   }
   const most = Math.max(...counts.values());
@@ -125,7 +125,7 @@ function confusions({ labels, confusions: all }) {
     return h('td', { class: times / most > 0.55 ? 's-heat s-heat-dark' : 's-heat',
       style: `--share:${100 * times / most}%` }, count(times));
   });
-  return h('div.s-scroll.s-heatmap', { 'data-testid': 'confusions' },
+  return h('div.s-scroll.s-heatmap', { testid: 'confusions' },
     table([t`Right ↓ taken for →`, ...labels],
       labels.map((wanted) => [h('th', { scope: 'row' }, wanted), ...cells(wanted)]), { class: '' }));
 }
@@ -143,7 +143,7 @@ export function facts(found) {
     ...warnings.map((words) => quiet(words))];
 }
 
-const written = (folder, ...links) => h('p', {}, h('span.s-path', {}, folder), ' ', links,
+const written = (folder, ...links) => h('p', h('span.s-path', folder), ' ', links,
   button(t`Push to the hub …`, () => askAction('push', { fixed: { folder } }), 's-tool'));
 
 /** What an export wrote, and how it compared when it was read back. */
@@ -153,7 +153,7 @@ function exported({ check, out }) {
     number(check.tolerance, 2)}), ${check.tokens_changed} of ${check.tokens_compared} tokens changed.`,
   check?.note, ...(check?.notes ?? [])].filter(Boolean).join(' ');
   const path = button(t`Copy path`, () => copy(out, path), 's-tool');
-  return [words ? h('p', { 'data-testid': 'export-check' }, words) : '', written(out, path)];
+  return [words ? h('p', { testid: 'export-check' }, words) : '', written(out, path)];
 }
 
 function mixed({ how, error, adapter }) {
@@ -167,8 +167,8 @@ function mixed({ how, error, adapter }) {
 function certificate({ certificate: found, out }) {
   if (!found || found.max_error === undefined) return [quiet(t`Merged into ${out}; its certificate is missing.`)];
   const error = t`${number(found.max_error, 2)} (allowed ${number(found.tolerance, 2)})`;
-  return [h('details.s-certificate', { 'data-testid': 'certificate' },
-    h('summary', {}, t`Certificate: reloaded, it answers like the stack; largest logit error ${error}`),
+  return [h('details.s-certificate', { testid: 'certificate' },
+    h('summary', t`Certificate: reloaded, it answers like the stack; largest logit error ${error}`),
     pairs([
       [t`Largest logit error`, error], [t`Mean logit error`, number(found.mean_error, 2)],
       [t`Tokens changed`, t`${found.tokens_changed} of ${found.tokens_compared}`],

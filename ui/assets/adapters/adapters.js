@@ -46,20 +46,20 @@ export class Adapters extends HTMLElement {
     this.mix = button(t`Mix …`, () => askMix(this, this.selection()));
     this.give = button(t`Export …`, () => askExport(this, this.selection()));
     this.together = button(t`Compare`, () => { go(compareAdapters(this.selection())); });
-    this.count = h('span.s-quiet', {});
+    this.count = h('span.s-quiet');
     this.notice = h('p.s-notice', { role: 'status', hidden: true });
-    this.jobs = h('ol.s-activity', { 'aria-label': t`Jobs`, 'data-testid': 'activity' });
-    this.cards = h('ol.s-cards', { 'data-testid': 'adapters' });
+    this.jobs = h('ol.s-activity', { label: t`Jobs`, testid: 'activity' });
+    this.cards = h('ol.s-cards', { testid: 'adapters' });
     this.bin = h('details.s-bin', { hidden: true });
     this.passport = new Passport(this);
     this.results = new Results(() => this.results.hide());
-    this.welcome = h('div.s-welcome', { hidden: true }, h('h2', {}, t`No adapters yet`),
-      h('p', {}, t`Every training run adds its adapter here. Adapters from PEFT or AdapterHub can be imported from a
+    this.welcome = h('div.s-welcome', { hidden: true }, h('h2', t`No adapters yet`),
+      h('p', t`Every training run adds its adapter here. Adapters from PEFT or AdapterHub can be imported from a
         folder or a hub id.`),
       h('a.s-button.s-primary', { href: '/' }, t`Train the first adapter`));
-    this.append(h('h1.s-hidden', {}, t`Adapters`), h('div.s-library', {},
-      h('div.s-library-bar', {}, this.search, this.order, this.count,
-        h('span.s-actions', {}, this.together, this.merge, this.mix, this.give,
+    this.append(h('h1.s-hidden', t`Adapters`), h('div.s-library',
+      h('div.s-library-bar', this.search, this.order, this.count,
+        h('span.s-actions', this.together, this.merge, this.mix, this.give,
           button(t`Evaluate …`, () => askEvaluate(this, this.selection())),
           button(t`Import …`, () => askImport(this)),
           button(t`Bake-off …`, () => askBakeoff({ models: this.models })))),
@@ -102,12 +102,12 @@ export class Adapters extends HTMLElement {
   }
 
   card(one) {
-    const box = h('input', { type: 'checkbox', class: 's-box', 'aria-label': t`Choose ${one.name}`,
+    const box = h('input', { type: 'checkbox', class: 's-box', label: t`Choose ${one.name}`,
       onchange: (event) => { this.picked[event.target.checked ? 'add' : 'delete'](one.id); this.chose(); } });
-    return h('li.s-adapter', { 'data-testid': `adapter-${one.id}` }, h('header', {}, box,
+    return h('li.s-adapter', { testid: `adapter-${one.id}` }, h('header', box,
       h('button.s-adapter-name', { onclick: () => this.open(one.id) }),
-      h('span', {})), h('p.s-quiet.s-adapter-what', {}), h('dl', {}),
-    h('footer', {}, h('span.s-tags', {}), h('span.s-actions', {})));
+      h('span')), h('p.s-quiet.s-adapter-what'), h('dl'),
+    h('footer', h('span.s-tags'), h('span.s-actions')));
   }
 
   fill(node, one) {
@@ -122,8 +122,8 @@ export class Adapters extends HTMLElement {
     figures.replaceChildren(...[[t`Final loss`, number(one.last_loss)],
       [t`Held-out`, number(one.eval_loss)], [t`Best held-out`, number(one.best_eval_loss)],
       [t`Size`, bytes(one.size_bytes)]].map(([name, value]) =>
-      h('div', {}, h('dt', {}, name), h('dd', {}, value))));
-    foot.firstChild.replaceChildren(h('span.s-quiet', {}, ago(one.created)),
+      h('div', h('dt', name), h('dd', value))));
+    foot.firstChild.replaceChildren(h('span.s-quiet', ago(one.created)),
       ...one.tags.map((tag) => h('button.s-tag', { title: t`Show only these`,
         onclick: () => { this.search.value = tag; this.list(); } }, tag)));
     foot.lastChild.replaceChildren(
@@ -173,7 +173,7 @@ export class Adapters extends HTMLElement {
     this.passport.hide();
     this.notice.hidden = false;
     this.notice.replaceChildren(t`"${gone.name}" was deleted. `,
-      button(t`Undo`, () => this.undo(gone.token), '', { 'data-testid': 'undo' }));
+      button(t`Undo`, () => this.undo(gone.token), '', { testid: 'undo' }));
     await this.refresh();
   }
 
@@ -187,9 +187,9 @@ export class Adapters extends HTMLElement {
   showTrash() {
     this.bin.hidden = !this.trash.length;
     if (!changed(this.bin, JSON.stringify(this.trash))) return;
-    this.bin.replaceChildren(h('summary', {}, t`Deleted (${this.trash.length}), kept for 30 days`),
-      h('ol', {}, this.trash.map((one) => h('li', {}, h('span', {}, one.name),
-        h('span.s-quiet', {}, ago(one.deleted)),
+    this.bin.replaceChildren(h('summary', t`Deleted (${this.trash.length}), kept for 30 days`),
+      h('ol', this.trash.map((one) => h('li', h('span', one.name),
+        h('span.s-quiet', ago(one.deleted)),
         button(t`Restore`, () => this.undo(one.token))))));
   }
 
@@ -204,7 +204,7 @@ export class Adapters extends HTMLElement {
     const recent = (job) => isLive(job) || (!this.away.has(job.id) && Date.now() / 1000 - (job.finished ?? 0) < 900
       && !(job.kind === 'picture' && job.state === 'succeeded'));
     keyed(this.jobs, ours.filter(recent).slice(0, 6), (job) => job.id, (job) => h('li',
-      { 'data-testid': `job-${job.id}` }), (node, job) => this.job(node, job));
+      { testid: `job-${job.id}` }), (node, job) => this.job(node, job));
     this.results.take(jobs);
     if (news && this.known) this.refresh().then(() => this.chosen && this.passport.show(this.chosen));
     this.known = true;
@@ -217,14 +217,14 @@ export class Adapters extends HTMLElement {
 
   job(node, job) {
     if (!changed(node, `${job.state} ${job.phase} ${job.error?.text}`)) return;
-    const result = h('div', {});
+    const result = h('div');
     node.replaceChildren(badge(job.state), job.name.startsWith(KINDS[job.kind].toLowerCase()) ? ''
-      : h('b', {}, `${KINDS[job.kind]} `),
+      : h('b', `${KINDS[job.kind]} `),
       h('a', { href: `/runs?run=${job.id}` }, job.name),
-      h('span.s-quiet', {}, isLive(job) ? job.phase || (job.state === 'queued'
+      h('span.s-quiet', isLive(job) ? job.phase || (job.state === 'queued'
         ? 'queued' : '') : ''),
       isLive(job) ? sureButton(t`Cancel`, t`Really cancel?`, () => actOn(job.id, 'cancel'), 's-tool')
-        : button('×', () => this.putAway(job.id, node), 's-tool', { 'aria-label': t`Put ${job.name} away` }),
+        : button('×', () => this.putAway(job.id, node), 's-tool', { label: t`Put ${job.name} away` }),
       result);
     if (!isLive(job)) outcome(job, result);
   }

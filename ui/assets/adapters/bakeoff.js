@@ -49,7 +49,7 @@ export class Results {
     this.closed = closed;
     this.table = new RankedTable(COLUMNS, { order: t`Held-out`, rest: (row) => row.state !== 'succeeded'
       && h('span', { class: row.error ? 's-error' : 's-quiet' }, row.error || row.state) });
-    this.element = h('section.s-results', { hidden: true, 'data-testid': 'bakeoff' });
+    this.element = h('section.s-results', { hidden: true, testid: 'bakeoff' });
   }
 
   async show(name) {
@@ -82,15 +82,15 @@ export class Results {
       .map((row) => ({ x: row.eval_loss, y: row.forgetting, label: row.title }));
     this.table.draw(rows);
     this.element.hidden = false;
-    this.element.replaceChildren(h('header', {}, h('h2', {}, this.name),
-      h('span.s-quiet', {}, ended.length < rows.length ? t`${ended.length} of ${rows.length} trained` : ''),
-      h('span.s-actions', {}, h('a.s-button', {
+    this.element.replaceChildren(h('header', h('h2', this.name),
+      h('span.s-quiet', ended.length < rows.length ? t`${ended.length} of ${rows.length} trained` : ''),
+      h('span.s-actions', h('a.s-button', {
         href: `/runs?run=${rows.flatMap((row) => row.runs).join()}` },
         t`Overlay the curves`), takeTable(t`Bake-off ${this.name}`, this.table.element),
       this.closed && button(t`Close`, () => this.closed()))),
     this.table.element, scatter(points, { x: t`Held-out loss (learned)`, y: t`KL from the base (forgot)` }),
-    asked.length ? h('details.s-bin', {}, h('summary', {}, t`Sample answers`), asked.map((prompt, place) => [
-      h('h3', {}, prompt), h('div.s-sampled', {}, rows.filter((row) => row.answers.length > place).map((row) =>
-        h('article', {}, h('h4', {}, row.title), h('p', {}, row.answers[place]))))])) : '');
+    asked.length ? h('details.s-bin', h('summary', t`Sample answers`), asked.map((prompt, place) => [
+      h('h3', prompt), h('div.s-sampled', rows.filter((row) => row.answers.length > place).map((row) =>
+        h('article', h('h4', row.title), h('p', row.answers[place]))))])) : '');
   }
 }

@@ -24,9 +24,9 @@ export function heatmap(changes) {
   };
   const strongest = changes.reduce((a, b) => (b.norm > a.norm ? b : a), changes[0]);
   return h('figure.s-heatmap', {},
-    h('div.s-heat-scroll', {}, table([t`Layer`, ...modules.map((module) => h('th', { scope: 'col',
+    h('div.s-heat-scroll', table([t`Layer`, ...modules.map((module) => h('th', { scope: 'col',
       title: module },
-      h('span', {}, module.split('.').slice(-2).join('.'))))], layers.map((layer) => [
+      h('span', module.split('.').slice(-2).join('.'))))], layers.map((layer) => [
       h('th', { scope: 'row' }, layer < 0 ? t`outside` : String(layer)), ...modules.map((module) => cell(layer,
         module))]),
     { class: '', 'aria-label': t`What the adapter changed` })),

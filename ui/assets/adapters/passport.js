@@ -13,8 +13,8 @@ import { heatmap } from './heatmap.js';
 export class Passport {
   constructor(page) {
     this.page = page;
-    this.element = h('aside.s-drawer', { hidden: true, tabindex: '-1', 'aria-label': t`Passport`,
-      'data-testid': 'passport', onkeydown: (event) => { if (event.key === 'Escape') this.hide(); } });
+    this.element = h('aside.s-drawer', { hidden: true, tabindex: '-1', label: t`Passport`,
+      testid: 'passport', onkeydown: (event) => { if (event.key === 'Escape') this.hide(); } });
     subscribe({
       element: page,
       runs: () => (this.run ? [this.run] : []),
@@ -48,18 +48,18 @@ export class Passport {
   }
 
   head(one) {
-    const name = h('input', { type: 'text', 'aria-label': t`Name`, 'data-testid': 'name', onkeydown: (event) => {
+    const name = h('input', { type: 'text', label: t`Name`, testid: 'name', onkeydown: (event) => {
       if (event.key === 'Enter') name.blur();
       if (event.key === 'Escape') { name.value = one.name; event.stopPropagation(); name.blur(); }
     }, onchange: async () => { // a refused name is not shown as if it were the adapter's
       if (name.value.trim() !== one.name && !await this.page.rename(one, name.value)) name.value = one.name;
     } });
     name.value = one.name;
-    return h('header', {}, name, button('×', () => this.hide(), 's-tool', { 'aria-label': t`Close` }));
+    return h('header', name, button('×', () => this.hide(), 's-tool', { label: t`Close` }));
   }
 
   actions(one) {
-    return h('div.s-actions', {},
+    return h('div.s-actions',
       h('a.s-button.s-primary', { href: compareAdapters([one]) }, t`Compare with the base`),
       h('a.s-button', { href: blindTest(one),
         title: t`Against what it was trained from, without names; your votes give the win rate` }, t`Blind test`),
@@ -69,11 +69,11 @@ export class Passport {
   }
 
   tags(one) {
-    const field = h('input', { type: 'text', placeholder: t`good, for the demo`, 'data-testid': 'tags',
+    const field = h('input', { type: 'text', placeholder: t`good, for the demo`, testid: 'tags',
       onkeydown: (event) => { if (event.key === 'Enter') field.blur(); },
       onchange: () => this.page.tag(one, field.value) });
     field.value = one.tags.join(', ');
-    return h('label.s-labelled', {}, h('span', {}, t`Tags, separated by commas`), field);
+    return h('label.s-labelled', h('span', t`Tags, separated by commas`), field);
   }
 
   facts(one) {
@@ -96,7 +96,7 @@ export class Passport {
       [t`Made`, one.created ? new Date(one.created * 1000).toLocaleString() : ''],
       [t`Size`, bytes(one.size_bytes)], [t`Folder`, one.path],
     ].filter(([, value]) => value != null && value !== '' && value !== 0);
-    return h('section', {}, h('h3', {}, t`Passport`, ' ', badge(ENDED[one.ended] ?? 'queued',
+    return h('section', h('h3', t`Passport`, ' ', badge(ENDED[one.ended] ?? 'queued',
       word(ending(one)) || t`no passport`)), pairs(rows));
   }
 
@@ -104,7 +104,7 @@ export class Passport {
     if (!this.run) return '';
     this.board = board(['loss', 'eval_loss']);
     this.board.group.set({ hues: hues([this.run]), names: new Map([[this.run, one.name]]) });
-    return h('section.s-drawer-charts', {}, this.board.charts.map((chart) => chart.element));
+    return h('section.s-drawer-charts', this.board.charts.map((chart) => chart.element));
   }
 
   picture(one) {
@@ -114,12 +114,12 @@ export class Passport {
       if (job) text(note, t`Measuring: the map appears here when it is done.`);
       poke();
     };
-    return h('section', { 'data-testid': 'picture' }, h('h3', {}, t`What it changed`),
-      one.picture ? heatmap(one.picture.changes) : h('div', {}, note, button(t`Measure`, measure)));
+    return h('section', { testid: 'picture' }, h('h3', t`What it changed`),
+      one.picture ? heatmap(one.picture.changes) : h('div', note, button(t`Measure`, measure)));
   }
 
   spec({ passport: { spec } }) {
-    return h('details.s-spec', {}, h('summary', {}, t`Frozen spec`),
+    return h('details.s-spec', h('summary', t`Frozen spec`),
       spec?.method ? snippet('spec.json', JSON.stringify(spec, null, 1)) : quiet(t`This adapter has none.`));
   }
 }

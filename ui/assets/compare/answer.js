@@ -16,16 +16,16 @@ export class Answer {
   constructor(lane, page) {
     this.lane = lane;
     this.name = h('header.s-cell-name', { hidden: true });
-    this.words = h('div.s-words', { 'data-testid': `answer-${lane}` });
-    this.figures = h('span', { title: PROOF, 'data-testid': `figures-${lane}` });
+    this.words = h('div.s-words', { testid: `answer-${lane}` });
+    this.figures = h('span', { title: PROOF, testid: `figures-${lane}` });
     this.note = h('p.s-cell-note', { hidden: true });
     this.go = button(t`Continue`, () => page.goOn(lane), 's-tool', { title: t`Continue the truncated answer` });
-    this.tools = h('span.s-cell-tools', {}, this.go,
+    this.tools = h('span.s-cell-tools', this.go,
       button(t`Again`, () => page.again(lane), 's-tool', { title: t`Another answer, with the next seed` }),
       button(t`Correct`, () => page.correct(lane), 's-tool', { title: t`Write what it should have said` }),
       this.take = button(t`Copy`, () => copy(this.answer?.text ?? '', this.take), 's-tool'));
-    this.element = h('section.s-cell', {}, this.name, this.words, this.note,
-      h('footer.s-cell-foot', {}, this.figures, this.tools));
+    this.element = h('section.s-cell', this.name, this.words, this.note,
+      h('footer.s-cell-foot', this.figures, this.tools));
   }
 
   /** `view`: confidence, reference (an answer or null), hidden (its place when blind), name, named (show it),
@@ -36,7 +36,7 @@ export class Answer {
     element.style.cssText = view.hidden ? '--hue:var(--s-line-strong);--ink:var(--s-muted)'
       : `--hue:${hueOf(this.lane)}`;
     element.style.order = view.place ?? this.lane;
-    element.setAttribute('aria-label', view.hidden ? t`Answer ${view.place + 1}` : t`Lane ${view.letter}`);
+    element.ariaLabel = view.hidden ? t`Answer ${view.place + 1}` : t`Lane ${view.letter}`;
     element.toggleAttribute('data-empty', !answer);
     element.dataset.verdict = view.hidden ? '' : answer?.verdict ?? '';
     this.name.hidden = view.place == null && !view.named;
@@ -80,7 +80,7 @@ export class Answer {
       if (part === 'mark' || !words.trim()) return [];
       if (part === 'call') return [code(readable(words), t`Tool call`)];
       if (part === 'text') return markdown(words);
-      return [h('details.s-thought', {}, h('summary', {}, t`Thought`), markdown(words.trim()))];
+      return [h('details.s-thought', h('summary', t`Thought`), markdown(words.trim()))];
     });
   }
 }

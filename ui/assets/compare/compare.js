@@ -58,9 +58,9 @@ export class Compare extends HTMLElement {
     });
     this.confidence = button(t`Confidence`, () => this.setView({ confidence: !this.view.confidence }), 's-tool',
       { title: t`Tint each token by the uncertainty of the model; hover shows the alternatives` });
-    this.reference = h('select', { 'aria-label': t`Differences`, title: t`Mark what differs, word by word`,
+    this.reference = h('select', { label: t`Differences`, title: t`Mark what differs, word by word`,
       onchange: ({ target: { value } }) => this.setView({ reference: value === '' ? null : Number(value) }) });
-    this.blind = button(t`Blind`, () => this.toggleBlind(), 's-tool', { 'data-testid': 'blind',
+    this.blind = button(t`Blind`, () => this.toggleBlind(), 's-tool', { testid: 'blind',
       title: t`Shuffle the lanes and hide their names until you vote` });
     this.report = button(t`Save a report`, () => saveReport({ conversation: this.conversation.id }), 's-tool',
       { hidden: true, title: t`The conversation with its votes, as one HTML file` });
@@ -73,10 +73,10 @@ export class Compare extends HTMLElement {
       { title: t`These lanes in other programs, over an OpenAI-compatible address` });
     this.tabs = new Tabs(this);
     this.root = h('div.s-compare', { hidden: true }, // until the lanes are known
-      h('div.s-compare-bar', {}, this.tabs.tabs, h('span.s-grow', {}), this.newChat,
+      h('div.s-compare-bar', this.tabs.tabs, h('span.s-grow'), this.newChat,
         this.report, this.confidence, this.reference, this.blind, this.alone, this.serve),
       this.heads, this.scroll, this.tabs.element, this.composer.element);
-    this.append(h('h1.s-hidden', {}, t`Compare`), this.root);
+    this.append(h('h1.s-hidden', t`Compare`), this.root);
     addEventListener('keydown', (event) => {
       if (this.root.hidden || this.hasAttribute('data-tab') || event.ctrlKey || event.metaKey || event.altKey
         || event.repeat || document.querySelector('dialog[open]')) return;
@@ -98,7 +98,7 @@ export class Compare extends HTMLElement {
     this.style.setProperty('--lanes', lanes.length);
     if (!(this.view.reference >= 0 && this.view.reference < lanes.length)) this.view.reference = null;
     this.heads.toggleAttribute('data-blind', blind);
-    redraw(this.heads, ...(blind ? [h('p.s-quiet', {},
+    redraw(this.heads, ...(blind ? [h('p.s-quiet',
       t`Blind: ${lanes.length} lanes answer in random order, without names. Vote to reveal the names.${alone
         ? t` Each prompt is answered on its own.` : ''}`)]
       : lanes.map((lane, i) => this.head(lane, i))));
@@ -106,11 +106,11 @@ export class Compare extends HTMLElement {
     this.composer.ready(turns.length > 0);
     this.composer.choose(this.composer.lane < lanes.length ? this.composer.lane : null);
     this.newChat.hidden = this.report.hidden = !turns.length;
-    this.confidence.setAttribute('aria-pressed', String(this.view.confidence));
-    this.blind.setAttribute('aria-pressed', String(blind));
-    this.alone.setAttribute('aria-pressed', String(alone));
+    this.confidence.ariaPressed = this.view.confidence;
+    this.blind.ariaPressed = blind;
+    this.alone.ariaPressed = alone;
     this.blind.hidden = this.alone.hidden = this.reference.hidden = lanes.length < 2;
-    this.reference.replaceChildren(h('option', { value: '' }, t`No differences`),
+    redraw(this.reference, h('option', { value: '' }, t`No differences`),
       ...lanes.map((_, i) => h('option', { value: i }, t`Differ from ${LETTERS[i]}`)));
     this.reference.value = this.view.reference ?? '';
     this.cells.clear();
@@ -145,13 +145,13 @@ export class Compare extends HTMLElement {
     }));
     this.cells.set(turn, cells);
     const number = this.conversation.turns.indexOf(turn);
-    const tools = h('span.s-turn-tools', {},
+    const tools = h('span.s-turn-tools',
       button(t`Edit`, () => this.edit(number), 's-tool', { title: t`Send another prompt here` }),
       button(t`Branch`, () => this.branch(number + 1), 's-tool',
         { title: t`Go on from here in a copy of this conversation` }));
-    const element = h('article.s-turn', {},
-      h('div.s-turn-head', {}, h('p.s-prompt', {}, turn.prompt), tools),
-      h('div.s-answers', {}, cells.map((cell) => cell.element)), this.votes.bar(turn));
+    const element = h('article.s-turn',
+      h('div.s-turn-head', h('p.s-prompt', turn.prompt), tools),
+      h('div.s-answers', cells.map((cell) => cell.element)), this.votes.bar(turn));
     this.refresh(turn);
     return element;
   }
@@ -195,7 +195,7 @@ export class Compare extends HTMLElement {
 
   async send(prompt) {
     if (this.conversation.asking || !prompt.trim()) return;
-    if (!this.conversation.turns.length) this.scroll.replaceChildren();
+    if (!this.conversation.turns.length) redraw(this.scroll);
     const answered = this.conversation.ask(prompt);
     const [before, turn] = this.conversation.turns.slice(-2);
     if (turn) this.refresh(before);
@@ -242,7 +242,7 @@ export class Compare extends HTMLElement {
 
   /** Replace an answer by what it should have been; later turns continue from it. */
   correct(turn, answer) {
-    const words = h('textarea', { rows: 8, 'aria-label': t`Answer` });
+    const words = h('textarea', { rows: 8, label: t`Answer` });
     words.value = answer.text;
     dialog(t`Correct the answer`, [quiet(t`The next turns continue from it, and datasets made of this conversation take
       it as better than what the lane said.`), words], t`Save`, async () => {
@@ -292,7 +292,7 @@ export class Compare extends HTMLElement {
   /** Change the view of the answers without scrolling. */
   setView(change) {
     Object.assign(this.view, change);
-    this.confidence.setAttribute('aria-pressed', String(this.view.confidence));
+    this.confidence.ariaPressed = this.view.confidence;
     for (const turn of this.conversation.turns) this.refresh(turn);
     this.address();
   }

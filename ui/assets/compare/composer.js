@@ -22,14 +22,14 @@ export class Composer {
   constructor(schema, page) {
     this.page = page;
     this.lane = null;
-    this.prompt = h('textarea', { rows: 1, placeholder: t`Ask all lanes …`, 'aria-label': t`Prompt`,
-      'data-testid': 'prompt', oninput: () => this.grow(), onkeydown: (event) => this.key(event) });
-    this.send = button(t`Send`, () => this.submit(), 's-primary', { 'data-testid': 'send' });
-    this.stop = button(t`Stop`, page.stop, 's-danger', { hidden: true, 'data-testid': 'stop',
+    this.prompt = h('textarea', { rows: 1, placeholder: t`Ask all lanes …`, label: t`Prompt`,
+      testid: 'prompt', oninput: () => this.grow(), onkeydown: (event) => this.key(event) });
+    this.send = button(t`Send`, () => this.submit(), 's-primary', { testid: 'send' });
+    this.stop = button(t`Stop`, page.stop, 's-danger', { hidden: true, testid: 'stop',
       title: t`Stop every lane (Escape)` });
     this.again = button(t`Ask again`, page.again, '', { hidden: true,
       title: t`Answer the last prompt again, with the current weights and settings (key r)` });
-    this.add = button(t`+ Lane`, page.add, '', { title: t`Add a lane`, 'data-testid': 'add-lane' });
+    this.add = button(t`+ Lane`, page.add, '', { title: t`Add a lane`, testid: 'add-lane' });
     this.gear = button(t`Settings`, () => this.toggle(), '', { 'aria-expanded': 'false',
       'aria-controls': 's-sampling' });
     this.system = h('textarea', { rows: 2, placeholder: t`None`, onchange: () => this.take() });
@@ -41,16 +41,16 @@ export class Composer {
         input: h('input', { ...(type === 'string' ? { type: 'text' } : { type: 'number', ...bounds }),
           onchange: () => this.take() }) };
     });
-    this.whose = h('select', { 'aria-label': t`Whose settings`, onchange: (event) => {
+    this.whose = h('select', { label: t`Whose settings`, onchange: (event) => {
       this.choose(event.target.value === '' ? null : Number(event.target.value));
     } });
     this.panel = h('div.s-sampling', { hidden: true, id: 's-sampling' },
-      h('label', {}, h('span', {}, t`Settings of`), this.whose),
-      h('label', {}, h('span', {}, t`System prompt`), this.system),
+      h('label', h('span', t`Settings of`), this.whose),
+      h('label', h('span', t`System prompt`), this.system),
       this.fields.map(({ title, note, input }) => h('label', { title: note },
-        h('span', {}, title), input)));
-    this.element = h('div.s-composer', {}, this.panel,
-      h('div.s-composer-row', {}, this.prompt, this.send, this.stop, this.again,
+        h('span', title), input)));
+    this.element = h('div.s-composer', this.panel,
+      h('div.s-composer-row', this.prompt, this.send, this.stop, this.again,
         this.add, this.gear));
   }
 
@@ -112,7 +112,7 @@ export class Composer {
 
   toggle() {
     this.panel.hidden = !this.panel.hidden;
-    this.gear.setAttribute('aria-expanded', String(!this.panel.hidden));
+    this.gear.ariaExpanded = !this.panel.hidden;
     if (!this.panel.hidden) this.choose(this.lane);
   }
 

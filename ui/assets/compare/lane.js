@@ -5,7 +5,7 @@ import { select } from '../core/form.js';
 import { hueOf, isCheckpoint, promoteButton } from '../core/lanes.js';
 import { KEPT, keepMix } from './tabs.js';
 
-const choice = (label, choices, value, changed) => select(choices, value, changed, { 'aria-label': label });
+const choice = (label, choices, value, changed) => select(choices, value, changed, { label: label });
 
 export class LaneHead {
   /** `page`: choices, letter, full, changed(), weigh(), redraw(), add(...lanes), refresh(), remove() or null. */
@@ -14,14 +14,14 @@ export class LaneHead {
     const models = page.choices.models.map((model) => [model.path, model.label]);
     if (!models.some(([path]) => path === lane.model)) models.push([lane.model, short(lane.model)]);
     this.element = h('section.s-lane', { style: `--hue:${hueOf(index)}`,
-      'aria-label': t`Lane ${page.letter}`, 'data-testid': `lane-${index}` },
-    h('div.s-lane-top', {}, h('b.s-letter', {}, page.letter),
+      label: t`Lane ${page.letter}`, testid: `lane-${index}` },
+    h('div.s-lane-top', h('b.s-letter', page.letter),
       choice(t`Model`, models, lane.model, (path) => {
         lane.model = path;
         lane.stack = [];
         page.redraw();
       }),
-      page.remove && button('×', page.remove, 's-tool', { 'aria-label': t`Remove this lane` })),
+      page.remove && button('×', page.remove, 's-tool', { label: t`Remove this lane` })),
     lane.stack.map((part, i) => this.part(part, i)), this.more());
   }
 
@@ -33,16 +33,16 @@ export class LaneHead {
   part(part, index) {
     const names = this.fitting().map((adapter) => [adapter.name, adapter.label || adapter.name]);
     if (!names.some(([name]) => name === part.name)) names.push([part.name, part.name]);
-    const shown = h('output', {}, part.weight.toFixed(2));
-    const slider = h('input', { type: 'range', min: -1, max: 2, step: 0.05, 'aria-label':
+    const shown = h('output', part.weight.toFixed(2));
+    const slider = h('input', { type: 'range', min: -1, max: 2, step: 0.05, label:
       t`Weight of ${part.name}`, title: t`Weight: 0 is the base, 1 as trained; double click resets`,
     oninput: (event) => this.weigh(part, Number(event.target.value), shown),
     ondblclick: () => { slider.value = 1; this.weigh(part, 1, shown); } });
     slider.value = part.weight;
-    return h('div.s-part', {},
+    return h('div.s-part',
       choice(t`Adapter`, names, part.name, (name) => { part.name = name; this.page.redraw(); }),
       slider, shown, button('×', () => { this.lane.stack.splice(index, 1); this.page.redraw(); },
-        's-tool', { 'aria-label': t`Remove ${part.name}` }));
+        's-tool', { label: t`Remove ${part.name}` }));
   }
 
   weigh(part, weight, shown) {
@@ -58,10 +58,10 @@ export class LaneHead {
     const { lane, page } = this, used = new Set(lane.stack.map((part) => part.name));
     const next = this.fitting().find((adapter) => !used.has(adapter.name));
     const words = dots(!lane.stack.length && t`Base, no adapter`, lane.own && t`own settings`);
-    return [h('div.s-lane-more', {}, words && h('span.s-quiet', {}, words),
+    return [h('div.s-lane-more', words && h('span.s-quiet', words),
       lane.own && button(t`Share settings`, () => { delete lane.own; page.redraw(); }, 's-tool',
         { title: t`Use the settings of all lanes again` }),
-      h('span.s-grow', {}), this.recipes(),
+      h('span.s-grow'), this.recipes(),
       lane.stack.length === 1 && isCheckpoint(lane.stack[0].name) && promoteButton(lane.stack[0].name),
       lane.stack.length > 1 && !page.full && button(t`Audition`, () => page.add(...this.audition()),
         's-tool', { title: t`Add a lane for each adapter of this mix alone` }),

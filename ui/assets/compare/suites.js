@@ -26,23 +26,23 @@ const COLUMNS = [['exact_match', t`Exact`, percent, true, t`Answers equal to the
 export class Suites {
   constructor(page) {
     this.page = page;
-    this.cases = h('textarea', { rows: 6, 'aria-label': t`Prompts of the suite`, placeholder: EXAMPLE,
-      'data-testid': 'suite-cases' });
-    this.name = h('input', { 'aria-label': t`Name of the suite`, placeholder: t`Name (optional)`, maxLength: 120 });
+    this.cases = h('textarea', { rows: 6, label: t`Prompts of the suite`, placeholder: EXAMPLE,
+      testid: 'suite-cases' });
+    this.name = h('input', { label: t`Name of the suite`, placeholder: t`Name (optional)`, maxLength: 120 });
     const file = h('input', { type: 'file', accept: '.txt,.jsonl', hidden: true, onchange: async () => {
       const [picked] = file.files;
       if (picked) { this.cases.value = await picked.text(); this.name.value ||= picked.name.replace(/\.\w+$/, ''); }
     } });
-    this.list = h('div.s-suites', {});
-    this.answers = h('div.s-board', {});
-    this.judged = h('div.s-board', {});
+    this.list = h('div.s-suites');
+    this.answers = h('div.s-board');
+    this.judged = h('div.s-board');
     this.hint = quiet();
-    this.parts = [h('div.s-tab-head', {}, h('h2', {}, t`Prompt suites`), h('span.s-quiet', {},
+    this.parts = [h('div.s-tab-head', h('h2', t`Prompt suites`), h('span.s-quiet',
       t`The same prompts to every lane, as a queued job; answers are scored against the expected ones.`)),
-    h('div.s-suite-form', {}, this.cases, h('div.s-tab-head', {}, this.name,
-      button(t`From a file …`, () => file.click()), file, h('span.s-grow', {}),
-      button(t`Run over all lanes`, () => this.run(), 's-primary', { 'data-testid': 'run-suite' })),
-    this.hint), this.list, h('div.s-board', { 'data-testid': 'suite' }, this.answers, this.judged)];
+    h('div.s-suite-form', this.cases, h('div.s-tab-head', this.name,
+      button(t`From a file …`, () => file.click()), file, h('span.s-grow'),
+      button(t`Run over all lanes`, () => this.run(), 's-primary', { testid: 'run-suite' })),
+    this.hint), this.list, h('div.s-board', { testid: 'suite' }, this.answers, this.judged)];
   }
 
   async show(element) {
@@ -73,17 +73,17 @@ export class Suites {
     const row = (one) => [h('td', { class: one.id === this.open ? 's-chosen' : '' }, button(one.name, () => {
       this.open = one.id;
       this.refresh();
-    }, 's-tool')), badge(one.state), h('td.s-quiet', {}, isLive(one)
+    }, 's-tool')), badge(one.state), h('td.s-quiet', isLive(one)
       ? t`${one.step} of ${one.total_steps} prompts`
       : t`${one.total_steps} prompts · ${one.lanes.length} lanes · ${ago(one.created)}`),
-    h('td.s-error', {}, one.error ?? '')];
+    h('td.s-error', one.error ?? '')];
     redraw(this.list, table(null, all.map(row)));
     if (!suite) return;
     if (changed(this.answers, JSON.stringify(suite))) redraw(this.answers, ...results(suite, (cases) => {
       this.cases.value = cases;
     }), this.judging(suite));
     keyed(this.judged, judgements, ({ id }) => id,
-      () => h('section.s-card.s-judgement', { 'data-testid': 'judgement' }),
+      () => h('section.s-card.s-judgement', { testid: 'judgement' }),
       (node, one) => changed(node, JSON.stringify(one)) && redraw(node, ...judgement(one)));
     if ([suite, ...judgements].some(isLive) && this.list.isConnected && !this.list.closest('[hidden]')) {
       this.timer = setTimeout(() => this.refresh(), 1500);
@@ -109,8 +109,8 @@ export class Suites {
     const ask = () => askAction('judge', { fixed: { suite: suite.id }, choices: { lane: [...lanes] },
       only: ['lane', 'address', 'model', 'allow_remote', 'rubric', 'votes', 'min_agreement', 'max_new_tokens',
         'seconds', 'name'], done: () => { this.refresh(); } });
-    return h('div.s-tab-head', {}, h('h3', {}, t`Judged by a model`), h('span.s-grow', {}),
-      button(t`Judge …`, ask, '', { title: t`A model compares the answers in pairs`, 'data-testid': 'ask-judge' }));
+    return h('div.s-tab-head', h('h3', t`Judged by a model`), h('span.s-grow'),
+      button(t`Judge …`, ask, '', { title: t`A model compares the answers in pairs`, testid: 'ask-judge' }));
   }
 }
 
@@ -122,17 +122,17 @@ function line({ prompt, expected, pattern, json_schema: schema }) {
 
 function judgement(found) {
   const state = isLive(found) ? t`${found.step} of ${count(found.total_steps)} pairs` : ago(found.created);
-  return [h('div.s-tab-head', {}, h('h4', {}, found.name), badge(found.state), h('span.s-quiet', {},
-      state), h('span.s-grow', {}), found.evidence && verdictsDataset(found)),
-  found.error ? h('p.s-error', {}, found.error) : '',
+  return [h('div.s-tab-head', h('h4', found.name), badge(found.state), h('span.s-quiet',
+      state), h('span.s-grow'), found.evidence && verdictsDataset(found)),
+  found.error ? h('p.s-error', found.error) : '',
   ...(found.step ? [trust(found), found.lanes.length ? heat(found.lanes, found.wins) : '', reasons(found)] : [])];
 }
 
 function results(suite, reuse) {
   const cases = suite.spec.cases.map(line).join('\n');
-  const head = h('div.s-tab-head', {}, h('h3', {},
+  const head = h('div.s-tab-head', h('h3',
     t`${suite.name}: ${suite.cases} of ${suite.total} prompts`),
-    button(t`Use these prompts again`, () => reuse(cases), 's-tool'), h('span.s-grow', {}),
+    button(t`Use these prompts again`, () => reuse(cases), 's-tool'), h('span.s-grow'),
     exports(`suite-${suite.id}`));
   if (!suite.rows.length) return [head, quiet(suite.error ?? t`No answer yet.`)];
   const shown = COLUMNS.filter(([key]) => suite.means.some((one) => one[key] != null));
@@ -144,9 +144,9 @@ function results(suite, reuse) {
   const answers = table(['', t`Prompt`, t`Expected`, ...names], suite.rows.map((row) => [row.case + 1, row.prompt,
     row.expected ?? row.pattern ?? row.json_schema ?? '', ...row.answers.map(answer)]),
   { class: 's-table s-answers-table' });
-  return [head, means, ...(scored ? [h('h3', {}, t`Wins of the row against the column`), heat(suite.lanes,
+  return [head, means, ...(scored ? [h('h3', t`Wins of the row against the column`), heat(suite.lanes,
     suite.wins)] : []),
-    h('div.s-scroll-x', {}, answers)];
+    h('div.s-scroll-x', answers)];
 }
 
 function answer({ pattern, json_schema: schema, exact_match: exact, error, text }) {

@@ -18,7 +18,7 @@ export class Tabs {
     this.tabs = tabs(TABS, (tab) => { remember({ view: tab === 'chat' ? null : tab }, true); this.open(tab); },
       { class: 's-tool' });
     addEventListener('popstate', () => this.open(query().get('view') ?? 'chat'));
-    this.element = h('section.s-compare-tab', { hidden: true, 'data-testid': 'compare-tab' });
+    this.element = h('section.s-compare-tab', { hidden: true, testid: 'compare-tab' });
   }
 
   async open(name) {
@@ -30,7 +30,7 @@ export class Tabs {
     page.toggleAttribute('data-tab', !chat);
     remember({ view: chat ? null : this.tab });
     if (chat) { page.toEnd(); page.composer.focus(); return; }
-    this.element.replaceChildren();
+    redraw(this.element);
     await { conversations, leaderboard, suites: () => this.suites.show(this.element), recipes }[this.tab](this.element,
       page);
   }
@@ -59,35 +59,34 @@ async function conversations(element, page) {
   const refresh = async () => {
     const all = await newest(list, send('/api/do/conversations', { search: search.value }));
     const found = all?.filter((one) => one.turns);
-    if (found) redraw(list, ...(found.length ? found.map(item) : [h('li.s-quiet', {},
+    if (found) redraw(list, ...(found.length ? found.map(item) : [h('li.s-quiet',
       search.value ? t`No conversation contains “${search.value}”.` : t`Conversations are saved here.`)]));
   };
-  element.replaceChildren(h('div.s-tab-head', {}, h('h2', {}, t`Conversations`), search,
-    h('span.s-grow', {}), button(t`Make a dataset …`, () => makeDataset({ kind: 'answers', unvoted: true,
+  element.replaceChildren(h('div.s-tab-head', h('h2', t`Conversations`), search,
+    h('span.s-grow'), button(t`Make a dataset …`, () => makeDataset({ kind: 'answers', unvoted: true,
       search: search.value }))), list);
   await refresh();
 }
 
 async function recipes(element, page) {
-  const list = h('ul.s-talks', { 'data-testid': 'recipes' });
+  const list = h('ul.s-talks', { testid: 'recipes' });
   const refresh = async () => {
     page.choices = await send('/api/chat/choices') ?? page.choices;
     const found = page.choices.recipes;
-    redraw(list, ...(found.length ? found.map((one) => recipe(one, page, refresh)) : [h('li',
-      { class: 's-quiet' },
+    redraw(list, ...(found.length ? found.map((one) => recipe(one, page, refresh)) : [h('li.s-quiet',
       t`None yet. Adjust the sliders of a lane, then press “Keep mix”.`)]));
   };
-  element.replaceChildren(h('div.s-tab-head', {}, h('h2', {}, t`Recipes`)),
+  element.replaceChildren(h('div.s-tab-head', h('h2', t`Recipes`)),
     quiet(t`A recipe is a base with weighted adapters, saved with “Keep mix” in a lane.`), list);
   await refresh();
 }
 
 function recipe({ name, model, stack, created }, page, refresh) {
   const make = (kind) => keepMix(kind, { model, stack, name }, refresh);
-  return h('li', {}, h('div.s-recipe', {}, h('b', {}, name),
-    h('span.s-quiet.s-recipe-parts', {}, short(model), stack.map((part) =>
-      h('span', {}, h('b', {}, short(part.name)), ` × ${part.weight}`)))),
-  h('span.s-grow', {}), h('span.s-quiet', {}, ago(created)),
+  return h('li', h('div.s-recipe', h('b', name),
+    h('span.s-quiet.s-recipe-parts', short(model), stack.map((part) =>
+      h('span', h('b', short(part.name)), ` × ${part.weight}`)))),
+  h('span.s-grow'), h('span.s-quiet', ago(created)),
   button(t`Into a lane`, () => page.take({ model, stack }), '', { title: t`Add a lane with this mix to the chat` }),
   button(KEPT.mix, () => make('mix')), button(KEPT.merge, () => make('merge')),
   sureButton(t`Delete`, t`Really delete?`, () => send('/api/do/recipes', { delete: name },
@@ -122,11 +121,11 @@ export function showEndpoint(lanes) {
 /** Shown before the first turn: prompts to begin with. */
 export function welcome(page) {
   const tuned = page.conversation.lanes.some((lane) => lane.stack.length);
-  return h('div.s-welcome', {},
-    h('h2', {}, t`One prompt, answered by every lane`),
-    h('p', {}, tuned ? t`Same prompt, same seed, side by side: the difference is what the adapter changed.`
+  return h('div.s-welcome',
+    h('h2', t`One prompt, answered by every lane`),
+    h('p', tuned ? t`Same prompt, same seed, side by side: the difference is what the adapter changed.`
       : t`This lane is the base alone. Train an adapter, or add a lane, to see a difference.`),
-    h('div.s-prompts', {}, page.choices.prompts.slice(0, 6).map((prompt) =>
+    h('div.s-prompts', page.choices.prompts.slice(0, 6).map((prompt) =>
       button(prompt, () => page.send(prompt), 's-chip'))),
     tuned ? '' : h('a.s-button', { href: '/' }, t`Train an adapter`));
 }

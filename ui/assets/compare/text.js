@@ -25,21 +25,21 @@ export function markdown(source) {
       nodes.push(code(body, fence[2]));
     } else if (head) {
       at += 1;
-      nodes.push(h('p.s-md-head', {}, inline(head[2])));
+      nodes.push(h('p.s-md-head', inline(head[2])));
     } else if (ITEM.test(lines[at])) {
       const ordered = /^\s*\d/.test(lines[at]);
       const items = run((line) => ITEM.test(line) && /^\s*\d/.test(line) === ordered);
       nodes.push(h(ordered ? 'ol' : 'ul', ordered ? { start: parseInt(items[0], 10) } : {},
-        items.map((line) => h('li', {}, inline(ITEM.exec(line)[1])))));
+        items.map((line) => h('li', inline(ITEM.exec(line)[1])))));
     } else if (lines[at].startsWith('>')) {
       const quoted = run((line) => line.startsWith('>')).map((line) => line.replace(/^>\s?/, ''));
-      nodes.push(h('blockquote', {}, inline(quoted.join('\n'))));
+      nodes.push(h('blockquote', inline(quoted.join('\n'))));
     } else if (!lines[at].trim()) {
       at += 1;
     } else {
       const plain = run((line) => line.trim() && !FENCE.test(line) && !ITEM.test(line)
         && !/^(#{1,4}\s|>)/.test(line));
-      nodes.push(h('p', {}, inline(plain.length ? plain.join('\n') : lines[at++])));
+      nodes.push(h('p', inline(plain.length ? plain.join('\n') : lines[at++])));
     }
   }
   return nodes.flatMap((node) => [node, '\n']);
@@ -48,8 +48,8 @@ export function markdown(source) {
 /** A block of code with its language and a button that copies it. */
 export function code(body, language) {
   const take = button(t`Copy`, () => copy(body, take), 's-tool');
-  return h('figure.s-code', {},
-    h('figcaption', {}, h('span', {}, language || 'code'), take), h('pre', {}, body));
+  return h('figure.s-code',
+    h('figcaption', h('span', language || 'code'), take), h('pre', body));
 }
 
 function inline(words) {
@@ -58,8 +58,8 @@ function inline(words) {
   for (const found of words.matchAll(INLINE)) {
     nodes.push(words.slice(from, found.index));
     const [whole, , inCode, bold, slanted] = found;
-    nodes.push(inCode !== undefined ? h('code', {}, inCode)
-      : bold !== undefined ? h('strong', {}, bold) : h('em', {}, slanted));
+    nodes.push(inCode !== undefined ? h('code', inCode)
+      : bold !== undefined ? h('strong', bold) : h('em', slanted));
     from = found.index + whole.length;
   }
   nodes.push(words.slice(from));

@@ -15,8 +15,8 @@ export class Votes {
 
   bar(turn) {
     const words = h('span.s-quiet', { role: 'status' });
-    const choices = h('span.s-actions', {});
-    const element = h('div.s-vote', { tabindex: '-1', 'data-testid': 'vote' }, words, choices);
+    const choices = h('span.s-actions');
+    const element = h('div.s-vote', { tabindex: '-1', testid: 'vote' }, words, choices);
     this.bars.set(turn, { element, words, choices });
     return element;
   }
@@ -114,9 +114,9 @@ export async function leaderboard(element) {
   const files = exports('votes');
   const make = button(t`Make a dataset …`, () => makeDataset({ blind: blind.checked }, known), '', {
     title: t`Pairs, answers or verdicts from these votes, to train on` });
-  const body = h('div.s-board', { 'data-testid': 'leaderboard' });
-  element.replaceChildren(h('div.s-tab-head', {}, h('h2', {}, t`Leaderboard`),
-    h('label.s-check', {}, blind, t`Blind votes only`), h('span.s-grow', {}), make, files), body);
+  const body = h('div.s-board', { testid: 'leaderboard' });
+  element.replaceChildren(h('div.s-tab-head', h('h2', t`Leaderboard`),
+    h('label.s-check', blind, t`Blind votes only`), h('span.s-grow'), make, files), body);
   const draw = async () => {
     const found = await newest(body, send('/api/do/leaderboard', { blind: blind.checked }));
     if (!found) return;
@@ -126,7 +126,7 @@ export async function leaderboard(element) {
     redraw(body, ...(standings.length ? [scores(standings),
       quiet(t`${votes} ${votes === 1 ? 'vote' : 'votes'}. Bradley-Terry scores around 1000: 400 points more means ten
         wins to one. The bar is the 95 % interval; where two bars overlap, the order may be chance.`),
-      h('h3', {}, t`Wins of the row against the column (a tie is half)`), heat(lanes, wins)]
+      h('h3', t`Wins of the row against the column (a tie is half)`), heat(lanes, wins)]
       : [quiet(t`No votes yet. Prompt two or more lanes, then choose the better answer.`)]));
   };
   await draw();
@@ -136,12 +136,12 @@ function scores(standings) {
   const low = Math.min(...standings.map((s) => s.low)), high = Math.max(...standings.map((s) => s.high));
   const at = (value) => `${((value - low) / (high - low || 1) * 100).toFixed(2)}%`;
   const groups = new Set(standings.map((s) => s.group)).size > 1;
-  const figure = (value) => h('td.s-figure', {}, value);
-  return table(['', t`Lane`, t`Score`, t`95 % interval`, '', h('th.s-after-interval', {}, t`Won`), t`Lost`,
+  const figure = (value) => h('td.s-figure', value);
+  return table(['', t`Lane`, t`Score`, t`95 % interval`, '', h('th.s-after-interval', t`Won`), t`Lost`,
     t`Tied`, t`Bad`, ...(groups ? [t`Group`] : [])], standings.map((s, i) => [i + 1,
     h('td', { title: s.lane }, laneName(parseLane(s.lane))), figure(s.score.toFixed(0)),
     figure(`${s.low.toFixed(0)} – ${s.high.toFixed(0)}`),
-    h('td.s-interval', {}, h('i', { style: `left:${at(s.low)};right:calc(100% - ${at(s.high)})` }),
+    h('td.s-interval', h('i', { style: `left:${at(s.low)};right:calc(100% - ${at(s.high)})` }),
       h('b', { style: `left:${at(s.score)}` })),
     ...[s.wins, s.losses, s.ties, s.bad].map(figure),
     ...(groups ? [h('td', { title: t`Lanes of different groups never met: their scores cannot be compared` },
@@ -154,13 +154,13 @@ export function heat(lanes, wins) {
   const names = lanes.map((lane) => laneName(parseLane(lane)));
   const cell = (won, i, j) => {
     const games = won + wins[j][i];
-    if (i === j || !games) return h('td.s-quiet', {}, '–');
+    if (i === j || !games) return h('td.s-quiet', '–');
     return h('td', { style: `--share:${(won / games).toFixed(3)}`,
       title: t`${names[i]} won ${won} of ${games} against ${names[j]}` }, won % 1 ? won.toFixed(1) : String(won));
   };
-  return h('div.s-scroll-x', {}, table(['', ...names], wins.map((row, i) =>
-    [h('th', {}, names[i]), ...row.map((won, j) => cell(won, i, j))]), { class: 's-heat' }));
+  return h('div.s-scroll-x', table(['', ...names], wins.map((row, i) =>
+    [h('th', names[i]), ...row.map((won, j) => cell(won, i, j))]), { class: 's-heat' }));
 }
 
-export const exports = (what) => h('span.s-quiet', {}, t`Export `, ['csv', 'jsonl', 'html'].flatMap((form) =>
+export const exports = (what) => h('span.s-quiet', t`Export `, ['csv', 'jsonl', 'html'].flatMap((form) =>
   [h('a', { href: `/api/chat/export/${what}.${form}`, download: '' }, form.toUpperCase()), ' ']));

@@ -50,10 +50,10 @@ export class Chart {
 
   build() {
     const { title, unit } = this.options;
-    this.canvas = h('canvas', { tabindex: '0', role: 'img', 'aria-label': title });
-    this.empty = h('p.s-chart-empty', {}, this.options.empty ?? t`No values yet`);
-    this.plot = h('div.s-plot', {}, this.canvas, this.empty);
-    this.legend = h('ul.s-legend', {});
+    this.canvas = h('canvas', { tabindex: '0', role: 'img', label: title });
+    this.empty = h('p.s-chart-empty', this.options.empty ?? t`No values yet`);
+    this.plot = h('div.s-plot', this.canvas, this.empty);
+    this.legend = h('ul.s-legend');
     this.table = h('div.s-chart-table', { hidden: true, tabindex: '0' });
     this.logButton = button(t`log`, () => this.toggleLog(), 's-tool',
       { 'aria-pressed': String(this.log), title: t`Logarithmic axis` });
@@ -63,8 +63,8 @@ export class Chart {
       { hidden: true });
     return h('figure.s-chart', { 'data-metric': this.options.name, 'data-draws': '0',
       hidden: Boolean(this.options.optional) },
-      h('figcaption', {}, h('strong', {}, title), unit && h('span.s-unit', {}, unit),
-        this.legend, h('span.s-tools', {}, this.resetButton, this.logButton, this.tableButton,
+      h('figcaption', h('strong', title), unit && h('span.s-unit', unit),
+        this.legend, h('span.s-tools', this.resetButton, this.logButton, this.tableButton,
           takeAway(title, { drawing: () => this.drawing(), rows: () => this.rows() }))),
       this.plot, this.table);
   }
@@ -143,7 +143,7 @@ export class Chart {
   fillLegend(lines) {
     const { cursor } = this.group;
     keyed(this.legend, lines, (line) => line.run,
-      () => h('li', {}, h('i', {}), h('span.s-name', {}), h('b', {})),
+      () => h('li', h('i'), h('span.s-name'), h('b')),
       (node, line) => {
         const i = cursor === null ? line.y.length - 1 : nearest(line.x, cursor);
         const name = this.name(line);
@@ -195,14 +195,14 @@ export class Chart {
 
   toggleLog() {
     this.log = !this.log;
-    this.logButton.setAttribute('aria-pressed', String(this.log));
+    this.logButton.ariaPressed = this.log;
     this.redraw();
   }
 
   toggleTable() {
     this.table.hidden = !this.table.hidden;
     this.plot.hidden = !this.table.hidden;
-    this.tableButton.setAttribute('aria-pressed', String(!this.table.hidden));
+    this.tableButton.ariaPressed = !this.table.hidden;
     if (!this.table.hidden) this.fillTable(this.shown());
     this.redraw();
   }

@@ -20,9 +20,12 @@ export const at = (path) => (path.startsWith('/') ? ROOT + path : path);
 /** Open a page of the studio. */
 export const go = (path) => { location.href = at(path); };
 
-/** An element, as h('p.s-quiet', {}, 'words'). */
-export function h(kind, props = {}, ...children) {
+const NAMES = { label: 'aria-label', testid: 'data-testid' };
+
+/** An element, as h('p.s-quiet', { title: 'more' }, 'words'); the properties may be left out. */
+export function h(kind, ...children) {
   const [tag, ...classes] = kind.split('.'), node = document.createElement(tag);
+  const props = children[0]?.constructor === Object ? children.shift() : {};
   if (classes.length) node.className = classes.join(' ');
   if (tag === 'button') node.type = 'button';
   for (const [name, value] of Object.entries(props)) {
@@ -31,7 +34,7 @@ export function h(kind, props = {}, ...children) {
     else if (name === 'class') node.className = value;
     else if (name === 'style') node.style.cssText = value;
     else if (name in node && typeof value !== 'string') node[name] = value;
-    else node.setAttribute(name, value === true ? '' : name === 'href' ? at(value) : value);
+    else node.setAttribute(NAMES[name] ?? name, value === true ? '' : name === 'href' ? at(value) : value);
   }
   node.append(...children.flat(Infinity).filter((c) => c != null && c !== false));
   return node;
@@ -211,10 +214,10 @@ export function actOn(job, name, values = {}, done = undefined) {
 /** A short message at the bottom; errors stay until closed. */
 export function toast(message, kind = 'info') {
   const node = h('div', { class: `s-toast s-${kind}`, role: kind === 'error' ? 'alert' : 'status' },
-    h('span', {}, message),
-    h('button', { 'aria-label': t`Close`, onclick: () => node.remove() }, '×'));
+    h('span', message),
+    h('button', { label: t`Close`, onclick: () => node.remove() }, '×'));
   let stack = document.querySelector('.s-toasts');
-  if (!stack) document.body.append(stack = h('div.s-toasts', {}));
+  if (!stack) document.body.append(stack = h('div.s-toasts'));
   for (const old of stack.children) if (old.firstChild.textContent === message) old.remove();
   stack.append(node);
   if (kind !== 'error') setTimeout(() => node.remove(), 4000);
@@ -247,11 +250,11 @@ export function sureButton(label, question, act, kind = '') {
   return node;
 }
 
-export const quiet = (...content) => h('p.s-quiet', {}, content);
+export const quiet = (...content) => h('p.s-quiet', content);
 
 /** Code with a title and a button that copies it. */
-export const snippet = (title, code) => h('div.s-snippet', {},
-  h('header', {}, title, button(t`Copy`, (e) => copy(code, e.currentTarget), 's-tool')), h('pre', {}, code));
+export const snippet = (title, code) => h('div.s-snippet',
+  h('header', title, button(t`Copy`, (e) => copy(code, e.currentTarget), 's-tool')), h('pre', code));
 
 /** An error line, hidden until `say` gives it words. */
 export const errorLine = (props = {}) => h('p.s-error', { role: 'alert', hidden: true, ...props });
@@ -271,18 +274,18 @@ const scrolled = globalThis.ResizeObserver && new ResizeObserver((all) => {
 export function table(heads, rows, props = {}) {
   const cell = (tag, value, more) => (['td', 'th'].includes(value?.localName) ? value : h(tag, more, value ?? ''));
   const node = h('table.s-table', props,
-    heads && h('thead', {}, h('tr', {}, heads.map((head) => cell('th', head, { scope: 'col' })))),
-    h('tbody', {}, rows.map((row) => h('tr', {}, row.map((value) => cell('td', value, {}))))));
+    heads && h('thead', h('tr', heads.map((head) => cell('th', head, { scope: 'col' })))),
+    h('tbody', rows.map((row) => h('tr', row.map((value) => cell('td', value, {}))))));
   scrolled?.observe(node);
   return node;
 }
 
 /** A list of names and values. */
-export const pairs = (rows) => h('dl.s-pairs', {}, rows.filter(Boolean).map(([name, value]) =>
-  h('div', {}, h('dt', {}, name), h('dd', {}, value))));
+export const pairs = (rows) => h('dl.s-pairs', rows.filter(Boolean).map(([name, value]) =>
+  h('div', h('dt', name), h('dd', value))));
 
 export const bar = (kind = 's-wide', props = {}) =>
-  h('span', { class: `s-bar-track ${kind}`, ...props }, h('span', {}));
+  h('span', { class: `s-bar-track ${kind}`, ...props }, h('span'));
 
 /** Fill a bar to a share of 1; `waiting` animates it. */
 export function fill(track, share, waiting = false) {
@@ -298,7 +301,7 @@ export const tabs = (entries, picked, props = {}) => h('div.s-tabs', { role: 'ta
     onclick: () => picked(id) }, label)));
 
 export function choose(list, id) {
-  for (const tab of list.children) tab.setAttribute('aria-selected', String(tab.dataset.view === id));
+  for (const tab of list.children) tab.ariaSelected = tab.dataset.view === id;
 }
 
 /** Join the parts that are there with dots. */
@@ -310,7 +313,7 @@ export function menu(label, ...items) {
     if (!node.contains(event.relatedTarget)) node.open = false;
   }, onkeydown: (event) => {
     if (event.key === 'Escape') { node.open = false; node.firstChild.focus(); }
-  } }, h('summary.s-button', {}, label), h('div.s-menu-items', {}, items));
+  } }, h('summary.s-button', label), h('div.s-menu-items', items));
   return node;
 }
 

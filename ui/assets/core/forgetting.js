@@ -13,11 +13,11 @@ export function forgettingCard(found) {
     [t`Answers changed`, t`${count(found.changed)} of ${count(found.prompts)}`, t`greedy, to neutral prompts`],
     [t`General loss`, `${number(found.loss_before, 3)} → ${number(found.loss_after, 3)}`, range(found.rise_interval)],
   ];
-  return h('section.s-forgetting', { 'data-testid': 'forgetting' },
-    h('h2', {}, t`What it forgot`),
-    h('dl', {}, figures.map(([name, value, note]) => h('div', {}, h('dt.s-quiet', {}, name),
-      h('dd', {}, h('b', {}, value), ' ', h('span.s-quiet', {}, note))))),
-    h('details', {}, h('summary', {}, t`By domain`),
+  return h('section.s-forgetting', { testid: 'forgetting' },
+    h('h2', t`What it forgot`),
+    h('dl', figures.map(([name, value, note]) => h('div', h('dt.s-quiet', name),
+      h('dd', h('b', value), ' ', h('span.s-quiet', note))))),
+    h('details', h('summary', t`By domain`),
       table([t`Texts`, t`Loss before`, t`After`], Object.entries(found.domains).map(([name, [before, after]]) =>
         [name, number(before, 3), number(after, 3)]), { class: 's-table s-numbers' })),
     quiet(t`Measured in ${number(found.seconds, 2)}\u202fs on ${count(found.rows)} texts of ${

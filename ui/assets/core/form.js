@@ -9,7 +9,7 @@ import { poke } from './live.js';
 export function dialog(title, body, label, submit) {
   const wrong = errorLine();
   const go = h('button.s-button.s-primary', { type: 'submit' }, label);
-  const node = h('dialog.s-dialog', { 'aria-label': title, onclose: () => node.remove() },
+  const node = h('dialog.s-dialog', { label: title, onclose: () => node.remove() },
     h('form', { method: 'dialog', onsubmit: async (event) => {
       event.preventDefault();
       go.disabled = true;
@@ -20,7 +20,7 @@ export function dialog(title, body, label, submit) {
         poke();
       } catch (error) { if (node.isConnected) say(wrong, error.message); else toast(error.message, 'error'); }
       go.disabled = false;
-    } }, h('h2', {}, title), body, wrong, h('div.s-actions.s-dialog-end', {},
+    } }, h('h2', title), body, wrong, h('div.s-actions.s-dialog-end',
       button(t`Close`, () => node.close()), submit && go)));
   // Beside the page's element: gradio's container has resets that would reach it.
   (document.querySelector('studio-adapters') ?? document.body).append(node);
@@ -28,8 +28,8 @@ export function dialog(title, body, label, submit) {
   return node;
 }
 
-export const labelled = (title, control, note = '') => h('label.s-labelled', {},
-  h('span', {}, title), control, note && h('span.s-quiet', {}, note));
+export const labelled = (title, control, note = '') => h('label.s-labelled',
+  h('span', title), control, note && h('span.s-quiet', note));
 
 const options = (choices, chosen) => choices.map((one) => {
   const [value, label] = Array.isArray(one) ? one : [one, one];
@@ -55,9 +55,9 @@ function choicesOf({ choices, of, default: usual }, known, value) {
 function ticks(field, choices, value) {
   const boxes = choices.map(([name, label]) => [h('input', { type: 'checkbox', class: 's-box', value: name,
     checked: !value || list(value).includes(name) }), label]);
-  return { element: h('div.s-labelled', { role: 'group', 'aria-label': field.title },
-    h('span', {}, field.title), h('div.s-ticks', {}, boxes.map(([box, label]) =>
-      h('label.s-check', {}, box, label)))),
+  return { element: h('div.s-labelled', { role: 'group', label: field.title },
+    h('span', field.title), h('div.s-ticks', boxes.map(([box, label]) =>
+      h('label.s-check', box, label)))),
   value() {
     const chosen = boxes.map(([box]) => box).filter((box) => box.checked);
     if (!chosen.length) throw new Error(t`${field.title}: choose at least one.`);
@@ -104,7 +104,7 @@ export const list = (words, between = ',') => words.split(between).map((one) => 
 export function weighted(known, chosen, title = t`Stack, with weights`, noun = t`Adapter`) {
   const part = ({ name, path }) => ({ name, path, weight: 1 });
   const stack = chosen.map(part);
-  const rows = h('div.s-stack-rows', {});
+  const rows = h('div.s-stack-rows');
   const add = button(`+ ${noun}`, () => {
     const next = known.find((one) => !stack.some(({ path }) => path === one.path));
     if (next) stack.push(part(next));
@@ -113,19 +113,19 @@ export function weighted(known, chosen, title = t`Stack, with weights`, noun = t
   const row = (one, place) => {
     const names = known.map(({ path, name }) => [path, name]);
     if (!names.some(([path]) => path === one.path)) names.push([one.path, one.name]);
-    return h('div.s-stack-row', {},
-      select(names, one.path, (path) => { one.path = path; }, { 'aria-label': `${noun} ${place + 1}` }),
-      h('input', { type: 'number', min: -10, max: 10, step: 0.05, value: String(one.weight), 'aria-label':
+    return h('div.s-stack-row',
+      select(names, one.path, (path) => { one.path = path; }, { label: `${noun} ${place + 1}` }),
+      h('input', { type: 'number', min: -10, max: 10, step: 0.05, value: String(one.weight), label:
         t`Weight ${place + 1}`, oninput: (event) => { one.weight = event.target.valueAsNumber; } }),
       button('×', () => { stack.splice(place, 1); show(); }, 's-tool',
-        { 'aria-label': t`Remove: ${noun} ${place + 1}` }));
+        { label: t`Remove: ${noun} ${place + 1}` }));
   };
   function show() {
     redraw(rows, ...stack.map(row));
     add.hidden = stack.length >= known.length;
   }
   show();
-  return { element: h('div.s-stack-edit', {}, h('h3', {}, title), rows, add),
+  return { element: h('div.s-stack-edit', h('h3', title), rows, add),
     value: () => stack.map(({ path, weight }) => {
       if (!Number.isFinite(weight)) throw new Error(t`Every weight is a number between −10 and 10.`);
       return { name: path, weight };
@@ -147,8 +147,8 @@ class Fields {
     const part = (advanced) => fields.filter((field) => Boolean(field.advanced) === advanced)
       .map(({ name }) => this.rows.get(name));
     this.element = h('div', { class: kind, oninput: () => this.show() }, part(false), part(true).length > 0
-      && h('details.s-same', {}, h('summary', {}, t`Advanced`),
-        h('div.s-dialog-parts', {}, part(true))));
+      && h('details.s-same', h('summary', t`Advanced`),
+        h('div.s-dialog-parts', part(true))));
     this.show();
   }
 

@@ -15,7 +15,7 @@ export const share = ({ count: own, of, low, high }) => (of ? t`${some(own)} of 
 /** `found`: a judgement as the action `judge` shows it. */
 export function trust(found) {
   const { agreement, evidence, first, self_agreement: self, unreadable, why } = found;
-  return h('div.s-trust', { 'data-testid': 'trust' },
+  return h('div.s-trust', { testid: 'trust' },
     h('p', { class: evidence ? '' : 's-warning' }, evidence
       ? t`It agrees with you in ${some(agreement.count)} of ${count(agreement.of)} votes.` : why),
     pairs([[t`Agreement with your votes`, share(agreement)],
@@ -30,7 +30,7 @@ const WORDS = { 0: 'A', 1: 'B', tie: t`tie`, null: t`no verdict` };
 
 /** The pairs with the judge's reasons, fetched when opened. */
 export function reasons({ id }) {
-  const body = h('div.s-scroll-x', {});
+  const body = h('div.s-scroll-x');
   return h('details', { ontoggle: async (event) => {
     if (!event.target.open || body.firstChild) return;
     const found = await send('/api/do/judge', { show: String(id) });
@@ -39,7 +39,7 @@ export function reasons({ id }) {
       found.rows.map((row) => [row.prompt, ...row.answers, WORDS[row.vote] ?? '', WORDS[row.winner],
         row.reasons.length ? row.reasons.join('\n\n') : quiet(t`Equal answers, not asked`)]),
     { class: 's-table s-reasons' }));
-  } }, h('summary', {}, t`Verdicts and reasons`), body);
+  } }, h('summary', t`Verdicts and reasons`), body);
 }
 
 /** Ask for a dataset of a judge's verdicts; only one that counts as evidence has them. */

@@ -89,7 +89,7 @@ export async function openCheckpoint(job, step) {
 /** The address of Compare with the base and a checkpoint of a run. */
 export const compareCheckpoint = ({ id, model }, step) => compareLink(lane(model), lane(model, `${id}@${step}`));
 
-export const checkpointActions = (job, step) => h('span.s-actions', {},
+export const checkpointActions = (job, step) => h('span.s-actions',
   h('a', { href: compareCheckpoint(job, step) }, t`Compare`), promoteButton(`${job.id}@${step}`));
 
 export function promoteButton(name) {

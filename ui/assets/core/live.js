@@ -154,11 +154,11 @@ export function progress(job) {
 /** The progress of one job: a bar, its steps or phase, and the time left. */
 export class JobProgress {
   constructor() {
-    this.track = bar('s-wide', { role: 'progressbar', 'aria-label': t`Progress` });
-    this.going = h('span', { 'data-testid': 'progress' });
-    this.left = h('span', {});
-    this.element = h('div.s-progress', {}, this.track,
-      h('div.s-progress-words', {}, this.going, this.left));
+    this.track = bar('s-wide', { role: 'progressbar', label: t`Progress` });
+    this.going = h('span', { testid: 'progress' });
+    this.left = h('span');
+    this.element = h('div.s-progress', this.track,
+      h('div.s-progress-words', this.going, this.left));
   }
 
   show(job) {
@@ -191,8 +191,8 @@ export function showJobs(list, jobs) {
 function jobRow(node, job) {
   const error = job.error?.text, acts = { pause: t`Pause`, resume: t`Resume`, hold: t`Hold` };
   if (changed(node, `${job.state} ${job.actions} ${error}`)) {
-    node.phase = h('span.s-quiet', {});
-    node.track = bar('s-wide', { role: 'progressbar', 'aria-label': job.name });
+    node.phase = h('span.s-quiet');
+    node.track = bar('s-wide', { role: 'progressbar', label: job.name });
     node.replaceChildren(badge(job.state), h('a', { href: `/runs?run=${job.id}` }, h('b', {}, job.name)), node.phase,
       h('span.s-actions', {}, job.actions.filter((name) => acts[name]).map((name) =>
         button(acts[name], () => actOn(job.id, name).then(poke), 's-tool')),

@@ -11,7 +11,7 @@ export class RankedTable {
   constructor(columns, { rest = () => null, first = () => false, order = null, falls = false,
     onSort = () => {} } = {}) {
     Object.assign(this, { columns, rest, first, order, falls, onSort });
-    this.element = h('div.s-scroll', { tabindex: '0', role: 'group', 'aria-label': t`Table` });
+    this.element = h('div.s-scroll', { tabindex: '0', role: 'group', label: t`Table` });
   }
 
   draw(rows) {
@@ -35,11 +35,11 @@ export class RankedTable {
       const first = best.get(one) != null && value === best.get(one);
       return h('td', { class: one.words && 's-plain' }, first ? h('b', { title: 'best' }, text) : text);
     };
-    redraw(this.element, h('table.s-table.s-numbers', {},
-      h('thead', {}, h('tr', {}, shown.map(head))),
-      h('tbody', {}, sorted.map((row) => {
+    redraw(this.element, h('table.s-table.s-numbers',
+      h('thead', h('tr', shown.map(head))),
+      h('tbody', sorted.map((row) => {
         const rest = this.rest(row);
-        return h('tr', {}, rest ? [cell(row, shown[0]), h('td', { colspan: shown.length - 1 }, rest)]
+        return h('tr', rest ? [cell(row, shown[0]), h('td', { colspan: shown.length - 1 }, rest)]
           : shown.map((one) => cell(row, one)));
       }))));
   }
@@ -95,8 +95,8 @@ export function scatter(points, { x: xTitle, y: yTitle }) {
     svg('text', { x: -base / 2, y: 12, transform: 'rotate(-90)', 'text-anchor': 'middle', class: 's-tick' },
       `${yTitle} →`),
     [...points].sort((a, b) => b.y - a.y).map(mark));
-  return h('figure.s-scatter', { 'data-testid': 'scatter' }, drawn,
-    h('figcaption.s-quiet.s-row-between', {}, t`Lower left is better. Filled: no other is better on both.`,
+  return h('figure.s-scatter', { testid: 'scatter' }, drawn,
+    h('figcaption.s-quiet.s-row-between', t`Lower left is better. Filled: no other is better on both.`,
       takeAway(t`${yTitle} against ${xTitle}`, { drawing: () => ({ markup: resolved(drawn), width, height }),
         rows: () => [[t`Name`, xTitle, yTitle], ...points.map((one) => [one.label, one.x, one.y])] })));
 }

@@ -62,7 +62,7 @@ function own(node, label) {
   const [summary] = node.children;
   node.className += ' s-take';
   summary.className = 's-tool';
-  summary.setAttribute('aria-label', label);
+  summary.ariaLabel = label;
   return node;
 }
 

@@ -33,10 +33,10 @@ export class Data extends HTMLElement {
     this.rows = h('ol.s-rows', { 'data-testid': 'datasets' });
     this.jobs = h('ol.s-activity', { 'aria-label': t`Work on datasets` });
     this.none = quiet(t`No dataset is imported yet.`);
-    this.main = h('div.s-main', {});
-    this.append(this.jobs, h('div.s-runs.s-data', {},
-      h('aside.s-list', {},
-        h('div.s-list-head', {},
+    this.main = h('div.s-main');
+    this.append(this.jobs, h('div.s-runs.s-data',
+      h('aside.s-list',
+        h('div.s-list-head',
           button(t`Import a dataset`, async () => {
             await this.open(null);
             this.main.querySelector('input[type=text], input:not([type])')?.focus();
@@ -59,18 +59,18 @@ export class Data extends HTMLElement {
     this.search.hidden = this.datasets.length < 6;
     keyed(this.rows, shown, (one) => one.name, (one) => this.row(one), (node, one) => {
       node.toggleAttribute('data-focus', one.name === this.name);
-      node.firstChild.setAttribute('aria-current', String(one.name === this.name));
+      node.firstChild.ariaCurrent = one.name === this.name;
     });
   }
 
   row(one) {
-    return h('li', {}, h('button.s-row-open', {
-      'data-testid': `dataset-${one.name}`, onclick: () => this.open(one.name) },
-      h('span.s-row-name', {}, one.name),
-      h('span.s-row-state.s-quiet', {}, ago(Date.parse(one.created) / 1000)),
-      h('span.s-row-what', {}, [t`${count(one.rows)} rows`, one.format.replace('_', ' '),
+    return h('li', h('button.s-row-open', {
+      testid: `dataset-${one.name}`, onclick: () => this.open(one.name) },
+      h('span.s-row-name', one.name),
+      h('span.s-row-state.s-quiet', ago(Date.parse(one.created) / 1000)),
+      h('span.s-row-what', [t`${count(one.rows)} rows`, one.format.replace('_', ' '),
         one.parent ? t`${one.step.kind} of ${one.parent}` : one.original.name].join(' · ')),
-      h('span.s-row-loss', {}, bytes(one.bytes))));
+      h('span.s-row-loss', bytes(one.bytes))));
   }
 
   askMix() {
@@ -109,8 +109,8 @@ export class Data extends HTMLElement {
       remember({ tab: id === 'report' ? null : id });
       this.fill();
     });
-    this.panel = h('div.s-data-panel', { role: 'tabpanel', 'data-testid': 'data-panel' });
-    this.main.replaceChildren(this.head(found), h('section.s-panels', {}, this.tabs, this.panel));
+    this.panel = h('div.s-data-panel', { role: 'tabpanel', testid: 'data-panel' });
+    this.main.replaceChildren(this.head(found), h('section.s-panels', this.tabs, this.panel));
     this.fill();
   }
 
@@ -126,22 +126,22 @@ export class Data extends HTMLElement {
     const exports = menu(t`Export`, ['jsonl', 'csv'].flatMap((form) => parts.map((part) => h('a', { download: '',
       href: `/api/data/${found.name}/export?format=${form}&part=${part}` },
     part ? t`${word(part)} rows as ${form}` : t`all rows as ${form}`))));
-    return h('section.s-detail', {},
-      h('div.s-detail-head', {}, h('h1', {}, found.name), badge('queued', found.format.replace('_', ' ')),
-        h('div.s-actions', {},
-          h('a.s-button.s-primary', { 'data-testid': 'train-on-this',
+    return h('section.s-detail',
+      h('div.s-detail-head', h('h1', found.name), badge('queued', found.format.replace('_', ' ')),
+        h('div.s-actions',
+          h('a.s-button.s-primary', { testid: 'train-on-this',
             href: `/?set=data.path=${encodeURIComponent(found.name)}${LOSS[found.format] ?? ''}` }, t`Train on this`),
           exports,
           sureButton(t`Delete`, t`Really delete?`, () => this.remove(found.name)))),
-      h('p.s-meta', {}, t`from `, dots(found.original.name, found.original.container, found.original.encoding),
+      h('p.s-meta', t`from `, dots(found.original.name, found.original.container, found.original.encoding),
         t` · read as ${found.format.replace('_', ' ')}: ${found.reason}`),
       this.family(found),
-      h('dl.s-figures', {}, [
+      h('dl.s-figures', [
         [t`Rows`, count(found.rows)], [t`Dropped at import`, count(found.findings.rows.dropped)],
         [t`Held out`, count(found.validation_rows)], [t`Size`, bytes(found.bytes)],
         [t`Imported`, ago(Date.parse(found.created) / 1000), new Date(found.created).toLocaleString()],
         [t`Hash`, found.hash.slice(0, 12), found.hash],
-      ].map(([name, value, title]) => h('div', { title }, h('dt', {}, name), h('dd', {}, h('b', {}, value))))));
+      ].map(([name, value, title]) => h('div', { title }, h('dt', name), h('dd', h('b', value))))));
   }
 
   family(found) {
@@ -151,7 +151,7 @@ export class Data extends HTMLElement {
       this.open(name);
     } }, name);
     const here = this.datasets.some((one) => one.name === found.parent);
-    return h('p.s-meta', { 'data-testid': 'family' },
+    return h('p.s-meta', { testid: 'family' },
       found.step && (found.parent ? t`${step(found.step)}, made of ` : step(found.step)),
       found.parent && (here ? link(found.parent) : t`${found.parent} (deleted)`),
       found.step && found.children.length > 0 && ' · ', found.children.length > 0 && t`led to `,
@@ -206,7 +206,7 @@ export class Data extends HTMLElement {
 class Remap {
   constructor(page) {
     const { found } = page;
-    const panel = new Mapping(page, found.name, { save: h('div.s-actions', {},
+    const panel = new Mapping(page, found.name, { save: h('div.s-actions',
       button(t`Save as a new dataset`, async () => page.openResult(await api('/api/do/data.map',
         { source: found.name, whole: panel.mapping, save: true })), 's-primary')) });
     this.element = panel.element;

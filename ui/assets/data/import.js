@@ -12,15 +12,15 @@ export class Import {
     this.page = page;
     this.uploaded = false;
     this.path = h('input', { placeholder: t`A file or folder, owner/dataset, or words to search the hub for`,
-      'data-testid': 'import-path', 'aria-label': t`Path, folder or hub id`, spellcheck: 'false',
+      testid: 'import-path', label: t`Path, folder or hub id`, spellcheck: 'false',
       onkeydown: (event) => { if (event.key === 'Enter') this.look(); },
       oninput: () => { this.uploaded = false; } });
-    this.file = h('input', { type: 'file', hidden: true, 'data-testid': 'import-file',
+    this.file = h('input', { type: 'file', hidden: true, testid: 'import-file',
       onchange: () => this.upload(this.file.files[0]) });
-    this.error = errorLine({ 'data-testid': 'import-error' });
+    this.error = errorLine({ testid: 'import-error' });
     this.track = bar('s-wide', { hidden: true });
     this.going = h('p.s-quiet', { hidden: true, role: 'status' });
-    this.looked = h('div.s-stack', {});
+    this.looked = h('div.s-stack');
     const drop = h('div.s-drop', { ondragover: (event) => { event.preventDefault(); drop.dataset.over = ''; },
       ondragleave: () => delete drop.dataset.over,
       ondrop: (event) => {
@@ -28,12 +28,12 @@ export class Import {
         delete drop.dataset.over;
         this.upload(event.dataTransfer.files[0]);
       } },
-      h('p', {}, t`Drop a file here, or `, h('button.s-link', {
+      h('p', t`Drop a file here, or `, h('button.s-link', {
         onclick: () => this.file.click() }, t`choose one`), '.'),
       quiet(t`jsonl, json, csv, tsv, Excel (xlsx), parquet, txt, md, and gzip or zstd of these`));
-    this.element = h('section.s-card.s-stack', {}, h('h1', {}, t`Import a dataset`), drop, this.file,
-      h('div.s-import-path', {}, this.path,
-        button(t`Preview`, () => { this.look(); }, '', { 'data-testid': 'look' }),
+    this.element = h('section.s-card.s-stack', h('h1', t`Import a dataset`), drop, this.file,
+      h('div.s-import-path', this.path,
+        button(t`Preview`, () => { this.look(); }, '', { testid: 'look' }),
         button(t`Search the hub`, () => this.searchHub())),
       quiet(t`Embedded demos: `, page.demos?.flatMap((name, at) => [at ? ', ' : '',
         h('button.s-link', { onclick: () => this.open(`starter:${name}`) }, name)])),
@@ -84,7 +84,7 @@ export class Import {
     if (!found) return;
     redraw(this.looked, found.length ? table([t`Dataset`, t`Licence`, t`Downloads`], found.map((one) => [
       h('button.s-link', { onclick: () => this.open(one.id) }, one.id), dots(one.license, one.gated && t`gated`),
-      compact(one.downloads)]), { 'data-testid': 'found' }) : quiet(t`The hub has no dataset with these words.`));
+      compact(one.downloads)]), { testid: 'found' }) : quiet(t`The hub has no dataset with these words.`));
   }
 
   async look(shown = this.path.value.trim()) {
@@ -115,8 +115,8 @@ export class Import {
         this.progress(t`The import is queued; the list above shows its progress.`);
         this.page.openResult(job, failed);
       } catch (error) { failed(error.message); }
-    }, 's-primary', { 'data-testid': 'import-go' });
-    const top = h('div.s-lens', {}, form.element, go);
+    }, 's-primary', { testid: 'import-go' });
+    const top = h('div.s-lens', form.element, go);
     const rays = this.xray(path, part, () => panel.mapping);
     const panel = new Mapping(this.page, path, { found, part, onchange: () => { this.fail(''); rays.stale(); } });
     const before = found.same_name[0];
@@ -140,16 +140,16 @@ export class Import {
     const is = (one) => one.subset === hub.part.subset && one.split === hub.part.split;
     const boxes = hub.parts.map(({ subset, split }) => h('input.s-box', { type: 'radio', name: 'part',
       checked: is({ subset, split }), onchange: () => choose({ subset, split }) }));
-    return h('div.s-stack', { 'data-testid': 'hub-parts' }, quiet(dots(t`${hub.id} on the hub`,
+    return h('div.s-stack', { testid: 'hub-parts' }, quiet(dots(t`${hub.id} on the hub`,
       hub.license || t`no licence stated`, hub.gated && t`gated`, t`${bytes(hub.bytes)} in ${count(hub.files)} files`,
       t`only its first rows are here yet`)),
     hub.parts.length ? table([t`Configuration`, t`Split`, t`Rows`, t`Size`], hub.parts.map((one, at) => [one.subset,
-      h('label.s-check', {}, boxes[at], one.split), count(one.rows), bytes(one.bytes)])) : '');
+      h('label.s-check', boxes[at], one.split), count(one.rows), bytes(one.bytes)])) : '');
   }
 
   /** The first rows as the trainer would see them, drawn when it is opened and after each change. */
   xray(source, part, mapping) {
-    const words = h('p.s-quiet', { role: 'status' }), tokens = h('div.s-tokens', {});
+    const words = h('p.s-quiet', { role: 'status' }), tokens = h('div.s-tokens');
     const model = select(this.page.models.map(([label, value]) => [value, label]), 'starter', () => show());
     const show = async () => {
       if (!element.open) return;
@@ -160,12 +160,12 @@ export class Import {
         const sum = (name) => found.reduce((total, row) => total + row[name], 0);
         text(words, t`${count(sum('num_tokens'))} tokens in the first ${found.length} rows · ${
           count(sum('num_trained'))} trained · ${count(sum('num_truncated'))} cut off`);
-        redraw(tokens, ...found.flatMap((row) => [h('div.s-quiet', {}, row.problem
+        redraw(tokens, ...found.flatMap((row) => [h('div.s-quiet', row.problem
           ? t`Row ${row.row} is dropped: ${row.problem}` : t`Row ${row.row}`), ...drawn([row])]));
       } catch (error) { text(words, error.message); }
     };
-    const element = h('details.s-same', { 'data-testid': 'import-xray', ontoggle: show },
-      h('summary', {}, t`X-ray of the first rows`), h('div.s-stack', {}, labelled(t`Model`, model), words,
+    const element = h('details.s-same', { testid: 'import-xray', ontoggle: show },
+      h('summary', t`X-ray of the first rows`), h('div.s-stack', labelled(t`Model`, model), words,
         tokens));
     return { element, stale: () => { clearTimeout(this.later); this.later = setTimeout(show, 400); } };
   }
@@ -187,13 +187,13 @@ export const writePairs = (pairs) => Object.entries(pairs).map(([name, value]) =
 export class Mapping {
   constructor(page, path, { found = null, save = null, onchange = null, part = {} } = {}) {
     Object.assign(this, { page, path, part, onchange, changed: false });
-    this.why = h('p.s-quiet', { 'data-testid': 'guess' });
-    this.error = errorLine({ 'data-testid': 'mapping-error' });
-    this.controls = h('div.s-stack', {});
-    this.preview = h('div.s-preview', { 'data-testid': 'preview' });
-    this.element = h('div.s-mapping', {},
-      h('div.s-stack', {}, this.why, this.controls, this.error, save),
-      h('div.s-stack', {}, h('h2', {}, t`The first rows`), this.preview));
+    this.why = h('p.s-quiet', { testid: 'guess' });
+    this.error = errorLine({ testid: 'mapping-error' });
+    this.controls = h('div.s-stack');
+    this.preview = h('div.s-preview', { testid: 'preview' });
+    this.element = h('div.s-mapping',
+      h('div.s-stack', this.why, this.controls, this.error, save),
+      h('div.s-stack', h('h2', t`The first rows`), this.preview));
     if (found) this.take(found, true);
   }
 
@@ -244,11 +244,11 @@ export class Mapping {
   draw() {
     const { mapping } = this, { needed, optional } = this.page.formats[mapping.format];
     const format = select(Object.keys(this.page.formats).map((name) => [name, name.replace('_', ' ')]), mapping.format,
-      (name) => { this.changed = true; this.look(name); }, { 'data-testid': 'format' });
+      (name) => { this.changed = true; this.look(name); }, { testid: 'format' });
     const others = this.page.datasets.filter((one) => one.name !== this.path).map((one) => one.name);
     const reuse = others.length > 0 && labelled(t`Same as in`, select([['', '–'], ...others], '',
       (name) => this.reuse(name)));
-    redraw(this.controls, h('div.s-lens', {}, labelled(t`The rows are`, format), reuse),
+    redraw(this.controls, h('div.s-lens', labelled(t`The rows are`, format), reuse),
       this.columnTable(), [...needed, ...optional].includes('system') ? this.systemPrompt() : '', this.pairs());
   }
 
@@ -278,15 +278,15 @@ export class Mapping {
       queueMicrotask(() => this.draw());
     });
     const drawn = table([t`Column`, t`Example`, t`Its part`], names.map((column) => [
-      h('td.s-path', {}, column), h('span.s-example', {}, this.columns?.[column] ?? ''),
-      select(parts, chosen(column) ?? '', choose(column), { 'data-testid': `part-${column}`,
-        'aria-label': t`Part of ${column}` })]), { class: 's-table s-columns' });
-    if (hidden > 0) drawn.append(h('caption', {}, t`and ${hidden} more columns`));
+      h('td.s-path', column), h('span.s-example', this.columns?.[column] ?? ''),
+      select(parts, chosen(column) ?? '', choose(column), { testid: `part-${column}`,
+        label: t`Part of ${column}` })]), { class: 's-table s-columns' });
+    if (hidden > 0) drawn.append(h('caption', t`and ${hidden} more columns`));
     return drawn;
   }
 
   systemPrompt() {
-    const input = h('input', { placeholder: t`none`, 'data-testid': 'system-prompt', oninput: () =>
+    const input = h('input', { placeholder: t`none`, testid: 'system-prompt', oninput: () =>
       this.change((mapping) => {
         if (input.value) {
           mapping.constants.system = input.value;
@@ -302,7 +302,7 @@ export class Mapping {
   pairs() {
     const area = ([kind, title, placeholder]) => {
       const { system: _, ...rest } = this.mapping[kind], shown = kind === 'constants' ? rest : this.mapping[kind];
-      const node = h('textarea', { rows: 2, spellcheck: 'false', placeholder, 'data-testid': `pairs-${kind}`,
+      const node = h('textarea', { rows: 2, spellcheck: 'false', placeholder, testid: `pairs-${kind}`,
         onchange: () => this.change((mapping) => {
           const { system } = mapping.constants;
           mapping[kind] = readPairs(node.value);
@@ -314,32 +314,32 @@ export class Mapping {
       return [node.value, labelled(title, node)];
     };
     const areas = PAIRS.slice(0, ['messages', 'sharegpt'].includes(this.mapping.format) ? 3 : 2).map(area);
-    return h('details.s-same', { open: areas.some(([used]) => used) }, h('summary', {}, t`More parts`),
-      h('div.s-stack', {}, areas.map(([, node]) => node)));
+    return h('details.s-same', { open: areas.some(([used]) => used) }, h('summary', t`More parts`),
+      h('div.s-stack', areas.map(([, node]) => node)));
   }
 }
 
 function renderedRow(row) {
   const raw = !row.messages && row.text === undefined && !row.problem;
-  return h('article.s-rendered', {}, h('header', {}, t`line ${row.line}`), rendered(row),
-    raw ? null : h('details.s-same', {}, h('summary', {}, t`As it is in the file`),
-      h('pre', {}, JSON.stringify(row.row, null, 1))));
+  return h('article.s-rendered', h('header', t`line ${row.line}`), rendered(row),
+    raw ? null : h('details.s-same', h('summary', t`As it is in the file`),
+      h('pre', JSON.stringify(row.row, null, 1))));
 }
 
 /** A row as it is read: messages (of a pair with both answers, of a judged answer with its verdict), a text, or why
  *  it is dropped. */
 export function rendered(row) {
-  if (row.problem) return h('p.s-error', {}, t`Dropped: ${row.problem}`);
-  if (!row.messages && row.text === undefined) return h('pre', {}, JSON.stringify(row.row, null, 1));
-  if (row.text !== undefined) return h('p.s-said', {}, row.text);
-  return h('div.s-stack', {}, messages(row.messages),
-    row.rejected && h('div.s-sides', {}, ['chosen', 'rejected'].map((side) =>
-      h('section', { 'data-side': side }, h('h4', {}, side), messages(row[side])))),
+  if (row.problem) return h('p.s-error', t`Dropped: ${row.problem}`);
+  if (!row.messages && row.text === undefined) return h('pre', JSON.stringify(row.row, null, 1));
+  if (row.text !== undefined) return h('p.s-said', row.text);
+  return h('div.s-stack', messages(row.messages),
+    row.rejected && h('div.s-sides', ['chosen', 'rejected'].map((side) =>
+      h('section', { 'data-side': side }, h('h4', side), messages(row[side])))),
     row.good !== undefined && quiet(row.good ? t`Judged as good` : t`Judged as bad`),
     row.tools?.length > 0 && quiet(t`${row.tools.length} tools may be called`));
 }
 
-const messages = (list) => h('div.s-messages', {}, list.map((message) => h('div',
+const messages = (list) => h('div.s-messages', list.map((message) => h('div',
   { 'data-role': message.role },
-  h('span.s-role', {}, message.role),
-  h('p.s-said', {}, message.content, message.tool_calls && h('code', {}, JSON.stringify(message.tool_calls))))));
+  h('span.s-role', message.role),
+  h('p.s-said', message.content, message.tool_calls && h('code', JSON.stringify(message.tool_calls))))));

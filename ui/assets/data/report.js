@@ -12,10 +12,10 @@ export class Report {
   constructor(page) {
     this.page = page;
     this.found = page.found;
-    this.tokens = h('div.s-stack', {}, quiet(t`Counting tokens …`));
-    this.element = h('div.s-report', { 'data-testid': 'report' },
-      h('div.s-stack', {}, h('h2', {}, t`On this model`), this.tokens),
-      h('div.s-stack', {}, this.rows(), this.contents()));
+    this.tokens = h('div.s-stack', quiet(t`Counting tokens …`));
+    this.element = h('div.s-report', { testid: 'report' },
+      h('div.s-stack', h('h2', t`On this model`), this.tokens),
+      h('div.s-stack', this.rows(), this.contents()));
     this.measure();
   }
 
@@ -45,23 +45,23 @@ export class Report {
         [t`Steps`, count(steps), t`${epochs} epochs of ${count(report.train_examples)} rows, ${rowsPerStep} a step`],
         [t`Packing saves`, percent(padding, 0), t`of what padded batches would compute; packed rows need no padding`],
       ]),
-      h('div', {}, h('h3', {}, t`Length of the rows, in tokens`), bars(report)),
+      h('div', h('h3', t`Length of the rows, in tokens`), bars(report)),
       pairs([[t`A LoRA run takes about`, duration(seconds)], [t`Chat template`,
         `${report.template}: ${report.template_reason}`],
         [t`Context of the model`, t`${count(report.context_length)} tokens; rows are cut at ${count(report.limit)}`],
         [t`Held out`, t`${count(report.validation_examples)} rows`],
         [t`Tokens cut off`, count(report.truncated_tokens)]]),
-      ...report.warnings.map((words) => h('p.s-warning', {}, words)));
+      ...report.warnings.map((words) => h('p.s-warning', words)));
   }
 
   rows() {
     const { rows, problem_counts: counts, problems } = this.found.findings;
     const total = Object.values(counts).reduce((sum, n) => sum + n, 0);
-    return h('div.s-stack', {}, h('h2', {}, t`Rows`),
+    return h('div.s-stack', h('h2', t`Rows`),
       figures([[t`Read`, count(rows.read)], [t`Kept`, count(rows.kept)],
         [t`Dropped`, count(rows.dropped), t`each with a reason`, rows.dropped > 0]]),
       total > 0 && [table([t`Line`, t`Reason`], problems.slice(0, 12).map((one) => [count(one.line), one.text]),
-        { 'data-testid': 'dropped' }),
+        { testid: 'dropped' }),
       quiet(total > 12 ? t`${count(total)} in all. ` : '',
         h('a', { href: `/api/data/${this.found.name}/problems.jsonl`, download: '' }, t`Download the list`))]);
   }
@@ -70,7 +70,7 @@ export class Report {
   overlap() {
     const others = this.page.datasets.map((one) => one.name).filter((name) => name !== this.found.name);
     if (!others.length) return null;
-    const answer = h('span.s-quiet', { role: 'status', 'data-testid': 'overlap' });
+    const answer = h('span.s-quiet', { role: 'status', testid: 'overlap' });
     const ask = async (other) => {
       text(answer, other ? t`Comparing …` : '');
       try {
@@ -80,14 +80,14 @@ export class Report {
           : t`no row is in both`);
       } catch (error) { text(answer, error.message); }
     };
-    return h('div.s-lens', {}, labelled(t`Overlap with`, select([['', '–'], ...others], '', ask,
-      { 'data-testid': 'overlap-with' })), answer);
+    return h('div.s-lens', labelled(t`Overlap with`, select([['', '–'], ...others], '', ask,
+      { testid: 'overlap-with' })), answer);
   }
 
   contents() {
     const found = this.found.findings;
     const near = found.near_duplicates;
-    return h('div.s-stack', {}, h('h2', {}, t`Contents`),
+    return h('div.s-stack', h('h2', t`Contents`),
       pairs([
         [t`Exact duplicates`, count(found.duplicates)],
         near !== null && [t`Near duplicates`, `${count(near)}${found.near_compared < found.rows.kept
@@ -96,8 +96,8 @@ export class Report {
         [t`Characters`, t`${compact(found.characters)}, ${percent(found.answer_share, 0)} in answers`],
         [t`Scripts`, shares(found.scripts)], [t`Languages`, shares(found.languages)],
       ]), this.overlap(),
-      found.suspicious.length ? [h('h3', {}, t`Check these rows`), table(null, found.suspicious.map((one) => [one.text,
-        count(one.rows), h('td.s-path', {},
+      found.suspicious.length ? [h('h3', t`Check these rows`), table(null, found.suspicious.map((one) => [one.text,
+        count(one.rows), h('td.s-path',
           t`line${one.rows > 1 ? 's' : ''} ${one.lines.slice(0, 6).join(', ')}${
           one.rows > 6 ? ' …' : ''}`)]))] : quiet(t`No damaged, hidden or secret-looking text was found.`));
   }
@@ -106,8 +106,8 @@ export class Report {
 const shares = (parts) => Object.entries(parts).sort((a, b) => b[1] - a[1]).slice(0, 5)
   .map(([name, share]) => `${name} ${percent(share, 0)}`).join(', ') || '–';
 
-const figures = (rows) => h('dl.s-figures.s-small-figures', {}, rows.map(([name, value, title, bad]) =>
-  h('div', { title, class: bad ? 's-bad' : '' }, h('dt', {}, name), h('dd', {}, h('b', {}, value)))));
+const figures = (rows) => h('dl.s-figures.s-small-figures', rows.map(([name, value, title, bad]) =>
+  h('div', { title, class: bad ? 's-bad' : '' }, h('dt', name), h('dd', h('b', value)))));
 
 /** A histogram of row lengths; the part of a bar beyond the limit is cut. */
 function bars({ length_histogram: { edges, counts }, limit }) {
@@ -126,7 +126,7 @@ function bars({ length_histogram: { edges, counts }, limit }) {
     svg('path', { d: `M${left} ${base}H${width - 8}`, class: 's-axis' }),
     ticks(0, last, 6, true).map((tokens) => svg('text', { x: x(tokens), y: base + 16, 'text-anchor': 'middle',
       class: 's-tick' }, count(tokens))));
-  return h('figure.s-bars', { 'data-testid': 'lengths' }, drawn, h('figcaption.s-row-between', {},
+  return h('figure.s-bars', { testid: 'lengths' }, drawn, h('figcaption.s-row-between',
     t`Tokens per row`, takeAway(t`Rows by token length`, { drawing: () => ({ markup: resolved(drawn), width, height }),
       rows: () => [[t`From tokens`, t`To tokens`, t`Rows`], ...counts.map((rows, at) => [edges[at], edges[at + 1] - 1,
         rows])] })));

@@ -11,14 +11,14 @@ export class Rows {
     this.page = page;
     this.ticked = new Set();
     this.offset = 0;
-    this.where = h('span.s-quiet', {});
-    this.at = h('input', { type: 'number', min: 1, value: '1', 'aria-label': t`Go to row`, onchange: () =>
+    this.where = h('span.s-quiet');
+    this.at = h('input', { type: 'number', min: 1, value: '1', label: t`Go to row`, onchange: () =>
       this.go((Number(this.at.value) || 1) - 1) });
-    this.actions = h('span.s-actions', {});
-    this.list = h('div.s-preview', { 'data-testid': 'rows' });
-    const turn = (label, by, name) => button(label, () => this.go(this.offset + by), '', { 'aria-label': name });
-    this.element = h('div.s-stack', {}, h('div.s-xray-bar', {}, turn('‹', -PAGE, t`Previous page`),
-      h('label', {}, t`Row `, this.at), turn('›', PAGE, t`Next page`), this.where, this.actions), this.list);
+    this.actions = h('span.s-actions');
+    this.list = h('div.s-preview', { testid: 'rows' });
+    const turn = (label, by, name) => button(label, () => this.go(this.offset + by), '', { label: name });
+    this.element = h('div.s-stack', h('div.s-xray-bar', turn('‹', -PAGE, t`Previous page`),
+      h('label', t`Row `, this.at), turn('›', PAGE, t`Next page`), this.where, this.actions), this.list);
     this.go(0);
   }
 
@@ -34,8 +34,8 @@ export class Rows {
 
   row(row) {
     const { number, line, part } = row;
-    return h('article.s-rendered', {}, h('header', {}, h('label', {}, h('input', { type: 'checkbox',
-      class: 's-box', checked: this.ticked.has(number), 'aria-label': t`Row ${number}`,
+    return h('article.s-rendered', h('header', h('label', h('input', { type: 'checkbox',
+      class: 's-box', checked: this.ticked.has(number), label: t`Row ${number}`,
       onchange: (event) => this.tick(number, event.target.checked) }),
     t` row ${count(number)} · line ${count(line)}${part === 'validation' ? t` · held out` : ''}`)), rendered(row));
   }
@@ -60,12 +60,12 @@ const STEPS = ['split', 'filter', 'dedupe', 'drop'];
 export class Change {
   constructor(page) {
     this.page = page;
-    this.error = errorLine({ 'data-testid': 'change-error' });
+    this.error = errorLine({ testid: 'change-error' });
     this.status = h('p.s-quiet', { role: 'status' });
-    this.cards = h('div.s-changes', {});
-    this.element = h('div.s-stack', {},
+    this.cards = h('div.s-changes');
+    this.element = h('div.s-stack',
       quiet(t`Each step makes a new dataset and leaves this one unchanged, so this one is the undo. The command line
-        has the same steps: `, h('code', {}, 'studio data'), '.'), this.status, this.error, this.cards);
+        has the same steps: `, h('code', 'studio data'), '.'), this.status, this.error, this.cards);
     this.draw();
   }
 
@@ -81,7 +81,7 @@ export class Change {
         this.page.openResult(await form.submit(), (words) => { text(this.status, ''); say(this.error, words); });
         text(this.status, t`The step is queued; the new dataset opens when it is made.`);
       } catch (error) { say(this.error, error.message); }
-    } }, h('h2', {}, form.title), quiet(form.help), form.element,
-    h('button', { type: 'submit', class: 's-button', 'data-testid': `change-${STEPS[i]}` }, form.title))));
+    } }, h('h2', form.title), quiet(form.help), form.element,
+    h('button', { type: 'submit', class: 's-button', testid: `change-${STEPS[i]}` }, form.title))));
   }
 }

@@ -12,26 +12,26 @@ export class XRay {
   constructor(page) {
     this.page = page;
     this.row = Number(query().get('row')) || 1;
-    this.number = h('input', { type: 'number', min: 1, value: String(this.row), 'aria-label': t`Row number`,
-      'data-testid': 'xray-row', onchange: () => this.jump(Number(this.number.value) || 1) });
-    this.summary = h('p.s-quiet', { role: 'status', 'data-testid': 'xray-summary' });
-    this.tokens = h('div.s-tokens', { 'data-testid': 'tokens' });
-    this.decoded = h('pre.s-decoded', {});
-    this.other = h('div.s-tokens', { 'data-testid': 'tokens-rejected' });
-    const turn = (label, by, name) => button(label, () => this.jump(this.row + by), '', { 'aria-label': name });
-    this.element = h('div.s-stack', {},
-      h('div.s-xray-bar', {},
-        h('div.s-segments', {}, Object.entries(PICKS).map(([pick, label]) =>
-          h('button', { 'data-testid': `pick-${pick}`, onclick: () => this.load({ pick }) }, label))),
-        turn('‹', -1, t`Previous row`), h('label', {}, t`Row `, this.number, t` of ${count(page.found.rows)}`),
+    this.number = h('input', { type: 'number', min: 1, value: String(this.row), label: t`Row number`,
+      testid: 'xray-row', onchange: () => this.jump(Number(this.number.value) || 1) });
+    this.summary = h('p.s-quiet', { role: 'status', testid: 'xray-summary' });
+    this.tokens = h('div.s-tokens', { testid: 'tokens' });
+    this.decoded = h('pre.s-decoded');
+    this.other = h('div.s-tokens', { testid: 'tokens-rejected' });
+    const turn = (label, by, name) => button(label, () => this.jump(this.row + by), '', { label: name });
+    this.element = h('div.s-stack',
+      h('div.s-xray-bar',
+        h('div.s-segments', Object.entries(PICKS).map(([pick, label]) =>
+          h('button', { testid: `pick-${pick}`, onclick: () => this.load({ pick }) }, label))),
+        turn('‹', -1, t`Previous row`), h('label', t`Row `, this.number, t` of ${count(page.found.rows)}`),
         turn('›', 1, t`Next row`),
-        h('span.s-xray-legend', {}, Object.entries(STATES).map(([state, words]) =>
+        h('span.s-xray-legend', Object.entries(STATES).map(([state, words]) =>
           (state === 'shared' && !['preference', 'scored'].includes(page.found.mapping.format) ? null
-            : h('span', {}, h('i.s-token', {
+            : h('span', h('i.s-token', {
               'data-state': { special: 'masked', lost: 'truncated', shared: 'masked' }[state] ?? state,
               'data-special': state === 'special', 'data-shared': state === 'shared' }, 'Aa'), words))))),
       this.summary,
-      h('div.s-xray', {}, this.tokens, this.decoded, this.other));
+      h('div.s-xray', this.tokens, this.decoded, this.other));
     this.jump(this.row);
   }
 
@@ -94,7 +94,7 @@ t`${count(row.num_truncated)} cut off`, row.tokens.length < row.num_tokens
 export const drawn = (views) => views.flatMap((view) => [
   ['chosen', 'rejected'].includes(view.side) && view.part === 1
     && h('div.s-quiet', { 'data-side': view.side }, `${view.side} · ${view.problem || figures(view)}`),
-  view.part > 1 && h('div.s-quiet', {}, t`Turn ${view.part} of ${view.num_parts}`),
+  view.part > 1 && h('div.s-quiet', t`Turn ${view.part} of ${view.num_parts}`),
   ...view.tokens.flatMap((one, index) => [
     ...view.lost.filter((part) => part.before === index).map(lost), token(one, index < view.shared)]),
   ...view.lost.filter((part) => part.before >= view.tokens.length).map(lost),
@@ -114,7 +114,7 @@ export class Lens {
     const all = [{ name: 'model', title: t`Model`, default: 'starter', choices: [] }, ...fields];
     this.values = Object.fromEntries(all.map((one) => [one.name, query().get(one.name) ?? String(one.default)]));
     const list = h('datalist', { id: 'lens-models' }, models.map(([label, value]) => h('option', { value }, label)));
-    this.element = h('div.s-lens', {}, list,
+    this.element = h('div.s-lens', list,
       all.map(({ name, title, choices, default: usual, ...bounds }) => {
       const set = (value) => {
         this.values[name] = value.trim() || String(usual);
@@ -122,7 +122,7 @@ export class Lens {
         onchange();
       };
       return labelled(title, choices.length ? select(choices, this.values[name], set)
-        : h('input', { value: this.values[name], 'data-testid': `lens-${name}`, list: name === 'model' && 'lens-models',
+        : h('input', { value: this.values[name], testid: `lens-${name}`, list: name === 'model' && 'lens-models',
           type: bounds.type === 'integer' && 'number', min: bounds.ge, onchange: (e) => set(e.target.value) }));
     }));
   }

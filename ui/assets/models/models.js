@@ -37,13 +37,13 @@ export class Models extends HTMLElement {
     this.sort = select(SORTS, 'downloads', () => this.found && this.searchHub(), { 'aria-label': t`Order of the hub` });
     this.device = h('select', { 'aria-label': t`Device`, hidden: true, onchange: () => this.refresh() });
     this.notice = h('p.s-notice', { role: 'status', hidden: true });
-    this.jobs = h('ol.s-activity', { 'aria-label': t`Downloads`, 'data-testid': 'downloads' });
-    this.body = h('div.s-model-groups', { 'data-testid': 'models' });
-    this.legend = h('p.s-quiet.s-model-legend', {});
-    this.append(h('h1.s-hidden', {}, t`Models`), h('div.s-library', {},
-      h('div.s-library-bar', {}, this.search, this.sort,
+    this.jobs = h('ol.s-activity', { label: t`Downloads`, testid: 'downloads' });
+    this.body = h('div.s-model-groups', { testid: 'models' });
+    this.legend = h('p.s-quiet.s-model-legend');
+    this.append(h('h1.s-hidden', t`Models`), h('div.s-library',
+      h('div.s-library-bar', this.search, this.sort,
         button(t`Search the hub`, () => this.searchHub()), this.device,
-        h('span.s-actions', {}, button(t`Folders …`, () => this.askFolders()),
+        h('span.s-actions', button(t`Folders …`, () => this.askFolders()),
           button(t`Token …`, () => this.askToken()))),
       this.notice, this.jobs, this.legend, this.body));
   }
@@ -56,7 +56,7 @@ export class Models extends HTMLElement {
     this.device.hidden = found.devices.length < 2;
     if (!this.device.length) this.device.append(...found.devices.map((name) => h('option', { value: name }, name)));
     this.notice.hidden = !found.offline;
-    this.notice.replaceChildren(t`This studio is offline: the hub is not asked for anything. `,
+    redraw(this.notice, t`This studio is offline: the hub is not asked for anything. `,
       button(t`Go online`, () => this.goOnline()));
     this.list();
   }
@@ -75,13 +75,13 @@ export class Models extends HTMLElement {
     const groups = [[t`On this machine`, here.map((one) => this.local(one))],
       [t`To begin with, from the hub`, others.map((one) => this.remote({ ...one, id: one.path }))]];
     if (this.found) groups.unshift([t`Found on the hub`, this.found.map((one) => this.remote(one))]);
-    const gone = this.folders?.filter((one) => one.trouble).map((one) => h('p.s-error', {}, one.trouble));
+    const gone = this.folders?.filter((one) => one.trouble).map((one) => h('p.s-error', one.trouble));
     redraw(this.body, ...(gone ?? []), ...groups.filter(([, inside]) => inside.length).map(([title, inside]) =>
-      h('section.s-panel-card.s-model-group', {}, h('header', {}, h('h2', {}, title),
-        ...Object.values(WAYS).map((way) => h('span.s-model-head', {}, way))),
-      h('ol', {}, inside))));
+      h('section.s-panel-card.s-model-group', h('header', h('h2', title),
+        ...Object.values(WAYS).map((way) => h('span.s-model-head', way))),
+      h('ol', inside))));
     if (!rows.length && !this.found) {
-      this.body.append(h('div.s-welcome', {}, h('p', {}, t`No model here has this name.`),
+      this.body.append(h('div.s-welcome', h('p', t`No model here has this name.`),
         button(t`Search the hub`, () => this.searchHub(), 's-primary')));
     }
     if (this.found && !this.found.length) {
@@ -93,12 +93,12 @@ export class Models extends HTMLElement {
   }
 
   row(one, title, meta, actions) {
-    return h('li.s-model', { 'data-testid': `model-${one.path ?? one.id}` },
-      h('div.s-model-name', {}, h('b', { title: one.folder || one.id }, title),
-        h('span.s-quiet', {}, meta), one.what && h('span.s-quiet', {}, one.what)),
-      one.why_not ? h('p.s-quiet.s-model-why', {}, one.why_not)
+    return h('li.s-model', { testid: `model-${one.path ?? one.id}` },
+      h('div.s-model-name', h('b', { title: one.folder || one.id }, title),
+        h('span.s-quiet', meta), one.what && h('span.s-quiet', one.what)),
+      one.why_not ? h('p.s-quiet.s-model-why', one.why_not)
         : Object.keys(WAYS).map((way) => this.fit(one, way)),
-      h('div.s-actions', {}, actions));
+      h('div.s-actions', actions));
   }
 
   /** Three lengths as tinted marks, or the memory that the shortest needs. */
@@ -155,34 +155,34 @@ export class Models extends HTMLElement {
       return;
     }
     const left = one.bytes - one.arrived_bytes;
-    const steps = one.gated && h('ol.s-steps', {}, h('li', {}, t`Accept its licence on `,
+    const steps = one.gated && h('ol.s-steps', h('li', t`Accept its licence on `,
       h('a', { href: one.page, target: '_blank', rel: 'noreferrer' }, t`its page`), '.'),
-    h('li', {}, t`Enter a token with read access: “Token …” on this page.`));
+    h('li', t`Enter a token with read access: “Token …” on this page.`));
     const body = [one.asked !== one.id && quiet(t`${one.asked} was renamed to ${one.id}.`),
-      one.why_not && h('p.s-error', {}, one.why_not),
-      steps && h('div', {}, h('h3', {}, t`Gated: its owner asks for two steps first`), steps),
+      one.why_not && h('p.s-error', one.why_not),
+      steps && h('div', h('h3', t`Gated: its owner asks for two steps first`), steps),
       pairs([[t`To download`, t`${bytes(left)} in ${one.files.length} files`],
         one.arrived_bytes && [t`Here already`, bytes(one.arrived_bytes)],
         [t`Free on this disk`, bytes(one.free_bytes)], [t`Licence`, one.license || t`not stated`],
         one.parameters && [t`Parameters`, compact(one.parameters)],
         one.context && [t`Context`, t`${count(one.context)} tokens`],
-        [t`Commit`, h('code', {}, one.revision.slice(0, 12))],
-        [t`Goes to`, h('span.s-path', {}, one.folder)]]),
-      one.fits && h('div.s-model-fits', {}, Object.keys(WAYS).map((way) =>
-        h('div', {}, h('span.s-quiet', {}, WAYS[way]), this.fit(one, way)))),
-      h('details.s-spec', {}, h('summary', {}, t`Files`), pairs(one.files.map((file) =>
+        [t`Commit`, h('code', one.revision.slice(0, 12))],
+        [t`Goes to`, h('span.s-path', one.folder)]]),
+      one.fits && h('div.s-model-fits', Object.keys(WAYS).map((way) =>
+        h('div', h('span.s-quiet', WAYS[way]), this.fit(one, way)))),
+      h('details.s-spec', h('summary', t`Files`), pairs(one.files.map((file) =>
         [file.name, bytes(file.bytes)]))),
       quiet(t`Only configuration, tokenizer and safetensors weights are fetched, into the hub’s own cache. It can be
         paused, and goes on where it was.`)];
-    dialog(one.id, h('div.s-dialog-parts', {}, body), t`Download`, one.why_not ? null
+    dialog(one.id, h('div.s-dialog-parts', body), t`Download`, one.why_not ? null
       : async () => { await api('/api/do/models.get', { repo: one.id, commit: one.revision }); });
   }
 
   async askDelete(one) {
     const what = await send('/api/do/models.remove', { model: one.path });
     if (!what) return;
-    dialog(t`Delete ${one.name}`, [h('p', {}, t`This frees ${bytes(what.bytes)}. It can be downloaded again.`),
-      what.adapters.length > 0 && h('p.s-error', {}, t`${what.adapters.join(', ')}: without their base, these
+    dialog(t`Delete ${one.name}`, [h('p', t`This frees ${bytes(what.bytes)}. It can be downloaded again.`),
+      what.adapters.length > 0 && h('p.s-error', t`${what.adapters.join(', ')}: without their base, these
         adapters cannot be used until it is downloaded again.`)], t`Delete`, async () => {
       await api('/api/do/models.remove', { model: one.path, yes: true });
       toast(t`${one.name} is deleted.`);
@@ -209,7 +209,7 @@ export class Models extends HTMLElement {
   }
 
   askFolders() {
-    const list = this.folders.map((one) => h('div.s-folder', {}, h('span.s-path', {}, one.path),
+    const list = this.folders.map((one) => h('div.s-folder', h('span.s-path', one.path),
       sureButton(t`Leave out`, t`Sure?`, async () => {
         await api('/api/do/models.folders', { forget: one.path });
         document.querySelector('.s-dialog')?.close();
@@ -237,11 +237,11 @@ export class Models extends HTMLElement {
 
 /** The hub's card of the System page: the offline switch. */
 export function hubCard(card) {
-  const body = h('div.s-stack', {});
-  const show = (found) => body.replaceChildren(pairs([[t`Address`, found.endpoint],
-    [t`Cache`, h('span.s-path', {}, found.cache)],
+  const body = h('div.s-stack');
+  const show = (found) => redraw(body, pairs([[t`Address`, found.endpoint],
+    [t`Cache`, h('span.s-path', found.cache)],
     [t`State`, found.offline ? t`offline: nothing is asked` : t`used when something is asked of it`]]),
-  h('div.s-actions', {}, button(found.offline ? t`Go online` : t`Go offline`, async () => {
+  h('div.s-actions', button(found.offline ? t`Go online` : t`Go offline`, async () => {
     show(await api('/api/do/offline', found.offline ? { off: true } : { on: true }));
   })));
   send('/api/do/offline', {}).then((found) => found && show(found));

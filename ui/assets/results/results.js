@@ -20,9 +20,9 @@ class ResultsPage extends HTMLElement {
     this.datasets = h('select', { 'aria-label': t`Trained on`,
       onchange: () => { this.data = this.datasets.value; this.keep(); } });
     this.columns = h('details.s-columns-choice', {});
-    this.body = h('div.s-stack', {});
-    this.append(h('h1.s-hidden', {}, t`Results`), h('div.s-library', { 'data-testid': 'results' },
-      h('div.s-library-bar', {}, this.search, this.datasets, this.columns, h('span.s-actions', {},
+    this.body = h('div.s-stack');
+    this.append(h('h1.s-hidden', t`Results`), h('div.s-library', { testid: 'results' },
+      h('div.s-library-bar', this.search, this.datasets, this.columns, h('span.s-actions',
         button(t`Evaluate …`, () => this.evaluate()),
         h('a.s-button', { href: '/compare?view=suites' }, t`Suites`),
         h('a.s-button', { href: '/compare?view=leaderboard' }, t`Leaderboard`),
@@ -57,12 +57,12 @@ class ResultsPage extends HTMLElement {
     this.datasets.replaceChildren(...['', ...sets].map((one) => h('option', { value: one, selected: one === this.data },
       one ? t`Trained on ${one}` : t`All datasets`)));
     this.columns.hidden = !columns.length;
-    this.columns.replaceChildren(h('summary.s-button', {}, t`Columns`), h('div', {}, columns.map((one) =>
-      h('label', {}, h('input', { type: 'checkbox', class: 's-box', checked: !this.off.has(one.key),
+    this.columns.replaceChildren(h('summary.s-button', t`Columns`), h('div', columns.map((one) =>
+      h('label', h('input', { type: 'checkbox', class: 's-box', checked: !this.off.has(one.key),
         onchange: (event) => this.flip(this.off, one.key, !event.target.checked) }), one.title))));
     if (!rows.length) {
-      this.body.replaceChildren(h('div.s-welcome', {}, h('h2', {}, t`Nothing is measured yet`),
-        h('p', {}, t`Every training run adds a row: what it learned, what it forgot, its size. Evaluations, suites and
+      this.body.replaceChildren(h('div.s-welcome', h('h2', t`Nothing is measured yet`),
+        h('p', t`Every training run adds a row: what it learned, what it forgot, its size. Evaluations, suites and
           votes add columns.`),
         h('a.s-button.s-primary', { href: '/' }, t`Train the first adapter`)));
       return;
@@ -79,11 +79,11 @@ class ResultsPage extends HTMLElement {
     this.table.draw(shown);
     const points = shown.filter((row) => row[LEARNED] != null && row[FORGOT] != null)
       .map((row) => ({ x: row[LEARNED], y: row[FORGOT], label: row.name }));
-    this.body.replaceChildren(h('section.s-card.s-figures-table', {}, this.table.element,
+    this.body.replaceChildren(h('section.s-card.s-figures-table', this.table.element,
       quiet(t`The best of each column is bold. `, mixed && t`Held-out losses of different datasets cannot be compared:
         choose one above. `, t`A number opens the job that measured it.`)),
-    mixed || points.length < 2 ? '' : h('section.s-card.s-figures-table', {},
-      h('h2', {}, t`Learned × forgot`), scatter(points, { x: t`Held-out loss`, y: t`Forgetting (KL)` })));
+    mixed || points.length < 2 ? '' : h('section.s-card.s-figures-table',
+      h('h2', t`Learned × forgot`), scatter(points, { x: t`Held-out loss`, y: t`Forgetting (KL)` })));
   }
 
   /** The columns that name a row. */
@@ -91,9 +91,9 @@ class ResultsPage extends HTMLElement {
     return [
       { title: t`Adapter`, value: (row) => row.name, show: (row) => {
         const pinned = this.pins.has(row.key);
-        return h('span.s-pinned', {}, button(pinned ? '★' : '☆',
+        return h('span.s-pinned', button(pinned ? '★' : '☆',
           () => this.flip(this.pins, row.key, !pinned), 's-tool',
-          { 'aria-label': t`Pin ${row.name}`, 'aria-pressed': String(pinned), title: t`Keep at the top` }),
+          { label: t`Pin ${row.name}`, 'aria-pressed': String(pinned), title: t`Keep at the top` }),
         row.id ? h('a', { href: `/adapters?adapter=${encodeURIComponent(row.id)}` }, row.name) : row.name);
       } },
       { title: t`Method`, words: true, value: (row) => row.method },

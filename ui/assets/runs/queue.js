@@ -8,8 +8,8 @@ import { poke, toggleNotifications, wantsNotifications } from '../core/live.js';
 export class QueueBar {
   constructor() {
     this.holding = button(t`Hold all`, () => this.change({ [this.queue?.held ? 'release' : 'hold']: true }),
-      's-tool', { 'data-testid': 'hold-queue' });
-    this.onError = h('select', { 'aria-label': t`After an error`, onchange: (e) =>
+      's-tool', { testid: 'hold-queue' });
+    this.onError = h('select', { label: t`After an error`, onchange: (e) =>
       this.change({ on_error: e.target.value }) }, h('option', { value: 'continue' }, t`Errors: continue`),
     h('option', { value: 'stop' }, t`Errors: stop`));
     this.notifying = button('', async () => {
@@ -17,8 +17,8 @@ export class QueueBar {
       if (refused) toast(refused, 'error');
       this.show(this.queue, true, !this.keys.hidden);
     }, 's-tool', { title: t`A desktop notification when a run ends` });
-    this.keys = h('p.s-keys', { 'data-testid': 'queue-keys' },
-      h('kbd', {}, 'Alt ↑'), ' ', h('kbd', {}, 'Alt ↓'), t` move a run, `, h('kbd', {}, 'Alt Home'),
+    this.keys = h('p.s-keys', { testid: 'queue-keys' },
+      h('kbd', 'Alt ↑'), ' ', h('kbd', 'Alt ↓'), t` move a run, `, h('kbd', 'Alt Home'),
       t` puts it first.`);
     this.element = h('div.s-queue-bar', { hidden: true }, this.holding, this.onError, this.notifying,
       button(t`Webhook`, planWebhook, 's-tool'), this.keys);
@@ -89,8 +89,8 @@ export async function planSweep(job, set = []) {
     } });
   const [lines, draw] = ['over', 'random'].map((name) => node.querySelector(`[name=${name}]`));
   lines.placeholder = 'Rank = 4, 8, 16\nSeed = 0, 1';
-  const total = h('small.s-quiet', {}, t`One line per setting: setting = value, value, …`);
-  lines.after(total, h('div.s-chips', {}, SWEPT.map((field) => button(field, () => {
+  const total = h('small.s-quiet', t`One line per setting: setting = value, value, …`);
+  lines.after(total, h('div.s-chips', SWEPT.map((field) => button(field, () => {
     lines.value = `${lines.value.trimEnd()}\n${field} = `.trimStart();
     lines.focus();
   }, 's-tool'))));

@@ -17,7 +17,7 @@ export const asked = ({ action, values }) => (action === 'duplicate'
 /** The list of findings; empty where nothing is to be said. */
 export class Reading {
   constructor() {
-    this.element = h('ul.s-reading', { 'aria-label': t`What the curves say`, 'data-testid': 'reading' });
+    this.element = h('ul.s-reading', { label: t`What the curves say`, testid: 'reading' });
     this.show(null, []);
   }
 
@@ -32,7 +32,7 @@ export class Reading {
 }
 
 function item(job, { rule, title, text, remedy }) {
-  return h('li', { 'data-rule': rule }, h('div', {}, h('strong', {}, title), quiet(text)),
+  return h('li', { 'data-rule': rule }, h('div', h('strong', title), quiet(text)),
     remedy.action === 'compare'
       ? h('a.s-button', { href: compareCheckpoint(job, remedy.values.step) }, remedy.title)
       : button(remedy.title, async () => {

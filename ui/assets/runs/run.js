@@ -30,27 +30,27 @@ export class Detail {
     Object.assign(this, { jobs, overlay });
     this.view = 'log';
     this.digest = ''; // of what the tab shows
-    this.dot = h('i.s-dot', {});
-    this.title = h('h1', {});
-    this.state = h('span', {});
-    this.actions = h('div.s-actions', {});
-    this.meta = h('p.s-meta', {});
+    this.dot = h('i.s-dot');
+    this.title = h('h1');
+    this.state = h('span');
+    this.actions = h('div.s-actions');
+    this.meta = h('p.s-meta');
     this.progress = new JobProgress();
     this.remarks = h('p.s-remarks', { hidden: true });
     this.failure = h('div.s-failure', { role: 'alert', hidden: true });
     this.outcome = new JobOutcome();
-    this.figures = h('dl.s-figures', {});
+    this.figures = h('dl.s-figures');
     this.reading = new Reading();
-    this.sources = h('details.s-same', { hidden: true, open: true, 'data-testid': 'sources' });
-    this.group_ = h('details.s-same', { hidden: true, open: true, 'data-testid': 'group' });
-    this.element = h('section.s-detail', { 'data-testid': 'detail' },
-      h('div.s-detail-head', {}, this.dot, this.title, this.state, this.actions),
+    this.sources = h('details.s-same', { hidden: true, open: true, testid: 'sources' });
+    this.group_ = h('details.s-same', { hidden: true, open: true, testid: 'group' });
+    this.element = h('section.s-detail', { testid: 'detail' },
+      h('div.s-detail-head', this.dot, this.title, this.state, this.actions),
       this.meta, this.remarks, this.failure, this.progress.element, this.outcome.element, this.figures,
-      this.reading.element, this.sources, this.forgot = h('div', {}), this.group_);
+      this.reading.element, this.sources, this.forgot = h('div'), this.group_);
     this.tabs = tabs(Object.entries(VIEWS), (id) => this.turn(id), { 'aria-controls': 's-panel' });
     choose(this.tabs, this.view);
     this.body = h('div.s-panel', { id: 's-panel', role: 'tabpanel', tabindex: '0' });
-    this.panels = h('section.s-panels', {}, this.tabs, this.body);
+    this.panels = h('section.s-panels', this.tabs, this.body);
   }
 
   turn(view) {
@@ -106,7 +106,7 @@ export class Detail {
   showSources({ id, sources }) {
     this.sources.hidden = !sources;
     if (!sources || !changed(this.sources, JSON.stringify([id, sources]))) return;
-    this.sources.replaceChildren(h('summary', {}, t`${sources.length} sources of its dataset`), bySource(sources));
+    this.sources.replaceChildren(h('summary', t`${sources.length} sources of its dataset`), bySource(sources));
   }
 
   /** The runs of its sweep or bake-off, best first; else the stages that led to it and follow it. */
@@ -120,12 +120,12 @@ export class Detail {
     const [title, heading] = job.sweep ? [t`${runs.length} runs of “${job.sweep}”`, t`Method`]
       : [t`${runs.length} stages, each from the adapter of the one before`, t`Dataset`];
     if (job.sweep) runs.sort((a, b) => rank(a) - rank(b) || a.id - b.id);
-    this.group_.replaceChildren(h('summary', {}, title),
+    this.group_.replaceChildren(h('summary', title),
       table([t`Run`, heading, t`State`, t`Held-out loss`, t`Forgetting`, t`Loss`, t`Time`], runs.map((one) => [
-        one.id === job.id ? h('b', {}, one.name) : h('a', { href: `/runs?run=${one.id}` }, one.name),
+        one.id === job.id ? h('b', one.name) : h('a', { href: `/runs?run=${one.id}` }, one.name),
         job.sweep ? one.method : short(one.data), badge(stateName(one)), number(one.eval_loss),
         number(one.forgetting, 3), number(one.last_loss), duration(one.seconds)])),
-      h('div.s-actions', {}, button(t`Overlay their curves`, () => this.overlay(runs.map(({ id }) => id))),
+      h('div.s-actions', button(t`Overlay their curves`, () => this.overlay(runs.map(({ id }) => id))),
         button(t`Save a report`, () => saveReport({ jobs: runs.map(({ id }) => String(id)) }))));
   }
 
@@ -152,7 +152,7 @@ export class Detail {
     if (!changed(this.failure, `${job.id} ${job.error.text}`)) return;
     const fits = FULL.has(job.error.kind) && job.kind === 'train';
     const words = fits ? job.error.text.replace(/ Try .*/s, '') : job.error.text; // the buttons offer it
-    this.failure.replaceChildren(h('strong', {}, title), h('p', {}, words), advice ? quiet(advice) : '',
+    this.failure.replaceChildren(h('strong', title), h('p', words), advice ? quiet(advice) : '',
       ...(fits ? remedies(job.id) : []));
   }
 
@@ -173,7 +173,7 @@ export class Detail {
     ];
     if (this.figures.children.length !== figures.length) {
       this.figures.replaceChildren(...figures.map(([name]) =>
-        h('div', {}, h('dt', {}, name), h('dd', {}, h('b', {}), h('span', {})))));
+        h('div', h('dt', name), h('dd', h('b'), h('span')))));
     }
     figures.forEach(([name, value, note], i) => {
       const [title, { children: [main, aside] }] = this.figures.children[i].children;
@@ -292,7 +292,7 @@ export const draws = (job) => CURVES.has(job.kind);
 class JobOutcome {
   constructor() {
     this.line = quiet();
-    this.result = h('div', { 'data-testid': 'outcome' });
+    this.result = h('div', { testid: 'outcome' });
     this.contest = new Results();
     this.element = h('section.s-outcome', { hidden: true }, this.line, this.result, this.contest.element);
   }

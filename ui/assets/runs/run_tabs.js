@@ -8,18 +8,18 @@ import { poke } from '../core/live.js';
 
 /** By the view's name: `(content, job) => node or nodes`. */
 export const views = {
-  log: (lines) => (lines ? h('pre', {}, lines) : quiet(t`The log is empty until the run starts.`)),
+  log: (lines) => (lines ? h('pre', lines) : quiet(t`The log is empty until the run starts.`)),
 
   samples(rows) {
     if (!rows.length) return quiet(
       t`Answers to fixed prompts appear here, before the first step and at each evaluation.`);
-    return [...Map.groupBy(rows, (row) => row.prompt)].map(([prompt, shots]) => h('section.s-film', {},
-      h('h3', {}, prompt),
-      h('ol', { tabindex: '0', 'aria-label': prompt }, shots.map((shot, i) => {
+    return [...Map.groupBy(rows, (row) => row.prompt)].map(([prompt, shots]) => h('section.s-film',
+      h('h3', prompt),
+      h('ol', { tabindex: '0', label: prompt }, shots.map((shot, i) => {
         const same = i > 0 && shot.text === shots[i - 1].text;
         return h('li.s-sample', { 'data-same': same },
-          h('header', {}, shot.step ? t`Step ${count(shot.step)}` : t`Before training`, same && t` · the same`),
-          h('p', {}, shot.text || '–'));
+          h('header', shot.step ? t`Step ${count(shot.step)}` : t`Before training`, same && t` · the same`),
+          h('p', shot.text || '–'));
       }))));
   },
 
@@ -28,10 +28,10 @@ export const views = {
     return table([t`Step`, t`Held-out loss`, t`Saved`, '', t`Folder`], [...rows].reverse().map((row) => [
       count(row.step), number(row.eval_loss), ago(row.time),
       !job.trains_base && checkpointActions(job, row.step),
-      h('td.s-path', {}, row.path)]));
+      h('td.s-path', row.path)]));
   },
 
-  config: ({ yaml, command, error }) => [error && h('p.s-warning', {}, error),
+  config: ({ yaml, command, error }) => [error && h('p.s-warning', error),
     command && snippet(t`Command line`, command), snippet('spec.yaml', yaml)].filter(Boolean),
 
   history: ({ events }) => table([t`Time`, t`State`, t`By`, t`Why`], [...events].reverse().map((row) =>
@@ -42,7 +42,7 @@ export const views = {
  *  change; the failed run stays as it is. */
 export function remedies(job) {
   const intro = quiet();
-  const list = h('ul.s-remedies', { 'aria-label': t`Ways to make it fit` });
+  const list = h('ul.s-remedies', { label: t`Ways to make it fit` });
   api('/api/do/refit', { job, listing: true }).then((found) => {
     text(intro, found.length ? t`Train it again with one of these changes:`
       : t`No setting makes it small enough: choose a smaller model, or a device with more memory.`);
@@ -59,7 +59,7 @@ function remedy(job, { name, title, about, lacks, same_result: same }, best) {
     if (queued) text(status, t`Queued as run ${queued.id}.`);
     poke();
   };
-  return h('li', {}, button(title, again, best ? 's-primary' : '',
+  return h('li', button(title, again, best ? 's-primary' : '',
     { 'aria-describedby': `remedy-${name}`, 'data-remedy': name, disabled: Boolean(lacks) }),
   h('p', { id: `remedy-${name}` }, about, ' ', status));
 }

@@ -60,34 +60,34 @@ export class Runs extends HTMLElement {
     this.tabs = h('div.s-segments', { role: 'group', 'aria-label': t`Which runs` },
       Object.keys(FILTERS).map((name) => h('button', { 'data-filter': name,
         'aria-pressed': String(name === this.filter), onclick: () => this.choose(name) })));
-    this.rows = h('ol.s-rows', { 'data-testid': 'runs' });
+    this.rows = h('ol.s-rows', { testid: 'runs' });
     this.nothing = h('p.s-quiet', { hidden: true }, t`No run matches.`);
     this.warning = h('p.s-warning', { role: 'status', hidden: true,
-      'data-testid': 'queue-notice' });
+      testid: 'queue-notice' });
     this.bar = new QueueBar();
     const slider = h('input', { type: 'range', min: 0, max: 0.98, step: 0.01, value: 0.0,
-      'aria-label': t`Smoothing`, oninput: (e) => this.smooth(+e.target.value) });
-    this.smoothed = h('output', {}, '0');
+      label: t`Smoothing`, oninput: (e) => this.smooth(+e.target.value) });
+    this.smoothed = h('output', '0');
     slider.value = localStorage.getItem('studio.smoothing') ?? 0.6;
-    this.overlays = h('span.s-quiet', {});
+    this.overlays = h('span.s-quiet');
     const [loss, ...small] = this.board.charts.map((chart) => chart.element);
     loss.classList.add('s-large');
     this.together = button(t`Save a report`, () => saveReport({ jobs: this.chosen().filter((id) =>
       draws(this.jobs.find((job) => job.id === id))).map(String) }), 's-tool', { hidden: true, title:
       t`The selected runs beside each other, as one HTML file` });
-    this.curves = [h('div.s-chart-bar', {}, this.overlays, this.together,
-      h('label.s-smooth', {}, t`Smoothing`, slider, this.smoothed)),
-    h('section.s-charts', { 'aria-label': t`Curves` }, loss, small)];
+    this.curves = [h('div.s-chart-bar', this.overlays, this.together,
+      h('label.s-smooth', t`Smoothing`, slider, this.smoothed)),
+    h('section.s-charts', { label: t`Curves` }, loss, small)];
     this.main = h('div.s-main', { hidden: true }, this.detail.element, this.curves,
       this.detail.panels);
     this.welcome = h('div.s-welcome', { hidden: true },
-      h('h1', {}, t`No runs yet`),
-      h('p', {}, t`A run trains one adapter. The Train page has defaults for model, dataset and method: press Train,
+      h('h1', t`No runs yet`),
+      h('p', t`A run trains one adapter. The Train page has defaults for model, dataset and method: press Train,
         and the curves appear here.`),
       h('a.s-button.s-primary', { href: '/' }, t`Train the first adapter`));
-    this.append(h('div.s-runs', {},
-      h('aside.s-list', {},
-        h('div.s-list-head', {}, this.search, this.tabs, this.bar.element), this.warning,
+    this.append(h('div.s-runs',
+      h('aside.s-list',
+        h('div.s-list-head', this.search, this.tabs, this.bar.element), this.warning,
         this.rows, this.nothing),
       this.main), this.welcome);
     this.smooth(+slider.value);
@@ -108,7 +108,7 @@ export class Runs extends HTMLElement {
   mark(filter) {
     this.filter = filter;
     for (const tab of this.tabs.children) {
-      tab.setAttribute('aria-pressed', String(tab.dataset.filter === filter));
+      tab.ariaPressed = tab.dataset.filter === filter;
     }
   }
 
@@ -214,11 +214,11 @@ export class Runs extends HTMLElement {
 
   row(job) {
     const box = h('input', { type: 'checkbox', onchange: (e) => this.toggle(job.id, e.target.checked),
-      'aria-label': t`Overlay ${job.name}`, 'data-testid': `overlay-${job.id}` });
-    const open = h('button.s-row-open', { 'data-testid': `run-${job.id}`,
+      label: t`Overlay ${job.name}`, testid: `overlay-${job.id}` });
+    const open = h('button.s-row-open', { testid: `run-${job.id}`,
       onclick: () => this.open(job.id) },
-      h('span.s-row-name', {}), h('span.s-row-state', {}),
-      h('span.s-row-what', {}), h('span.s-row-loss', {}), bar(''));
+      h('span.s-row-name'), h('span.s-row-state'),
+      h('span.s-row-what'), h('span.s-row-loss'), bar(''));
     const row = h('li', { onkeydown: (e) => this.key(e, job.id),
       ondragstart: (e) => this.drag(e, job.id), ondragover: (e) => this.over(e, row),
       ondragleave: () => row.removeAttribute('data-drop'), ondrop: (e) => this.drop(e, row, job.id) },
@@ -283,7 +283,7 @@ export class Runs extends HTMLElement {
     node.style.setProperty('--hue', hue === undefined ? 'var(--s-line-strong)'
       : `var(--s-run-${hue})`);
     node.toggleAttribute('data-focus', job.id === this.focus);
-    open.setAttribute('aria-current', String(job.id === this.focus));
+    open.ariaCurrent = job.id === this.focus;
     text(name, job.name);
     const shown = stateName(job), last = job.last_loss == null ? '' : number(job.last_loss);
     if (changed(state, shown)) state.replaceChildren(badge(shown));

@@ -14,8 +14,8 @@ export class Machine extends HTMLElement {
     this.hub = hubCard(card);
     this.devices = column();
     this.facts = column();
-    this.body = h('div.s-system', { 'data-testid': 'system' });
-    this.append(h('h1.s-hidden', {}, t`System`), this.body);
+    this.body = h('div.s-system', { testid: 'system' });
+    this.append(h('h1.s-hidden', t`System`), this.body);
     this.wake = () => { if (!document.hidden) this.refresh(); };
     document.addEventListener('visibilitychange', this.wake);
     this.refresh();
@@ -31,7 +31,7 @@ export class Machine extends HTMLElement {
     try {
       this.show(await api('/api/system'));
     } catch (error) {
-      if (!this.devices.isConnected) redraw(this.body, h('p.s-error', {}, error.message));
+      if (!this.devices.isConnected) redraw(this.body, h('p.s-error', error.message));
     }
     clearTimeout(this.timer);
     if (!document.hidden && this.isConnected) this.timer = setTimeout(() => this.refresh(), REFRESH);
@@ -43,7 +43,7 @@ export class Machine extends HTMLElement {
       const node = event.currentTarget;
       copy((await api('/api/do/diagnostics', {})).diagnostics, node);
     }, '', { title: t`Versions, devices, findings, the last error and the end of its log; no secrets, no own paths` });
-    return card(t`Versions`, pairs(found), h('div.s-actions', {}, this.diagnostics));
+    return card(t`Versions`, pairs(found), h('div.s-actions', this.diagnostics));
   }
 
   show(now) {
@@ -58,35 +58,35 @@ export class Machine extends HTMLElement {
   }
 }
 
-const card = (title, ...content) => h('section.s-panel-card', {}, h('h2', {}, title), ...content);
-const column = (...cards) => h('div.s-column', {}, cards);
+const card = (title, ...content) => h('section.s-panel-card', h('h2', title), ...content);
+const column = (...cards) => h('div.s-column', cards);
 
 function deviceRow(label, name, used, share, status, props = {}) {
-  return h('div.s-device', { ...props }, h('header', {}, h('span', {}, h('b', {}, label), ` ${name}`),
-    h('span', {}, used)), fill(bar(), share), status);
+  return h('div.s-device', { ...props }, h('header', h('span', h('b', label), ` ${name}`),
+    h('span', used)), fill(bar(), share), status);
 }
 
 function device({ label, name, total_bytes: total, free_bytes: free, utilization, holders }) {
   const used = total - free;
   const status = dots(utilization != null && t`${count(100 * utilization)}\u202f% busy`, !holders.length && t`free`);
   const row = deviceRow(label, name, t`${bytes(used)} of ${bytes(total)} used`, used / total,
-    h('span.s-quiet', {}, status));
+    h('span.s-quiet', status));
   if (holders.length) row.append(heldBy(name, holders));
   return row;
 }
 
 /** A GPU that torch cannot use, why, and the command that mends it. */
 const blocked = ({ label, why, command }) => deviceRow(label, '', t`not used`, 0,
-  h('span.s-error', {}, why, command && h('code', {}, ` ${command}`)));
+  h('span.s-error', why, command && h('code', ` ${command}`)));
 
 /** Who holds a device: a run with its estimated memory, chat with what it keeps resident. */
 const heldBy = (name, holders) => table([t`Held by`, t`State`, t`Since`, t`Memory`], holders.map((one) => [
   one.job ? h('a', { href: `/runs?run=${one.job}` }, one.name) : t`Compare`, one.job ? badge(one.state) : one.state,
   duration(one.seconds), one.bytes ? `${one.job ? t`about ` : ''}${bytes(one.bytes)}` : '–']),
-{ 'data-testid': `holders-${name}` });
+{ testid: `holders-${name}` });
 
 const processes = (rows) => table([t`Process`, t`State`, 'PID', t`Since`, 'CPU', t`Memory`], rows.map((row) => [
-  h('td', { title: row.what }, row.role, h('div.s-quiet.s-what', {}, row.what)),
+  h('td', { title: row.what }, row.role, h('div.s-quiet.s-what', row.what)),
   badge(row.pid ? 'succeeded' : 'queued', row.pid ? word('running') : t`not running`), row.pid ? String(row.pid) : '–',
   duration(row.seconds), row.cpu == null ? '–' : `${count(row.cpu)}\u202f%`, row.pid ? bytes(row.bytes) : '–']));
 
@@ -100,7 +100,7 @@ function clusterDevice({ devices, free, kind, machines, version, holders, troubl
     .join(' · ') : t`connecting …`;
   return deviceRow(t`Ray cluster`, 'ray', known ? t`${free} of ${devices} ${kind}s free` : '',
     known ? (devices - free) / Math.max(1, devices) : 0,
-    h('span', { class: trouble ? 's-error' : 's-quiet' }, trouble || facts), { 'data-testid': 'cluster-device' });
+    h('span', { class: trouble ? 's-error' : 's-quiet' }, trouble || facts), { testid: 'cluster-device' });
 }
 
 /** The card of the cluster, whose settings are those of its action. */
@@ -113,7 +113,7 @@ function clusterCard(cluster, refresh) {
   return card(t`Cluster`, quiet(t`Optional: a Ray cluster is one more device. Runs whose device is “ray” wait in this
     queue and train there; their adapters are copied back here.`),
   cluster && pairs([[t`Ray dashboard`, cluster.address], [t`Storage that all machines write`, cluster.storage]]),
-  h('div.s-actions', {}, button(cluster ? t`Change …` : t`Use a cluster …`, () => askAction('cluster', {
+  h('div.s-actions', button(cluster ? t`Change …` : t`Use a cluster …`, () => askAction('cluster', {
     title: t`Use a Ray cluster`, only: ['address', 'storage'], done: described,
     values: { address: cluster?.address, storage: cluster?.storage } })),
   cluster && button(t`Use none`, () => send('/api/do/cluster', { off: true }, described))));
@@ -123,11 +123,11 @@ function clusterCard(cluster, refresh) {
 
 class Storage {
   constructor() {
-    this.parts = h('div.s-shares', {});
-    this.runs = h('div', {});
-    this.items = h('div.s-found', { 'data-testid': 'spare' });
-    this.rules = h('div', {});
-    this.element = card(t`Storage`, this.parts, this.runs, this.rules, h('div.s-actions', {},
+    this.parts = h('div.s-shares');
+    this.runs = h('div');
+    this.items = h('div.s-found', { testid: 'spare' });
+    this.rules = h('div');
+    this.element = card(t`Storage`, this.parts, this.runs, this.rules, h('div.s-actions',
       button(t`What can be removed?`, () => this.clean(false)),
       button(t`Rules …`, () => askAction('clean', { title: t`Set what to keep`, only: ['keep_checkpoints', 'keep_days'],
         note: t`What the new rules would remove is listed first.`, values: this.kept,
@@ -149,11 +149,11 @@ class Storage {
     redraw(this.rules, pairs([[t`Checkpoints kept of a finished run`, rules.keep_checkpoints],
       [t`Days until they go`, rules.keep_days || t`no limit`]]));
     const most = Math.max(1, ...parts.map((part) => part.bytes));
-    const row = (name, track, size) => h('div', {}, h('span', {}, name), track, h('span', {}, bytes(size)));
+    const row = (name, track, size) => h('div', h('span', name), track, h('span', bytes(size)));
     redraw(this.parts, ...parts.map((part) =>
       row(word(part.name), fill(bar(''), part.bytes / most), part.bytes)),
-      row(t`Free on this disk`, h('span', {}), free));
-    redraw(this.runs, runs.length ? h('details', {}, h('summary', {}, t`Largest runs`), table(null,
+      row(t`Free on this disk`, h('span'), free));
+    redraw(this.runs, runs.length ? h('details', h('summary', t`Largest runs`), table(null,
       runs.map((run) => [run.id ? h('a', { href: `/runs?run=${run.id}` }, run.name) : run.name, run.state,
         bytes(run.bytes)]))) : '');
   }
@@ -165,7 +165,7 @@ class Storage {
   }
 
   list({ items, bytes: sum, removed }) {
-    if (removed) return redraw(this.items, h('p', {}, t`${bytes(sum)} are free again.`));
+    if (removed) return redraw(this.items, h('p', t`${bytes(sum)} are free again.`));
     if (!items.length) return redraw(this.items, quiet(t`Nothing: everything here is needed.`));
     const more = items.length - 50;
     return redraw(this.items, table(null, items.slice(0, 50).map((item) =>

@@ -28,24 +28,24 @@ export function planWords({ unknown, error, seconds, total_steps: steps, device,
 
 class Guide {
   constructor(datasets) {
-    this.goals = h('fieldset.s-goals', {}, h('legend', {}, t`What do you want?`));
-    this.needs = h('p', {});
-    this.example = h('div.s-guide-example', {});
-    this.files = h('p.s-actions', {}, h('span.s-quiet', {}, t`A file to fill in:`),
+    this.goals = h('fieldset.s-goals', h('legend', t`What do you want?`));
+    this.needs = h('p');
+    this.example = h('div.s-guide-example');
+    this.files = h('p.s-actions', h('span.s-quiet', t`A file to fill in:`),
       FORMATS.map(([format, title]) => button(title, () => this.download(format), 's-tool')));
-    this.data = select([NONE, ...datasets], '', () => this.ask(), { 'data-testid': 'guide-data' });
+    this.data = select([NONE, ...datasets], '', () => this.ask(), { testid: 'guide-data' });
     this.upload = new Upload((name) => this.use(name), 'guide');
-    this.checked = h('p', { role: 'status', 'data-testid': 'guide-checked' });
-    this.model = select([], '', () => this.ask(), { 'data-testid': 'guide-model' });
-    this.settings = h('div', { 'data-testid': 'guide-settings' });
-    this.plan = h('p', { role: 'status', 'data-testid': 'guide-plan' });
+    this.checked = h('p', { role: 'status', testid: 'guide-checked' });
+    this.model = select([], '', () => this.ask(), { testid: 'guide-model' });
+    this.settings = h('div', { testid: 'guide-settings' });
+    this.plan = h('p', { role: 'status', testid: 'guide-plan' });
   }
 
   async open() {
     this.ask();
     await this.asking;
-    const part = (title, ...inside) => h('section', {}, h('h3', {}, title), inside);
-    this.node = dialog(t`Guided start`, h('div.s-guide', {}, this.goals,
+    const part = (title, ...inside) => h('section', h('h3', title), inside);
+    this.node = dialog(t`Guided start`, h('div.s-guide', this.goals,
       part(t`Data`, this.needs, this.example, this.files, labelled(t`Dataset`, this.data), this.upload.element,
         this.checked),
       part(t`Model`, labelled(t`A model that fits on this machine`, this.model)),
@@ -71,9 +71,9 @@ class Guide {
 
   show({ goals, goal, data, models, model, settings }) {
     if (this.goals.children.length === 1) {
-      this.goals.append(...goals.map((one) => h('label.s-goal', {}, h('input', { type: 'radio', name: 'goal',
+      this.goals.append(...goals.map((one) => h('label.s-goal', h('input', { type: 'radio', name: 'goal',
         value: one.name, checked: one.name === goal.name, onchange: () => this.ask() }),
-      h('span', {}, h('b', {}, one.title), h('span.s-quiet', {}, one.about)))));
+      h('span', h('b', one.title), h('span.s-quiet', one.about)))));
     }
     const [least, usual, most] = goal.rows.map(count);
     text(this.needs, t`${goal.needs} Usual are ${usual} rows; ${least} are the least, more than ${most} rarely help.`);

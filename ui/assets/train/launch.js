@@ -11,13 +11,13 @@ export class Launch {
   constructor() {
     this.board = board(SHOWN);
     this.board.group.smoothing = Number(localStorage.getItem('studio.smoothing') ?? 0.6);
-    this.line = h('p.s-launched', { role: 'status', 'data-testid': 'launched' });
+    this.line = h('p.s-launched', { role: 'status', testid: 'launched' });
     this.progress = new JobProgress();
-    this.actions = h('div.s-actions', {});
+    this.actions = h('div.s-actions');
     this.show = h('section.s-live', { hidden: true }, this.line, this.progress.element,
       this.pace = quiet(),
       this.board.charts.map((chart) => chart.element), this.actions);
-    this.before = h('p.s-before', {}, t`The loss appears here within seconds of pressing Train.`);
+    this.before = h('p.s-before', t`The loss appears here within seconds of pressing Train.`);
     this.element = h('div', { id: 'launch' }, this.show, this.before);
     this.run = Number(query().get('run')) || null;
     this.jobs = [];
@@ -76,7 +76,7 @@ export class Launch {
   showState(job, ahead) {
     const more = job.state === 'queued' && ahead ? t` after ${ahead} other run${ahead > 1 ? 's' : ''}` : '';
     redraw(this.line, badge(stateName(job)), h('a', { href: `/runs?run=${job.id}` }, job.name), more,
-      job.error ? h('span.s-error', {}, job.error.text) : '');
+      job.error ? h('span.s-error', job.error.text) : '');
     const can = new Set(job.actions);
     const act = (action) => actOn(job.id, action).then(poke);
     redraw(this.actions, ...[

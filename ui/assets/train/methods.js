@@ -52,18 +52,18 @@ export class Methods {
     this.methods.sort((a, b) => rank(a) - rank(b));
     this.nodes = new Map(this.methods.map((one) => [one.name, this.card(one, choose)]));
     this.more = h('button.s-tool', { onclick: () => this.unfold(!this.unfolded) });
-    this.manual = h('details.s-manual', {}, h('summary', {}, t`How it works`), h('div', {}));
-    this.element = h('div.s-stack', {}, h('div.s-methods', { role: 'radiogroup',
-      'aria-label': t`Method` }, [...this.nodes.values()].map(({ label }) => label)),
-    h('div.s-row-between', {}, this.manual, this.more));
+    this.manual = h('details.s-manual', h('summary', t`How it works`), h('div'));
+    this.element = h('div.s-stack', h('div.s-methods', { role: 'radiogroup',
+      label: t`Method` }, [...this.nodes.values()].map(({ label }) => label)),
+    h('div.s-row-between', this.manual, this.more));
     this.unfold(false);
   }
 
   card({ name, title, phase, use }, choose) {
-    const size = h('span.s-size', {});
+    const size = h('span.s-size');
     const input = h('input', { type: 'radio', name: 'method', value: name, onchange: () => choose(name) });
-    const label = h('label.s-method', { title: use }, input, picture(name, phase), h('b', {}, title), size,
-      h('span.s-use', {}, use));
+    const label = h('label.s-method', { title: use }, input, picture(name, phase), h('b', title), size,
+      h('span.s-use', use));
     return { label, input, size };
   }
 
@@ -97,5 +97,5 @@ export class Methods {
 }
 
 /** A manual, first what the method is for. */
-const manual = (one) => [one.use, ...one.manual.split('\n\n')].map((part) => h('p', {}, part.split('`').map(
-  (piece, at) => (at % 2 ? h('code', {}, piece) : piece))));
+const manual = (one) => [one.use, ...one.manual.split('\n\n')].map((part) => h('p', part.split('`').map(
+  (piece, at) => (at % 2 ? h('code', piece) : piece))));

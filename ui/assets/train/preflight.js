@@ -12,7 +12,7 @@ export class Preflight {
   constructor(page) {
     this.page = page;
     this.turn = 0;
-    this.element = h('section.s-card.s-preflight', { 'data-testid': 'preflight' });
+    this.element = h('section.s-card.s-preflight', { testid: 'preflight' });
   }
 
   /** Look at the form as it was judged; null while it has an error. */
@@ -46,7 +46,7 @@ export class Preflight {
     const measure = button(t`Measure`, this.page.asked((set) => this.measure(set)), 's-tool',
       { title: t`Take two real steps on the longest batch` });
     if (found.unknown) {
-      redraw(this.element, h('header', {}, h('h2', {}, t`Memory and time`), measure),
+      redraw(this.element, h('header', h('h2', t`Memory and time`), measure),
         quiet(found.unknown));
       return;
     }
@@ -54,22 +54,22 @@ export class Preflight {
     const parts = Object.entries(found.parts).filter(([, size]) => size > 0);
     const colour = (part) => `background: var(--s-run-${HUES[part] ?? 9})`;
     redraw(this.element, ...[
-      h('header', {}, h('h2', {}, t`Memory and time`), measure,
+      h('header', h('h2', t`Memory and time`), measure,
         !found.fits && button(t`Make it fit`, this.page.asked((set) => this.fit(set)), 's-primary')),
-      h('p.s-forecast', {}, h('b', {}, bytes(found.total_bytes)), ` ${free(found)}`, h('span', {}, ' · '),
-        h('b', {}, duration(found.seconds)), t` for ${count(found.total_steps)} steps`,
-        h('span.s-quiet', {}, ' · ', found.measured ? t`measured, base in ${found.dtype}` : found.like
+      h('p.s-forecast', h('b', bytes(found.total_bytes)), ` ${free(found)}`, h('span', ' · '),
+        h('b', duration(found.seconds)), t` for ${count(found.total_steps)} steps`,
+        h('span.s-quiet', ' · ', found.measured ? t`measured, base in ${found.dtype}` : found.like
           ? t`at the pace of ${found.like}, base in ${found.dtype}` : t`estimated, base in ${found.dtype}`)),
       found.processes > 1 && quiet(t`Below: one process of ${found.processes}, ${bytes(found.process_bytes)}.
         The time assumes that ${found.processes} are ${(found.efficiency * found.processes).toFixed(1)} times
         as fast as one.`),
       !found.fits && h('p.s-error', { role: 'alert' },
         t`This does not fit. “Make it fit” keeps the result: smaller batches, accumulated to the same size.`),
-      h('div.s-parts', { role: 'img', 'aria-label': t`Memory by part` }, parts.map(([part, size]) =>
+      h('div.s-parts', { role: 'img', label: t`Memory by part` }, parts.map(([part, size]) =>
         h('i', { style: `${colour(part)}; width: ${(100 * size) / whole}%`,
           title: `${found.titles[part]}: ${bytes(size)}` }))),
-      h('ul.s-legend', {}, parts.map(([part, size]) => h('li', {}, h('i', { style: colour(part) }),
-        found.titles[part], h('span', {}, bytes(size)))))].filter(Boolean));
+      h('ul.s-legend', parts.map(([part, size]) => h('li', h('i', { style: colour(part) }),
+        found.titles[part], h('span', bytes(size)))))].filter(Boolean));
   }
 
   async measure(set) {
@@ -99,14 +99,14 @@ export class Preflight {
 export class Presets {
   constructor(page) {
     this.page = page;
-    this.element = h('div.s-presets', {});
+    this.element = h('div.s-presets');
     send('/api/do/presets.list', {}).then((found) => found && this.show(found));
   }
 
   show(found) {
     const { page } = this;
-    redraw(this.element, h('span.s-quiet', {}, t`Presets`), ...found.map((preset) =>
-      h('span.s-preset', {}, button(preset.name, () => page.open({ preset: preset.name }), '',
+    redraw(this.element, h('span.s-quiet', t`Presets`), ...found.map((preset) =>
+      h('span.s-preset', button(preset.name, () => page.open({ preset: preset.name }), '',
         { title: about(preset) }),
       preset.own && sureButton('×', t`Forget?`, async () => {
         this.show(await api('/api/do/presets.forget', { name: preset.name }));

@@ -32,10 +32,10 @@ export class Setting {
     this.back = button('↺', () => { this.fill(); this.element.dispatchEvent(new Event('input', { bubbles: true })); },
       's-tool s-back', { hidden: true });
     this.control = this.build(field, choices, named);
-    const title = h('label', { for: named.id }, field.title, field.unit && h('small', {}, ` ${field.unit}`));
+    const title = h('label', { for: named.id }, field.title, field.unit && h('small', ` ${field.unit}`));
     const isSwitch = field.type === 'switch';
     this.element = h('div', { class: `s-setting ${isSwitch ? 's-setting-switch' : ''}`, id },
-      h('div.s-setting-head', {}, isSwitch && this.control, title, this.back),
+      h('div.s-setting-head', isSwitch && this.control, title, this.back),
       !isSwitch && this.control, field.help && h('p.s-help', { id: `${id}-help` }, field.help));
     this.fill();
     this.usual = this.value();
@@ -57,7 +57,7 @@ export class Setting {
     if (closed || !choices.length) return this.input;
     const node = h('datalist', { id: `${named.id}-list` }, choices.map(([value]) => h('option', { value })));
     this.input.setAttribute('list', node.id);
-    return h('div.s-picker', {}, this.input, node, field.name.endsWith('target_modules') && button(
+    return h('div.s-picker', this.input, node, field.name.endsWith('target_modules') && button(
       t`Choose …`, () => pickTargets(this), 's-tool',
       { title: t`Choose among the model's own modules, layer by layer` }));
   }
@@ -65,13 +65,13 @@ export class Setting {
   /** A list, with a path that is not in it as its last choice. */
   picker(choices, named) {
     const other = h('input', { type: 'text', hidden: true, spellcheck: 'false', autocomplete: 'off',
-      'aria-label': t`${this.field.title}: path or hub id`, placeholder: t`/path, or owner/name on the hub` });
+      label: t`${this.field.title}: path or hub id`, placeholder: t`/path, or owner/name on the hub` });
     this.input = select([...choices, [OTHER, t`A path or a hub id …`]], '', (value) => {
       other.hidden = value !== OTHER;
       if (!other.hidden) other.focus();
     }, named);
     this.other = other;
-    return h('div.s-picker', {}, this.input, other);
+    return h('div.s-picker', this.input, other);
   }
 
   ticks(choices) {
@@ -83,8 +83,8 @@ export class Setting {
       picked = names;
       for (const [name, box] of boxes) box.checked = names.includes(name);
     } };
-    return h('div.s-ticks', { role: 'group', 'aria-label': this.field.title },
-      boxes.map(([, box, label]) => h('label.s-check', {}, box, label)));
+    return h('div.s-ticks', { role: 'group', label: this.field.title },
+      boxes.map(([, box, label]) => h('label.s-check', box, label)));
   }
 
   value() {
@@ -156,23 +156,23 @@ async function pickTargets(setting) {
     show();
   };
   const cell = (one) => {
-    if (!one) return h('td', {});
-    const box = h('input', { type: 'checkbox', class: 's-box', 'aria-label': one.key,
+    if (!one) return h('td');
+    const box = h('input', { type: 'checkbox', class: 's-box', label: one.key,
       title: `${one.key} (${one.shape.join(' × ')})`,
       onchange: () => { chosen[box.checked ? 'add' : 'delete'](one.key); show(); } });
     boxes.set(one.key, box);
-    return h('td', {}, box);
+    return h('td', box);
   };
   const of = (layer, name) => at.get(`${layer} ${name}`);
   const boxesOf = table([t`Layer`, ...layers.map((layer) => button(String(layer), () =>
     flip(names.map((name) => of(layer, name))), 's-tool', { title: t`All modules of this layer` }))],
   names.map((name) => [h('th', { scope: 'row' }, button(name, () => flip(layers.map((layer) => of(layer, name))),
     's-tool', { title: t`In every layer` })), ...layers.map((layer) => cell(of(layer, name)))]), { class: '' });
-  const node = dialog(t`Target modules`, [h('div.s-actions', {},
+  const node = dialog(t`Target modules`, [h('div.s-actions',
     button(t`All`, () => flip([...at.values()].filter((one) => !chosen.has(one.key))), 's-tool'),
     button(t`Attention`, () => flip(modules.filter((one) => /att/.test(one.name))), 's-tool'),
     button('MLP', () => flip(modules.filter((one) => !/att/.test(one.name))), 's-tool'), words),
-  h('div.s-targets', { 'data-testid': 'targets' }, boxesOf)], t`Use these`, async () => {
+  h('div.s-targets', { testid: 'targets' }, boxesOf)], t`Use these`, async () => {
     if (!chosen.size) throw new Error(t`Choose at least one linear layer.`);
     const { targets: found } = await api('/api/do/modules', { 'model.path': path, chosen: [...chosen] });
     setting.input.value = found.join(', ');

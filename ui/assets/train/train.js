@@ -44,26 +44,26 @@ export class Train extends HTMLElement {
     this.launch = new Launch();
     this.welcome = new Welcome(this);
     if (first) this.welcome.open();
-    this.error = errorLine({ 'data-testid': 'form-error' });
+    this.error = errorLine({ testid: 'form-error' });
     this.warnings = h('div.s-warnings', { role: 'status' });
-    this.says = h('p.s-says', { 'data-testid': 'says' });
-    this.same = h('div', {});
+    this.says = h('p.s-says', { testid: 'says' });
+    this.same = h('div');
     this.notes = Object.fromEntries(['model', 'data'].map((name) => [name, h('p.s-note', {
       id: `${name}-note` })]));
     modelsAt(() => this.settings.get('model.path').value());
-    this.append(h('div.s-train', {},
-      h('h1.s-hidden', {}, t`Train an adapter`),
+    this.append(h('div.s-train',
+      h('h1.s-hidden', t`Train an adapter`),
       h('div.s-form', { oninput: () => this.changed(), onchange: () => this.changed() },
         this.welcome.element, this.presets.element,
-        h('section.s-card', {}, h('header.s-row-between', {}, h('h2', {}, t`What to train`),
-          this.upload.element), h('div.s-pair', {}, ['model', 'data'].map((name) => h('div', {},
+        h('section.s-card', h('header.s-row-between', h('h2', t`What to train`),
+          this.upload.element), h('div.s-pair', ['model', 'data'].map((name) => h('div',
           this.settings.get(`${name}.path`).element, this.notes[name])))),
-        h('section.s-card', {}, h('h2', {}, t`Method`), this.methods.element,
-          this.mainOfMethod = h('div.s-fields', {})),
-        h('section.s-card', {}, h('h2', {}, t`Training`), h('div.s-fields', {},
+        h('section.s-card', h('h2', t`Method`), this.methods.element,
+          this.mainOfMethod = h('div.s-fields')),
+        h('section.s-card', h('h2', t`Training`), h('div.s-fields',
           this.plain().map(({ element }) => element))),
         this.advanced()),
-      h('div.s-side', {}, h('section.s-card.s-go', {},
+      h('div.s-side', h('section.s-card.s-go',
         this.go = button(t`Train`, () => this.start(), 's-primary', { id: 'train', title: 'Ctrl Enter' }), this.says,
         this.warnings, this.error), this.preflight.element, this.rows.element, this.launch.element, this.same)));
     this.showMethod();
@@ -78,13 +78,13 @@ export class Train extends HTMLElement {
     this.onlyChanged = h('input', { type: 'checkbox', class: 's-box' });
     this.moreOfMethod = h('div.s-fields', {});
     this.none = quiet(t`No setting is like this.`);
-    const group = (title, body) => h('div.s-group', {}, h('h3', {}, title), body);
+    const group = (title, body) => h('div.s-group', h('h3', title), body);
     const sift = (event) => { event.stopPropagation(); this.sift(); };
     this.groups = [group('', this.moreOfMethod), ...[...groups].map(([title, some]) => group(title,
-      h('div.s-fields', {}, some.map(({ element }) => element))))];
-    return h('details.s-card.s-advanced', { id: 'advanced' }, h('summary', {}, h('h2', {}, t`Advanced`),
-      this.count = h('span.s-quiet', {})), h('div.s-sift', { oninput: sift, onchange: sift },
-      this.search, h('label.s-check', {}, this.onlyChanged, t`Only changed`)), this.groups, this.none);
+      h('div.s-fields', some.map(({ element }) => element))))];
+    return h('details.s-card.s-advanced', { id: 'advanced' }, h('summary', h('h2', t`Advanced`),
+      this.count = h('span.s-quiet')), h('div.s-sift', { oninput: sift, onchange: sift },
+      this.search, h('label.s-check', this.onlyChanged, t`Only changed`)), this.groups, this.none);
   }
 
   /** The settings of the form as it stands: those of the run and of the chosen method. */
@@ -106,8 +106,8 @@ export class Train extends HTMLElement {
       field.advanced === advanced).map(({ element }) => element);
     if (this.drawn !== own) { // else the focus would be lost
       this.drawn = own;
-      this.mainOfMethod.replaceChildren(...drawn(false));
-      this.moreOfMethod.replaceChildren(...drawn(true));
+      redraw(this.mainOfMethod, ...drawn(false));
+      redraw(this.moreOfMethod, ...drawn(true));
     }
     text(this.groups[0].firstChild, this.titles.get(this.method));
     this.methods.show(this.method);
@@ -193,7 +193,7 @@ export class Train extends HTMLElement {
     this.mark(error?.field);
     this.preflight.take(error ? null : found);
     if (error) {
-      this.warnings.replaceChildren();
+      redraw(this.warnings);
       this.sift(); // the field that is wrong may be one that the loss just chosen brings
       return this.rows.take(null);
     }
@@ -208,7 +208,7 @@ export class Train extends HTMLElement {
       this.notes.model.append(' ', h('a', { href: address }, t`Look at it on the Models page`));
     }
     for (const one of this.all()) one.mark(one.field.name in found.values || one.isTouched, undefined);
-    this.warnings.replaceChildren(...found.warnings.map((words) => h('p.s-warning', {}, words)));
+    redraw(this.warnings, ...found.warnings.map((words) => h('p.s-warning', words)));
     this.methods.show(this.method);
     this.methods.size(found.sizes);
     this.sift();
@@ -245,9 +245,9 @@ export class Train extends HTMLElement {
   showSame({ command, yaml }) {
     redraw(this.same, h('details.s-same', { open: localStorage.getItem('studio.same') === '1',
       ontoggle: (e) => localStorage.setItem('studio.same', e.target.open ? '1' : '0') },
-    h('summary', {}, t`The same as a command or a file`), snippet(t`Command line`, command),
+    h('summary', t`The same as a command or a file`), snippet(t`Command line`, command),
     snippet('spec.yaml', yaml)),
-    h('div.s-actions', {},
+    h('div.s-actions',
       button(t`Sweep: several values of some fields …`, this.asked((set) => planSweep(null, set)), 's-tool'),
       button(t`Bake-off: these settings with several methods …`, this.asked(async (set) => {
         const { askBakeoff } = await import('../adapters/bakeoff.js');

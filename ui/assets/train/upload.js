@@ -8,8 +8,8 @@ export class Upload {
   constructor(use, place = 'train') {
     this.use = use;
     this.line = h('span', { role: 'status' });
-    this.file = h('input', { type: 'file', hidden: true, 'data-testid': `${place}-file`,
-      'aria-label': t`Data file`, onchange: (event) => { event.stopPropagation(); this.send(this.file.files[0]); } });
+    this.file = h('input', { type: 'file', hidden: true, testid: `${place}-file`,
+      label: t`Data file`, onchange: (event) => { event.stopPropagation(); this.send(this.file.files[0]); } });
     const id = place === 'train' ? 'upload' : `${place}-upload`;
     this.element = h('div', { id, class: 's-upload' }, this.line, this.file,
       button(t`Upload a data file …`, () => this.file.click(), 's-link'));

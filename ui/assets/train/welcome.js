@@ -16,34 +16,34 @@ export function findingParts(words) {
 
 /** The machine in one line, and the doctor's findings. */
 function machine({ device, disk_bytes: disk, findings }) {
-  return [h('p', { 'data-testid': 'machine' }, dots(`${device.label} (${device.name})`,
+  return [h('p', { testid: 'machine' }, dots(`${device.label} (${device.name})`,
     t`${bytes(device.free_bytes)} of ${bytes(device.total_bytes)} memory free`, disk && t`${bytes(disk)} disk free`)),
-  findings.length > 0 && h('ul.s-findings', {}, findings.map(({ kind, text }) => {
+  findings.length > 0 && h('ul.s-findings', findings.map(({ kind, text }) => {
     const { sentence, command } = findingParts(text);
-    return h('li', { 'data-kind': kind }, sentence, command && h('code', {}, command));
+    return h('li', { 'data-kind': kind }, sentence, command && h('code', command));
   }))];
 }
 
-const doors = (train, taken) => h('div.s-doors', {}, [
+const doors = (train, taken) => h('div.s-doors', [
   [t`Try it in ten seconds`, t`The embedded starter learns to talk like a pirate.`, train],
   [t`With my data`, t`From what you want to settings, with a reason for each.`, openGuide],
   [t`With my model`, t`Choose or download one that fits on this machine.`, () => go('/models')],
 ].map(([title, words, act]) => {
   const node = button('', () => { taken(); return act(); }, 's-door');
-  node.append(h('b', {}, title), h('span.s-quiet', {}, words));
+  node.append(h('b', title), h('span.s-quiet', words));
   return node;
 }));
 
 export class Welcome {
   constructor(page) {
     this.page = page;
-    this.element = h('section.s-card.s-first', { hidden: true, 'data-testid': 'welcome' });
+    this.element = h('section.s-card.s-first', { hidden: true, testid: 'welcome' });
   }
 
   async open() {
     const found = await send('/api/do/welcome', {});
     if (!found?.first) return;
-    this.element.append(h('header.s-row-between', {}, h('h2', {}, t`Welcome`),
+    this.element.append(h('header.s-row-between', h('h2', t`Welcome`),
       button(t`Close`, () => this.done(), 's-tool')), ...machine(found).filter(Boolean),
     doors(() => this.page.start(), () => this.done()));
     this.element.hidden = false;
