@@ -75,7 +75,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     if not seed:
         yield
         return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    own = [device] if device.type in ("cuda", "xpu") else []
+    with torch.random.fork_rng(own, device_type=device.type if own else "cuda"):
         torch.manual_seed(seed)
         yield
 
@@ -112,9 +113,12 @@ class Linears:
         ys, kept, gained = [], [], {one.linear for one in self.deltas if one.gain}
         self._dtypes = [factor.dtype for factor in factors]
         for number in range(len(self.sites)):
-            weight_IO, bias = self._weight(number, x_TI.dtype).T, self._bias(number)
-            plain = bias is None or number in gained
-            ys.append(x_TI @ weight_IO if plain else torch.addmm(bias, x_TI, weight_IO))
+            bias = None if number in gained else self._bias(number)
+            if self._is_quantised(number):
+                ys.append(nf4_product(x_TI, self.weights[number], bias))
+                continue
+            weight_IO = self._weight(number, x_TI.dtype).T
+            ys.append(x_TI @ weight_IO if bias is None else torch.addmm(bias, x_TI, weight_IO))
         left = iter(factors)
         for deltas in self._bundles():
             owns = [[next(left) for _ in range(2 + one.gain)] for one in deltas]
@@ -171,6 +175,9 @@ class Linears:
             bundles.append((deltas, a_RI, low_TR, seconds))
         grad_x: Tensor | None = None
         for number, grad_TO in enumerate(grads if reaches_x else ()):
+            if self._is_quantised(number):
+                grad_x = nf4_gradient(grad_TO, self.weights[number], grad_x)
+                continue
             weight_OI = self._weight(number, dtype)
             grad_x = grad_TO @ weight_OI if grad_x is None else grad_x.addmm_(grad_TO, weight_OI)
         for deltas, a_RI, low_TR, _ in bundles:
@@ -187,6 +194,11 @@ class Linears:
         grads = [grad for own in zip(firsts, found, strict=True) for grad in (own[0], *own[1])]
         return grad_x, [g.to(kind) for g, kind in zip(grads, self._dtypes, strict=True)]
 
+    def _is_quantised(self, number: int) -> bool:
+        """Return True for a weight in 4 bit or 8 bit that is stored as `(O, I)`."""
+        quantised = getattr(self.weights[number], "quant_state", None) is not None
+        return quantised and not self.sites[number].transposed
+
     def _weight(self, number: int, dtype: torch.dtype) -> Tensor:
         """Return a weight as `(O, I)` in the input's precision."""
         weight = self.weights[number]
@@ -201,6 +213,20 @@ class Linears:
     def _bundles(self) -> list[list[LowRankDelta]]:
         """Return the deltas in groups that read the same tokens; the `A` of a group are one."""
         return [list(one) for _, one in groupby(self.deltas, key=lambda one: (one.seed, one.span))]
+
+
+@replaceable
+def nf4_product(x_TI: Tensor, weight: Any, bias_O: Tensor | None) -> Tensor:
+    """Return `x Wᵀ + b`, `(T, O)`, of a quantised weight, which is dequantised for it."""
+    weight_IO = dequantised(weight).to(x_TI.dtype).T
+    return x_TI @ weight_IO if bias_O is None else torch.addmm(bias_O, x_TI, weight_IO)
+
+
+@replaceable
+def nf4_gradient(outer_TO: Tensor, weight: Any, grad_TI: Tensor | None) -> Tensor:
+    """Return `g W`, `(T, I)`, added to the gradient so far, in place, if there is one."""
+    weight_OI = dequantised(weight).to(outer_TO.dtype)
+    return outer_TO @ weight_OI if grad_TI is None else grad_TI.addmm_(outer_TO, weight_OI)
 
 
 def _parts(h_TR: Tensor, seconds: list[Tensor]) -> tuple[Tensor, ...]:

@@ -1,10 +1,14 @@
-"""Triton kernels of RMSNorm, SwiGLU, rotary positions and the head's loss.
+"""Triton kernels of RMSNorm, SwiGLU, rotary positions, NF4 products and the head's loss.
 
 Each has the name and the arguments of its plain form (`kernels.PLAIN`), which takes two to eight
 launches. All compute in float32 and round when they store. Only `training/kernel_check.py` imports
 this module, and only where Triton is installed.
 
-Shapes: `T tokens, D hidden, F inner, H heads, E head_dim, C rows of logits, V vocabulary`.
+An NF4 weight is stored as bitsandbytes does: two numbers a byte, the first in its high half; one
+scale per block of a row, itself in 8 bit with a scale per group of blocks.
+
+Shapes: `T tokens, D hidden, F inner, H heads, E head_dim, C rows of logits, V vocabulary, I
+in_features, O out_features`.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
@@ -18,7 +22,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-FLAT_BLOCK, HEAD_BLOCK = 1024, 4096
+from studio.backbone.kernels import PLAIN
+
+FLAT_BLOCK, HEAD_BLOCK, NF4_BLOCK = 1024, 4096, 64
 
 
 @triton.jit
@@ -128,6 +134,86 @@ def _loss_and_gradient(
         tl.store(logits + at, found.to(logits.dtype.element_ty), mask=at < vocabulary)
 
 
+@triton.jit
+def _nf4_halves(
+    packed, scales, code, groups, group_code, offset, row, inside, block, width,
+    GROUP: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """Return the numbers at even and at odd places of one block of some rows, in float32."""
+    at = row * (width // SIZE) + block
+    scale = tl.load(scales + at, mask=inside, other=0).to(tl.int32)
+    scale = tl.load(group_code + scale) * tl.load(groups + at // GROUP, mask=inside, other=0.0)
+    scale = (scale + tl.load(offset))[:, None]
+    half = tl.arange(0, SIZE // 2)
+    place = row * (width // 2) + block * (SIZE // 2)
+    both = tl.load(packed + place[:, None] + half[None, :], mask=inside[:, None], other=0)
+    both = both.to(tl.int32)
+    return tl.load(code + (both >> 4)) * scale, tl.load(code + (both & 15)) * scale
+
+
+@triton.jit
+def _nf4_product(
+    x, packed, scales, code, groups, group_code, offset, bias, y, stride, tokens, outputs, width,
+    BIASED: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr, SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    parts = tl.cdiv(outputs, ROWS)
+    token = (tl.program_id(0) // parts).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = (tl.program_id(0) % parts).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    here, inside = token < tokens, row < outputs
+    half = tl.arange(0, SIZE // 2)
+    total = tl.zeros((ROWS, ROWS), dtype=tl.float32)
+    for block in range(width // SIZE):
+        even, odd = _nf4_halves(packed, scales, code, groups, group_code, offset, row, inside,
+                                block, width, GROUP, SIZE)  # fmt: skip
+        place = x + token[:, None] * stride + block * SIZE + 2 * half[None, :]
+        x_even = tl.load(place, mask=here[:, None], other=0.0)
+        x_odd = tl.load(place + 1, mask=here[:, None], other=0.0)
+        even, odd = even.to(x_even.dtype), odd.to(x_odd.dtype)
+        if WIDE:
+            x_even, x_odd = x_even.to(tl.float32), x_odd.to(tl.float32)
+            even, odd = even.to(tl.float32), odd.to(tl.float32)
+        total = tl.dot(x_even, tl.trans(even), total, input_precision="ieee")
+        total = tl.dot(x_odd, tl.trans(odd), total, input_precision="ieee")
+    if BIASED:
+        total += tl.load(bias + row, mask=inside, other=0.0).to(tl.float32)[None, :]
+    mask = here[:, None] & inside[None, :]
+    tl.store(y + token[:, None] * outputs + row[None, :], total.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _nf4_gradient(
+    outer, packed, scales, code, groups, group_code, offset, grad, stride, tokens, outputs, width,
+    ADDS: tl.constexpr, WIDE: tl.constexpr, GROUP: tl.constexpr, SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    parts = width // SIZE
+    token = (tl.program_id(0) // parts).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    block = tl.program_id(0) % parts
+    here, half = token < tokens, tl.arange(0, SIZE // 2)
+    place = grad + token[:, None] * width + block * SIZE + 2 * half[None, :]
+    first = tl.zeros((ROWS, SIZE // 2), dtype=tl.float32)
+    second = tl.zeros((ROWS, SIZE // 2), dtype=tl.float32)
+    if ADDS:
+        first += tl.load(place, mask=here[:, None], other=0.0).to(tl.float32)
+        second += tl.load(place + 1, mask=here[:, None], other=0.0).to(tl.float32)
+    for start in range(0, outputs, ROWS):
+        row = start + tl.arange(0, ROWS).to(tl.int64)
+        inside = row < outputs
+        even, odd = _nf4_halves(packed, scales, code, groups, group_code, offset, row, inside,
+                                block, width, GROUP, SIZE)  # fmt: skip
+        g = tl.load(outer + token[:, None] * stride + row[None, :],
+                    mask=here[:, None] & inside[None, :], other=0.0)  # fmt: skip
+        even, odd = even.to(g.dtype), odd.to(g.dtype)
+        if WIDE:
+            g, even, odd = g.to(tl.float32), even.to(tl.float32), odd.to(tl.float32)
+        first = tl.dot(g, even, first, input_precision="ieee")
+        second = tl.dot(g, odd, second, input_precision="ieee")
+    kind = grad.dtype.element_ty
+    tl.store(place, first.to(kind), mask=here[:, None])
+    tl.store(place + 1, second.to(kind), mask=here[:, None])
+
+
 def rms_norm(x_TD: Tensor, weight_D: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """Return `(T, D)` and `1 / √(mean x² + ε)` as `(T, 1)` in float32."""
     x_TD = _rows(x_TD)
@@ -196,6 +282,56 @@ def loss_and_gradient(logits_CV: Tensor, targets_C: Tensor, smoothing: float) ->
     return losses_C
 
 
+def nf4_product(x_TI: Tensor, weight: Any, bias_O: Tensor | None) -> Tensor:
+    """Return `x Wᵀ + b`, `(T, O)`; other layouts than those of QLoRA take the plain form."""
+    if not _is_nf4(weight, bias_O):
+        return PLAIN["nf4_product"](x_TI, weight, bias_O)  # type: ignore[no-any-return]
+    x_TI, (outputs, width) = _rows(x_TI), weight.quant_state.shape
+    y_TO = torch.empty(len(x_TI), outputs, dtype=x_TI.dtype, device=x_TI.device)
+    bias = y_TO if bias_O is None else bias_O.contiguous()
+    programs = triton.cdiv(len(x_TI), NF4_BLOCK) * triton.cdiv(outputs, NF4_BLOCK)
+    sizes = (x_TI.stride(0), len(x_TI), outputs, width)
+    _run(_nf4_product, programs, x_TI, *_nf4_parts(weight), bias, y_TO, *sizes,
+         BIASED=bias_O is not None, **_nf4_sizes(x_TI, weight))  # fmt: skip
+    return y_TO
+
+
+def nf4_gradient(outer_TO: Tensor, weight: Any, grad_TI: Tensor | None) -> Tensor:
+    """Return `g W`, `(T, I)`, added to the gradient so far, in place, if there is one."""
+    if not _is_nf4(weight, grad_TI) or (grad_TI is not None and not grad_TI.is_contiguous()):
+        return PLAIN["nf4_gradient"](outer_TO, weight, grad_TI)  # type: ignore[no-any-return]
+    outer_TO, (outputs, width) = _rows(outer_TO), weight.quant_state.shape
+    like = {"dtype": outer_TO.dtype, "device": outer_TO.device}
+    own_TI = torch.empty(len(outer_TO), width, **like) if grad_TI is None else grad_TI
+    programs = triton.cdiv(len(outer_TO), NF4_BLOCK) * (width // weight.quant_state.blocksize)
+    sizes = (outer_TO.stride(0), len(outer_TO), outputs, width)
+    _run(_nf4_gradient, programs, outer_TO, *_nf4_parts(weight), own_TI, *sizes,
+         ADDS=grad_TI is not None, **_nf4_sizes(outer_TO, weight))  # fmt: skip
+    return own_TI
+
+
+def _is_nf4(weight: Any, added: Tensor | None) -> bool:
+    """Return True for NF4 with doubly quantised scales, in rows of whole blocks."""
+    state = weight.quant_state
+    plain = state.quant_type == "nf4" and state.nested and len(state.shape) == 2
+    whole = plain and state.shape[1] % state.blocksize == 0 and weight.dtype == torch.uint8
+    return bool(whole and (added is None or added.device == weight.device))
+
+
+def _nf4_parts(weight: Any) -> tuple[Tensor, ...]:
+    """Return bytes and scales of a weight, its code, the scales of scales, their code, offset."""
+    state = weight.quant_state
+    inner = state.state2
+    return weight.data, state.absmax, state.code, inner.absmax, inner.code, state.offset
+
+
+def _nf4_sizes(x: Tensor, weight: Any) -> dict[str, Any]:
+    """Return the sizes of blocks; products of the interpreter are in float32."""
+    state, wide = weight.quant_state, x.dtype == torch.float32 or x.device.type != "cuda"
+    return {"WIDE": wide, "GROUP": state.state2.blocksize, "SIZE": state.blocksize,
+            "ROWS": NF4_BLOCK}  # fmt: skip
+
+
 def _run(kernel: Any, programs: int, first: Tensor, *args: Any, **how: Any) -> None:
     """Launch a kernel on the device of its first tensor, which need not be the current one."""
     if not programs:
@@ -220,5 +356,8 @@ def _block(width: int) -> dict[str, int]:
 
 KERNELS: dict[str, Callable[..., Any]] = {
     each.__name__: each
-    for each in (rms_norm, rms_norm_gradient, swiglu, swiglu_gradient, rotated, loss_and_gradient)
-}
+    for each in (
+        rms_norm, rms_norm_gradient, swiglu, swiglu_gradient, rotated, loss_and_gradient,
+        nf4_product, nf4_gradient,
+    )
+}  # fmt: skip

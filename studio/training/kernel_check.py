@@ -2,9 +2,10 @@
 
 Before the first run on a card, a child process compares each kernel with its plain form on usual
 and odd sizes, and times both. A kernel that differs, is slower, or cannot be compiled is not used.
-It is a child because a wrong kernel may end its process, or make the card unusable to it. The
-result is kept in the home per card, precision and version of torch, Triton and the kernels. If
-a kernel was not measured, the cause may pass: that is kept `PATIENCE` times as long as it took.
+It is a child because a wrong kernel may end its process, or make the card unusable to it; it ends
+with its parent, and when the run is stopped. The result is kept in the home per card, precision and
+version of torch, Triton and the kernels. If a kernel was not measured, the cause may pass: that is
+kept `PATIENCE` times as long as it took.
 
 This module imports torch only where it computes: `studio doctor` reads the results.
 """
@@ -16,8 +17,11 @@ import hashlib
 import json
 import logging
 import math
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,14 +43,17 @@ if TYPE_CHECKING:
     from studio.spec import RunSpec
 
 logger = logging.getLogger(__name__)
-FILE = "kernels.json"
+FILE, GRAPHS_FILE = "kernels.json", "graphs.json"
 CHECK_SECONDS = 300.0  # compiling two dozen kernels takes about a tenth of it
 MEMORY = "not enough free memory to check it"
 LATE = f"its check did not end within {CHECK_SECONDS:.0f} s"
 PATIENCE = 60
+NF4_BLOCK = 64
 TOLERANCES = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}  # 4 units in the last place
 CALLS, ROUNDS = 20, 3
+POLL_SECONDS = 0.2
 Result = dict[str, Any]
+Stopped = Callable[[], bool]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,8 +72,17 @@ ODD = Size(rows=37, hidden=200, inner=300, heads=3, head_dim=40, vocabulary=5003
 USUAL = Size(rows=1024, hidden=4096, inner=8192, heads=32, head_dim=128, vocabulary=32_000)
 
 
-def prepare(spec: RunSpec, loaded: Loaded, home: Home) -> str:
-    """Choose the kernels that this process uses; return what a user should know, once per card."""
+def prepare(
+    spec: RunSpec, loaded: Loaded, home: Home, stopped: Stopped = lambda: False
+) -> str:  # fmt: skip
+    """Choose the kernels that this process uses; return what a user should know, once per card.
+
+    Args:
+        spec: The run.
+        loaded: Its base.
+        home: Where results are kept.
+        stopped: Asked while kernels are checked; True ends that, and none are used.
+    """
     from studio.backbone.kernels import activate
 
     device, dtype, text = loaded.device, loaded.dtype, ""
@@ -77,7 +93,9 @@ def prepare(spec: RunSpec, loaded: Loaded, home: Home) -> str:
         if key := _key(spec, loaded):
             known = results(home)
             if key not in known:
-                known[key] = _checked(loaded)
+                known[key] = _checked(loaded, stopped)
+                if not known[key]["kernels"]:
+                    return ""
                 text = " ".join(_sentences(known[key], home))
                 home.state.mkdir(parents=True, exist_ok=True)
                 atomic.write(home.state / FILE, json.dumps(known))
@@ -111,10 +129,25 @@ def results(home: Home) -> dict[str, Result]:
 def sentences(home: Home) -> list[str]:
     """Return why kernels are not used on cards of this home, for the installed versions."""
     suffix = " / ".join(_versions()) if installed() else "-"
-    return [
+    here = f"{_version('torch')} / {_version('transformers')}"
+    plain = [
+        f"Answers are decoded without captured CUDA graphs on {key}: {one['why']}. Delete "
+        f"{home.state / GRAPHS_FILE} to check again."
+        for key, one in graph_results(home).items()
+        if one["why"] and key.endswith(here)
+    ]
+    return plain + [
         text for key, one in results(home).items() if key.endswith(suffix)
         for text in _sentences(one, home)
     ]  # fmt: skip
+
+
+def graph_results(home: Home) -> dict[str, Result]:
+    """Return the kept results of captured decoding (`chat/captured_decoding.py`)."""
+    return {
+        key: one for key, one in atomic.read_object(home.state / GRAPHS_FILE).items()
+        if isinstance(one, dict) and isinstance(one.get("why"), str)
+    }  # fmt: skip
 
 
 def _key(spec: RunSpec, loaded: Loaded) -> str:
@@ -130,14 +163,14 @@ def _key(spec: RunSpec, loaded: Loaded) -> str:
     return " / ".join([card, f"{major}.{minor}", kind, *_versions()])
 
 
-def _checked(loaded: Loaded) -> Result:
+def _checked(loaded: Loaded, stopped: Stopped) -> Result:
     """Return a new result, with the time until which it counts if a kernel was not measured."""
     import torch
 
     from studio.backbone.kernels import indexed
 
     device, kind = indexed(loaded.device), str(loaded.dtype).removeprefix("torch.")
-    started, asked = time.time(), _ask(str(device), kind)
+    started, asked = time.time(), ask(str(device), kind, stopped)
     found: Result = {"card": torch.cuda.get_device_name(device), "dtype": kind, "kernels": asked}
     if any(one["why"] and "error" not in one for one in asked.values()):
         found["until"] = time.time() + PATIENCE * (time.time() - started)
@@ -180,21 +213,54 @@ def _kernels() -> Kernels:
 # -- the child process -----------------------------------------------------------------------------
 
 
-def _ask(device: str, dtype: str) -> dict[str, Result]:
-    """Return each kernel's result, measured in a child process."""
+def ask(device: str, dtype: str, stopped: Stopped = lambda: False) -> dict[str, Result]:
+    """Return each kernel's result, measured in a child process; empty if the run was stopped."""
     command = [sys.executable, "-P", "-m", "studio.training.kernel_check", device, dtype]
-    why, timeout = "", CHECK_SECONDS
+    end, alive = os.pipe()  # the child reads it: it ends with this process
+    deadline = time.monotonic() + CHECK_SECONDS
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-        logger.debug("%s", done.stderr)
-        return dict(json.loads(done.stdout.splitlines()[-1]))
-    except subprocess.TimeoutExpired:
-        why = LATE
+        child = subprocess.Popen(
+            command, stdin=end, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            process_group=0,
+        )  # fmt: skip
+        try:
+            while True:
+                try:
+                    said, errors = child.communicate(timeout=POLL_SECONDS)
+                    break
+                except subprocess.TimeoutExpired:
+                    if stopped():
+                        return {}
+                    if time.monotonic() > deadline:
+                        return {"all": {"why": LATE}}
+        finally:
+            if child.poll() is None:
+                _kill_group(child.pid)  # with compilers that it started
+                child.wait()
+            for pipe in filter(None, (child.stdout, child.stderr)):
+                pipe.close()
+        logger.debug("%s", errors)
+        return dict(json.loads(said.splitlines()[-1]))
     except OSError as error:
-        why = str(error)
+        return {"all": {"why": str(error)}}
     except (ValueError, IndexError):
-        why = f"its check ended with exit code {done.returncode}"
-    return {"all": {"why": why}}
+        return {"all": {"why": f"its check ended with exit code {child.returncode}"}}
+    finally:
+        os.close(end)
+        os.close(alive)
+
+
+def _kill_group(leader: int) -> None:
+    if sys.platform == "win32":
+        os.kill(leader, signal.SIGTERM)
+    else:
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _end_with_parent() -> None:
+    """End this process and the compilers that it started when standard input closes."""
+    sys.stdin.buffer.read()
+    _kill_group(os.getpid())
 
 
 def main() -> None:
@@ -272,6 +338,15 @@ def samples(
         x = draw(rows, size.heads, size.head_dim).transpose(0, 1)[None]
         angles = draw(rows, size.head_dim), draw(rows, size.head_dim)
         return [(x, *angles, False), (x, *angles, True)]
+    if name.startswith("nf4"):
+        from studio.models.quantize_on_load import quantised
+
+        width = -(-hidden // NF4_BLOCK) * NF4_BLOCK
+        weight = quantised(draw(inner, width), 4)
+        inputs, outer = draw(rows, width), draw(rows, inner)
+        if name == "nf4_product":
+            return [(inputs, weight, None), (inputs, weight, draw(inner))]
+        return [(outer, weight, None), (outer, weight, inputs)]
     targets = torch.randint(size.vocabulary, (-(-rows // 4),), generator=generator).to(device)
     logits = draw(len(targets), size.vocabulary) * 3
     return [(logits, targets, 0.0), (logits, targets, 0.1)]
@@ -330,4 +405,5 @@ def _milliseconds(call: Callable[..., Any], args: tuple[Any, ...], device: torch
 
 
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     main()

@@ -116,7 +116,8 @@ class SiblingGroup:
             return iter([finished])
         with explain_errors(spec, lambda: "before the first step"):
             prepared = prepare_data(spec, self._loaded, home)
-            note = kernel_check.prepare(spec, self._loaded, home)
+            stopped = lambda: sibling.control() == "stop"  # noqa: E731
+            note = kernel_check.prepare(spec, self._loaded, home, stopped)
             name = f"sibling-{sibling.run_dir.name}"
             session = open_session(
                 spec, loaded=self._loaded, prepared=prepared, backbone=self.backbone, name=name

@@ -1,13 +1,17 @@
 """Triton kernels against their plain forms, in Triton's interpreter: no card is needed."""
 
 import os
+from functools import partial
 
 import pytest
 import torch
 
 from studio.backbone import kernels
+from studio.backbone.dense_weights import QuantisedLinear, dequantised
 from studio.backbone.kernels import PLAIN
+from studio.models.quantize_on_load import quantised
 from studio.training.kernel_check import TOLERANCES, Size, difference, samples
+from tests.studio.training import conftest
 from tests.studio.training.conftest import make_session
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: it is for Linux only")
@@ -47,6 +51,12 @@ def between_columns(x):
     return torch.cat([x, torch.full_like(x, 7)], -1)[..., : x.shape[-1]]
 
 
+def laid_out(layout, x):
+    """A tensor in another layout; a quantised weight has one."""
+    plain = isinstance(x, torch.Tensor) and not hasattr(x, "quant_state")
+    return layout(x) if plain else x
+
+
 def test_every_plain_form_has_a_kernel():
     assert set(KERNELS) == set(PLAIN)
 
@@ -59,9 +69,43 @@ def test_a_kernel_computes_what_its_plain_form_does(name, size, dtype, monkeypat
     monkeypatch.setattr(triton_kernels, "HEAD_BLOCK", 32)
     for layout in (as_it_is, with_gaps, between_columns):
         for args in samples(name, SIZES[size], CPU, dtype):
-            args = tuple(layout(x) if isinstance(x, torch.Tensor) else x for x in args)
+            args = tuple(laid_out(layout, x) for x in args)
             error = difference(KERNELS[name], PLAIN[name], args)
             assert error <= TOLERANCES[str(dtype).removeprefix("torch.")], layout.__name__
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["nf4_product", "nf4_gradient"])
+def test_an_nf4_weight_is_read_as_its_library_reads_it(name, dtype):
+    """Rows of the identity show each number of the weight, whose 300 blocks are in two groups."""
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    weight = quantised(torch.randn(75, 256) * torch.rand(75, 1), 4)
+    weight.quant_state.dtype = dtype
+    assert len(weight.quant_state.state2.absmax) == 2
+    wanted = dequantised(weight)
+    side = wanted.shape[1 if name == "nf4_product" else 0]
+    found = KERNELS[name](torch.eye(side, dtype=dtype), weight, None)
+    found = found.T if name == "nf4_product" else found
+    if dtype == torch.float32:
+        assert torch.equal(found, wanted)
+    assert torch.allclose(found, wanted, rtol=2**-7), "the interpreter cuts where a card rounds"
+
+
+@pytest.mark.parametrize("kind", ["plain scales", "rows cut blocks", "8 bit"])
+def test_other_layouts_of_a_quantised_weight_take_the_plain_form(kind):
+    pytest.importorskip("bitsandbytes")
+    x, g = torch.randn(3, 128), torch.randn(3, 8)
+    weight = quantised(torch.randn(8, 128), 8 if kind == "8 bit" else 4)
+    if kind == "rows cut blocks":
+        weight, x = quantised(torch.randn(8, 100), 4), x[:, :100]
+    if kind == "plain scales":
+        from bitsandbytes.nn import Params4bit
+
+        weight = Params4bit(torch.randn(8, 128), compress_statistics=False, quant_type="nf4",
+                            requires_grad=False, bnb_quantized=False).to("cpu")  # fmt: skip
+    for name, one in (("nf4_product", x), ("nf4_gradient", g)):
+        assert torch.equal(KERNELS[name](one, weight, None), PLAIN[name](one, weight, None))
 
 
 def test_heads_may_lie_far_apart(tmp_path):
@@ -80,8 +124,11 @@ def test_infinite_and_missing_logits_reach_the_loss():
     assert logits[2].isfinite().all() and logits[2, 5] == 0
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_training_step_with_kernels_has_the_same_gradients(smoothing):
+@pytest.mark.parametrize(("smoothing", "base"), [(0.0, "none"), (0.1, "none"), (0.0, "nf4")])
+def test_a_training_step_with_kernels_has_the_same_gradients(smoothing, base, monkeypatch):
+    whole = {"hidden_size": 64, "intermediate_size": 128} if base == "nf4" else {}
+    monkeypatch.setattr(conftest, "make_model", partial(conftest.make_model, **whole))
+
     def step(used):
         seen = []
 
@@ -89,6 +136,13 @@ def test_a_training_step_with_kernels_has_the_same_gradients(smoothing):
             return lambda *args: seen.append(name) or used[name](*args)
 
         session = make_session(train={"max_steps": 1, "label_smoothing_factor": smoothing})
+        if base == "nf4":
+            pytest.importorskip("bitsandbytes")
+            for site in session.backbone.anatomy.all_linears():
+                if site.module is session.loaded.model.lm_head:
+                    continue
+                site.module.weight = quantised(site.module.weight.data, 4)
+                site.module.__class__ = QuantisedLinear
         kernels.activate(CPU, torch.float32, {name: watched(name) for name in used})
         try:
             session.forward_backward(session)
@@ -98,6 +152,6 @@ def test_a_training_step_with_kernels_has_the_same_gradients(smoothing):
 
     expected, _ = step({})
     found, seen = step(KERNELS)
-    assert seen == set(KERNELS)
+    assert seen == {name for name in KERNELS if base == "nf4" or not name.startswith("nf4")}
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)

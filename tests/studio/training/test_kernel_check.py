@@ -1,12 +1,15 @@
 """Which kernels a run uses: the check against plain forms, its results, and what a user reads."""
 
+import copy
 import importlib
 import json
 import os
 import stat
+import subprocess
 import sys
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -16,6 +19,7 @@ from studio.backbone.kernels import PLAIN
 from studio.spec import RunSpec
 from studio.training import kernel_check
 from studio.training.kernel_check import LATE, MEMORY, Size, measure, prepare
+from studio.training.train_run import train
 from tests.fakegpu import GPU, fake_gpu
 
 CPU = torch.device("cpu")
@@ -61,6 +65,10 @@ def test_a_kernel_is_used_if_it_is_right_and_faster(kernel, milliseconds, why, m
     assert found["why"].startswith(why) and bool(found["why"]) == bool(why)
 
 
+def is_number(x):
+    return isinstance(x, torch.Tensor) and not hasattr(x, "quant_state")
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_every_output_of_a_kernel_is_compared(name):
     def outputs(args):
@@ -68,17 +76,17 @@ def test_every_output_of_a_kernel_is_compared(name):
         return [*(found if isinstance(found, tuple) else (found,)), *args]
 
     for args in kernel_check.samples(name, SMALL, CPU, torch.float32):
-        before = [x.clone() if isinstance(x, torch.Tensor) else x for x in args]
-        tensors = [x for x in outputs(args) if isinstance(x, torch.Tensor)]
+        before = copy.deepcopy(args)
+        tensors = [x for x in outputs(args) if is_number(x)]
         for number in range(len(tensors)):
 
             def wrong(*given, number=number):
                 found = PLAIN[name](*given)
                 all_of = [*(found if isinstance(found, tuple) else (found,)), *given]
-                [x for x in all_of if isinstance(x, torch.Tensor)][number].add_(1)
+                [x for x in all_of if is_number(x)][number].add_(1)
                 return found
 
-            args = tuple(before)
+            args = copy.deepcopy(before)
             assert kernel_check.difference(PLAIN[name], PLAIN[name], args) == 0
             assert kernel_check.difference(wrong, PLAIN[name], args) > 0.1, number
 
@@ -96,7 +104,7 @@ def test_the_result_is_kept_in_the_home_and_told_once(home, monkeypatch):
     asked, answer = [], {name: {"why": ""} for name in PLAIN}
     answer["rotated"] = {"why": "2 ms, 1.5 without it", "error": 0.0}
     with fake_gpu(triton=True), monkeypatch.context() as patched:
-        patched.setattr(kernel_check, "_ask", lambda *args: asked.append(args) or answer)
+        patched.setattr(kernel_check, "ask", lambda *args: asked.append(args[:2]) or answer)
         spec = RunSpec()
         assert kernel_check.is_due(spec, loaded, home)
         text = prepare(spec, loaded, home)
@@ -129,7 +137,7 @@ def test_what_was_not_measured_is_kept_for_a_while(why, home, monkeypatch):
         return {"all": {"why": why}}
 
     with fake_gpu(triton=True), monkeypatch.context() as patched:
-        patched.setattr(kernel_check, "_ask", ask)
+        patched.setattr(kernel_check, "ask", ask)
         patched.setattr(kernel_check, "time", SimpleNamespace(time=lambda: clock[0]))
         for wait, count in ((0, 1), (599, 1), (2, 2)):
             clock[0] += wait
@@ -188,7 +196,44 @@ def test_a_check_that_ends_badly_is_a_reason(script, why, tmp_path, monkeypatch)
     monkeypatch.setattr(kernel_check, "CHECK_SECONDS", 0.5)
     monkeypatch.setattr(sys, "executable", str(file))
     expected = {"swiglu": {"why": ""}} if why is None else {"all": {"why": why}}
-    assert kernel_check._ask("cuda:0", "bfloat16") == expected
+    assert kernel_check.ask("cuda:0", "bfloat16") == expected
+
+
+def ended(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_stop_ends_the_check_and_what_it_started(tmp_path, monkeypatch):
+    file, pids = tmp_path / "python", tmp_path / "pids"
+    file.write_text(f"#!/bin/sh\nsleep 60 &\necho $$ $! > {pids}\nwait\n")
+    file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(sys, "executable", str(file))
+    assert kernel_check.ask("cuda:0", "bfloat16", pids.exists) == {}
+    assert all(ended(int(pid)) for pid in pids.read_text().split())
+
+
+def test_the_check_ends_with_its_parent():
+    read, write = os.pipe()
+    command = [sys.executable, "-P", "-m", "studio.training.kernel_check", "cpu", "float32"]
+    with subprocess.Popen(command, stdin=read, process_group=0) as child:
+        os.close(read)
+        assert child.poll() is None
+        os.close(write)
+        assert child.wait(timeout=60) == -9
+
+
+def test_a_run_that_is_stopped_during_the_check_ends_without_a_result(home, tmp_path, monkeypatch):
+    spec = RunSpec().with_values({
+        "train.device": "cuda:0", "train.max_steps": 4, "train.num_samples": 0,
+        "train.measure_forgetting": False, "train.self_test": False,
+    })  # fmt: skip
+    with fake_gpu(triton=True):
+        monkeypatch.setattr(kernel_check, "ask", lambda device, dtype, stopped: (
+            {} if stopped() else {"all": {"why": "was not stopped"}}
+        ))  # fmt: skip
+        *_, last = train(spec, run_dir=tmp_path / "run", home=home, control=lambda: "stop")
+    assert (last.reason, last.step) == ("stopped", 1)
+    assert kernel_check.results(home) == {} and used() == set()
 
 
 def test_the_child_checks_every_kernel(monkeypatch, capsys):
