@@ -56,6 +56,8 @@ WAITS = {
 
 
 def on_gpu(t) -> bool:
+    if type(t).__name__ == "DTensor":  # a shard
+        t = t._local_tensor
     if not isinstance(t, torch.Tensor) or _true(t).type != "cpu":
         return False
     with torch._C.DisableTorchFunction():
@@ -88,7 +90,9 @@ def _check_precision(t):
 class Log:
     """What happened since `clear`: host waits and uploads by place, launches by operation."""
 
-    quiet, device = False, GPU
+    quiet, device, capturing = False, GPU, None
+    honest = False  # inside a library whose operations run on the CPU here
+    all, full_at = 0, 0  # launches so far, and the one for which there is no memory
 
     def __init__(self):
         self.clear()
@@ -112,7 +116,16 @@ class Log:
             place += f" <- {'/'.join(frames[-1].filename.split('/')[-2:])}:{frames[-1].lineno}"
         return place
 
+    def refuse(self, what):
+        if self.capturing:
+            raise RuntimeError(f"CUDA error: {what} while capturing, at {self.where()}")
+
+    def upload(self, what):
+        self.refuse(what)
+        self.up[f"{what} @ {self.where()}"] += 1
+
     def wait(self, what):
+        self.refuse(what)
         if not self.quiet:
             self.waits[f"{what} @ {self.where()}"] += 1
 
@@ -152,18 +165,25 @@ class Rules(TorchDispatchMode):
                     if isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8):
                         log.wait("boolean index")
                     if isinstance(i, torch.Tensor) and not on_gpu(i):
-                        log.up[f"host index @ {log.where()}"] += 1
+                        log.upload("host index")
             if func is aten.copy_.default:
                 a, b = on_gpu(args[0]), on_gpu(args[1])
                 if a and not b:
-                    log.up[f"copy_ up @ {log.where()}"] += 1
+                    log.upload("copy_ up")
                 if b and not a:
                     log.wait("copy_ home")
             name = func._schema.name.split("::")[1]
             if name.rstrip("_") not in NO_KERNEL and name not in NO_KERNEL:
                 log.launches += 1
                 log.ops[name] += 1
-        out = func(*args, **kwargs)
+                log.all += 1
+                if log.all == log.full_at:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        log.honest, was = func.namespace == "bitsandbytes" or log.honest, log.honest
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            log.honest = was
         if some and func is not aten.copy_.default and func is not aten._local_scalar_dense.default:
             for t in tree_leaves(out):
                 _check_precision(put(t))
@@ -175,13 +195,13 @@ def _moved(t, to_gpu: bool, non_blocking: bool):
     here = on_gpu(t)
     if here == to_gpu or _true(t).type != "cpu":
         return t
-    with torch._C.DisableTorchFunctionSubclass(), _quiet():
+    with torch._C.DisableTorchFunctionSubclass(), quiet():
         copied = t.clone() if not t.requires_grad else _Move.apply(t, to_gpu)
         if isinstance(t, torch.nn.Parameter) and not torch.is_grad_enabled():
             copied = copied.detach()
     if to_gpu:
         _check_precision(put(copied))
-        log.up[f"to gpu{' async' if non_blocking else ''} @ {log.where()}"] += 1
+        log.upload(f"to gpu{' async' if non_blocking else ''}")
     else:
         log.wait("copy home")
     return copied
@@ -203,7 +223,7 @@ class _Move(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet():
     """Without our rules, for moving itself."""
     with torch.utils._python_dispatch._disable_current_modes():
         yield
@@ -212,17 +232,6 @@ def _quiet():
 class Places(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        if func is torch.Tensor.backward:  # a mode is off inside itself: the engine must see it
-            names = ("gradient", "retain_graph", "create_graph", "inputs")
-            given = dict(zip(names, args[1:], strict=False)) | kwargs
-            with self:
-                return torch.autograd.backward(
-                    args[0],
-                    given.get("gradient"),
-                    given.get("retain_graph"),
-                    given.get("create_graph", False),
-                    inputs=given.get("inputs"),
-                )
         if func is torch.Tensor.to:
             return self._to(func, args, kwargs)
         if func is torch.Tensor.cpu:
@@ -248,7 +257,7 @@ class Places(TorchFunctionMode):
         if device is not None and not isinstance(device, torch.Tensor) and _is_gpu(device):
             kwargs["device"] = "cpu"
             if func in (torch.tensor, torch.as_tensor):
-                log.up[f"torch.tensor(device=) @ {log.where()}"] += 1
+                log.upload("torch.tensor(device=)")
             out = func(*args, **kwargs)
             for t in tree_leaves(out):
                 _check_precision(put(t))
@@ -260,7 +269,7 @@ class Places(TorchFunctionMode):
             and isinstance(args[0], torch.Tensor)
             and on_gpu(args[0])
         ):
-            with _quiet():
+            with quiet():
                 return func(*args, **kwargs)  # zeros_like(x, device="cpu")
         return func(*args, **kwargs)
 
@@ -329,13 +338,16 @@ class Stream(Event):
 
 
 @contextlib.contextmanager
-def fake_gpu(*, device=GPU, capability=(8, 6), free=12 << 30, total=12 << 30, triton=False):
-    """Give torch one GPU, and the studio a card of that memory; yields the log.
+def fake_gpu(
+    *, device=GPU, capability=(8, 6), free=12 << 30, total=12 << 30, triton=False, count=1
+):
+    """Give torch one GPU, and the studio `count` cards of that memory; yields the log.
 
     It is NVIDIA's, or under the name `mps` or `xpu` that of a kind without `torch.cuda`.
 
     With `triton`, every kernel has passed its check, and its plain form counts as one launch.
     """
+    from tests.fakegraph import Graph
 
     class Properties:
         name, total_memory, major, minor, multi_processor_count = "Fake RTX", total, *capability, 28
@@ -343,8 +355,8 @@ def fake_gpu(*, device=GPU, capability=(8, 6), free=12 << 30, total=12 << 30, tr
 
     stub = dict(
         is_available=lambda: True,
-        device_count=lambda: 1,
-        current_device=lambda: 0,
+        device_count=lambda: count,
+        current_device=lambda: device.index,
         set_device=lambda d: None,
         get_device_capability=lambda d=None: capability,
         get_device_properties=lambda d=None: Properties,
@@ -358,6 +370,7 @@ def fake_gpu(*, device=GPU, capability=(8, 6), free=12 << 30, total=12 << 30, tr
         synchronize=lambda d=None: log.wait("synchronize"),
         Stream=lambda *a, **k: Stream(),
         Event=Event,
+        CUDAGraph=Graph,
         current_stream=lambda d=None: Stream(),
         stream=lambda s: contextlib.nullcontext(),
         is_bf16_supported=lambda *a: capability >= (8, 0),
@@ -379,9 +392,12 @@ def fake_gpu(*, device=GPU, capability=(8, 6), free=12 << 30, total=12 << 30, tr
         stack.enter_context(
             mock.patch.object(torch.backends.cuda, "is_flash_attention_available", lambda: True)
         )
-        named = "mps" if device.type == "mps" else str(device)
-        card = hardware.Device(name=named, label="Fake RTX", total_bytes=total, free_bytes=free)
-        stack.enter_context(mock.patch.object(hardware, "_gpus", lambda: [card]))
+        names = ["mps"] if device.type == "mps" else [f"{device.type}:{n}" for n in range(count)]
+        cards = [
+            hardware.Device(name=name, label="Fake RTX", total_bytes=total, free_bytes=free)
+            for name in names
+        ]
+        stack.enter_context(mock.patch.object(hardware, "_gpus", lambda: cards))
         stack.enter_context(mock.patch.object(
             attention_kernels, "kernel", lambda d: varlen if d.type == "cuda" else None
         ))  # fmt: skip
@@ -391,11 +407,11 @@ def fake_gpu(*, device=GPU, capability=(8, 6), free=12 << 30, total=12 << 30, tr
             named = {name: one_launch(plain) for name, plain in kernels.PLAIN.items()}
             good = {name: {"why": ""} for name in named}
             stack.enter_context(mock.patch.object(kernel_check, "_kernels", lambda: named))
-            stack.enter_context(mock.patch.object(kernel_check, "_ask", lambda *_: good))
+            stack.enter_context(mock.patch.object(kernel_check, "ask", lambda *_: good))
             stack.enter_context(mock.patch.object(kernel_check, "_versions", lambda: ["fake"]))
 
         def place(self):
-            return log.device if on_gpu(self) else _true(self)
+            return log.device if on_gpu(self) and not log.honest else _true(self)
 
         stack.enter_context(mock.patch.object(torch.Tensor, "device", property(place), create=True))
         grouped = clip._group_tensors_by_device_and_dtype
@@ -418,19 +434,22 @@ def fake_gpu(*, device=GPU, capability=(8, 6), free=12 << 30, total=12 << 30, tr
         hooks = torch.autograd.graph.saved_tensors_hooks
         real = hooks.__init__
 
-        def seen(hook):
-            def run(x):
+        def seen(call):
+            def run(*args, **kwargs):
                 with places:
-                    return hook(x)
+                    return call(*args, **kwargs)
 
             return run
 
         stack.enter_context(
             mock.patch.object(hooks, "__init__", lambda self, p, u: real(self, seen(p), seen(u)))
         )
+        engine = torch.autograd._engine_run_backward  # a mode is off inside what it sees
+        stack.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", seen(engine)))
         stack.enter_context(places)
         stack.enter_context(Rules())
         log.clear()
+        log.all = 0
         yield log
 
 
@@ -438,7 +457,7 @@ def one_launch(plain):
     """Return a kernel that computes as its plain form, seen from outside as one launch."""
 
     def kernel(*args):
-        with _quiet():
+        with quiet():
             found = plain(*args)
         log.launches += 1
         log.ops[plain.__name__] += 1
@@ -479,17 +498,18 @@ class _Varlen(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, *how):
-        ctx.save_for_backward(query, key, value)
+        with quiet():
+            output = put(_rows(query, key, value, *how))
+            sums = put(torch.zeros(query.shape[:2]))  # the real one keeps these as well
+        ctx.save_for_backward(query, key, value, output, sums)
         ctx.how = how
-        with _quiet():
-            output = _rows(query, key, value, *how)
         log.launches += 1
-        return put(output)
+        return output
 
     @staticmethod
     def backward(ctx, gradient):
-        with _quiet(), torch.enable_grad():
-            own = [t.detach().requires_grad_(True) for t in ctx.saved_tensors]
+        with quiet(), torch.enable_grad():
+            own = [t.detach().requires_grad_(True) for t in ctx.saved_tensors[:3]]
             found = torch.autograd.grad(_rows(*own, *ctx.how), own, gradient)
         log.launches += 1
         return (*map(put, found), None, None, None, None, None)

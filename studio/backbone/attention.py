@@ -39,6 +39,8 @@ from studio.errors import MethodError
 
 NAME = "studio"
 packing: ContextVar[bool] = ContextVar("packing", default=False)
+masking: ContextVar[Callable[[int | None], Tensor] | None] = ContextVar("masking", default=None)
+"""Returns the mask of a layer with this sliding window, where the cache has a fixed size."""
 
 IGNORED = frozenset({
     "attention_mask", "cache", "cache_position", "dropout", "head_mask", "hidden_states",
@@ -269,6 +271,13 @@ def attend(
         grouped = query.shape[1] != key.shape[1]
         if grouped and not attention_kernels.takes_groups(query, mask):
             heads = query.shape[1] // key.shape[1]
+            if query.shape[2] == 1 and (mask is None or mask.shape[1] == 1):
+                # One token: the heads of a group are queries of the same keys.
+                queries = query.reshape(*key.shape[:2], heads, query.shape[-1])
+                output = scaled_dot_product_attention(
+                    queries, key, value, attn_mask=mask, scale=shape.scaling
+                )
+                return output.reshape(*query.shape[:3], value.shape[-1])
             key, value = key.repeat_interleave(heads, 1), value.repeat_interleave(heads, 1)
             grouped = False
         if causal and query.shape[2] != key.shape[2]:
@@ -457,7 +466,15 @@ def studio_mask(*args: Any, **kwargs: Any) -> Tensor | None:
 
     Masks of another pattern than causal or sliding are always made; transformers keeps packed rows
     apart in them by their positions.
+
+    Raises:
+        NotImplementedError: The cache has a fixed size, and the pattern is neither.
     """
+    if (own := masking.get()) is not None:
+        chunk = getattr(kwargs.get("config"), "attention_chunk_size", None)
+        if chunk or kwargs.get("use_vmap") or kwargs.get("allow_is_bidirectional_skip"):
+            raise NotImplementedError("a mask of another pattern than causal or sliding")
+        return own(kwargs.get("local_size"))
     if not packing.get() or kwargs.get("use_vmap"):
         padding = kwargs.get("attention_mask")
         if padding is not None and padding.device.type != "cpu" and not torch.is_grad_enabled():

@@ -53,6 +53,7 @@ class Backbone:
         self.model = model
         self.anatomy = Anatomy(model, self._record, lambda: self._observed(reached))
         self.adapters: dict[str, Adapter] = {}
+        self.changes = 0  # of the active stacks
         self._rows: list[Stack] | None = None
         self._stack: Stack = ()
         self._state = attention.AttentionState()
@@ -295,6 +296,7 @@ class Backbone:
 
     def _plan(self) -> None:
         """Compute which edits act at which site; called on every change of stacks."""
+        self.changes += 1
         if self._rows is None:
             items = [(name, weight, Rows(None)) for name, weight in self._stack]
         else:

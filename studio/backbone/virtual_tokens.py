@@ -70,7 +70,7 @@ class VirtualTokens:
         self._prompt_context = prompt_context
         self._stacks: Sequence[Stack] = [()]
         self._adapters: dict[str, Adapter] = {}
-        self._banks: list[VirtualKeysValues] | None = None
+        self._placed: tuple[VirtualKeysValues | None, Tensor] | None = None
         self.dropped = 0
         self.replaced: Replaced | None = None
         anatomy.model.get_input_embeddings().register_forward_hook(self._replace)
@@ -80,7 +80,7 @@ class VirtualTokens:
 
     def use(self, stacks: Sequence[Stack], adapters: dict[str, Adapter]) -> None:
         """Set the active stacks: one for all rows, or one per row."""
-        self._stacks, self._adapters, self._banks = stacks, adapters, None
+        self._stacks, self._adapters, self._placed = stacks, adapters, None
 
     def place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Set the attention's prefix for this forward; return kwargs with shifted positions."""
@@ -89,16 +89,14 @@ class VirtualTokens:
             self.replaced = None
             if prompts := self.prompts():
                 self.replaced, kwargs, self.dropped = insert(prompts, args, kwargs)
-        banks = self._current()
-        rows = stack_rows(banks)
+        rows, offsets = self._current()
         if rows is None:
             self._state.prefix = None
             return kwargs
         keys_values, bias = rows.keys_values, rows.bias
         self._state.prefix = lambda layer: Prefix(*keys_values[layer], bias, rows.whole)
-        offsets = torch.tensor([bank.length for bank in banks], device=bias.device)
         lengths = self._state.lengths
-        if lengths is not None and len(banks) > 1:
+        if lengths is not None and len(offsets) > 1:
             offsets = offsets.repeat_interleave(torch.tensor(lengths, device=bias.device))[None]
         else:
             offsets = offsets[:, None]
@@ -110,6 +108,8 @@ class VirtualTokens:
 
     def prompts(self) -> list[Tensor]:
         """Return the prompts that stand before rows as tokens, one for all rows or per row."""
+        if not self._anatomy.carries_state:
+            return []
         own = [
             [
                 self._adapters[name].method.virtual_tokens(self._adapters[name].params[""])
@@ -118,19 +118,25 @@ class VirtualTokens:
             ]
             for stack in self._stacks
         ]
-        if not any(own) or not self._anatomy.carries_state:
+        if not any(own):
             return []
         filled = next(parts[0] for parts in own if parts)
         return [torch.cat(parts) if parts else filled[:0] for parts in own]
 
-    def _current(self) -> list[VirtualKeysValues]:
-        """Return each row's virtual tokens; cached until stacks change, unless gradients are on."""
-        if self._banks is not None and not torch.is_grad_enabled():
-            return self._banks
+    def _current(self) -> tuple[VirtualKeysValues | None, Tensor]:
+        """Return the rows' virtual tokens and their numbers.
+
+        They are cached until stacks change, unless gradients are on.
+        """
+        if self._placed is not None and not torch.is_grad_enabled():
+            return self._placed
         known = {stack: self._build(stack) for stack in dict.fromkeys(self._stacks)}
         banks = [known[stack] for stack in self._stacks]
-        self._banks = None if torch.is_grad_enabled() else banks
-        return banks
+        counts = torch.tensor([bank.length for bank in banks])
+        rows = stack_rows(banks)
+        placed = rows, counts if rows is None else counts.to(rows.bias.device)
+        self._placed = None if torch.is_grad_enabled() else placed
+        return placed
 
     def _build(self, stack: Stack) -> VirtualKeysValues:
         """Return a stack's virtual tokens as keys and values, in stack order."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from studio.backbone.sites import anatomy_of
 SPARE = 64  # spare positions in the cache and the mask
 MIN_ROWS, MAX_ROWS = 2, 8  # where the transposed product is faster
 LARGE_WEIGHT = 2**19  # parameters, 2 MiB: more than one core's cache
+GRAPHS = "studio_graphs"  # a model's attribute: its captured graphs, if it may have some
 
 
 class PreallocatedLayer(DynamicLayer):
@@ -180,6 +181,22 @@ def shares_passes(model: Any) -> bool:
     return recording.separable and not recording.isolated
 
 
+class Capture(Protocol):
+    """The captured graph of a batch, as `captured_decoding.py` makes it."""
+
+    def step(self, tokens: Sequence[int]) -> Tensor | None:
+        """Return the logits `(B, V)` after one more token; None if there is no graph now."""
+
+    def after_step(
+        self, tokens: Sequence[int], logits_BV: Tensor, *, width: int, lengths_B: Tensor,
+        pads: Sequence[int],
+    ) -> None:  # fmt: skip
+        """Make a graph after a step without one, if it is time."""
+
+    def end(self) -> None:
+        """Give the cache back."""
+
+
 class RowGroup:
     """Rows padded on the left to one width, with one cache; the model's own if it is one row."""
 
@@ -187,6 +204,7 @@ class RowGroup:
     _pads: list[int]
     _lengths_B: Tensor
     _mask_BT: Tensor | None
+    _capture: Capture | None
 
     def __init__(
         self, model: Any, prompts: Sequence[Sequence[int]], device: torch.device, *, shares: bool
@@ -221,13 +239,21 @@ class RowGroup:
         """Append one token to every row and return the logits after it `(B, V)`."""
         for row, token in zip(self._rows, tokens, strict=True):
             row.append(token)
+        if self._capture and (logits_BV := self._capture.step(tokens)) is not None:
+            self._width += 1
+            return logits_BV
         crosses = any(len(row) - 1 == self._switch for row in self._rows)
         if crosses or not (self._own_cache or self._cache_argument):
             self._start()
             return self._forward(self._ids_BT, 1)[:, -1]
         self._lengths_B += 1
         self._width += 1
-        return self._forward(torch.tensor(tokens, device=self._device)[:, None], 1)[:, -1]
+        logits_BV = self._forward(torch.tensor(tokens, device=self._device)[:, None], 1)[:, -1]
+        if self._capture:
+            self._capture.after_step(
+                tokens, logits_BV, width=self._width, lengths_B=self._lengths_B, pads=self._pads
+            )
+        return logits_BV
 
     def peek(self, tails: Sequence[Sequence[int]]) -> Tensor:
         """Return the logits after some further tokens `(B, T, V)`; the rows stay as they are.
@@ -235,6 +261,8 @@ class RowGroup:
         Args:
             tails: Tokens of each row, of one length.
         """
+        if self._capture:
+            self._capture.end()
         layers = self._cache.layers
         before = self._width, self._lengths_B, [dict(vars(layer)) for layer in layers]
         self._width, self._lengths_B = self._width + len(tails[0]), self._lengths_B + len(tails[0])
@@ -247,6 +275,8 @@ class RowGroup:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
+        if self._capture:
+            self._capture.end()
         index = torch.tensor(list(rows), device=self._device)
         if list(rows) != list(range(len(self._rows))):
             self._cache.batch_select_indices(index)
@@ -260,9 +290,13 @@ class RowGroup:
         """Begin with an empty cache before all tokens of the rows."""
         self._own_cache: dict[str, Any] = {}
         self._cache_argument: dict[str, Any] = {}
+        self._capture = None
         if self._shares:
             self._cache = preallocated_cache(self._model.config)
             self._cache_argument = {cache_argument(self._model): self._cache}
+            graphs = vars(self._model).get(GRAPHS)
+            if graphs is not None and self._switch is None:
+                self._capture = graphs.of(self._run_token, self._cache)
         self._width = max(map(len, self._rows))
         self._pads = [self._width - len(row) for row in self._rows]
         padded = [[0] * pad + row for pad, row in zip(self._pads, self._rows, strict=True)]
@@ -278,9 +312,19 @@ class RowGroup:
         ).clamp_min(0)  # fmt: skip
         if self._mask_BT is not None and self._mask_BT.shape[1] < self._width:
             self._mask_BT = self._grown_mask()
+        mask_BT = None if self._mask_BT is None else self._mask_BT[:, : self._width]
+        return self._run(ids_BT, positions_BT, mask_BT, keep)
+
+    def _run_token(self, ids_B1: Tensor, positions_B1: Tensor) -> Tensor:
+        """Return the logits after one token of each row; the cache has a mask of its own."""
+        return self._run(ids_B1, positions_B1, None, 1)[:, -1]
+
+    def _run(
+        self, ids_BT: Tensor, positions_BT: Tensor, mask_BT: Tensor | None, keep: Tensor | int
+    ) -> Tensor:
         given = {
             "input_ids": ids_BT,
-            "attention_mask": None if self._mask_BT is None else self._mask_BT[:, : self._width],
+            "attention_mask": mask_BT,
             "position_ids": positions_BT,
             "use_cache": True,
             "logits_to_keep": keep,

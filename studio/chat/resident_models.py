@@ -147,7 +147,7 @@ class ResidentModels:
         device = torch_device(self._device())
         dtype = str(dtype_for("auto", device)).removeprefix("torch.")
         trained = {self._quantization(part.name) for lane in lanes for part in lane.stack}
-        alike = device.type == "cuda" and len(trained) == 1
+        alike = device.type != "cpu" and len(trained) == 1
         quantization = trained.pop() if alike else "none"
         width = 4 if dtype == "float32" else 2
         per_parameter = QUANTISED_BYTES.get(quantization, width)
@@ -189,6 +189,7 @@ class ResidentModels:
     def _load(self, base: _Base) -> str:
         """Load a base; return what its self-test found wrong."""
         from studio.backbone import Backbone
+        from studio.chat import captured_decoding
         from studio.chat.chat_engine import ChatEngine
         from studio.models.loading import load
         from studio.training.base_check import check_base
@@ -201,6 +202,7 @@ class ResidentModels:
             check_base(backbone, loaded, self._home, quantization=base.place.quantization)
         except StudioError as error:
             return error.text
+        captured_decoding.allow(backbone, device=loaded.device, dtype=loaded.dtype, home=self._home)
         return ""
 
     def _make_room(self, known: ModelFacts, place: _Place, keep: Collection[Path]) -> None:
@@ -363,15 +365,16 @@ def _free_bytes(device: str) -> int:
     import psutil
     import torch
 
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    from studio.torch_modules import module_of
+
+    if of := module_of(torch.device(device)):
+        return int(of.mem_get_info(torch.device(device))[0])
     return int(psutil.virtual_memory().available)
 
 
 def _return_memory() -> None:
     """Free what was dropped; torch keeps a GPU's memory to itself until it is asked."""
-    import torch
+    from studio.torch_modules import return_cached_memory
 
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    return_cached_memory()

@@ -67,6 +67,7 @@ def _train(
     spec: RunSpec, *, run_dir: Path, home: Home, control: Control, in_process_group: bool
 ) -> Iterator[Event]:
     from studio.backbone import Backbone
+    from studio.chat import captured_decoding
     from studio.models.loading import load
     from studio.training.learning_rate_search import find_rate
 
@@ -90,7 +91,7 @@ def _train(
         if kernel_check.is_due(spec, loaded, home):
             yield Loading(text="Checking the Triton kernels")
         with rank_0_first(in_process_group):
-            text = kernel_check.prepare(spec, loaded, home)
+            text = kernel_check.prepare(spec, loaded, home, lambda: control() == "stop")
         if text:
             yield Loading(text=text)
         backbone = Backbone(loaded.model)
@@ -102,6 +103,8 @@ def _train(
         yield Loading(text=f"Attaching {spec.method.title}")
         session = open_session(spec, loaded=loaded, prepared=prepared, backbone=backbone)
         session.general = general_set_of(spec, loaded, home)
+        if spec.train.loss == "grpo":
+            captured_decoding.allow(backbone, device=loaded.device, dtype=loaded.dtype, home=home)
         if spec.train.self_test and not spec.train.fsdp:  # a part of a model runs alone
             yield Loading(text="Checking the model")
             with rank_0_first(in_process_group):
@@ -116,7 +119,7 @@ def _train(
                 "here it is trained to write from left to right"
             )
         for event in run(session, run_dir=run_dir, control=control):
-            moment = f"at step {session.progress.step + 1}"
+            moment = f"at step {min(session.progress.step + 1, session.plan.total_steps)}"
             yield event
 
 

@@ -1,8 +1,13 @@
 """Memory, devices and leases of resident models; a stand-in plays the GPU."""
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
+from studio import torch_modules
 from studio.adapter_stack import StackItem
 from studio.chat import resident_models
 from studio.chat.lanes import Lane, Sampling
@@ -11,6 +16,7 @@ from studio.errors import OutOfMemory
 from studio.models import loading
 from studio.models.find_model import facts
 from studio.spec import ModelSource
+from studio.starter import MODEL_DIR
 
 GIB, STARTER = 1 << 30, "starter"
 
@@ -43,9 +49,9 @@ def model_of(billions: float, monkeypatch) -> None:
     monkeypatch.setattr(resident_models, "facts", lambda source: known)
 
 
-def ask(models: ResidentModels, *adapters: str) -> list:
+def ask(models: ResidentModels, *adapters: str, model: str = STARTER) -> list:
     lane = Lane(
-        model=STARTER, messages=[{"role": "user", "content": "Hello"}],
+        model=model, messages=[{"role": "user", "content": "Hello"}],
         sampling=Sampling(max_new_tokens=2),
         stack=tuple(StackItem(name=name) for name in adapters),
     )  # fmt: skip
@@ -81,6 +87,25 @@ def test_a_base_of_adapters_trained_in_4_bits_is_loaded_in_4_bits_on_a_gpu(home,
     assert gpu["loaded"] == ("nf4", "cuda:0")
     assert any("nf4" in note for note in notes)
     assert isinstance(ask(models, "q", "plain")[-1].error, OutOfMemory)
+
+
+def test_a_base_that_is_dropped_returns_its_memory_before_the_next_is_counted(
+    home, gpu, monkeypatch, tmp_path
+):
+    known = facts(ModelSource(path=STARTER))
+    monkeypatch.setattr(resident_models, "facts", lambda source: replace(
+        known, path=Path(source.path), parameters=8_000_000_000
+    ))  # fmt: skip
+    monkeypatch.setattr(
+        torch_modules, "return_cached_memory", lambda: gpu.update(free=24 * GIB - gpu["held"])
+    )
+    gpu["held"], other = 0, str(tmp_path / "other")
+    shutil.copytree(MODEL_DIR, other)
+    models = ResidentModels(home, device="cuda:0")
+    ask(models)
+    gpu["free"] = 9 * GIB  # torch keeps what is dropped until it is asked
+    assert ask(models, model=other)[-1].error is None
+    assert [model["model"] for model in models.describe()] == [other]
 
 
 def test_the_device_is_asked_at_each_question_and_held_before_loading(home, gpu):

@@ -13,6 +13,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -25,6 +27,11 @@ from studio.methods import named
 
 VOCABULARY = 97
 CONTEXT = 96
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT,
+    "eos_token_id": 95, "initializer_range": 0.3,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,9 @@ def make_model(kind: str) -> Any:
             n_embd=32, n_layer=2, n_head=4, vocab_size=VOCABULARY, n_positions=CONTEXT,
             bos_token_id=0, eos_token_id=95, initializer_range=0.3,
         )).eval()  # fmt: skip
-    return LlamaForCausalLM(LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=VOCABULARY, max_position_embeddings=CONTEXT,
-        eos_token_id=95, initializer_range=0.3,
-    )).eval()  # fmt: skip
+    if kind == "windowed":
+        return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=7)).eval()
+    return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
 
 
 def make_engine(
