@@ -6,6 +6,9 @@ agree; their free memory comes from the driver, without a CUDA context.
 
 import os
 import platform
+import re
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -30,11 +33,22 @@ class Device:
     free_bytes: int
     utilization: float | None = None
     flops: float = 0.0
+    capability: tuple[int, int] = (0, 0)
+
+    @property
+    def has_flash(self) -> bool:
+        """True for a GPU with FlashAttention-2, as `backbone/attention_kernels.py` uses it."""
+        return self.name.startswith("cuda") and not (0, 0) < self.capability < (8, 0)
 
 
 def devices() -> list[Device]:
     """Return the GPUs in torch's order, then the CPU."""
     return [*_gpus(), *_apple(), _cpu()]
+
+
+def is_card(name: str) -> bool:
+    """Return True if a device, or the first of several, is a GPU with memory of its own."""
+    return name.startswith(("cuda", "xpu"))
 
 
 def blocked() -> list[gpus.Card]:
@@ -70,6 +84,22 @@ def cpu_features() -> frozenset[str]:
 def has_fast_bfloat16() -> bool:
     """Return True if the CPU has bfloat16 matrix instructions."""
     return bool(cpu_features() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@cache
+def apple_has_bfloat16() -> bool:
+    """Return True if the GPU of this Apple chip has bfloat16: M2 and later, from macOS 14 on."""
+    if sys.platform != "darwin":
+        return False
+    command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        brand = subprocess.run(
+            command, capture_output=True, text=True, timeout=5, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    chip, system = re.match(r"Apple M(\d+)", brand), platform.mac_ver()[0].partition(".")[0]
+    return bool(chip and int(chip[1]) >= 2 and system.isdigit() and int(system) >= 14)
 
 
 def process_bytes(pid: int | None = None) -> int:
@@ -191,7 +221,7 @@ def _gpus() -> list[Device]:
         Device(
             name=card.name, label=card.label, total_bytes=card.total_bytes or int(memory.total),
             free_bytes=card.free_bytes if card.total_bytes else int(memory.available),
-            utilization=card.utilization, flops=card.flops,
+            utilization=card.utilization, flops=card.flops, capability=card.capability,
         )
         for card in gpus.cards() if card.name
     ]  # fmt: skip

@@ -33,6 +33,7 @@ from studio.backbone.recorded_rows import (
     sample_ids,
     token_axis,
 )
+from studio.errors import is_out_of_memory
 
 if TYPE_CHECKING:
     from studio.backbone.sites import Anatomy
@@ -125,6 +126,7 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
             try:
                 calls = _run(anatomy, state, ids, None if alone else ROWS, found.positions)
             except Exception as error:
+                _raise_if_full(error)
                 logger.info("Packed rows cannot be recorded: %s: %s", type(error).__name__, error)
                 found.separable = False
                 attended.clear()
@@ -139,6 +141,7 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
                     found.positions and blocks.separate() and _same_alone(anatomy, state, ids)
                 )
     except Exception as error:
+        _raise_if_full(error)
         logger.warning("Recording of %s", type(anatomy.model).__name__, exc_info=error)
         found.separable, found.problem = False, "" if found.runs else type(error).__name__
     if not found.separable and not alone and found.runs:
@@ -241,6 +244,7 @@ class Blocks:
         try:
             leaks = self._leaks(key)
         except Exception as error:  # its arguments cannot be divided into rows
+            _raise_if_full(error)
             logger.info("%s cannot be isolated: %s", key, error)
             leaks = True
         if leaks:
@@ -374,6 +378,7 @@ def _counts_from_zero(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> b
     try:
         given = forward(anatomy, state, ids, None)
     except Exception as error:
+        _raise_if_full(error)
         logger.info("Positions cannot be given: %s: %s", type(error).__name__, error)
         return False
     return given.shape == own.shape and not differs(given, own, slice(None), loose=True)
@@ -404,10 +409,17 @@ def _same_padded(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> bool:
             padded = anatomy.model(**accepted(anatomy.model, given)).logits
             alone = anatomy.model(input_ids=ids[None, : ROWS[1]], use_cache=False).logits
     except Exception as error:
+        _raise_if_full(error)
         logger.info("Rows cannot be padded: %s: %s", type(error).__name__, error)
         return False
     difference = (padded[0, : ROWS[1]] - alone[0]).float().abs().max()
     return float(difference) <= OTHER_SHAPE.get(alone.dtype, 1e-4) * float(alone.abs().max())
+
+
+def _raise_if_full(error: Exception) -> None:
+    """Raise an error that says nothing about the model: there was too little memory for it."""
+    if is_out_of_memory(error):
+        raise error
 
 
 def _same_alone(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> bool:

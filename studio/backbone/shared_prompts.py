@@ -10,6 +10,7 @@ import torch
 from studio.backbone.attention import AttentionState
 from studio.backbone.forward_recording import forward
 from studio.backbone.recorded_rows import ROWS, differs, sample_ids, token_axis
+from studio.errors import is_out_of_memory
 
 if TYPE_CHECKING:
     from studio.backbone.sites import Anatomy
@@ -35,6 +36,8 @@ def shares_prompts(anatomy: Anatomy, state: AttentionState) -> bool:
             own = torch.cat([beginning, rest])
             alone = [forward(anatomy, state, one, None) for one in (first, own)]
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         logger.info("Rows do not share their beginning: %s: %s", type(error).__name__, error)
         return False
     if (axis := token_axis(packed)) is None:

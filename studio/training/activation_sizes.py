@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from studio.methods import Phase
 from studio.models.architecture import LAST_LAYER_FAMILIES, LENGTH_ROPE_TYPES
@@ -104,32 +104,42 @@ def _size(value: Any, default: int) -> int:
     return round(sum(numbers) / len(numbers)) if numbers else default
 
 
-def kept_activations(spec: RunSpec, shape: Shape, load: BatchLoad, *, products: bool) -> int:
+Kernel = Literal["fused", "products", "varlen", "repeated"]
+"""How attention runs: torch's fused kernel; products, which keep no output; FlashAttention-2, whose
+output is the next projection's input; or the fused one with the heads of each group repeated."""
+
+
+def kept_activations(spec: RunSpec, shape: Shape, load: BatchLoad, *, kernel: Kernel) -> int:
     """Return the numbers that autograd keeps of all layers between forward and backward.
 
     Args:
         spec: The run.
         shape: The model's sizes.
         load: The largest batch.
-        products: Whether attention keeps no output of its own.
+        kernel: How attention runs.
     """
     method, mixture = spec.method, shape.mixture
     virtual = method.num_tokens_before * spec.train.per_device_train_batch_size
-    tokens = load.tokens + (virtual if method.phase is Phase.PROMPT else 0)
+    prompt = method.num_tokens_before if shape.only_attends else virtual  # once for all rows
+    tokens = load.tokens + prompt * (method.phase is Phase.PROMPT)
     attention, feed_forward = layer_activations(spec, shape)
-    attention -= shape.attention * products
+    targets = getattr(method, "target_modules", "all-linear" if method.trains_base else "")
+    projects = isinstance(targets, tuple) or targets in ("all-linear", "attention")
+    products = kernel == "products" or (kernel == "varlen" and projects)
+    repeated = 2 * (shape.attention - shape.keys_values) * (kernel == "repeated")
+    attention += repeated - shape.attention * products
     routed = mixture.activations(method) if mixture else 0
     layer = (attention + feed_forward) * tokens
     if spec.train.gradient_checkpointing:  # with offloading: the inputs of this layer and the next
         inputs = min(2, shape.layers) if spec.train.activation_offloading else shape.layers
         return inputs * shape.hidden * tokens + layer + routed * tokens
     layers = shape.layers * layer + (mixture.layers * routed * tokens if mixture else 0)
-    if virtual:  # keys, values and mask of each row and layer
+    if virtual:  # keys, values and, but for varlen, a mask of each row and layer
         length = load.tokens // spec.train.per_device_train_batch_size + method.num_tokens_before
-        layers += shape.layers * (2 * shape.keys_values * virtual + tokens * length)
-    targets = getattr(method, "target_modules", "")
+        mask = tokens * length * (kernel != "varlen")
+        layers += shape.layers * (2 * shape.keys_values * virtual + mask)
     if method.phase is Phase.TRANSFORM or targets == "mlp":  # nothing is kept below the first site
-        plain = 2 * (shape.attention + shape.keys_values) - shape.attention * products
+        plain = 2 * (shape.attention + shape.keys_values) - shape.attention * products + repeated
         plain += shape.hidden * (targets == "mlp" or "x" not in method.reads)
         plain += 2 * shape.inner * (method.phase is Phase.TRANSFORM and "x" in method.reads)
         layers -= plain * tokens
@@ -143,12 +153,14 @@ def layer_activations(spec: RunSpec, shape: Shape) -> tuple[int, int]:
 
     The norms' inputs, queries, keys, values and the attention's output, the inputs of the
     activation. Methods beside linear layers keep these layers' inputs and the low-rank products;
-    the down projection's is recomputed from the gate (`backbone/fused_layers.py`).
+    the down projection's is recomputed from the gate (`backbone/fused_layers.py`). Norms that train
+    keep a copy in float32.
     """
     method, hidden = spec.method, shape.hidden
     lean = shape.gated and not spec.train.fsdp  # a sharded base computes as it was written
-    attention = hidden + 2 * shape.attention + 2 * shape.keys_values
-    feed_forward = hidden + (2 if lean else 3 if shape.gated else 5) * shape.inner
+    own = hidden * (1 + (spec.model.dtype in ("bfloat16", "float16"))) * method.trains_base
+    attention = hidden + own + 2 * shape.attention + 2 * shape.keys_values
+    feed_forward = hidden + own + (2 if lean else 3 if shape.gated else 5) * shape.inner
     targets = getattr(method, "target_modules", "all-linear" if method.trains_base else "")
     rank = int(getattr(method, "r", 0)) if method.has_factors else 0
     rank *= 2 if getattr(method, "init_lora_weights", "") == "pissa" else 1

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS, END_SECONDS = 0.1, 5.0
 CAUSE_SECONDS = 15.0  # a rank that fails makes others fail: wait for the first cause
+RANK = (sys.executable, "-P", "-m", "studio.training.distributed_rank")
 BUCKET = 8_000_000  # gradient numbers that are summed over ranks at once
 
 
@@ -158,8 +159,8 @@ class _Ranks:
         }
         self.processes = [
             subprocess.Popen(
-                (sys.executable, "-P", "-m", "studio.training.distributed_rank"), env=environment,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+                RANK, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                encoding="utf-8",
             )
             for _ in range(self.size)
         ]  # fmt: skip

@@ -23,6 +23,7 @@ from studio.home import Home
 from studio.job_request import Command
 from studio.spec import RunSpec
 
+BACKENDS = {"cuda": "nccl", "xpu": "xccl"}  # of messages between GPUs
 TIMEOUT = timedelta(hours=6)  # ranks wait while rank 0 evaluates, saves or downloads
 
 
@@ -51,20 +52,20 @@ def main() -> None:
 def _train(order: dict[str, Any], commands: list[Command], output: TextIO) -> None:
     import torch
 
+    from studio.torch_modules import module_of
     from studio.training.train_run import train
 
     rank, size = int(order["rank"]), int(order["size"])
     device = str(order["devices"][rank])
-    on_gpu = device != "cpu"
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
         "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
     }  # fmt: skip
-    if on_gpu:
-        torch.cuda.set_device(device)
+    if of := module_of(torch.device(device)):
+        of.set_device(device)
     torch.distributed.init_process_group(
-        "nccl" if on_gpu else "gloo", init_method=f"file://{order['rendezvous']}", rank=rank,
-        world_size=size, timeout=TIMEOUT,
+        BACKENDS.get(device.partition(":")[0], "gloo"), rank=rank, world_size=size,
+        init_method=f"file://{order['rendezvous']}", timeout=TIMEOUT,
     )  # fmt: skip
     spec = RunSpec.parse(order["spec"])
     spec = spec.with_parts(train={"device": device, "num_processes": size})

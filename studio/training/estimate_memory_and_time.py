@@ -29,7 +29,7 @@ from studio.methods.norm_tuning import NormTuning
 from studio.models.find_model import FILE_TYPES, ModelFacts, facts
 from studio.models.quantize_on_load import QUANTISED_BYTES
 from studio.spec import RunSpec
-from studio.training.activation_sizes import Shape, kept_activations, read_shape
+from studio.training.activation_sizes import Kernel, Shape, kept_activations, read_shape
 from studio.training.allocator import REUSED_BYTES, WIDE_NUMBERS, chunk_numbers
 from studio.training.base_precision import chosen_device, loaded_dtype, with_stored_precision
 from studio.training.objectives import needs_reference
@@ -154,7 +154,7 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
     longer *= plan.micro_batch
     load = replace(load, tokens=load.tokens + longer, targets=load.targets + longer)
     device = chosen_device(spec.train.device)
-    on_gpu = device.name.startswith("cuda")  # an Apple GPU loads float32 into the system's memory
+    on_gpu = hardware.is_card(device.name)  # an Apple GPU loads into the system's memory
     flops = step_flops(spec, shape, tokens=load.share_tokens, targets=load.share_targets)
     step_seconds = STEP_SECONDS * shape.layers * layer_calls(spec, shape, plan, load)
     step_seconds += flops / speed(device, home) * slowdown(size, on_gpu=on_gpu)
@@ -163,7 +163,13 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
     starts = START_SECONDS + (PROCESS_START_SECONDS if size > 1 else 0)
     return Estimate(
         parts=memory(
-            spec, shape, known, load, on_gpu=on_gpu, gpu_bytes=on_gpu * device.total_bytes
+            spec,
+            shape,
+            known,
+            load,
+            on_gpu=on_gpu,
+            gpu_bytes=on_gpu * device.total_bytes,
+            flash=device.has_flash,
         ),
         seconds=starts + before + plan.total_steps * step_seconds,
         total_steps=plan.total_steps,
@@ -206,9 +212,19 @@ def reference_steps(spec: RunSpec, plan: Plan) -> float:
 
 def memory(
     spec: RunSpec, shape: Shape, known: ModelFacts, load: BatchLoad, *, on_gpu: bool,
-    gpu_bytes: int = 0,
+    gpu_bytes: int = 0, flash: bool = True,
 ) -> dict[str, int]:  # fmt: skip
-    """Return bytes by part; the whole memory of a GPU sets its chunk of logits."""
+    """Return bytes by part.
+
+    Args:
+        spec: The run.
+        shape: The model's sizes.
+        known: Its facts.
+        load: The largest batch.
+        on_gpu: Whether the device is a GPU with memory of its own.
+        gpu_bytes: Its whole memory, which sets the chunk of logits.
+        flash: Whether it has FlashAttention-2.
+    """
     width = WIDTH[loaded_dtype(spec, on_gpu=on_gpu)]
     size, shares_base = spec.train.num_processes, spec.train.fsdp and spec.train.num_processes > 1
     trained = trained_parameters(spec, shape, known)
@@ -224,7 +240,8 @@ def memory(
     if shares_base:  # a gathered layer and its message
         weights -= matrices * width * (size - 1) // size
         gathered += 2 * shape.matrices // shape.layers * width
-    layers = kept_activations(spec, shape, load, products=not on_gpu and by_products(spec)) * width
+    kernel = attention_kernel(spec, on_gpu=on_gpu, flash=flash)
+    layers = kept_activations(spec, shape, load, kernel=kernel) * width
     mapped = shape.hidden * load.tokens * width > REUSED_BYTES
     spread = 1.0 if on_gpu else MAPPED_FACTOR if mapped else HEAP_FACTOR
     logits = load.targets * shape.vocabulary
@@ -255,11 +272,15 @@ def memory(
     return parts
 
 
-def by_products(spec: RunSpec) -> bool:
-    """Return True if a CPU attends packed rows by products (`backbone/attention_kernels.py`)."""
-    packed = spec.train.packing and spec.train.attn_implementation == "auto"
-    half = loaded_dtype(spec, on_gpu=False) == "bfloat16" and hardware.has_fast_bfloat16()
-    return packed and half and not spec.method.num_tokens_before
+def attention_kernel(spec: RunSpec, *, on_gpu: bool, flash: bool = True) -> Kernel:
+    """Return how attention runs (`backbone/attention_kernels.py`)."""
+    packed, dtype = spec.train.packing, loaded_dtype(spec, on_gpu=on_gpu)
+    auto = spec.train.attn_implementation == "auto"
+    if on_gpu:
+        named = auto or spec.train.attn_implementation == "varlen"
+        return "varlen" if packed and named and flash and dtype != "float32" else "repeated"
+    half = dtype == "bfloat16" and hardware.has_fast_bfloat16()
+    return "products" if packed and auto and half and not spec.method.num_tokens_before else "fused"
 
 
 def trained_parameters(spec: RunSpec, shape: Shape, known: ModelFacts) -> int:

@@ -46,16 +46,23 @@ def fits(
     Raises:
         ModelError: The configuration is of a model that cannot be trained here.
     """
-    at = device.name, device.total_bytes
+    at = device.name, device.total_bytes, device.capability
     return _remembered(json.dumps(config, sort_keys=True), parameters, weights_dtype, *at)
 
 
 @lru_cache(maxsize=2048)
 def _remembered(
-    text: str, parameters: int, weights_dtype: str, name: str, total_bytes: int
+    text: str,
+    parameters: int,
+    weights_dtype: str,
+    name: str,
+    total_bytes: int,
+    capability: tuple[int, int],
 ) -> dict[str, list[Fit]]:
     """Return the fits of a configuration; a page asks for those of all its models each time."""
-    device = hardware.Device(name=name, label="", total_bytes=total_bytes, free_bytes=total_bytes)
+    device = hardware.Device(
+        name=name, label="", total_bytes=total_bytes, free_bytes=total_bytes, capability=capability
+    )
     config = json.loads(text)
     config = config if has_sizes(config) else usual_config(parameters) | config
     known = facts_of_config(
@@ -90,7 +97,8 @@ def usual_config(parameters: int) -> dict[str, Any]:
 
 def _fits(way: str, shape: Shape, known: ModelFacts, device: hardware.Device) -> list[Fit]:
     plain, lean = _specs(way, device.name, "auto")
-    if device.name == "cpu" and keeps_bfloat16(plain, known):
+    on_apple = device.name == "mps" and way != "full" and hardware.apple_has_bfloat16()
+    if on_apple or (device.name == "cpu" and keeps_bfloat16(plain, known)):
         plain, lean = _specs(way, device.name, "bfloat16")
     found = []
     for length in LENGTHS:
@@ -124,8 +132,12 @@ def _specs(way: str, device: str, dtype: str) -> tuple[RunSpec, RunSpec]:
 def _needed(
     spec: RunSpec, shape: Shape, known: ModelFacts, device: hardware.Device, length: int
 ) -> int:
-    on_gpu = device.name.startswith("cuda")
+    on_gpu = hardware.is_card(device.name)
     load = BatchLoad(tokens=length, targets=length, step_tokens=length, step_targets=length,
                      share_tokens=length, share_targets=length)  # fmt: skip
     gpu_bytes = on_gpu * device.total_bytes
-    return sum(memory(spec, shape, known, load, on_gpu=on_gpu, gpu_bytes=gpu_bytes).values())
+    return sum(
+        memory(
+            spec, shape, known, load, on_gpu=on_gpu, gpu_bytes=gpu_bytes, flash=device.has_flash
+        ).values()
+    )

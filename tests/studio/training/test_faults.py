@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from studio.errors import DataError, DiskFull, Diverged, OutOfMemory
+from studio.errors import DataError, DeviceLost, DiskFull, Diverged, OutOfMemory
 from studio.home import is_whole
 from studio.spec import RunSpec
 from studio.training import checkpoint
@@ -40,6 +40,31 @@ def test_an_infinite_loss_names_step_and_rows_and_keeps_the_checkpoint(
     assert kept.name == "step-00000002"
 
 
+FULL = (
+    "CUDA error: out of memory",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "HIP out of memory. Tried to allocate 2.00 GiB",
+    "MPS backend out of memory (MPS allocated: 9.01 GB)", "std::bad_alloc",
+    "XPU out of memory. Tried to allocate 2.00 GiB", "DefaultCPUAllocator: not enough memory",
+)  # fmt: skip
+DEVICES = (
+    (RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+     "no kernels for this GPU.*studio doctor"),
+    (RuntimeError("The NVIDIA driver on your system is too old (found version 12040)."),
+     "driver is too old"),
+    (RuntimeError("CUDA driver version is insufficient for CUDA runtime version"),
+     "driver is too old"),
+    (RuntimeError("CUDA error: device-side assert triggered"), "outside its range.*device=cpu"),
+    (TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support "
+               "float64. Please use float32 instead."), "Apple GPU lacks.*device=cpu"),
+    (NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device."),
+     "Apple GPU lacks.*device=cpu"),
+    (RuntimeError("The installed bitsandbytes library was compiled without GPU support."),
+     "bitsandbytes has no library for this GPU.*quantization=none"),
+    (RuntimeError("CUDA error: unspecified launch failure"), "failed or disappeared at step 3"),
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("raised", "expected", "words"),
     [
@@ -49,6 +74,8 @@ def test_an_infinite_loss_names_step_and_rows_and_keeps_the_checkpoint(
          "at step 3"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), DiskFull, ""),
         (KeyError("a bug of ours"), KeyError, "a bug of ours"),
+        *((RuntimeError(text), OutOfMemory, "at step 3") for text in FULL),
+        *((error, DeviceLost, words) for error, words in DEVICES),
     ],
 )  # fmt: skip
 def test_what_libraries_raise_is_explained_and_our_own_bugs_pass(raised, expected, words):
