@@ -108,7 +108,7 @@ class Placement:
     def _absent(self, slots: Sequence[str]) -> dict[int, str]:
         """Return a sentence for each job that names a GPU which this machine lacks."""
         named = self._store.database.rows(_NAMED)
-        gpus = [slot for slot in slots if slot.startswith("cuda:")]
+        gpus = [slot for slot in slots if hardware.is_card(slot)]
         found = {}
         for job in named if gpus else ():  # without GPUs its runner reports it
             absent = [name for name in job["device_wanted"].split(",") if name not in gpus]
@@ -134,7 +134,10 @@ class Placement:
 
 
 _SET_WAITS = "UPDATE jobs SET waits = ? WHERE id = ? AND state = 'queued'"
-_NAMED = "SELECT id, device_wanted FROM jobs WHERE state = 'queued' AND device_wanted LIKE 'cuda:%'"
+_NAMED = """
+SELECT id, device_wanted FROM jobs
+WHERE state = 'queued' AND (device_wanted LIKE 'cuda:%' OR device_wanted LIKE 'xpu:%')
+"""
 
 
 def _sentence(need: int, slot: str, room: int, chat: int) -> str:

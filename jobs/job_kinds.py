@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.job_record import Intent
+from studio import hardware
 from studio.cluster import Cluster
 from studio.device_setting import CLUSTER
 from studio.errors import ClusterError, QueueError, nearest
@@ -66,9 +67,10 @@ def train_together(works: Sequence[Work]) -> Iterator[tuple[int, Event | Excepti
 
 def _as_seen(spec: RunSpec, device: str) -> RunSpec:
     """Return the spec with its GPUs as this process counts them, from 0."""
-    if not device.startswith("cuda:"):
+    if not hardware.is_card(device):
         return spec
-    names = [f"cuda:{n}" for n in range(1 + device.count(","))]
+    kind = device.partition(":")[0]
+    names = [f"{kind}:{n}" for n in range(1 + device.count(","))]
     return spec.with_parts(train={"device": ",".join(names), "num_processes": len(names)})
 
 
@@ -162,6 +164,7 @@ def _perform(kind: str, work: Work) -> Iterator[Event]:
     request = request_of(kind)
     assert request is not None
     spec = work.spec
-    if spec.get("device") and work.device.startswith("cuda:"):
-        spec = spec | {"device": "cuda:0"}  # as this process counts its GPUs
+    if spec.get("device") and hardware.is_card(work.device):
+        own = f"{work.device.partition(':')[0]}:0"  # as this process counts its GPUs
+        spec = spec | {"device": own}
     return request.parse(spec).run(work.home, work.run_dir, work.control)

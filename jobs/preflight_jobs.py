@@ -9,6 +9,7 @@ from jobs import copy_and_extend_runs
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from jobs.needed_memory import needed_bytes
+from studio import hardware
 from studio.device_setting import CLUSTER
 from studio.errors import OutOfMemory, QueueError, WeightsTooLarge
 from studio.spec import RunSpec
@@ -53,7 +54,7 @@ def offers(store: JobStore, job_id: int | str) -> list[Remedy]:
     job = store.get(job_id)
     if job.kind != "train" or job.error_kind not in FULL:
         raise QueueError(f'"{job.name}" did not run out of memory, so there is nothing to fit.')
-    on_gpu = job.device.startswith("cuda") if job.device else None
+    on_gpu = hardware.is_card(job.device) if job.device else None
     found = remedies(RunSpec.parse(job.spec), on_gpu=on_gpu)
     if job.error_kind == WeightsTooLarge.kind:
         return [one for one in found if one.of_weights]

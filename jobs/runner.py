@@ -196,6 +196,7 @@ WARM = (
     "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
     "transformers.tokenization_utils_tokenizers",
 )  # fmt: skip
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 LOCK_SECONDS = 20.0
 LOG_FORMAT, LOG_DATES = "%(asctime)sZ %(message)s", "%Y-%m-%d %H:%M:%S"
 
@@ -308,7 +309,8 @@ def _events(attempts: Sequence[Attempt]) -> Iterable[tuple[int, Event | Exceptio
 def _use_device(device: str) -> None:
     # Every library then counts the job's devices from 0.
     os.environ.update(visible_devices("cpu" if device in BESIDE else device))
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"  # steps differ in their tokens
 
 
 def _log_to(path: Path) -> None:

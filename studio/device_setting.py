@@ -15,8 +15,8 @@ from studio.errors import SpecError, nearest
 
 AUTO, ALL, CPU = "auto", "all", "cpu"
 CLUSTER = "ray"  # the cluster as a device, and the prefix of its slots
-WORDS = (AUTO, ALL, CPU, "cuda", "mps", CLUSTER)
-GPU = re.compile(r"cuda:\d+")
+WORDS = (AUTO, ALL, CPU, "cuda", "xpu", "mps", CLUSTER)
+GPU = re.compile(r"(cuda|xpu):\d+")
 MAX_PROCESSES = 64
 
 
@@ -96,8 +96,8 @@ def device_names(device: str, num_processes: int, rows_per_step: int) -> tuple[s
                 f"train.device names {', '.join(absent)}, but this machine has {_listed(gpus)}."
             )
         what = f"train.device names only {device}"
-    elif device == "cuda" or (device == AUTO and gpus):
-        return _first_gpus(num_processes, gpus)
+    elif device in ("cuda", "xpu") or (device == AUTO and gpus):
+        return _first_gpus(device, num_processes, gpus)
     else:
         return _cpu_processes(num_processes)
     if num_processes not in (1, len(names)):
@@ -105,9 +105,9 @@ def device_names(device: str, num_processes: int, rows_per_step: int) -> tuple[s
     return names
 
 
-def _first_gpus(count: int, gpus: list[str]) -> tuple[str, ...]:
-    if not gpus:
-        raise _invalid(f"train.device is cuda, but this machine has {_listed(gpus)}.")
+def _first_gpus(device: str, count: int, gpus: list[str]) -> tuple[str, ...]:
+    if not gpus or not (device == AUTO or gpus[0].startswith(device)):
+        raise _invalid(f"train.device is {device}, but this machine has {_listed(gpus)}.")
     if count > len(gpus):
         raise _invalid(
             f"train.num_processes is {count}, but this machine has {_listed(gpus)}. Use at most "

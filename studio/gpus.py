@@ -31,6 +31,7 @@ INSTALL = 'uv pip install --torch-backend=auto --reinstall-package torch "torch>
 ORDER = "CUDA_DEVICE_ORDER"
 BUSY = 0.1  # utilization above which a measured speed is not kept
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+VISIBLE_OF = {"cuda": VISIBLE, "xpu": ("ZE_AFFINITY_MASK",)}
 
 # Runs in the child; prints one JSON document. Every question may fail on its own.
 QUESTION = """
@@ -87,7 +88,7 @@ class Card:
     """A GPU as the driver lists it or torch sees it.
 
     Attributes:
-        name: Its torch device, such as `cuda:0`; empty while torch does not see it.
+        name: Its torch device, such as `cuda:0` or `xpu:0`; empty while torch does not see it.
         total_bytes: Its memory; 0 if the driver does not say (unified memory).
         free_bytes: Free memory; equals the total where only torch was asked.
         flops: FLOP/s of a large product in half precision, as measured; 0 if it was not.
@@ -115,6 +116,7 @@ def cards() -> list[Card]:
     answer = _answer(_fingerprint(listed), keep=not busy)
     if answer["backend"] == "mps":
         return []  # its memory is the system's: see `hardware`
+    kind = "xpu" if answer["backend"] == "xpu" else "cuda"
     usable: list[Card] = []
     blocked: list[Card] = []
     seen: set[int] = set()
@@ -122,7 +124,7 @@ def cards() -> list[Card]:
         match = _match(found, listed, seen)
         why = _no_kernels(found, answer)
         card = Card(
-            name="" if why else f"cuda:{found['index']}",
+            name="" if why else f"{kind}:{found['index']}",
             label=str(match["label"] if match else found["label"]),
             total_bytes=int((match and match["total_bytes"]) or found["total_bytes"]),
             free_bytes=int((match and match["free_bytes"]) or found["total_bytes"]),
@@ -157,22 +159,24 @@ def visible_devices(device: str, environment: Mapping[str, str] = os.environ) ->
     A user's own `CUDA_VISIBLE_DEVICES` stays the frame: `cuda:1` is the second card that it names.
 
     Args:
-        device: `cpu`, `cuda:1`, or several such between commas. Others change nothing.
+        device: `cpu`, `cuda:1`, `xpu:0`, or several such between commas. Others change nothing.
         environment: What the variables are now.
     """
     if device == "cpu":
         return dict.fromkeys(VISIBLE, "-1")  # HIP reads an empty text as "all"
     names = device.split(",")
-    if not all(name.startswith("cuda:") for name in names):
+    kind = device.partition(":")[0]
+    if kind not in VISIBLE_OF or not all(name.startswith(f"{kind}:") for name in names):
         return {}
-    indices = [int(name.removeprefix("cuda:")) for name in names]
-    own = next((name for name in VISIBLE if environment.get(name, "").strip()), "")
+    indices = [int(name.removeprefix(f"{kind}:")) for name in names]
+    own = next((name for name in VISIBLE_OF[kind] if environment.get(name, "").strip()), "")
     if own:
         tokens = [token.strip() for token in environment[own].split(",")]
         shown = [tokens[index] if index < len(tokens) else str(index) for index in indices]
     else:
-        own, shown = VISIBLE[0], [str(index) for index in indices]
-    return {ORDER: environment.get(ORDER) or "PCI_BUS_ID", own: ",".join(shown)}
+        own, shown = VISIBLE_OF[kind][0], [str(index) for index in indices]
+    order = {ORDER: environment.get(ORDER) or "PCI_BUS_ID"} if kind == "cuda" else {}
+    return {**order, own: ",".join(shown)}
 
 
 # -- what the driver lists -------------------------------------------------------------------------
@@ -238,7 +242,8 @@ def installed(package: str) -> str:
 
 def _fingerprint(listed: Sequence[Mapping[str, Any]]) -> str:
     """Return what the answer depends on: question, torch, drivers, cards, variables, modules."""
-    variables = [f"{name}={os.environ[name]}" for name in (*VISIBLE, ORDER) if name in os.environ]
+    names = (*VISIBLE, *VISIBLE_OF["xpu"], ORDER)
+    variables = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
     cards = [f"{one['uuid']} {one['driver']}" for one in listed]
     question = hashlib.sha256(QUESTION.encode()).hexdigest()[:12]
     signs = [question, str(Path("/dev/kfd").exists()), sys.executable, installed("torch")]
@@ -289,8 +294,6 @@ def _no_kernels(found: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
     Kernels of one major version run on every later minor version of it; PTX (`compute_90`) is
     compiled for anything newer.
     """
-    if answer["backend"] == "xpu":
-        return "Intel GPUs are not supported yet: runs use the CPU."
     if answer["backend"] != "cuda" or not answer.get("kernels"):
         return ""
     major, minor = (int(number) for number in found["capability"])

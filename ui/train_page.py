@@ -187,7 +187,7 @@ def judged(spec: RunSpec, home: Home) -> dict[str, Any]:
             if name != "warnings":
                 lines[name], lines[f"{name}_wrong"] = with_titles(error.text), True
     device = spec.train.device
-    gpu = device.startswith("cuda") or (device in ("auto", "all") and len(hardware.devices()) > 1)
+    gpu = hardware.is_card(device) or (device in ("auto", "all") and len(hardware.devices()) > 1)
     kinds = [models.origin_of(spec.model.path).kind, *train_page_facts.model_traits(seen.model)]
     return {
         "values": changed, "set": form_state.assignments(spec),

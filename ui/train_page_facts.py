@@ -76,7 +76,7 @@ def device_choices() -> list[tuple[str, str]]:
     """Return (label, value) of what a run may train on: this machine's devices, the cluster."""
     found = hardware.devices()
     here = [(f"{device.name} · {device.label}", device.name) for device in found]
-    gpus = sum(device.name.startswith("cuda:") for device in found)
+    gpus = sum(hardware.is_card(device.name) for device in found)
     every = (
         say(f"all · {gpus} GPUs at once") if gpus else say("all · the processor, a process a core")
     )

@@ -165,5 +165,5 @@ def _way(model: model_list.Model, machine: hardware.Device) -> str | None:
     fits = fit_of(model, machine)
     if fits is None:
         return None
-    ways = ("lora", "qlora") if machine.name.startswith("cuda") else ("lora",)
+    ways = ("lora", "qlora") if hardware.is_card(machine.name) else ("lora",)
     return next((way for way in ways if fits["ways"][way][0]["state"] in ("fits", "tight")), None)

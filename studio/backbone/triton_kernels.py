@@ -285,7 +285,7 @@ def loss_and_gradient(logits_CV: Tensor, targets_C: Tensor, smoothing: float) ->
 def nf4_product(x_TI: Tensor, weight: Any, bias_O: Tensor | None) -> Tensor:
     """Return `x Wᵀ + b`, `(T, O)`; other layouts than those of QLoRA take the plain form."""
     if not _is_nf4(weight, bias_O):
-        return PLAIN["nf4_product"](x_TI, weight, bias_O)  # type: ignore[no-any-return]
+        return PLAIN["nf4_product"](x_TI, weight, bias_O)
     x_TI, (outputs, width) = _rows(x_TI), weight.quant_state.shape
     y_TO = torch.empty(len(x_TI), outputs, dtype=x_TI.dtype, device=x_TI.device)
     bias = y_TO if bias_O is None else bias_O.contiguous()
@@ -299,7 +299,7 @@ def nf4_product(x_TI: Tensor, weight: Any, bias_O: Tensor | None) -> Tensor:
 def nf4_gradient(outer_TO: Tensor, weight: Any, grad_TI: Tensor | None) -> Tensor:
     """Return `g W`, `(T, I)`, added to the gradient so far, in place, if there is one."""
     if not _is_nf4(weight, grad_TI) or (grad_TI is not None and not grad_TI.is_contiguous()):
-        return PLAIN["nf4_gradient"](outer_TO, weight, grad_TI)  # type: ignore[no-any-return]
+        return PLAIN["nf4_gradient"](outer_TO, weight, grad_TI)
     outer_TO, (outputs, width) = _rows(outer_TO), weight.quant_state.shape
     like = {"dtype": outer_TO.dtype, "device": outer_TO.device}
     own_TI = torch.empty(len(outer_TO), width, **like) if grad_TI is None else grad_TI

@@ -137,18 +137,18 @@ def _steps(
 def _reset_peak(loaded: Loaded) -> int:
     """Start a new peak; return what is in use."""
     trim()
-    if loaded.device.type == "cuda":
-        import torch
+    from studio.torch_modules import module_of
 
-        torch.cuda.reset_peak_memory_stats(loaded.device)
-        return int(torch.cuda.memory_allocated(loaded.device))
+    if of := module_of(loaded.device):
+        of.reset_peak_memory_stats(loaded.device)
+        return int(of.memory_allocated(loaded.device))
     hardware.reset_peak_bytes()
     return hardware.process_bytes()
 
 
 def _peak(loaded: Loaded) -> int:
-    if loaded.device.type == "cuda":
-        import torch
+    from studio.torch_modules import module_of
 
-        return int(torch.cuda.max_memory_allocated(loaded.device))
+    if of := module_of(loaded.device):
+        return int(of.max_memory_allocated(loaded.device))
     return hardware.peak_bytes()

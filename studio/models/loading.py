@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from studio import hardware
 from studio.errors import ModelError, WeightsTooLarge
 from studio.models.find_model import ModelFacts, facts
 from studio.models.quantize_on_load import quantising_options
 from studio.models.quantized_checkpoints import open_stored
 from studio.spec import ModelSource
+from studio.torch_modules import module_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -40,6 +42,8 @@ def default_device() -> str:
     """Return the best device torch can use here."""
     if torch.cuda.is_available():
         return "cuda:0"
+    if torch.xpu.is_available():
+        return "xpu:0"
     if torch.backends.mps.is_available():
         return "mps"
     return "cpu"
@@ -116,13 +120,13 @@ def torch_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ModelError(f'Invalid device "{name}": use auto, cpu or cuda:0.') from None
-    if device.type == "cuda" and (
-        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
-    ):
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        raise ModelError(
-            f'Device "{name}" does not exist: torch sees {count} CUDA devices. Use auto.'
-        )
+    if (of := module_of(device)) is not None:
+        count = of.device_count() if of.is_available() else 0
+        if (device.index or 0) >= count:
+            kind = device.type.upper()
+            raise ModelError(
+                f'Device "{name}" does not exist: torch sees {count} {kind} devices. Use auto.'
+            )
     return device
 
 
@@ -130,11 +134,13 @@ def dtype_for(name: str, device: torch.device) -> torch.dtype:
     """Return the dtype of `model.dtype` on a device.
 
     `auto` is bfloat16 on a GPU that multiplies it in hardware (compute capability 8 and later, all
-    AMD cards that ROCm supports), float16 on an older one, float32 elsewhere.
+    AMD cards that ROCm supports, Intel's, Apple's from M2 on), float16 on an older one, float32
+    elsewhere.
     """
     if name == "auto":
         if device.type != "cuda":
-            return torch.float32
+            half = device.type == "xpu" or (device.type == "mps" and hardware.apple_has_bfloat16())
+            return torch.bfloat16 if half else torch.float32
         if torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8:
             return torch.bfloat16
         return torch.float16

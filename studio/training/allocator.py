@@ -66,11 +66,10 @@ def give_back_freed_memory() -> bool:
 
 def trim() -> None:
     """Return all freed memory to the system now, where glibc can, and that of GPUs."""
-    import torch
+    from studio.torch_modules import return_cached_memory
 
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    return_cached_memory()
     if sys.platform.startswith("linux"):
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from studio.backbone.kernels import replaceable
+from studio.torch_modules import module_of
 from studio.training.allocator import WIDE_NUMBERS, chunk_numbers
 from studio.training.batching import PackedBatch, PaddedBatch
 
@@ -109,8 +110,8 @@ def head_measured(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tu
 def _chunk_rows(weight_VD: Tensor) -> int:
     """Return the rows whose logits are held at once."""
     device, vocabulary, memory = weight_VD.device, weight_VD.shape[0], 0
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
+    if of := module_of(device):
+        memory = of.get_device_properties(device).total_memory
     return chunk_numbers(memory, vocabulary) // vocabulary
 
 

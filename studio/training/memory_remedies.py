@@ -101,11 +101,11 @@ def pick(found: Sequence[Remedy], name: str = "") -> Remedy:
 
 
 def runs_on_gpu(spec: RunSpec) -> bool:
-    """Return True if the run's device is a CUDA GPU of this machine."""
+    """Return True if the run's device is a GPU of this machine with memory of its own."""
     device = spec.train.device
     if device in ("auto", "all"):
-        return hardware.devices()[0].name.startswith("cuda")
-    return device.startswith("cuda")
+        return hardware.is_card(hardware.devices()[0].name)
+    return hardware.is_card(device)
 
 
 def _exact(spec: RunSpec, on_gpu: bool) -> Iterator[Remedy]:
@@ -215,7 +215,7 @@ def make_it_fit(
         found = estimate(spec.with_values(changes), home)
         if found.total_bytes <= 0.95 * (device_bytes or found.device_bytes):
             return changes, found
-        on_gpu = found.device.startswith("cuda")
+        on_gpu = hardware.is_card(found.device)
         more = next_remedy(spec.with_values(changes), on_gpu=on_gpu)
         if more is None and on_gpu:
             rest = remedies(spec.with_values(changes), on_gpu=True)

@@ -108,14 +108,14 @@ def corrected(
         parts = {name: int(value * share) for name, value in parts.items()}
     share = guess.share_tokens / max(1, guess.longest_batch_tokens)
     share = share if batches is None else batches
-    share *= slowdown(guess.processes, on_gpu=guess.device.startswith("cuda"))
+    share *= slowdown(guess.processes, on_gpu=hardware.is_card(guess.device))
     seconds = START_SECONDS + guess.total_steps * step_seconds * share
     return replace(guess, parts=parts, seconds=seconds, measured=True)
 
 
 def measured_steps(session: Session, run_dir: Path, *, processes: int = 1) -> tuple[int, float]:
     """Take two steps on the longest micro-batch of a process; return peak bytes and seconds."""
-    import torch
+    from studio.torch_modules import module_of
 
     steps, plan = min(session.plan.total_steps, MOST_STEPS), session.plan
     rows_used = {row for step in range(steps) for row in plan.step_rows(step)}
@@ -142,9 +142,9 @@ def measured_steps(session: Session, run_dir: Path, *, processes: int = 1) -> tu
         session.preference = type(session.preference)(session)
         for _ in session.preference.prepare_reference(run_dir):
             pass
-    on_gpu = session.loaded.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+    of = module_of(session.loaded.device)
+    if of:
+        of.reset_peak_memory_stats()
     else:
         hardware.reset_peak_bytes()
     seconds = []
@@ -152,18 +152,16 @@ def measured_steps(session: Session, run_dir: Path, *, processes: int = 1) -> tu
         started = time.perf_counter()
         session.step()
         seconds.append(time.perf_counter() - started)
-    peak = _gpu_peak_bytes(session.loaded.device) if on_gpu else hardware.peak_bytes()
+    peak = _gpu_peak_bytes(of, session.loaded.device) if of else hardware.peak_bytes()
     return peak, min(seconds)
 
 
-def _gpu_peak_bytes(device: Any) -> int:
+def _gpu_peak_bytes(of: Any, device: Any) -> int:
     """Return what a GPU must have free: torch's reserved memory and the context of the process.
 
     The context is what is in use beyond torch's memory, unless other processes make that more than
     any context is.
     """
-    import torch
-
-    free, total = torch.cuda.mem_get_info(device)
-    context = total - free - torch.cuda.memory_reserved(device)
-    return int(torch.cuda.max_memory_reserved(device)) + min(max(0, context), CUDA_RUNTIME_BYTES)
+    free, total = of.mem_get_info(device)
+    context = total - free - of.memory_reserved(device)
+    return int(of.max_memory_reserved(device)) + min(max(0, context), CUDA_RUNTIME_BYTES)

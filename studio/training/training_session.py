@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from studio import hardware
 from studio.data.tokenise_rows import places_by_source
 from studio.errors import DataError, Diverged
+from studio.torch_modules import module_of
 from studio.training import checkpoint
 from studio.training.batching import PackedBatch, PaddedBatch, TokenRow, groups, pack, pad
 from studio.training.checkpoint import CheckpointOrigin, RunProgress
@@ -414,8 +415,8 @@ class Session:
 
     def memory_bytes(self) -> int:
         """Return the peak memory of the device, or the resident memory of the process on a CPU."""
-        if self.loaded.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self.loaded.device))
+        if of := module_of(self.loaded.device):
+            return int(of.max_memory_allocated(self.loaded.device))
         return hardware.process_bytes()
 
     def started(self) -> Started:

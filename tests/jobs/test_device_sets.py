@@ -40,6 +40,11 @@ def _submit(store: JobStore, device: str, memory: int = 0, **train: int) -> int:
     return store.submit(a_spec(device=device, **train), memory_bytes=memory).id
 
 
+def test_a_run_on_gpus_of_intel_counts_them_from_zero():
+    seen = job_kinds._as_seen(RunSpec.parse(a_spec(device="xpu:1,xpu:3")), "xpu:1,xpu:3").train
+    assert (seen.device, seen.num_processes) == ("xpu:0,xpu:1", 2)
+
+
 def test_a_set_gets_exactly_its_devices_and_others_take_the_rest(store):
     pair, one = _submit(store, "cuda:2,cuda:0"), _submit(store, "auto")
 
@@ -109,6 +114,10 @@ def test_a_run_sees_what_it_was_given_and_counts_it_from_zero(home, tmp_path, mo
     )
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
         monkeypatch.setenv(name, "")
+    for name in runner.ALLOCATOR:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(runner.sys, "platform", "linux")
     for wish, given in (("all", "cuda:0,cuda:2"), ("cuda:2", "cuda:2"), ("auto", "cpu")):
         spec = a_spec(device=wish).model_dump(mode="json")
         job_kinds.train(job_kinds.Work(
@@ -121,6 +130,11 @@ def test_a_run_sees_what_it_was_given_and_counts_it_from_zero(home, tmp_path, mo
     assert [(one.train.device, one.train.num_processes) for one in seen] == [
         ("cuda:0,cuda:1", 2), ("cuda:0", 1), ("auto", 1)
     ]  # fmt: skip
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    del os.environ["PYTORCH_ALLOC_CONF"]
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    runner._use_device("cuda:0")
+    assert "PYTORCH_ALLOC_CONF" not in os.environ, "the user's own setting counts"
 
 
 def test_a_device_that_is_not_there_is_refused_at_the_door(home, monkeypatch):

@@ -63,6 +63,15 @@ def test_wishes_are_resolved_on_a_machine_with_gpus(monkeypatch):
     assert _resolved("ray", 8) == ("ray", 8)
 
 
+def test_gpus_of_intel_are_named_alike(monkeypatch):
+    _machine(monkeypatch, "xpu:0", "xpu:1")
+    assert _resolved("all") == ("xpu:0,xpu:1", 2)
+    assert _resolved("xpu:1") == ("xpu:1", 1)
+    assert _resolved("xpu", 2) == ("xpu:0,xpu:1", 2)
+    with pytest.raises(SpecError, match="is cuda, but this machine has 2 GPUs: xpu:0, xpu:1"):
+        _resolved("cuda")
+
+
 def test_all_without_a_gpu_is_a_process_a_core_that_has_rows(monkeypatch):
     _machine(monkeypatch, cores=6)
     assert _resolved("all") == ("cpu", 6)

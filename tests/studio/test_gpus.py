@@ -133,6 +133,17 @@ def test_cards_of_amd_are_known_from_torch(machine, monkeypatch):
     )  # fmt: skip
 
 
+def test_cards_of_intel_are_used_through_torch_xpu(machine, monkeypatch):
+    monkeypatch.setattr(gpus, "_other_signs", lambda: True)
+    xpu = {"version": "2.13.0+xpu", "cuda": "", "hip": "", "backend": "xpu", "notes": []}
+    machine([], xpu | {"cards": [card(n, "Intel Arc B580", (0, 0), 12) for n in (0, 1)]})
+    assert [device.name for device in hardware.devices()] == ["xpu:0", "xpu:1", "cpu"]
+    assert hardware.is_card("xpu:0,xpu:1") and not hardware.is_card("mps")
+    assert gpus.visible_devices("xpu:1", {}) == {"ZE_AFFINITY_MASK": "1"}
+    own = {"ZE_AFFINITY_MASK": "2,3"}
+    assert gpus.visible_devices("xpu:0,xpu:1", own) == own
+
+
 def test_torch_is_asked_once_for_equal_circumstances(machine, tmp_path, monkeypatch):
     asked = tmp_path / "asked"
     machine([H100], {})

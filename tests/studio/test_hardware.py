@@ -1,6 +1,33 @@
 from types import SimpleNamespace
 
+import pytest
+import torch
+
 from studio import hardware
+from studio.models.find_model import facts
+from studio.models.loading import dtype_for
+from studio.spec import RunSpec
+from studio.training.estimate_memory_and_time import estimate
+
+
+@pytest.mark.parametrize(
+    ("chip", "system", "has"),
+    [("Apple M1 Max", "15.2", False), ("Apple M2", "14.0", True), ("Apple M10 Pro", "26.1", True),
+     ("Apple M2", "13.6", False), ("Intel(R) Core(TM) i7", "14.0", False)],
+)  # fmt: skip
+def test_an_apple_gpu_has_bfloat16_from_m2_and_macos_14_on(chip, system, has, monkeypatch):
+    monkeypatch.setattr(hardware.sys, "platform", "darwin")
+    monkeypatch.setattr(hardware.platform, "mac_ver", lambda: (system, ("", "", ""), "arm64"))
+    monkeypatch.setattr(hardware.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=chip))
+    hardware.apple_has_bfloat16.cache_clear()
+    assert hardware.apple_has_bfloat16() is has
+    assert dtype_for("auto", torch.device("mps")) is (torch.bfloat16 if has else torch.float32)
+    mps = hardware.Device(name="mps", label="Apple GPU", total_bytes=1 << 34, free_bytes=1 << 34)
+    monkeypatch.setattr(hardware, "devices", lambda: [mps])
+    found = estimate(RunSpec(), None)
+    hardware.apple_has_bfloat16.cache_clear()
+    assert found.dtype == ("bfloat16" if has else "float32"), "counted as it is loaded"
+    assert found.parts["weights"] == facts(RunSpec().model).parameters * (2 if has else 4)
 
 
 def test_the_cpu_is_always_a_device():

@@ -182,6 +182,21 @@ def attention_kernels(machine: Machine) -> Answer:
     return f"{', '.join(found)}: {apart:.1e}", apart < ALLOWED_LOSS
 
 
+def triton_kernels(machine: Machine) -> Answer:
+    """Compare every Triton kernel with its plain form and time both, as the first run here does."""
+    from studio.training import kernel_check
+
+    if machine.tiny or not kernel_check.installed():
+        return "needs a GPU" if machine.tiny else "Triton is not installed", None
+    found = kernel_check.ask(str(machine.device), "bfloat16")
+    said = [
+        f"{name} {one['milliseconds']:.3g} ms, plain {one['plain_milliseconds']:.3g}"
+        if "milliseconds" in one else f"{name}: {one['why']}"
+        for name, one in found.items()
+    ]  # fmt: skip
+    return "; ".join(said), all("milliseconds" in one for one in found.values())
+
+
 def lora_speed(machine: Machine) -> Answer:
     """Measure a LoRA step, plain, in one long row, recomputed and offloaded."""
     batch, said = machine.batch(), []
@@ -241,6 +256,34 @@ def decoding(machine: Machine) -> Answer:
             seconds = machine.seconds(lambda b=batch, n=lanes: b.step([7] * n), 20)  # type: ignore[misc]
             said.append(f"{lanes}: {1e3 * seconds:.1f} ms a token, {lanes / seconds:,.0f} tokens/s")
     return "; ".join(said), None
+
+
+def captured_decoding(machine: Machine) -> Answer:
+    """Decode with captured graphs, whose logits are compared; measure a token as before."""
+    import torch
+
+    from studio.chat.captured_decoding import CALM, allow
+    from studio.chat.decoding import GRAPHS, Batch
+    from studio.home import open_home
+    from studio.training.kernel_check import graph_results
+
+    if machine.tiny:
+        return "needs a GPU", None
+    machine.backbone.use([])
+    home, said = open_home(machine.folder / "home"), []
+    allow(machine.backbone, device=machine.device, dtype=torch.bfloat16, home=home)
+    try:
+        for lanes in (1, 4):
+            batch = Batch(machine.backbone.model, [[5] * 100] * lanes, machine.device)
+            batch.prefill()
+            for _ in range(CALM):
+                batch.step([7] * lanes)
+            seconds = machine.seconds(lambda b=batch, n=lanes: b.step([7] * n), 20)  # type: ignore[misc]
+            said.append(f"{lanes}: {1e3 * seconds:.1f} ms a token")
+    finally:
+        del machine.backbone.model.__dict__[GRAPHS]
+    whys = [one["why"] for one in graph_results(home).values()]
+    return "; ".join([*said, *filter(None, whys)]), bool(whys) and not any(whys)
 
 
 def _estimated(machine: Machine, quantization: str) -> Answer:
@@ -320,11 +363,13 @@ CHECKS: list[tuple[str, str, Callable[[Machine], Answer]]] = [
     ("card", "the varlen kernel", card),
     ("starter trained = CPU", "losses within 2e-2", equal_to_cpu),
     ("attention kernels, 8B", "losses within 1e-2", attention_kernels),
+    ("Triton kernels, bfloat16", "right; those that are slower are not used", triton_kernels),
     ("host waits of a step", "1", host_waits),
     ("LoRA bfloat16, 8B, 2,048 tokens", "17,000 tokens/s on an H200, by arithmetic", lora_speed),
     ("LoRA, 1B: peak", "estimate ± 15 %", lora_memory),
     ("QLoRA, 1B: peak", "estimate ± 15 %", qlora_memory),
     ("decoding, 8B: 1 and 4 lanes", "3.4 ms on an H200, by bandwidth", decoding),
+    ("decoding, captured", "right and faster", captured_decoding),
     ("out of memory, then a step", "recognised", out_of_memory),
     ("the queue, end to end", "exit 0", queue),
 ]

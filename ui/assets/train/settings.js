@@ -5,7 +5,7 @@ import { api, button, h, short, t, table, text } from '../core/dom.js';
 import { dialog, list, select } from '../core/form.js';
 
 const OTHER = '\u0000';
-const GPU = /^cuda:\d+$/;
+const GPU = /^(cuda|xpu):\d+$/;
 const auto = (field) => field.words.auto ?? (field.default === 'auto' ? 'auto' : undefined);
 
 /** The DOM id of a field: `field-method-r` for `method.r`. */
