@@ -21,6 +21,7 @@ from unittest import mock
 
 import torch
 import torch.nn.utils.clip_grad as clip
+from accelerate.state import AcceleratorState, PartialState
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
@@ -383,6 +384,8 @@ def fake_gpu(
     attention_kernels._is_new.cache_clear()
     with contextlib.ExitStack() as stack:
         stack.callback(attention_kernels._is_new.cache_clear)
+        forget_device()
+        stack.callback(forget_device)
         stack.enter_context(mock.patch.object(log, "device", device))
         if device.type == "mps":
             stack.enter_context(mock.patch.object(torch.backends.mps, "is_available", lambda: True))
@@ -451,6 +454,12 @@ def fake_gpu(
         log.clear()
         log.all = 0
         yield log
+
+
+def forget_device():
+    """Let accelerate choose a device anew."""
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
 
 
 def one_launch(plain):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -69,20 +68,8 @@ MOST_WAITS = 1  # of a step: loss and gradient norm, fetched together
 MAY_WAIT = {"padded": 2, "offloading": 4}  # a boolean index and its gradient; layers copied back
 
 
-def forget_device():
-    AcceleratorState._reset_state(True)
-    PartialState._reset_state()
-
-
-@pytest.fixture(autouse=True)
-def no_gpu_for_later_tests():
-    yield
-    forget_device()
-
-
 def run(folder, changes, device):
     """Return the losses and norms of a run, and the host waits of its last step by place."""
-    forget_device()
     spec = RunSpec.parse(BASE).with_values({"train.device": device, **changes})
     losses, waits = [], {}
     for event in train(spec, run_dir=folder / device[:3], home=open_home(folder / "home")):
@@ -125,8 +112,6 @@ def test_a_run_on_the_gpu_is_the_run_on_the_cpu(name, tmp_path):
 )  # fmt: skip
 def test_steps_on_gpus_of_other_makers_are_those_of_the_cpu(device, changes):
     def steps(where):
-        AcceleratorState._reset_state(True)
-        PartialState._reset_state()
         settings = {"max_steps": 2, "per_device_train_batch_size": 4}
         spec = {"method": {"name": "lora"}, **changes}
         spec["train"] = settings | spec.get("train", {})

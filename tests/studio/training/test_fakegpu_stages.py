@@ -14,7 +14,7 @@ from studio.training.train_run import train
 from studio.training.training_events import Finished, Loading, Step
 from tests.fakegpu import fake_gpu, log
 from tests.studio.training.conftest import make_session
-from tests.studio.training.test_fakegpu import BASE, forget_device
+from tests.studio.training.test_fakegpu import BASE
 
 WAYS = {
     "packed": {},
@@ -26,14 +26,7 @@ WAYS = {
 OWN = {"prompt_tuning": {"prompt_tuning_init": "RANDOM"}, "bitfit": {"create_missing": True}}
 
 
-@pytest.fixture(autouse=True)
-def no_gpu_for_later_tests():
-    yield
-    forget_device()
-
-
 def steps(device, method, way):
-    forget_device()
     given = {"max_steps": 2, "per_device_train_batch_size": 4, **WAYS[way]}
     if device == "cpu":
         given.pop("activation_offloading", None)
@@ -57,7 +50,6 @@ def spec_of(device, **changes):
 
 def test_siblings_train_together_as_on_the_cpu(tmp_path, home):
     def losses(device):
-        forget_device()
         runs = [
             Sibling(spec_of(device, **{"train.learning_rate": rate, "model.dtype": "float32"}),
                     tmp_path / f"{device[:3]}-{rate}", lambda: None)
@@ -89,7 +81,6 @@ def test_a_full_memory_at_any_stage_is_one_sentence_with_what_helps(tmp_path, ho
     spec = spec_of("cuda:0", **{"train.max_steps": 1, "train.eval_steps": 1})
 
     def run(name):
-        forget_device()
         with fake_gpu():
             return list(train(spec, run_dir=tmp_path / name, home=home))
 
@@ -110,7 +101,6 @@ def test_a_run_goes_on_with_smaller_batches_after_its_memory_was_full(tmp_path, 
     changes = {"model.dtype": "float32", "train.retry_when_out_of_memory": True}
 
     def run(device):
-        forget_device()
         folder = tmp_path / f"{device[:3]}-{log.full_at}"
         return list(train(spec_of(device, **changes), run_dir=folder, home=home))
 
