@@ -40,6 +40,7 @@ def test_a_number_is_measured_sorted_pinned_and_opened(page, studio):
     expect(heading).to_be_visible(timeout=SLOW)
     page.get_by_text("Columns", exact=True).click()
     page.get_by_label("Bytes").uncheck()
+    expect(page.get_by_label("Bytes")).to_be_focused()
     expect(table.get_by_role("button", name="Bytes")).to_have_count(0)
     with page.expect_download() as download:
         page.get_by_role("button", name="CSV").click()

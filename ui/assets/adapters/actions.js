@@ -1,7 +1,8 @@
 // Dialogs that merge, mix, import, export and push adapters, each of which queues a job; and what such
 // a job made: the certificate of a merge, the error of a mix, the check of an export.
 
-import { api, button, bytes, copy, count, duration, h, number, pairs, quiet, short, t, table } from '../core/dom.js';
+import { api, button, bytes, copy, count, duration, h, number, pairs, quiet, redraw, short, t,
+  table } from '../core/dom.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { askAction } from '../core/form.js';
 import { reasons, trust } from '../core/judgement.js';
@@ -60,7 +61,7 @@ export async function outcome(job, node) {
   const wrong = job.error ? [h('p.s-error', job.error.text)] : [];
   const draw = (job.state === 'succeeded' || job.error?.kind === 'gate') && (OUTCOMES[job.kind] ?? facts);
   const found = draw && await api(`/api/outcome/${job.id}`).catch(() => null);
-  return node.replaceChildren(...wrong, ...(found ? draw(found.outcome) : []));
+  return redraw(node, ...wrong, ...(found ? draw(found.outcome) : []));
 }
 
 const percent = (value) => `${number(100 * value, 3)}\u202f%`;

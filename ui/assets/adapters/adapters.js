@@ -2,8 +2,8 @@
 // address holds the selection (?adapter=run-3). Long work is a queued job; its progress and outcome
 // are shown here and on the Runs page.
 
-import { actOn, ago, api, badge, button, bytes, changed, dots, go, h, keyed, matcher, number, query, remember, send,
-  short, sureButton, t, text, toast, word } from '../core/dom.js';
+import { actOn, ago, api, badge, button, bytes, changed, dots, go, h, keyed, matcher, number, query, redraw, remember,
+  send, short, sureButton, t, text, toast, word } from '../core/dom.js';
 import { list } from '../core/form.js';
 import { compareAdapters } from '../core/lanes.js';
 import { isLive, subscribe } from '../core/live.js';
@@ -116,17 +116,17 @@ export class Adapters extends HTMLElement {
     if (!changed(node, JSON.stringify(one))) return;
     const [head, what, figures, foot] = node.children;
     text(head.children[1], one.name);
-    head.lastChild.replaceChildren(badge(ENDED[one.ended] ?? 'queued', word(ending(one)) || t`unknown`));
+    redraw(head.lastChild, badge(ENDED[one.ended] ?? 'queued', word(ending(one)) || t`unknown`));
     text(what, dots(one.method_title, short(one.base) || t`unknown base`, short(one.data),
       one.parents.length && t`from ${one.parents.join(', ')}`));
-    figures.replaceChildren(...[[t`Final loss`, number(one.last_loss)],
+    redraw(figures, ...[[t`Final loss`, number(one.last_loss)],
       [t`Held-out`, number(one.eval_loss)], [t`Best held-out`, number(one.best_eval_loss)],
       [t`Size`, bytes(one.size_bytes)]].map(([name, value]) =>
       h('div', h('dt', name), h('dd', value))));
-    foot.firstChild.replaceChildren(h('span.s-quiet', ago(one.created)),
+    redraw(foot.firstChild, h('span.s-quiet', ago(one.created)),
       ...one.tags.map((tag) => h('button.s-tag', { title: t`Show only these`,
         onclick: () => { this.search.value = tag; this.list(); } }, tag)));
-    foot.lastChild.replaceChildren(
+    redraw(foot.lastChild,
       h('a.s-button', { href: compareAdapters([one]) }, t`Compare`),
       button(t`Passport`, () => this.open(one.id)));
   }
@@ -172,7 +172,7 @@ export class Adapters extends HTMLElement {
     const gone = await api('/api/do/adapters.delete', { adapter: one.id });
     this.passport.hide();
     this.notice.hidden = false;
-    this.notice.replaceChildren(t`"${gone.name}" was deleted. `,
+    redraw(this.notice, t`"${gone.name}" was deleted. `,
       button(t`Undo`, () => this.undo(gone.token), '', { testid: 'undo' }));
     await this.refresh();
   }
@@ -187,7 +187,7 @@ export class Adapters extends HTMLElement {
   showTrash() {
     this.bin.hidden = !this.trash.length;
     if (!changed(this.bin, JSON.stringify(this.trash))) return;
-    this.bin.replaceChildren(h('summary', t`Deleted (${this.trash.length}), kept for 30 days`),
+    redraw(this.bin, h('summary', t`Deleted (${this.trash.length}), kept for 30 days`),
       h('ol', this.trash.map((one) => h('li', h('span', one.name),
         h('span.s-quiet', ago(one.deleted)),
         button(t`Restore`, () => this.undo(one.token))))));
@@ -218,7 +218,7 @@ export class Adapters extends HTMLElement {
   job(node, job) {
     if (!changed(node, `${job.state} ${job.phase} ${job.error?.text}`)) return;
     const result = h('div');
-    node.replaceChildren(badge(job.state), job.name.startsWith(KINDS[job.kind].toLowerCase()) ? ''
+    redraw(node, badge(job.state), job.name.startsWith(KINDS[job.kind].toLowerCase()) ? ''
       : h('b', `${KINDS[job.kind]} `),
       h('a', { href: `/runs?run=${job.id}` }, job.name),
       h('span.s-quiet', isLive(job) ? job.phase || (job.state === 'queued'

@@ -1,7 +1,7 @@
 // The bake-off: the same data, budget and seed over several methods, queued as siblings, and the table
 // of their results. Started from Train (with its form) or from Adapters.
 
-import { api, button, bytes, compact, duration, go, h, number, remember, send, t } from '../core/dom.js';
+import { api, button, bytes, compact, duration, go, h, number, redraw, remember, send, t } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 import { isLive } from '../core/live.js';
 import { RankedTable, scatter } from '../core/ranked.js';
@@ -82,7 +82,7 @@ export class Results {
       .map((row) => ({ x: row.eval_loss, y: row.forgetting, label: row.title }));
     this.table.draw(rows);
     this.element.hidden = false;
-    this.element.replaceChildren(h('header', h('h2', this.name),
+    redraw(this.element, h('header', h('h2', this.name),
       h('span.s-quiet', ended.length < rows.length ? t`${ended.length} of ${rows.length} trained` : ''),
       h('span.s-actions', h('a.s-button', {
         href: `/runs?run=${rows.flatMap((row) => row.runs).join()}` },

@@ -2,7 +2,7 @@
 // module. Name and tags are edited here.
 
 import { board } from '../core/chart.js';
-import { badge, button, bytes, count, dots, h, number, pairs, quiet, send, snippet, sureButton, t, text,
+import { badge, button, bytes, count, dots, h, number, pairs, quiet, redraw, send, snippet, sureButton, t, text,
   word } from '../core/dom.js';
 import { blindTest, compareAdapters, laneName, parseLane } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
@@ -41,7 +41,7 @@ export class Passport {
     this.board = null;
     const opened = this.element.hidden;
     this.element.hidden = false;
-    this.element.replaceChildren(this.head(one), this.actions(one), this.tags(one), this.facts(one),
+    redraw(this.element, this.head(one), this.actions(one), this.tags(one), this.facts(one),
       this.curve(one), forgettingCard(one.passport.forgetting), this.picture(one), this.spec(one));
     if (opened) this.element.focus({ preventScroll: true });
     poke();

@@ -89,7 +89,7 @@ export function redraw(parent, ...nodes) {
   parent.replaceChildren(...nodes);
   const now = controls(parent), left = [...now.values()];
   for (const [name, { localName, parentNode }] of old) {
-    if (localName === 'summary' && now.has(name)) now.get(name).parentNode.open = parentNode.open;
+    if (localName === 'summary' && parentNode && now.has(name)) now.get(name).parentNode.open = parentNode.open;
   }
   if (at >= 0 && old[at][1] !== document.activeElement) {
     (now.get(old[at][0]) ?? left[at] ?? left.at(-1))?.focus({ preventScroll: true });

@@ -1,8 +1,8 @@
 // One polling loop per tab feeds charts, tables and logs. It sends a cursor and receives only what is
 // new (204 when nothing is), pauses while the tab is hidden and backs off while the server is down.
 
-import { actOn, api, badge, bar, button, changed, count, dots, duration, fill, go, h, keyed, number, sureButton, t,
-  text } from './dom.js';
+import { actOn, api, badge, bar, button, changed, count, dots, duration, fill, go, h, keyed, number, redraw,
+  sureButton, t, text } from './dom.js';
 
 const LIVE = new Set(['queued', 'starting', 'running', 'stopping']);
 const FAST = 700, SLOW = 2500, HIDDEN = 5000, MOST_POINTS = 4000;
@@ -193,7 +193,7 @@ function jobRow(node, job) {
   if (changed(node, `${job.state} ${job.actions} ${error}`)) {
     node.phase = h('span.s-quiet');
     node.track = bar('s-wide', { role: 'progressbar', label: job.name });
-    node.replaceChildren(badge(job.state), h('a', { href: `/runs?run=${job.id}` }, h('b', {}, job.name)), node.phase,
+    redraw(node, badge(job.state), h('a', { href: `/runs?run=${job.id}` }, h('b', {}, job.name)), node.phase,
       h('span.s-actions', {}, job.actions.filter((name) => acts[name]).map((name) =>
         button(acts[name], () => actOn(job.id, name).then(poke), 's-tool')),
       isLive(job) || job.state === 'paused' ? sureButton(t`Cancel`, t`Really cancel?`,

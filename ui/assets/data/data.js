@@ -1,7 +1,7 @@
 // The Data page: datasets on the left, the selected one (or the import) on the right. Long work is a
 // queued job; this tab follows the ones it submitted. The address holds the selection.
 
-import { ago, api, badge, button, bytes, choose, count, dots, h, keyed, matcher, menu, query, quiet, remember,
+import { ago, api, badge, button, bytes, choose, count, dots, h, keyed, matcher, menu, query, quiet, redraw, remember,
   send, sureButton, t, tabs, toast, word } from '../core/dom.js';
 import { isLive, poke, showJobs, subscribe } from '../core/live.js';
 import { askAction, weighted } from '../core/form.js';
@@ -90,14 +90,14 @@ export class Data extends HTMLElement {
     if (!this.datasets.some((one) => one.name === name)) {
       const gone = name && h('p.s-error', { role: 'alert' },
         t`There is no dataset “${name}”: it was renamed or deleted.`);
-      this.main.replaceChildren(...[gone, new Import(this).element].filter(Boolean));
+      redraw(this.main, ...[gone, new Import(this).element].filter(Boolean));
       return;
     }
     try {
       const found = await api(`/api/data/${encodeURIComponent(name)}`);
       if (name === this.name) this.show(found);
     } catch (error) {
-      this.main.replaceChildren(h('p.s-error', { role: 'alert' }, error.message));
+      if (name === this.name) redraw(this.main, h('p.s-error', { role: 'alert' }, error.message));
     }
   }
 
@@ -110,14 +110,14 @@ export class Data extends HTMLElement {
       this.fill();
     });
     this.panel = h('div.s-data-panel', { role: 'tabpanel', testid: 'data-panel' });
-    this.main.replaceChildren(this.head(found), h('section.s-panels', this.tabs, this.panel));
+    redraw(this.main, this.head(found), h('section.s-panels', this.tabs, this.panel));
     this.fill();
   }
 
   fill() {
     choose(this.tabs, this.tab);
     const Panel = { report: Report, xray: XRay, rows: Rows, mapping: Remap, change: Change }[this.tab];
-    this.panel.replaceChildren(...(['report', 'xray'].includes(this.tab) ? [this.lens.element] : []),
+    redraw(this.panel, ...(['report', 'xray'].includes(this.tab) ? [this.lens.element] : []),
       new Panel(this).element);
   }
 

@@ -2,7 +2,7 @@
 // the dataset, the order, pinned rows and hidden columns. A number opens the job that measured it.
 
 import { askEvaluate } from '../adapters/actions.js';
-import { button, bytes, h, matcher, number, query, quiet, remember, send, t } from '../core/dom.js';
+import { button, bytes, h, matcher, number, query, quiet, redraw, remember, send, t } from '../core/dom.js';
 import { subscribe } from '../core/live.js';
 import { RankedTable, scatter } from '../core/ranked.js';
 import { save, saveTable } from '../core/take_away.js';
@@ -54,14 +54,14 @@ class ResultsPage extends HTMLElement {
     const { columns, rows } = this.found;
     const sets = [...new Set(rows.map((row) => row.data).filter(Boolean))].sort();
     if (!sets.includes(this.data)) this.data = '';
-    this.datasets.replaceChildren(...['', ...sets].map((one) => h('option', { value: one, selected: one === this.data },
+    redraw(this.datasets, ...['', ...sets].map((one) => h('option', { value: one, selected: one === this.data },
       one ? t`Trained on ${one}` : t`All datasets`)));
     this.columns.hidden = !columns.length;
-    this.columns.replaceChildren(h('summary.s-button', t`Columns`), h('div', columns.map((one) =>
+    redraw(this.columns, h('summary.s-button', t`Columns`), h('div', columns.map((one) =>
       h('label', h('input', { type: 'checkbox', class: 's-box', checked: !this.off.has(one.key),
         onchange: (event) => this.flip(this.off, one.key, !event.target.checked) }), one.title))));
     if (!rows.length) {
-      this.body.replaceChildren(h('div.s-welcome', h('h2', t`Nothing is measured yet`),
+      redraw(this.body, h('div.s-welcome', h('h2', t`Nothing is measured yet`),
         h('p', t`Every training run adds a row: what it learned, what it forgot, its size. Evaluations, suites and
           votes add columns.`),
         h('a.s-button.s-primary', { href: '/' }, t`Train the first adapter`)));
@@ -79,7 +79,7 @@ class ResultsPage extends HTMLElement {
     this.table.draw(shown);
     const points = shown.filter((row) => row[LEARNED] != null && row[FORGOT] != null)
       .map((row) => ({ x: row[LEARNED], y: row[FORGOT], label: row.name }));
-    this.body.replaceChildren(h('section.s-card.s-figures-table', this.table.element,
+    redraw(this.body, h('section.s-card.s-figures-table', this.table.element,
       quiet(t`The best of each column is bold. `, mixed && t`Held-out losses of different datasets cannot be compared:
         choose one above. `, t`A number opens the job that measured it.`)),
     mixed || points.length < 2 ? '' : h('section.s-card.s-figures-table',

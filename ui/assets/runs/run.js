@@ -1,7 +1,7 @@
 // One run: progress, figures, actions, and tabs with what it wrote.
 
 import { actOn, ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, go, h, menu, number,
-  quiet, say, send, short, sureButton, t, table, tabs, text } from '../core/dom.js';
+  quiet, redraw, say, send, short, sureButton, t, table, tabs, text } from '../core/dom.js';
 import { blindTest, compareAddress, COMPARED } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { isLive, JobProgress, poke, stages, stateName } from '../core/live.js';
@@ -64,7 +64,7 @@ export class Detail {
   /** Clear the tab until the next answer, which must be complete. */
   empty() {
     this.digest = '';
-    this.body.replaceChildren(quiet('…'));
+    redraw(this.body, quiet('…'));
   }
 
   show(job, hue) {
@@ -73,7 +73,7 @@ export class Detail {
     this.dot.style.background = `var(--s-run-${hue})`;
     text(this.title, job.name);
     const state = stateName(job);
-    if (changed(this.state, state)) this.state.replaceChildren(badge(state));
+    if (changed(this.state, state)) redraw(this.state, badge(state));
     text(this.meta, dots(t`Run ${job.id}`, job.method, short(job.model), short(job.data),
       job.started && job.state !== 'queued' ? t`started ${clock(job.started)} (${ago(job.started)})`
         : t`queued ${ago(job.created)}`,
@@ -93,20 +93,20 @@ export class Detail {
   /** What the curves say, and what was forgotten. */
   async showRead(job) {
     if (!changed(this.forgot, readAt(job))) return;
-    if (this.read !== job.id) { this.reading.show(job, []); this.forgot.replaceChildren(); }
+    if (this.read !== job.id) { this.reading.show(job, []); redraw(this.forgot); }
     this.read = job.id;
     if (!draws(job) && job.forgetting == null) return;
     const { general, reading } = await api('/api/do/show', { job: job.id });
     if (this.job.id !== job.id) return;
     this.reading.show(job, reading, job.state === 'succeeded' && job.last_loss != null);
-    this.forgot.replaceChildren(...(general ? [forgettingCard(general)] : []));
+    redraw(this.forgot, ...(general ? [forgettingCard(general)] : []));
   }
 
   /** Rows and held-out loss of each dataset of a mix. */
   showSources({ id, sources }) {
     this.sources.hidden = !sources;
     if (!sources || !changed(this.sources, JSON.stringify([id, sources]))) return;
-    this.sources.replaceChildren(h('summary', t`${sources.length} sources of its dataset`), bySource(sources));
+    redraw(this.sources, h('summary', t`${sources.length} sources of its dataset`), bySource(sources));
   }
 
   /** The runs of its sweep or bake-off, best first; else the stages that led to it and follow it. */
@@ -120,7 +120,7 @@ export class Detail {
     const [title, heading] = job.sweep ? [t`${runs.length} runs of “${job.sweep}”`, t`Method`]
       : [t`${runs.length} stages, each from the adapter of the one before`, t`Dataset`];
     if (job.sweep) runs.sort((a, b) => rank(a) - rank(b) || a.id - b.id);
-    this.group_.replaceChildren(h('summary', title),
+    redraw(this.group_, h('summary', title),
       table([t`Run`, heading, t`State`, t`Held-out loss`, t`Forgetting`, t`Loss`, t`Time`], runs.map((one) => [
         one.id === job.id ? h('b', one.name) : h('a', { href: `/runs?run=${one.id}` }, one.name),
         job.sweep ? one.method : short(one.data), badge(stateName(one)), number(one.eval_loss),
@@ -152,7 +152,7 @@ export class Detail {
     if (!changed(this.failure, `${job.id} ${job.error.text}`)) return;
     const fits = FULL.has(job.error.kind) && job.kind === 'train';
     const words = fits ? job.error.text.replace(/ Try .*/s, '') : job.error.text; // the buttons offer it
-    this.failure.replaceChildren(h('strong', title), h('p', words), advice ? quiet(advice) : '',
+    redraw(this.failure, h('strong', title), h('p', words), advice ? quiet(advice) : '',
       ...(fits ? remedies(job.id) : []));
   }
 
@@ -172,7 +172,7 @@ export class Detail {
         ? `${number((100 * job.trainable_parameters) / job.total_parameters, 2)}\u202f%` : ''],
     ];
     if (this.figures.children.length !== figures.length) {
-      this.figures.replaceChildren(...figures.map(([name]) =>
+      redraw(this.figures, ...figures.map(([name]) =>
         h('div', h('dt', name), h('dd', h('b'), h('span')))));
     }
     figures.forEach(([name, value, note], i) => {
@@ -187,8 +187,7 @@ export class Detail {
     if (!changed(this.actions, [job.id, job.state, job.intent, job.adapter, job.sweep, job.waits,
       this.jobs().some((one) => one.sweep && one.sweep === job.sweep && isLive(one))].join())) return;
     const can = new Set(job.actions), more = this.menu(job, can);
-    more.open = Boolean(this.actions.querySelector('.s-menu')?.open); // a change must not close it
-    this.actions.replaceChildren(...[
+    redraw(this.actions, ...[
       job.adapter && COMPARED.has(job.kind)
         && h('a.s-button.s-primary', { href: compareAddress(job) }, t`Compare`),
       job.adapter && job.kind === 'train' && button(t`Blind test`, async () => {
@@ -258,11 +257,11 @@ export class Detail {
     this.digest = detail.digest;
     const { body } = this;
     const atEnd = body.scrollTop + body.clientHeight >= body.scrollHeight - 8;
-    if (detail.error) body.replaceChildren(quiet(detail.error.text));
+    if (detail.error) redraw(body, quiet(detail.error.text));
     else {
       const films = [...body.querySelectorAll('.s-film ol')].map((film) => film.scrollLeft
         + film.clientWidth >= film.scrollWidth - 8 ? Infinity : film.scrollLeft);
-      body.replaceChildren(...[views[detail.view](detail.content, this.job)].flat());
+      redraw(body, ...[views[detail.view](detail.content, this.job)].flat());
       body.querySelectorAll('.s-film ol').forEach((film, i) => {
         film.scrollLeft = Math.min(films[i] ?? Infinity, film.scrollWidth);
       });
@@ -306,9 +305,9 @@ class JobOutcome {
     if (draws(job) || !changed(this.line, `${job.id} ${job.state}`)) return;
     const adapters = KINDS[job.kind] && [t`${KINDS[job.kind]} of adapters`, t`Adapters`, () => '/adapters'];
     const [what, place, address] = KIND_PAGES[job.kind] ?? adapters ?? [];
-    this.line.replaceChildren(...(what ? [t`${what}. See `, h('a', { href: address(job) }, place), '. '] : []),
+    redraw(this.line, ...(what ? [t`${what}. See `, h('a', { href: address(job) }, place), '. '] : []),
       job.seconds && !isLive(job) ? t`It took ${duration(job.seconds)}.` : '');
-    this.result.replaceChildren();
+    redraw(this.result);
     const shown = job.kind !== 'bakeoff' && (!job.error || job.error.kind === 'gate');
     if (shown && !isLive(job)) outcome(job, this.result);
   }
