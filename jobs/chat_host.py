@@ -29,7 +29,7 @@ from jobs.chat_event_buffer import RunningRequest
 from jobs.chat_worker import ChatWorker
 from jobs.file_locks import FileLock
 from jobs.process_identity import exit_now, me
-from studio import atomic, offline
+from studio import atomic, gpus, offline
 from studio.chat.lanes import ChatRequest, Event, NewWeights
 from studio.errors import ChatError, StudioError
 from studio.home import Home, open_home
@@ -188,6 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     home = open_home(options.home)
     offline.apply(home)
+    gpus.fix_order()
     lock = FileLock(home.state / "chat_host.lock")
     if not lock.acquire(timeout_seconds=0.2):
         logger.info("another chat host is running")

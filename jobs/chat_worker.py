@@ -23,6 +23,7 @@ from jobs.chat_client import log_path
 from jobs.chat_event_buffer import RunningRequest
 from jobs.claims import device_of
 from jobs.job_queue import JobStore
+from studio import hardware
 from studio.chat.lanes import (
     ChatRequest,
     NewWeights,
@@ -56,11 +57,14 @@ class Leases:
             self._open().announce("chat", url=url)
 
     def device(self) -> str:
-        """Return where models may be loaded now: never on a GPU that a job has."""
+        """Return where models may be loaded now: a GPU that no job has, else the CPU."""
         from studio.models.loading import default_device
 
-        device = default_device()
-        return "cpu" if device in self._taken_by_jobs() else device
+        device, taken = default_device(), self._taken_by_jobs()
+        if device not in taken:
+            return device
+        others = [one.name for one in hardware.devices() if hardware.is_card(one.name)]
+        return next((name for name in others if name not in taken), "cpu")
 
     def take(self, models: list[dict[str, Any]]) -> None:
         """Record which devices hold how much memory."""

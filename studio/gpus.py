@@ -179,6 +179,11 @@ def visible_devices(device: str, environment: Mapping[str, str] = os.environ) ->
     return {**order, own: ",".join(shown)}
 
 
+def fix_order() -> None:
+    """Count NVIDIA's cards from now on as slots do; a user's own order stays."""
+    os.environ.setdefault(ORDER, "PCI_BUS_ID")
+
+
 # -- what the driver lists -------------------------------------------------------------------------
 
 
@@ -243,7 +248,10 @@ def installed(package: str) -> str:
 def _fingerprint(listed: Sequence[Mapping[str, Any]]) -> str:
     """Return what the answer depends on: question, torch, drivers, cards, variables, modules."""
     names = (*VISIBLE, *VISIBLE_OF["xpu"], ORDER)
-    variables = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    variables = [
+        f"{name}={os.environ[name]}" for name in names
+        if name in os.environ and (name, os.environ[name]) != (ORDER, "PCI_BUS_ID")  # asked with it
+    ]  # fmt: skip
     cards = [f"{one['uuid']} {one['driver']}" for one in listed]
     question = hashlib.sha256(QUESTION.encode()).hexdigest()[:12]
     signs = [question, str(Path("/dev/kfd").exists()), sys.executable, installed("torch")]

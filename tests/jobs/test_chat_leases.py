@@ -4,6 +4,10 @@ import pytest
 
 from jobs.chat_worker import Leases
 from jobs.job_queue import JobStore
+from jobs.process_identity import me
+from studio import hardware
+from studio.hardware import Device
+from tests.jobs.conftest import a_spec
 
 
 class Board(JobStore):
@@ -51,6 +55,29 @@ def test_a_gpu_goes_to_the_job_that_has_or_wants_it_and_a_cpu_is_shared(home, ro
     leases = leases_with(home, *rows)
     leases.take([{"device": held, "bytes": 1}])
     assert leases.wanted() is wanted
+
+
+def test_a_run_and_lanes_have_a_gpu_each(home, store, monkeypatch):
+    """The run starts on the first card; lanes go to the second until a run asks for it."""
+    monkeypatch.setattr("studio.models.loading.default_device", lambda: "cuda:0")
+    cards = [Device(name=f"cuda:{n}", label="", total_bytes=8, free_bytes=8) for n in (0, 1)]
+    monkeypatch.setattr(hardware, "devices", lambda: cards)
+    first = store.submit(a_spec(device="auto")).id
+    claim = store.claims.claim("cuda:0", owner=me())
+    assert claim is not None and claim.job == first
+
+    leases = Leases(home)
+    assert leases.device() == "cuda:1"
+    leases.take([{"device": "cuda:1", "bytes": 100}])
+    held = {(row["device"], row["holder"]) for row in store.leases()}
+    assert held == {("cuda:0", "job"), ("cuda:1", "chat")}
+    assert not leases.wanted()
+
+    second = store.submit(a_spec(device="cuda:1")).id
+    assert store.ask_chat_to_leave("cuda:1") and leases.wanted()
+    leases.give_back()
+    assert store.claims.claim("cuda:1", owner=me()).job == second
+    assert leases.device() == "cpu"
 
 
 def test_models_go_to_the_cpu_while_a_job_has_the_gpu(home, monkeypatch):

@@ -186,6 +186,18 @@ def test_a_torch_that_cannot_start_is_not_remembered(machine, tmp_path, monkeypa
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_process_that_loads_models_counts_cards_as_slots_do(monkeypatch):
+    monkeypatch.delenv(gpus.ORDER, raising=False)
+    asked = gpus._fingerprint([])
+    gpus.fix_order()
+    assert os.environ.pop(gpus.ORDER) == "PCI_BUS_ID"
+    monkeypatch.setenv(gpus.ORDER, "PCI_BUS_ID")
+    assert gpus._fingerprint([]) == asked, "torch was asked with it"
+    monkeypatch.setenv(gpus.ORDER, "FASTEST_FIRST")
+    gpus.fix_order()
+    assert os.environ[gpus.ORDER] == "FASTEST_FIRST" and gpus._fingerprint([]) != asked
+
+
 def test_processes_see_their_devices_alone():
     assert gpus.visible_devices("cuda:0,cuda:2", {}) == {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "0,2",
