@@ -127,6 +127,13 @@ def with_tables(text: str) -> str:
     return text
 
 
+def test_tests_that_the_docs_name_exist():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs/gpu.md").read_text())
+    assert len(named) >= 20
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(), (file, test)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_the_tables_are_what_the_code_says(name):
     text = (ROOT / name).read_text(encoding="utf-8")

@@ -114,6 +114,9 @@ def test_a_users_own_visible_devices_are_the_frame(machine, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-bb")
     (found,) = gpus.cards()
     assert found.label == "Tesla V100"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-41b3")  # which `nvidia-smi` does not list so
+    (found,) = gpus.cards()
+    assert (found.name, found.label, found.total_bytes) == ("cuda:0", "V100", 15 << 30)
 
 
 def test_an_emptied_variable_is_named(machine, monkeypatch):

@@ -8,8 +8,10 @@ import torch
 
 from jobs.doctor import examine
 from studio.chat import captured_decoding
+from studio.chat.lanes import Sampling
 from studio.training import kernel_check
 from studio.training.kernel_check import graph_results, sentences
+from studio.training.sample_answers import continuations
 from tests.fakegpu import GPU, fake_gpu, log
 from tests.fakegraph import Graph
 from tests.studio.chat.test_chat_on_gpu import ADAPTERS, LANE_SETS
@@ -94,6 +96,28 @@ def test_a_changed_weight_ends_the_graph_and_the_next_one_has_it(home, fast):
     with fake_gpu():
         assert answers("llama", WEIGHED, "cuda:0", home, wanted=wanted, seen=seen) == expected
     assert sum("replay" in ops for ops, *_ in seen) > 20
+
+
+def test_a_run_that_learns_from_its_answers_gets_those_of_the_cpu(home, fast):
+    """Two prompts, three drawn answers each, that end at different lengths."""
+
+    def written(device):
+        engine = make_engine("llama", ADAPTERS, device)
+        place = {"device": engine.loaded.device, "dtype": torch.float32, "home": home}
+        captured_decoding.allow(engine.backbone, **place)
+        engine.backbone.use([("a", 1.0)])
+        own = [Sampling(temperature=1.0, seed=seed) for seed in (1, 2, 3)]
+        found = continuations(
+            engine.backbone, [[1, 5, 6, 2], [1, 7, 2]], [own, own], device=engine.loaded.device,
+            stop_ids={96, 3, 4}, limits=[40, 30],
+        )  # fmt: skip
+        return [one.ids for one in found]
+
+    expected = written("cpu")
+    assert len(set(map(len, expected))) > 2
+    with fake_gpu():
+        assert written("cuda:0") == expected
+        assert log.ops["replay"] > 10
 
 
 def waiting(monkeypatch, fast):
