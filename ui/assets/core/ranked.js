@@ -63,7 +63,7 @@ function compare(a, b) {
  *  that no other beats on both. */
 export function scatter(points, { x: xTitle, y: yTitle }) {
   if (points.length < 2) return '';
-  const [width, height, left, base] = [640, 300, 56, 256];
+  const [width, height, left, base] = [innerWidth < 700 ? 340 : 640, 300, 56, 256];
   const scale = (key, from, to) => {
     const values = points.map((one) => one[key]), low = Math.min(...values), high = Math.max(...values);
     const at = (value) => from + (to - from) * (high > low ? (value - low) / (high - low) : 0.5);
