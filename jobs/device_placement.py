@@ -20,6 +20,7 @@ from studio.names import readable
 logger = logging.getLogger(__name__)
 
 ENOUGH = 0.9
+BESIDE_DISPLAY, DISPLAY_BYTES = 0.85, 3 << 29  # of a GPU, on which a display may take the rest
 READ_SECONDS = 2.0
 CHAT_SECONDS = 10.0
 END_CHAT_SECONDS = 60.0
@@ -101,7 +102,11 @@ class Placement:
             room = device.total_bytes - chat.get(slot, 0)
             if slot != "cpu":
                 room = min(room, device.free_bytes)
-            if room < ENOUGH * device.total_bytes:
+            enough = ENOUGH * device.total_bytes
+            if hardware.is_card(slot):
+                whole = device.total_bytes
+                enough = min(BESIDE_DISPLAY * whole, max(whole / 2, whole - DISPLAY_BYTES))
+            if room < enough:
                 found[slot] = max(0, room)
         return found
 

@@ -89,6 +89,21 @@ def test_a_job_without_an_estimate_or_larger_than_the_card_starts_on_an_empty_on
     assert machine.claim() == huge
 
 
+@pytest.mark.parametrize(
+    ("card", "display", "starts"),
+    [(24 * GB, 0.12, True), (24 * GB, 0.2, False), (8 * GB, 0.18, True), (8 * GB, 0.3, False),
+     (2 * GB, 0.6, False)],
+)  # fmt: skip
+def test_a_display_keeps_no_job_waiting_for_ever(
+    store, machine, monkeypatch, card, display, starts
+):
+    """1.5 GiB, or 15 % of a larger card, may be a display's; more is another program's."""
+    monkeypatch.setattr("tests.jobs.test_device_placement.CARD", card)
+    machine.free = int(card * (1 - display))
+    huge = queue(store, 999)
+    assert machine.claim() == (huge if starts else None)
+
+
 def test_chat_is_asked_to_leave_and_only_what_fits_starts_beside_it(store, machine):
     store.take_chat_lease("cuda:0", memory_bytes=CARD // 2)
     large = queue(store, 16)

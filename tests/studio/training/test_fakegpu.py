@@ -1,6 +1,7 @@
 """Train on a simulated `cuda:0`: no tensor on a wrong device, few host waits, the CPU's losses."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from studio.adapters.adapter_requests import MergeRequest
 from studio.backbone import Backbone, attention, kernels
+from studio.backbone.dense_weights import QuantisedLinear
 from studio.evaluation.evaluate_on_dataset import EvaluateRequest
 from studio.home import open_home
 from studio.methods.lora import Lora
 from studio.models.loading import dtype_for
+from studio.models.quantize_on_load import quantised
 from studio.spec import RunSpec
 from studio.training import kernel_check
 from studio.training.batching import pack
@@ -21,7 +24,9 @@ from studio.training.loss import loss_sum
 from studio.training.train_run import train
 from studio.training.training_events import Evaluated, Step
 from tests.fakegpu import GPU, MPS, XPU, fake_gpu, log
+from tests.studio.training import conftest
 from tests.studio.training.conftest import make_model, make_rows, make_session
+from tests.studio.training.test_activation_bytes import moved
 
 BASE = {
     "model": {"path": "starter", "dtype": "bfloat16"},
@@ -124,6 +129,35 @@ def test_steps_on_gpus_of_other_makers_are_those_of_the_cpu(device, changes):
     with fake_gpu(device=device):
         found = steps(str(device))
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("device", [GPU, MPS, XPU], ids=str)
+def test_steps_over_an_nf4_base_are_those_of_the_cpu(device, monkeypatch):
+    pytest.importorskip("bitsandbytes")  # before torch seems to have a GPU
+    whole = partial(conftest.make_model, hidden_size=64, intermediate_size=128)
+    make_loaded = conftest.make_loaded
+
+    def in_4_bit(where):
+        loaded = make_loaded()
+        for name, module in loaded.model.named_modules():
+            if isinstance(module, torch.nn.Linear) and name != "lm_head":
+                module.weight = quantised(module.weight.data, 4)
+                module.__class__ = QuantisedLinear
+        loaded.model, loaded.device = moved(loaded.model, where), torch.device(where)
+        return loaded
+
+    monkeypatch.setattr(conftest, "make_model", whole)
+    monkeypatch.setattr(conftest, "make_loaded", in_4_bit)
+
+    def steps(where):
+        session = make_session(device=where, train={"max_steps": 2})
+        return [
+            number for _ in range(2) for e in [session.step()] for number in (e.loss, e.grad_norm)
+        ]
+
+    expected = steps("cpu")
+    with fake_gpu(device=device):
+        assert steps(str(device)) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.long
