@@ -4,6 +4,11 @@ import json
 
 import pytest
 
+from studio.backbone import Backbone
+from studio.chat.captured_decoding import Graphs
+from studio.training import kernel_check
+from tests.fakegpu import fake_gpu
+from tests.studio.training.conftest import make_model
 from ui.bench import gpu_check
 from ui.bench.bench_command import bench
 
@@ -16,6 +21,28 @@ def test_every_check_answers_on_small_shapes(tmp_path, capsys):
     assert [row["check"] for row in rows] == [name for name, *_ in gpu_check.CHECKS]
     assert not [row for row in rows if row["ok"] is False or row["seen"] == "no time left"]
     assert "NO" not in capsys.readouterr().out
+
+
+def test_kernels_and_captured_decoding_have_their_rows(tmp_path, monkeypatch):
+    """On a simulated card, with a small model in place of the large one."""
+    good = {"milliseconds": 0.5, "plain_milliseconds": 1.25, "error": 0.0, "why": ""}
+    answer = {"swiglu": good, "nf4_product": good | {"why": "3 ms, 2 without it"}}
+    machine, times = gpu_check.Machine(tmp_path, tiny=False), [1.0, 2.0]
+    with fake_gpu(triton=True):
+        monkeypatch.setattr(kernel_check, "ask", lambda *_: answer)
+        said, ok = gpu_check.triton_kernels(machine)
+        assert said.startswith("swiglu 0.5 ms, plain 1.25; nf4_product 0.5 ms") and ok is True
+        answer["rotated"] = {"why": "its result differs by 0.5"}
+        assert gpu_check.triton_kernels(machine)[1] is False, "wrong, not only slow"
+
+        monkeypatch.setattr(Graphs, "_milliseconds", lambda *_: times.pop(0))
+        machine.backbone = Backbone(make_model().bfloat16().to("cuda:0"))
+        said, ok = gpu_check.captured_decoding(machine)
+        assert said.startswith("1: ") and "ms a token; 4: " in said and ok is True
+        (machine.folder / "home" / "state" / "graphs.json").unlink()
+        times[:] = [3.0, 2.0]
+        said, ok = gpu_check.captured_decoding(machine)
+        assert said.endswith("3 ms a token, 2 without it") and ok is False
 
 
 def test_a_check_that_fails_is_named_and_does_not_stop_the_next(tmp_path, monkeypatch):
