@@ -93,7 +93,7 @@ GRADIO = {
 
 
 def tokens_css() -> str:
-    """Return the custom properties (`--s-*`) of both schemes."""
+    """Return the custom properties (`--s-*`) of both schemes, and the hues of badges."""
     fixed = {
         "sans": SANS,
         "mono": MONO,
@@ -108,10 +108,11 @@ def tokens_css() -> str:
     }
     light = {**fixed, **{name: pair[0] for name, pair in pairs.items()}}
     dark = {name: pair[1] for name, pair in pairs.items()}
+    badge = "html:root:root .s-badge[data-state={0}]{{--c:var(--s-state-{0})}}"
     return (
         f":root{{color-scheme:light;{_properties(light)}}}"
         f".dark{{color-scheme:dark;{_properties(dark)}}}"
-        "html{background:var(--s-bg)}"
+        "html{background:var(--s-bg)}" + "".join(map(badge.format, STATES))
     )
 
 

@@ -93,7 +93,7 @@ def test_three_lanes_a_slider_a_blind_vote_and_a_reload(page, studio, lanes):
     page.reload()
     expect(page.get_by_test_id("leaderboard")).to_contain_text("1 vote.")
     page.get_by_role("tab", name="Conversations").click()
-    page.get_by_label("Search conversations").fill("story")
+    page.get_by_label("Search prompts").fill("story")
     expect(page.get_by_test_id("conversations").locator("li")).to_have_count(1)
     page.get_by_role("tab", name="Chat").click()
     expect(page.locator(".s-turn")).to_have_count(2)

@@ -2,8 +2,8 @@
 // address holds the selection (?adapter=run-3). Long work is a queued job; its progress and outcome
 // are shown here and on the Runs page.
 
-import { actOn, ago, api, badge, button, bytes, changed, dots, go, h, keyed, matcher, number, query, redraw, remember,
-  send, short, sureButton, t, text, toast, word } from '../core/dom.js';
+import { actOn, ago, api, badge, button, bytes, changed, dots, go, h, keyed, matcher, number, Page, query, redraw,
+  remember, searchField, send, short, sureButton, t, text, toast, word } from '../core/dom.js';
 import { list } from '../core/form.js';
 import { compareAdapters } from '../core/lanes.js';
 import { isLive, subscribe } from '../core/live.js';
@@ -16,16 +16,14 @@ const ORDERS = { [t`Newest first`]: (a, b) => (b.created ?? 0) - (a.created ?? 0
   [t`Lowest held-out loss`]: (a, b) => (a.eval_loss ?? Infinity) - (b.eval_loss ?? Infinity),
   [t`Largest first`]: (a, b) => b.size_bytes - a.size_bytes };
 
-export class Adapters extends HTMLElement {
-  connectedCallback() {
-    if (this.built) return;
-    this.built = true;
+export class Adapters extends Page {
+  build() {
     Object.assign(this, { adapters: [], trash: [], models: [], ended: new Set(),
       away: new Set(JSON.parse(sessionStorage.getItem('studio.away') ?? '[]')) });
     this.chosen = query().get('adapter');
     this.contest = query().get('bakeoff');
     this.picked = new Set();
-    this.build();
+    this.draw();
     this.refresh().then(() => {
       if (this.adapters.some((one) => one.id === this.chosen)) this.open(this.chosen);
       else if (this.chosen) {
@@ -37,9 +35,8 @@ export class Adapters extends HTMLElement {
     subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
   }
 
-  build() {
-    this.search = h('input', { type: 'search', placeholder: t`Search adapters, tags, bases`,
-      'aria-label': t`Search adapters`, oninput: () => this.list() });
+  draw() {
+    this.search = searchField(t`Search adapters, tags, bases`, () => this.list());
     this.order = h('select', { 'aria-label': t`Order`, onchange: () => this.list() },
       Object.keys(ORDERS).map((name) => h('option', { value: name }, name)));
     this.merge = button(t`Merge …`, () => askMerge(this, this.selection()));

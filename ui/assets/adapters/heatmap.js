@@ -1,6 +1,6 @@
 // What an adapter changed: a heat map of its change per layer and module.
 
-import { h, number, t, table } from '../core/dom.js';
+import { h, number, percent, t, table } from '../core/dom.js';
 
 /** `changes`: [{layer, module, norm, relative, effective_rank}]. */
 export function heatmap(changes) {
@@ -9,7 +9,7 @@ export function heatmap(changes) {
   const cells = new Map(changes.map((one) => [`${one.layer} ${one.module}`, one]));
   const most = Math.max(...changes.map((one) => one.norm), 1e-12);
   const relative = changes.some((one) => one.relative);
-  const percent = (one) => (one.relative ? `${number(100 * one.norm, 3)}\u202f%` : number(one.norm, 3));
+  const size = (one) => (one.relative ? percent(one.norm) : number(one.norm, 3));
   const cell = (layer, module) => {
     const one = cells.get(`${layer} ${module}`);
     if (!one) return h('td.s-heat-none', {});
@@ -17,10 +17,10 @@ export function heatmap(changes) {
     const rank = one.effective_rank;
     return h('td', { class: share > 0.55 ? 's-heat s-heat-dark' : 's-heat',
       style: `--share:${(100 * share).toFixed(1)}%`,
-      title: `${place(one)}: ${one.relative ? t`changed by` : t`size`} ${percent(one)}`
+      title: `${place(one)}: ${one.relative ? t`changed by` : t`size`} ${size(one)}`
         + (rank == null ? '' : t`, effective rank ${number(rank, 3)}`) },
     h('span', {}, rank == null ? '' : number(rank, 2)),
-    h('span.s-heat-words', {}, `${percent(one)}`));
+    h('span.s-heat-words', {}, size(one)));
   };
   const strongest = changes.reduce((a, b) => (b.norm > a.norm ? b : a), changes[0]);
   return h('figure.s-heatmap', {},
@@ -31,9 +31,9 @@ export function heatmap(changes) {
         module))]),
     { class: '', 'aria-label': t`What the adapter changed` })),
     h('figcaption.s-quiet', {}, relative
-      ? t`Colour: size of the change against the weight it changes, up to ${percent(strongest)} (${
+      ? t`Colour: size of the change against the weight it changes, up to ${size(strongest)} (${
         place(strongest)}). Number: effective rank of the change.`
-      : t`Colour: root mean square of its own numbers, up to ${percent(strongest)}. Number: effective rank.`));
+      : t`Colour: root mean square of its own numbers, up to ${size(strongest)}. Number: effective rank.`));
 }
 
 const place = (one) => (one.layer < 0 ? one.module : t`layer ${one.layer}, ${one.module}`);

@@ -2,8 +2,8 @@
 // module. Name and tags are edited here.
 
 import { board } from '../core/chart.js';
-import { badge, button, bytes, count, dots, h, number, pairs, quiet, redraw, send, snippet, sureButton, t, text,
-  word } from '../core/dom.js';
+import { badge, button, bytes, count, dots, h, number, pairs, percent, quiet, redraw, send, snippet, sureButton, t,
+  text, word } from '../core/dom.js';
 import { blindTest, compareAdapters, laneName, parseLane } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { hues, poke, subscribe } from '../core/live.js';
@@ -91,7 +91,7 @@ export class Passport {
         && t`${number(one.eval_loss)} held out`, one.best_eval_loss != null && t`best ${number(one.best_eval_loss)}`)],
       [t`Blind test`, won(one.blind_test)], [t`Seed`, seed], [t`Libraries`, libraries.join(', ')],
       [t`Made from`, one.parents.join(', ')],
-      [t`Mix`, mix.how && t`${mix.how}, ${number(100 * mix.error, 2)}\u202f% from the weighted sum`],
+      [t`Mix`, mix.how && t`${mix.how}, ${percent(mix.error, 2)} from the weighted sum`],
       [t`Imported from`, imported],
       [t`Made`, one.created ? new Date(one.created * 1000).toLocaleString() : ''],
       [t`Size`, bytes(one.size_bytes)], [t`Folder`, one.path],
@@ -124,9 +124,8 @@ export class Passport {
   }
 }
 
-const percent = (share) => `${Math.round(100 * share)}\u202f%`;
 const won = ({ votes, rate, low, high, lanes }) => votes
-  && t`won ${percent(rate)} (${percent(low)} to ${percent(high)})
+  && t`won ${percent(rate, 2)} (${percent(low, 2)} to ${percent(high, 2)})
     of ${count(votes)} blind vote${votes > 1 ? 's' : ''} against ${laneName(parseLane(lanes[0]))}`;
 
 /** How an adapter's training ended, and the job state of the same colour. */

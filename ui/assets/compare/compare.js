@@ -2,7 +2,7 @@
 // by side, streaming together from one resident base. Lanes and view are in the address, the
 // conversation in the database, so a reload restores both. Model output is shown as text only.
 
-import { api, button, h, query, quiet, redraw, remember, send, t, toast } from '../core/dom.js';
+import { api, button, h, Page, query, quiet, redraw, remember, send, t, toast } from '../core/dom.js';
 import { dialog } from '../core/form.js';
 import { laneName, LETTERS, parseLane, writeLane } from '../core/lanes.js';
 import { saveReport } from '../core/take_away.js';
@@ -13,10 +13,8 @@ import { LaneHead } from './lane.js';
 import { showEndpoint, Tabs, welcome } from './tabs.js';
 import { isBlind, Votes } from './votes.js';
 
-export class Compare extends HTMLElement {
-  async connectedCallback() {
-    if (this.built) return;
-    this.built = true;
+export class Compare extends Page {
+  async build() {
     this.cells = new Map();
     this.view = { confidence: query().has('confidence'), reference: Number(query().get('from') || NaN) - 1 };
     this.choices = await send('/api/chat/choices')
@@ -24,7 +22,7 @@ export class Compare extends HTMLElement {
         max_lanes: 1 };
     this.conversation = new Conversation(query().get('chat'), usualSettings(this.choices.sampling),
       (turn) => this.grew(turn));
-    this.build();
+    this.draw();
     await this.conversation.open(query().getAll('lane').slice(0, this.choices.max_lanes).map(parseLane));
     if (!this.conversation.lanes.length) this.conversation.lanes = this.usualLanes();
     if (query().has('blind') && !this.conversation.turns.length) {
@@ -43,7 +41,7 @@ export class Compare extends HTMLElement {
     return newest ? [base, { model, stack: [{ name: newest.name, weight: 1 }] }] : [base];
   }
 
-  build() {
+  draw() {
     this.heads = h('div.s-lane-heads', {});
     this.scroll = h('div.s-turns', { 'data-testid': 'turns' });
     this.votes = new Votes(this);

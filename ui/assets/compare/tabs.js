@@ -1,8 +1,8 @@
 // The other tabs of Compare: past conversations, leaderboard, suites, recipes. The open one is in the
 // address.
 
-import { ago, button, choose, dots, h, newest, query, quiet, redraw, remember, send, short, snippet, sureButton, t,
-  tabs } from '../core/dom.js';
+import { ago, button, choose, dots, h, newest, query, quiet, redraw, remember, searchField, send, short, snippet,
+  sureButton, t, tabs } from '../core/dom.js';
 import { askAction, dialog } from '../core/form.js';
 import { clientName, laneName, writeLane } from '../core/lanes.js';
 import { Suites } from './suites.js';
@@ -44,8 +44,10 @@ export class Tabs {
 async function conversations(element, page) {
   let timer = 0;
   const list = h('ul.s-talks', { 'data-testid': 'conversations' });
-  const search = h('input', { type: 'search', placeholder: t`Search prompts and answers …`,
-    'aria-label': t`Search conversations`, oninput: () => { clearTimeout(timer); timer = setTimeout(refresh, 200); } });
+  const search = searchField(t`Search prompts and answers …`, () => {
+    clearTimeout(timer);
+    timer = setTimeout(refresh, 200);
+  });
   const item = ({ id, title, lanes, turns, updated, parent }) => h('li', {}, h('a', { href: `/compare?chat=${id}` },
     h('b', {}, title || t`(no title)`), h('span.s-quiet', {}, lanes.map(laneName).join('  ·  '))),
   h('span.s-quiet', {}, dots(`${turns} ${turns === 1 ? 'turn' : 'turns'}`,

@@ -159,11 +159,9 @@ export class Chart {
   }
 
   fillTable(lines) {
-    const steps = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => b - a).slice(0, 500);
-    const values = lines.map((line) => new Map(line.x.map((x, i) => [x, (line.raw ?? line.y)[i]])));
-    this.table.replaceChildren(table([t`Step`, ...lines.map((line) => this.name(line))],
-      steps.map((step) => [count(step),
-      ...values.map((v) => (v.has(step) ? this.options.format(v.get(step)) : ''))]), { class: '' }));
+    const [heads, ...rows] = this.byStep(lines);
+    this.table.replaceChildren(table(heads, rows.reverse().slice(0, 500).map(([step, ...values]) => [count(step),
+      ...values.map((one) => (one === undefined ? '' : this.options.format(one)))]), { class: '' }));
   }
 
   name(line) { return this.group.names.get(line.run) ?? t`run ${line.run}`; }
@@ -181,16 +179,21 @@ export class Chart {
 
   /** Every value, by step, a column for each run; thinned curves are fetched again. */
   async rows() {
-    let lines = this.shown().map((line) => ({ ...line, y: line.raw ?? line.y }));
+    let lines = this.shown();
     if (lines.some((line) => line.x.length > WHOLE)) {
       const { data } = await api(`/api/metrics?${new URLSearchParams({ runs: lines.map((line) => line.run).join(),
         names: this.options.name, bins: 5000 })}`);
       lines = lines.map((line) => ({ run: line.run, ...data[this.options.name][line.run] }));
     }
+    return this.byStep(lines);
+  }
+
+  /** Headings, then the values of each step; undefined where a line has none. */
+  byStep(lines) {
     const steps = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
-    const values = lines.map((line) => new Map(line.x.map((x, i) => [x, line.y[i]])));
+    const values = lines.map(({ x, y, raw }) => new Map(x.map((step, i) => [step, (raw ?? y)[i]])));
     return [[t`Step`, ...lines.map((line) => this.name(line))],
-      ...steps.map((step) => [step, ...values.map((one) => one.get(step) ?? null)])];
+      ...steps.map((step) => [step, ...values.map((one) => one.get(step))])];
   }
 
   toggleLog() {

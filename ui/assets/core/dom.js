@@ -40,6 +40,14 @@ export function h(kind, ...children) {
   return node;
 }
 
+/** The element of a page: `build()` is called once, however often it is attached. */
+export class Page extends HTMLElement {
+  connectedCallback() {
+    if (!this.built) this.build();
+    this.built = true;
+  }
+}
+
 /** Set text only when it differs, so that a selection in it survives. */
 export function text(node, value) {
   const wanted = String(value ?? '');
@@ -122,6 +130,8 @@ export function number(value, digits = 4) {
   const whole = String(Math.trunc(size)).length; // 100 to two digits is 100, never 1.0e+2
   return value.toPrecision(Math.max(digits, size >= 1 ? whole : 1));
 }
+
+export const percent = (share, digits = 3) => `${number(100 * share, digits)}${THIN}%`;
 
 export function compact(value) {
   if (!Number.isFinite(value)) return '–';
@@ -323,6 +333,10 @@ export function changed(node, key) {
   node.drawnKey = key;
   return true;
 }
+
+/** A field to search in; `oninput` is called as it changes. */
+export const searchField = (label, oninput, props = {}) => h('input', { type: 'search', placeholder: label,
+  'aria-label': label, oninput, ...props });
 
 /** Return a function that tests whether its texts together contain every word of a search. */
 export function matcher(search) {

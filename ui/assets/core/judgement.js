@@ -1,16 +1,14 @@
 // How far a judge can be trusted: its agreement with the user, with itself, and its position bias.
 
-import { button, count, go, h, number, pairs, quiet, send, t, table } from './dom.js';
+import { button, count, go, h, pairs, percent, quiet, send, t, table } from './dom.js';
 import { askAction } from './form.js';
-
-const percent = (value) => `${number(100 * value, 2)}\u202f%`;
 
 /** Half counts are of votes or pairs that went both ways. */
 const some = (value) => (Number.isInteger(value) ? count(value) : String(value));
 
 /** A share as `17 of 20 (95 %: 64 % to 95 %)`. */
 export const share = ({ count: own, of, low, high }) => (of ? t`${some(own)} of ${count(of)} (95\u202f%: ${
-  percent(low)} to ${percent(high)})` : '–');
+  percent(low, 2)} to ${percent(high, 2)})` : '–');
 
 /** `found`: a judgement as the action `judge` shows it. */
 export function trust(found) {

@@ -31,6 +31,12 @@ export function poke() {
 
 export const isLive = (job) => LIVE.has(job.state);
 
+/** Return true if a job goes on, or can. */
+export const isOpen = (job) => isLive(job) || job.state === 'paused';
+
+/** Return true if a job has not begun. */
+export const isWaiting = (job) => job.state === 'queued' || job.state === 'paused';
+
 async function tick() {
   for (const s of subscribers) if (s.element && !s.element.isConnected) subscribers.delete(s);
   if (document.hidden && !wantsNotifications()) return;
@@ -182,8 +188,8 @@ export function stateName(job) {
 
 /** List the jobs that work, wait or failed of late, each with its progress and what can be done to it. */
 export function showJobs(list, jobs) {
-  const recent = jobs.filter((job) => isLive(job) || job.state === 'paused'
-    || (job.state === 'failed' && Date.now() / 1000 - (job.finished ?? 0) < 3600));
+  const recent = jobs.filter((job) => isOpen(job) || (job.state === 'failed'
+    && Date.now() / 1000 - (job.finished ?? 0) < 3600));
   keyed(list, recent.slice(0, 8), (job) => job.id, (job) => h('li', { 'data-testid': `job-${job.id}` }), jobRow);
 }
 
@@ -196,7 +202,7 @@ function jobRow(node, job) {
     redraw(node, badge(job.state), h('a', { href: `/runs?run=${job.id}` }, h('b', {}, job.name)), node.phase,
       h('span.s-actions', {}, job.actions.filter((name) => acts[name]).map((name) =>
         button(acts[name], () => actOn(job.id, name).then(poke), 's-tool')),
-      isLive(job) || job.state === 'paused' ? sureButton(t`Cancel`, t`Really cancel?`,
+      isOpen(job) ? sureButton(t`Cancel`, t`Really cancel?`,
         () => actOn(job.id, 'cancel').then(poke), 's-tool') : ''),
       h('div', {}, error ? h('p.s-error', {}, error) : node.track));
   }

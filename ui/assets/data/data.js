@@ -1,9 +1,9 @@
 // The Data page: datasets on the left, the selected one (or the import) on the right. Long work is a
 // queued job; this tab follows the ones it submitted. The address holds the selection.
 
-import { ago, api, badge, button, bytes, choose, count, dots, h, keyed, matcher, menu, query, quiet, redraw, remember,
-  send, sureButton, t, tabs, toast, word } from '../core/dom.js';
-import { isLive, poke, showJobs, subscribe } from '../core/live.js';
+import { ago, api, badge, button, bytes, choose, count, dots, h, keyed, matcher, menu, Page, query, quiet, redraw,
+  remember, searchField, send, sureButton, t, tabs, toast, word } from '../core/dom.js';
+import { isLive, isOpen, poke, showJobs, subscribe } from '../core/live.js';
 import { askAction, weighted } from '../core/form.js';
 import { Import, Mapping } from './import.js';
 import { Report } from './report.js';
@@ -13,23 +13,20 @@ import { Lens, XRay } from './xray.js';
 const KINDS = new Set(['import', 'curate', 'mix_data', 'measure']);
 const TABS = { report: t`Report`, xray: t`X-ray`, rows: t`Rows`, mapping: t`Mapping`, change: t`Change` };
 
-export class Data extends HTMLElement {
-  connectedCallback() {
-    if (this.built) return;
-    this.built = true;
+export class Data extends Page {
+  build() {
     this.name = query().get('name');
     this.tab = query().get('tab') in TABS ? query().get('tab') : 'report';
     this.datasets = [];
     this.waiting = new Map(); // job id -> what to do with its outcome
-    this.build();
+    this.draw();
     this.refresh().then(() => this.open(this.name));
     addEventListener('popstate', () => this.open(query().get('name'), query().get('tab') ?? 'report'));
     subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
   }
 
-  build() {
-    this.search = h('input', { type: 'search', placeholder: t`Search datasets`,
-      'aria-label': t`Search datasets`, oninput: () => this.list() });
+  draw() {
+    this.search = searchField(t`Search datasets`, () => this.list());
     this.rows = h('ol.s-rows', { 'data-testid': 'datasets' });
     this.jobs = h('ol.s-activity', { 'aria-label': t`Work on datasets` });
     this.none = quiet(t`No dataset is imported yet.`);
@@ -184,7 +181,7 @@ export class Data extends HTMLElement {
     const ours = jobs.filter((job) => KINDS.has(job.kind));
     showJobs(this.jobs, ours.filter(({ state }) => state !== 'failed'));
     for (const job of ours) {
-      if (isLive(job) || job.state === 'paused' || !this.waiting.has(job.id)) continue;
+      if (isOpen(job) || !this.waiting.has(job.id)) continue;
       const { then, failed } = this.waiting.get(job.id);
       this.waiting.delete(job.id);
       this.ended(job, then, failed);

@@ -1,8 +1,8 @@
 // The Models page: every model that can be trained here, what fits on this machine, and the hub's search.
 // A download is a queued job, confirmed with all of its facts before. The address holds the search.
 
-import { ago, api, badge, button, bytes, compact, count, dots, h, matcher, newest, pairs, query, quiet, redraw,
-  remember, send, sureButton, t, text, toast } from '../core/dom.js';
+import { ago, api, badge, button, bytes, compact, count, dots, h, matcher, newest, Page, pairs, query, quiet, redraw,
+  remember, searchField, send, sureButton, t, text, toast } from '../core/dom.js';
 import { askAction, dialog, labelled, select } from '../core/form.js';
 import { isLive, showJobs, subscribe } from '../core/live.js';
 
@@ -19,21 +19,20 @@ let first = document.querySelector('.s-bar a[aria-current][href$="/models"]') ? 
 
 const length = (tokens) => (tokens < 1024 ? String(tokens) : `${tokens / 1024}k`);
 
-export class Models extends HTMLElement {
-  connectedCallback() {
-    if (this.built) return;
-    this.built = true;
+export class Models extends Page {
+  build() {
     Object.assign(this, { models: [], found: null, ended: new Set() });
-    this.build();
+    this.draw();
     this.refresh().then(() => query().get('hub') && this.searchHub());
     subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
   }
 
-  build() {
-    this.search = h('input', { type: 'search', placeholder: t`Search models, or paste an id or the address of a page`,
-      'aria-label': t`Search models`, value: query().get('q') ?? '',
-      oninput: () => { remember({ q: this.search.value || null, hub: null }); this.found = null; this.list(); },
-      onkeydown: (event) => { if (event.key === 'Enter') this.searchHub(); } });
+  draw() {
+    this.search = searchField(t`Search models, or paste an id or the address of a page`, () => {
+      remember({ q: this.search.value || null, hub: null });
+      this.found = null;
+      this.list();
+    }, { value: query().get('q') ?? '', onkeydown: ({ key }) => { if (key === 'Enter') this.searchHub(); } });
     this.sort = select(SORTS, 'downloads', () => this.found && this.searchHub(), { 'aria-label': t`Order of the hub` });
     this.device = h('select', { 'aria-label': t`Device`, hidden: true, onchange: () => this.refresh() });
     this.notice = h('p.s-notice', { role: 'status', hidden: true });

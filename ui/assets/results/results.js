@@ -2,21 +2,20 @@
 // the dataset, the order, pinned rows and hidden columns. A number opens the job that measured it.
 
 import { askEvaluate } from '../adapters/actions.js';
-import { button, bytes, h, matcher, number, query, quiet, redraw, remember, send, t } from '../core/dom.js';
+import { button, bytes, h, matcher, number, Page, percent, query, quiet, redraw, remember, searchField, send, t } from
+  '../core/dom.js';
 import { subscribe } from '../core/live.js';
 import { RankedTable, scatter } from '../core/ranked.js';
 import { save, saveTable } from '../core/take_away.js';
 
-const SHOWN = { size_bytes: bytes, win_rate: (value) => `${number(100 * value, 3)}\u202f%` };
+const SHOWN = { size_bytes: bytes, win_rate: percent };
 const LEARNED = 'eval_loss', FORGOT = 'forgetting';
 
-class ResultsPage extends HTMLElement {
-  connectedCallback() {
-    if (this.body) return;
+class ResultsPage extends Page {
+  build() {
     Object.assign(this, { data: query().get('data') ?? '', pins: new Set(query().getAll('pin')),
       off: new Set(query().getAll('hide')), ended: null });
-    this.search = h('input', { type: 'search', placeholder: t`Search adapters and methods`,
-      'aria-label': t`Search results`, oninput: () => this.draw() });
+    this.search = searchField(t`Search adapters and methods`, () => this.draw());
     this.datasets = h('select', { 'aria-label': t`Trained on`,
       onchange: () => { this.data = this.datasets.value; this.keep(); } });
     this.columns = h('details.s-columns-choice', {});

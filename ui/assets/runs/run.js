@@ -4,7 +4,7 @@ import { actOn, ago, api, badge, button, changed, choose, clock, compact, count,
   quiet, redraw, say, send, short, sureButton, t, table, tabs, text } from '../core/dom.js';
 import { blindTest, compareAddress, COMPARED } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
-import { isLive, JobProgress, poke, stages, stateName } from '../core/live.js';
+import { isLive, isOpen, isWaiting, JobProgress, poke, stages, stateName } from '../core/live.js';
 import { saveReport } from '../core/take_away.js';
 import { bySource, KINDS, outcome } from '../adapters/actions.js';
 import { Results } from '../adapters/bakeoff.js';
@@ -79,7 +79,7 @@ export class Detail {
         : t`queued ${ago(job.created)}`,
       job.device && t`on ${job.device}`, job.attempt > 1 && t`attempt ${job.attempt}`, job.note));
     this.showRemarks(job);
-    this.progress.element.hidden = !isLive(job) && job.state !== 'paused';
+    this.progress.element.hidden = !isOpen(job);
     this.progress.show(job);
     this.showFailure(job);
     this.outcome.show(job, this.jobs());
@@ -131,7 +131,7 @@ export class Detail {
 
   /** What it waits for, the group it belongs to, its tags and its note. */
   showRemarks(job) {
-    const waits = job.state === 'queued' || job.state === 'paused';
+    const waits = isWaiting(job);
     const names = job.needs.map((id) => this.jobs().find((one) => one.id === id)?.name ?? t`run ${id}`);
     say(this.remarks, dots(
       waits && job.start_after > Date.now() / 1000 && t`starts after ${startTime(job.start_after)}`,
@@ -208,9 +208,8 @@ export class Detail {
 
   menu(job, can) {
     const trains = job.kind === 'train', now = () => this.job;
-    const waits = job.state === 'queued' || job.state === 'paused';
-    const open = (one) => isLive(one) || one.state === 'paused';
-    const going = job.sweep && this.jobs().some((one) => one.sweep === job.sweep && open(one));
+    const waits = isWaiting(job);
+    const going = job.sweep && this.jobs().some((one) => one.sweep === job.sweep && isOpen(one));
     return menu(t`More`,
       waits && button(t`When it starts …`, () => planSchedule(now(), this.jobs())),
       job.state === 'queued' && job.waits && job.memory_bytes && button(t`Start without enough memory`,

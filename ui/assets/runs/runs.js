@@ -4,28 +4,24 @@
 
 import { board, METRICS } from '../core/chart.js';
 import { actOn, ago, badge, bar, button, changed, dots, duration, fill, h, keyed, matcher, number, query, remember,
-  say, short, t, text, toast } from '../core/dom.js';
+  Page, say, searchField, short, t, text, toast } from '../core/dom.js';
 import { openCheckpoint } from '../core/lanes.js';
-import { hues, isLive, poke, share, stateName, subscribe } from '../core/live.js';
+import { hues, isLive, isOpen, isWaiting, poke, share, stateName, subscribe } from '../core/live.js';
 import { saveReport } from '../core/take_away.js';
 import { QueueBar } from './queue.js';
 import { Detail, draws } from './run.js';
 
-const waits = (job) => job.state === 'queued' || job.state === 'paused';
-const open = (job) => isLive(job) || job.state === 'paused';
-const FILTERS = { all: draws, live: open, ended: (job) => draws(job) && !open(job),
+const FILTERS = { all: draws, live: isOpen, ended: (job) => draws(job) && !isOpen(job),
   other: (job) => !draws(job) };
 const MOST_OVERLAID = 10;
 
-export class Runs extends HTMLElement {
-  connectedCallback() {
-    if (this.built) return;
-    this.built = true;
+export class Runs extends Page {
+  build() {
     this.jobs = [];
     this.filter = Object.hasOwn(FILTERS, query().get('show')) ? query().get('show') : 'all';
     this.asked();
     addEventListener('popstate', () => { this.asked(); if (this.jobs.length) this.show(); poke(); });
-    this.build();
+    this.draw();
     subscribe({
       element: this,
       runs: () => this.chosen(),
@@ -51,12 +47,11 @@ export class Runs extends HTMLElement {
     this.show();
   }
 
-  build() {
+  draw() {
     this.board = board(METRICS.map((metric) => metric.name), (point) =>
       openCheckpoint(this.jobs.find((job) => job.id === point.run), point.step));
     this.detail = new Detail(() => this.jobs, (ids) => this.overlay(ids));
-    this.search = h('input', { type: 'search', placeholder: t`Search runs`, 'aria-label':
-      t`Search runs`, oninput: () => this.list() });
+    this.search = searchField(t`Search runs`, () => this.list());
     this.tabs = h('div.s-segments', { role: 'group', 'aria-label': t`Which runs` },
       Object.keys(FILTERS).map((name) => h('button', { 'data-filter': name,
         'aria-pressed': String(name === this.filter), onclick: () => this.choose(name) })));
@@ -204,9 +199,9 @@ export class Runs extends HTMLElement {
     }
     const shown = matches.filter(FILTERS[this.filter]);
     if (this.filter === 'live') {
-      shown.sort((a, b) => waits(a) - waits(b) || a.position - b.position || a.id - b.id);
+      shown.sort((a, b) => isWaiting(a) - isWaiting(b) || a.position - b.position || a.id - b.id);
     }
-    this.bar.show(this.queue, this.filter === 'live', shown.filter(waits).length > 1);
+    this.bar.show(this.queue, this.filter === 'live', shown.filter(isWaiting).length > 1);
     this.nothing.hidden = shown.length > 0;
     keyed(this.rows, shown, (job) => job.id, (job) => this.row(job), (node, job) =>
       this.refresh(node, job));
@@ -231,7 +226,7 @@ export class Runs extends HTMLElement {
   key(event, id) {
     const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
     const job = this.jobs.find((one) => one.id === id);
-    if (event.altKey && waits(job) && (by || event.key === 'Home')) {
+    if (event.altKey && isWaiting(job) && (by || event.key === 'Home')) {
       event.preventDefault();
       this.move(id, by ? { by } : null);
     } else if (by && !event.altKey && event.target.tagName === 'BUTTON') {
@@ -275,7 +270,7 @@ export class Runs extends HTMLElement {
     const [box, open] = node.children;
     const [name, state, what, loss, track] = open.children;
     const hue = this.board.group.hues.get(job.id);
-    node.draggable = this.filter === 'live' && waits(job);
+    node.draggable = this.filter === 'live' && isWaiting(job);
     open.ariaKeyShortcuts = node.draggable ? 'Alt+ArrowUp Alt+ArrowDown Alt+Home' : null;
     node.title = node.draggable ? t`Drag, or press Alt and an arrow, to change the order` : '';
     box.style.visibility = draws(job) ? '' : 'hidden';

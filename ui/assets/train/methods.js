@@ -2,6 +2,7 @@
 // chosen model.
 
 import { bytes, compact, h, t, text } from '../core/dom.js';
+import { svg } from '../core/take_away.js';
 
 const FIRST = 4; // cards that are always there
 
@@ -33,14 +34,9 @@ const PICTURES = {
 
 /** The picture of a method; one that is not drawn here has that of its phase. */
 export function picture(name, phase) {
-  const draw = ([tag, props]) => {
-    const node = document.createElementNS('http://www.w3.org/2000/svg', tag);
-    for (const [key, value] of Object.entries(props)) node.setAttribute(key, value);
-    return node;
-  };
-  const svg = draw(['svg', { viewBox: '0 0 72 42', class: 's-picture', 'aria-hidden': 'true' }]);
-  svg.append(...[...WIRES, ...TOKENS, BLOCK, ...PICTURES[name] ?? PICTURES[phase] ?? []].map(draw));
-  return svg;
+  const parts = [...WIRES, ...TOKENS, BLOCK, ...PICTURES[name] ?? PICTURES[phase] ?? []];
+  return svg('svg', { viewBox: '0 0 72 42', class: 's-picture', 'aria-hidden': 'true' },
+    parts.map(([tag, props]) => svg(tag, props)));
 }
 
 export class Methods {

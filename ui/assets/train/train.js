@@ -1,8 +1,8 @@
 // The Train page: the form, drawn from the fields of a run, and beside it what it means: what pressing Train
 // does, memory and time, the first rows as tokens, the launched run, and the same as a command or a file.
 
-import { api, button, errorLine, h, matcher, newest, quiet, redraw, remember, say, send, short, snippet, t, text,
-  word } from '../core/dom.js';
+import { api, button, errorLine, h, matcher, newest, Page, quiet, redraw, remember, say, searchField, send, short,
+  snippet, t, text, word } from '../core/dom.js';
 import { planSweep } from '../runs/queue.js';
 import { Launch } from './launch.js';
 import { Methods } from './methods.js';
@@ -16,13 +16,11 @@ import { Welcome } from './welcome.js';
 const PARTS = { model: t`Model`, data: t`Data`, train: t`Training` };
 const partOf = (path) => (path.includes('.') ? path.split('.')[0] : 'train');
 
-export class Train extends HTMLElement {
-  async connectedCallback() {
-    if (this.built) return;
-    this.built = true;
+export class Train extends Page {
+  async build() {
     const form = await send('/api/train/form', {});
     if (!form) return;
-    this.build(form);
+    this.draw(form);
     await this.open({ address: location.search });
     document.addEventListener('keydown', (event) => {
       if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && this.isConnected && !event.repeat
@@ -30,7 +28,7 @@ export class Train extends HTMLElement {
     });
   }
 
-  build({ fields, methods, choices, first }) {
+  draw({ fields, methods, choices, first }) {
     const make = (field) => new Setting(field, choices[field.name]);
     this.settings = new Map(fields.map((field) => [field.name, make(field)]));
     this.ofMethod = new Map(methods.map((one) => [one.name, one.fields.map(make)]));
@@ -74,7 +72,7 @@ export class Train extends HTMLElement {
   advanced() {
     const more = [...this.settings.values()].filter(({ field }) => field.advanced);
     const groups = Map.groupBy(more, ({ field }) => field.heading || PARTS[partOf(field.name)]);
-    this.search = h('input', { type: 'search', placeholder: t`Search settings`, 'aria-label': t`Search settings` });
+    this.search = searchField(t`Search settings`);
     this.onlyChanged = h('input', { type: 'checkbox', class: 's-box' });
     this.moreOfMethod = h('div.s-fields', {});
     this.none = quiet(t`No setting is like this.`);

@@ -1,7 +1,7 @@
 // The first start: what this machine has, what the doctor found, and three ways to begin. It stands above the
 // form until one is taken; Help in the bar shows the same.
 
-import { button, bytes, dots, go, h, quiet, send, t } from '../core/dom.js';
+import { button, bytes, dots, go, h, pairs, quiet, send, t } from '../core/dom.js';
 import { dialog } from '../core/form.js';
 import { openGuide } from './guide.js';
 
@@ -64,8 +64,7 @@ export async function openHelp() {
   let node = null;
   const start = () => { const page = document.querySelector('studio-train'); return page ? page.start() : go('/'); };
   node = dialog(t`Help`, h('div.s-first', {}, machine(found), doors(start, () => node.close()),
-    h('h3', {}, t`Keys`), h('dl.s-pairs', {}, KEYS.map(([keys, words]) => h('div', {}, h('dt', {},
-      h('kbd', {}, keys)), h('dd', {}, words)))),
+    h('h3', {}, t`Keys`), pairs(KEYS.map(([keys, words]) => [h('kbd', {}, keys), words])),
     quiet(t`In a terminal: `, h('code', {}, 'studio --help'), t` lists the commands, `, h('code', {}, 'studio doctor'),
       t` examines this machine.`)), t`Close`);
 }
