@@ -1,7 +1,8 @@
 """Identify a process and find out if it is alive.
 
 A pid alone is reused, and a clock step moves a wall-clock start time. So a process is identified by
-its pid, its start in ticks since boot, and the boot id. A zombie counts as dead.
+its pid, its start in ticks since boot, and the boot id. On Windows the time since boot drifts, but
+the system keeps the creation time. A zombie counts as dead.
 """
 
 import logging
@@ -60,8 +61,9 @@ def boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        # A clock step moves this by its own size; minutes are steady enough elsewhere.
-        return f"boot-{round(psutil.boot_time() / 600)}"
+        # A clock step moves this by its own size; minutes are steady enough.
+        windows = sys.platform == "win32"
+        return "windows" if windows else f"boot-{round(psutil.boot_time() / 600)}"
 
 
 def kill_session(leader: Identity, *, hard: bool) -> None:
@@ -112,6 +114,8 @@ def _start_elsewhere(pid: int) -> int | None:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
+        if sys.platform == "win32":
+            return round(process.create_time() * 1000)
         return round(process.create_time() - psutil.boot_time())
     except psutil.NoSuchProcess:
         return None

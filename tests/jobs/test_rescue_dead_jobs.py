@@ -8,7 +8,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from jobs import rescue_dead_jobs
+from jobs import process_identity, rescue_dead_jobs
 from jobs.process_identity import kill_session, me, of, session_members
 from jobs.rescue_dead_jobs import Rescue
 from jobs.runner_processes import Runners
@@ -88,3 +88,24 @@ def test_a_process_that_hangs_is_ended_with_its_siblings(store, sleeper, sibling
     looking.look()
 
     assert [store.get(job).state for job in siblings] == ["cancelled", "queued"]
+
+
+def test_on_windows_a_process_is_known_by_its_creation_time(monkeypatch):
+    """The time since boot differs a little from process to process there."""
+
+    def no_proc(self, *args, **kwargs):
+        raise FileNotFoundError(self)
+
+    monkeypatch.setattr(process_identity.Path, "read_text", no_proc)
+    monkeypatch.setattr(process_identity.sys, "platform", "win32")
+    process_identity.boot_id.cache_clear()
+    try:
+        seen = []
+        for boot in (1_000_299.9, 1_000_300.1):
+            monkeypatch.setattr(process_identity.psutil, "boot_time", lambda boot=boot: boot)
+            process_identity.boot_id.cache_clear()
+            seen.append(process_identity.me())
+        assert seen[0] == seen[1] and seen[0].alive()
+        assert not replace(seen[0], started=seen[0].started + 1).alive()
+    finally:
+        process_identity.boot_id.cache_clear()
