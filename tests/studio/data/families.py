@@ -4,8 +4,11 @@ Each is written here from public facts: which roles and control tokens a family 
 tools, calls, results and thoughts, and what it leaves out or refuses.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from studio.data.model_tokenizer import Backend
+from tests.studio.data.conftest import Make
 
 CALLS_JSON = (
     "{% for c in m.tool_calls %}{% set f = c.function or c %}"
@@ -283,7 +286,10 @@ class Family:
     specials: tuple[str, ...]
     eos: str
     bos: str = ""
-    named: dict[str, str] = field(default_factory=dict)
+
+    def backend(self, make: Make) -> Backend:
+        """Make the tokenizer, of bytes."""
+        return make([*self.specials], self.source, eos=self.eos, bos=self.bos)
 
 
 FAMILIES = {

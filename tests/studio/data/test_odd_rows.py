@@ -137,8 +137,7 @@ def wrongs(template, messages, refusals):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_odd_rows_are_whole_or_refused_for_a_known_reason(family, byte_backend):
-    kind = FAMILIES[family]
-    backend = byte_backend([*kind.specials], kind.source, eos=kind.eos, bos=kind.bos)
+    backend = FAMILIES[family].backend(byte_backend)
     template = choose(backend, thoughts="turns")
 
     found = {name: [*wrongs(template, *row)] for name, row in ROWS.items()}

@@ -50,7 +50,7 @@ def made(byte_backend):
 
     def make(family, **how):
         kind = FAMILIES[family]
-        backend = byte_backend([*kind.specials], kind.source, eos=kind.eos, bos=kind.bos)
+        backend = kind.backend(byte_backend)
         names = {"eos_token": kind.eos, "bos_token": kind.bos}
         peer = PreTrainedTokenizerFast(
             tokenizer_object=backend.core, **{k: v for k, v in names.items() if v}

@@ -69,10 +69,7 @@ class Backends(dict):
 @pytest.fixture(scope="session")
 def backends(byte_backend):
     """Make a tokenizer of each family."""
-    return Backends(
-        (name, byte_backend([*kind.specials], kind.source, eos=kind.eos, bos=kind.bos))
-        for name, kind in FAMILIES.items()
-    )
+    return Backends((name, kind.backend(byte_backend)) for name, kind in FAMILIES.items())
 
 
 def said(text):

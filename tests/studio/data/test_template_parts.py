@@ -35,8 +35,7 @@ def shown(byte_backend, bracketed):
     """Encode a conversation with a family's template; return its views with brackets."""
 
     def show(family, messages, tools=None, *, train_on="assistant", muted=(), **how):
-        kind = FAMILIES[family]
-        backend = byte_backend([*kind.specials], kind.source, eos=kind.eos, bos=kind.bos)
+        backend = FAMILIES[family].backend(byte_backend)
         batch = choose(backend, **how).encode_batch(
             [Conversation(messages, tools, muted=muted)], train_on
         )
@@ -74,8 +73,7 @@ def test_a_system_prompt_that_waits_for_the_last_question_stands_before_the_firs
 def test_the_prompt_of_a_folded_system_prompt_is_the_beginning_of_the_trained_text(
     family, byte_backend
 ):
-    kind = FAMILIES[family]
-    template = choose(byte_backend([*kind.specials], kind.source, eos=kind.eos, bos=kind.bos))
+    template = choose(FAMILIES[family].backend(byte_backend))
     turns = [SYSTEM, user("Map?"), answer("Chest."), user("Key?"), answer("Neck.")]
 
     ids, _ = labelled(template, turns)
@@ -136,8 +134,7 @@ def test_a_call_beside_a_text_is_refused_where_the_template_writes_one_of_them(s
     ],
 )
 def test_a_refusal_names_model_part_row_and_ways_out(family, message, sentence, byte_backend):
-    kind = FAMILIES[family]
-    backend = byte_backend([*kind.specials], kind.source, eos=kind.eos, bos=kind.bos)
+    backend = FAMILIES[family].backend(byte_backend)
     row = Conversation([user("Oslo?"), message, result("snow"), answer("It snows.")], TOOLS, 7)
 
     refused = choose(replace(backend, name="acme/small")).encode_batch([row]).row(0)
@@ -180,8 +177,7 @@ def test_calls_are_trained_with_the_role_marker_that_ends_them(shown):
 
 def test_generation_stops_where_training_taught_it_to(byte_backend):
     def stops(family):
-        kind = FAMILIES[family]
-        backend = byte_backend([*kind.specials], kind.source, eos=kind.eos, bos=kind.bos)
+        backend = FAMILIES[family].backend(byte_backend)
         return {backend.core.id_to_token(token) for token in choose(backend).stop_ids}
 
     assert stops("GLM-4.5") == {"<|user|>", "<|observation|>", "<|endoftext|>"}
@@ -365,8 +361,7 @@ def test_keys_and_columns_that_are_not_read_are_counted_and_named_once(byte_back
 
 
 def test_the_xray_shows_every_turn_that_is_trained(byte_backend, tmp_path):
-    kind = FAMILIES["Qwen 3"]
-    backend = byte_backend([*kind.specials], kind.source, eos=kind.eos)
+    backend = FAMILIES["Qwen 3"].backend(byte_backend)
     path = write_rows(tmp_path / "rows.jsonl", [{"messages": TWO_THOUGHTS}])
     data = DataSource(path=path, validation_fraction=0, thoughts="turns")
 
