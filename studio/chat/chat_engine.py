@@ -24,11 +24,11 @@ from studio.chat.decoding import Batch, shares_passes, use_transposed_products
 from studio.chat.lanes import Active, ActiveStack, Delta, Lane, Reason
 from studio.chat.sampling import pick_all
 from studio.chat.thought_and_tool_parser import NO_MARKERS, Markers, markers_in
+from studio.data.template.template import Template, choose
 from studio.errors import ChatError, MethodError, OutOfMemory, StudioError, is_out_of_memory
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone
-    from studio.data.template.template import Template
     from studio.models.loading import Loaded
 
 NO_EFFECT = "This stack does not change the model here: the answer is the base's."
@@ -375,7 +375,5 @@ class ChatEngine:
         return markers_in("\n".join(source.values()) if isinstance(source, dict) else source)
 
     def _chosen_template(self, lane: Lane) -> Template:
-        from studio.data.template.template import choose
-
         settings = lane.sampling.chat_template_kwargs
         return choose(self.loaded.tokenizer, lane.template, chat_template_kwargs=settings)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn import Linear
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
 from studio.backbone.forward_recording import accepted
@@ -354,8 +354,6 @@ def length_of_switch(model: Any) -> int | None:
 
     transformers does so in the classes that have their own preparation of `generate`.
     """
-    from transformers import GenerationMixin
-
     own = type(model).prepare_inputs_for_generation
     if own is GenerationMixin.prepare_inputs_for_generation:
         return None

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from studio import atomic
+from studio.adapters.library import refuse_place
 from studio.errors import ModelError
 from studio.fields import knob
 from studio.home import Home, publishing, slug
 from studio.job_request import Request
+from studio.models.find_model import facts, file_dtype
 from studio.spec import ModelSource
 from studio.training.training_events import Event, Finished, Loading
 
@@ -54,9 +56,6 @@ class ExtendRequest(Request):
         Raises:
             StudioError: The model is missing, a token is invalid, or the name is taken.
         """
-        from studio.adapters.library import refuse_place
-        from studio.models.find_model import facts
-
         known = facts(self.model)
         read_tokens(self.token)
         name = self.name.strip() or f"{known.path.name} extended"
@@ -65,7 +64,6 @@ class ExtendRequest(Request):
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Load the base, add the tokens, write the folder."""
-        from studio.models.find_model import facts, file_dtype
         from studio.models.loading import load
 
         yield Loading(text="Loading the base")
@@ -73,7 +71,7 @@ class ExtendRequest(Request):
         loaded = load(self.model.model_copy(update={"dtype": dtype}), "cpu")
         added = extend(loaded, read_tokens(self.token))
         yield Loading(text="Writing the model")
-        out = home.models / slug(self.name)
+        out = self.target(home)
         with publishing(out) as temporary:
             loaded.model.save_pretrained(temporary)
             loaded.tokenizer.save_pretrained(temporary)
@@ -82,13 +80,13 @@ class ExtendRequest(Request):
             atomic.write(temporary / FILE, json.dumps(record, ensure_ascii=False, indent=1))
         yield Finished(adapter=str(out))
 
-    def target(self, home: Home) -> Path | None:
+    def target(self, home: Home) -> Path:
         """Return the folder of the new model."""
         return home.models / slug(self.name)
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the folder and its new tokens."""
-        out = home.models / slug(self.name)
+        out = self.target(home)
         return {"model": str(out), "tokens": new_tokens(out)}
 
 

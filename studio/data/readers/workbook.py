@@ -252,13 +252,8 @@ def _scan(path: Path, part: str) -> tuple[bool, tuple[tuple[str, int, int], ...]
 @contextmanager
 def _workbook(opened: Opened, *, formulas: bool = False) -> Iterator[Any]:
     """Open a workbook for reading row by row; whatever it lacks is a sentence."""
-    try:
-        from openpyxl import load_workbook
-    except ImportError:
-        raise DataError(
-            f"{opened.path.name} is an Excel workbook, and openpyxl is not installed: "
-            "pip install openpyxl, or save the sheet as .csv."
-        ) from None
+    from openpyxl import load_workbook
+
     book = None
     try:
         with warnings.catch_warnings():
