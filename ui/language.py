@@ -214,7 +214,7 @@ def tag(language: str) -> str:
     return language.replace("_", "-")
 
 
-html_page.speak(say, lambda: tag(current.get()))
+html_page.use_language(say, lambda: tag(current.get()))
 
 
 # -- the web ---------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ def shares_passes(model: Any) -> bool:
     return recording.separable and not recording.isolated
 
 
-class Capture(Protocol):
+class StepRunner(Protocol):
     """The captured graph of a batch, as `captured_decoding.py` makes it."""
 
     def step(self, tokens: Sequence[int]) -> Tensor | None:
@@ -204,7 +204,7 @@ class RowGroup:
     _pads: list[int]
     _lengths_B: Tensor
     _mask_BT: Tensor | None
-    _capture: Capture | None
+    _capture: StepRunner | None
 
     def __init__(
         self, model: Any, prompts: Sequence[Sequence[int]], device: torch.device, *, shares: bool

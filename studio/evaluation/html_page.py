@@ -2,7 +2,7 @@
 
 One template with autoescape: whatever users and models wrote is shown as text. The page has no
 script and loads nothing, which its own policy also forbids; it reads well printed and in the dark.
-Its own words are in the language of the window that asks, which `speak` names; those of users stay.
+Its own words are in the language of the window that asks, which `use_language` names; those of users stay.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _translate: Callable[[str], str] = str
 _language: Callable[[], str] = "en".lower
 
 
-def speak(translate: Callable[[str], str], language: Callable[[], str]) -> None:
+def use_language(translate: Callable[[str], str], language: Callable[[], str]) -> None:
     """Write pages from now on through this translation, in the language that is named then."""
     global _translate, _language
     _translate, _language = translate, language
