@@ -2,7 +2,7 @@
 
 One template with autoescape: whatever users and models wrote is shown as text. The page has no
 script and loads nothing, which its own policy also forbids; it reads well printed and in the dark.
-Its own words are in the language of the window that asks, which `use_language` names; those of users stay.
+Its own words are in the language of the window that asks (`use_language`); those of users stay.
 """
 
 from __future__ import annotations
