@@ -150,7 +150,11 @@ class SitePlan:
         for edit in self.deltas if fused is None else ():
             x_rows, base_rows = (select_rows(one, edit.rows, lengths) for one in (x, base))
             change = self._change(edit, edit.method.delta, x=x_rows, y=base_rows)
-            y = _add_rows(y, change, edit, lengths)
+            if (span := _span(edit.rows, lengths)) is None:
+                y = _add_rows(y, change, edit, lengths)
+                continue
+            y = y.clone() if y is base else y  # once, whatever the number of lanes
+            y.narrow(_row_axis(y, lengths), *span).add_(change.to(y.dtype), alpha=edit.weight)
         for edit in self.gains:
             gain = edit.method.gain_out(edit.params, self.site)
             if gain is not None:
@@ -198,7 +202,17 @@ def select_rows(x: Tensor, rows: Rows, lengths: tuple[int, ...] | None) -> Tenso
     """Return the rows that an edit acts on: `(rows, T, ·)`, or `(1, tokens, ·)` when packed."""
     if rows.numbers is None:
         return x
+    if (span := _span(rows, lengths)) is not None:
+        return x.narrow(_row_axis(x, lengths), *span)
     return x.index_select(_row_axis(x, lengths), rows.index(lengths, x.device))
+
+
+def _span(rows: Rows, lengths: tuple[int, ...] | None) -> tuple[int, int] | None:
+    """Return start and size of some rows that adjoin in a packed batch without gradients."""
+    if rows.numbers is None or lengths is None or torch.is_grad_enabled():
+        return None
+    span = rows.span(lengths)
+    return None if span is None else (span[0], span[1] - span[0])
 
 
 def _row_axis(x: Tensor, lengths: tuple[int, ...] | None) -> int:
