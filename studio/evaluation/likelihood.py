@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from studio.models.loading import Loaded
 
 PASS_TOKENS, PASS_LOGITS = {"cpu": 2**11, "cuda": 2**15}, {"cpu": 2**22, "cuda": 2**27}
+HEAD_ROWS = 64
 Stack = tuple[tuple[str, float], ...]
 Scores = list[tuple[float, bool]]  # of a context's continuations: the sum, and if it is greedy
 
@@ -159,7 +160,8 @@ def _whole(
         found = packed_hidden(backbone, head, batch)
     vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
     on_cpu = loaded.device.type == "cpu"
-    size = max(1, (WIDE_NUMBERS if on_cpu else PASS_LOGITS["cuda"]) // vocabulary)
+    # With fewer rows at once a product reads the head's weights again and again from memory.
+    size = max(HEAD_ROWS, (WIDE_NUMBERS if on_cpu else PASS_LOGITS["cuda"]) // vocabulary)
     logs, right = [], []
     for part, wanted_N in zip(found.split(size), batch.targets_N.split(size), strict=True):
         logits_NV = (part if head is None else part @ head.weight.T).float()
