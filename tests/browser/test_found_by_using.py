@@ -104,6 +104,16 @@ def test_a_run_says_what_was_cut_and_tables_name_methods_as_the_form_does(page, 
     expect(page.get_by_test_id(f"run-{number}")).to_contain_text("IA³")
 
 
+def test_a_run_on_a_mix_shows_each_source_and_pairs_what_their_prompts_save(page, store):
+    store.submit(RunSpec().with_values({"name": "mixed", **AWAY}))
+    sources = [{"name": "starter:pirate", "rows": 80, "held_out": 9, "eval_loss": 1.25},
+               {"name": "<b>own</b>", "rows": 20, "held_out": 2, "eval_loss": None}]  # fmt: skip
+    page.goto(f"/runs?run={end(store, sources=sources, tokens_shared=0.234)}")
+    rows = page.get_by_test_id("sources").locator("tbody tr")
+    expect(rows).to_have_text(["starter:pirate8091.250", "<b>own</b>202–"])
+    expect(page.get_by_test_id("detail")).to_contain_text("23\u202f% of all tokens are prompts")
+
+
 def test_an_ended_group_is_a_table_and_offers_neither_hold_nor_cancel(page, store):
     more = page.get_by_role("button", name="Cancel the group")
     for rank in (2, 4):

@@ -196,6 +196,16 @@ def test_a_large_answer_is_translated_beside_the_loop_of_the_server(monkeypatch,
     assert (said == loop) is (size == 1)
 
 
+def test_a_report_is_written_in_the_language_of_its_request(home, store):
+    store.submit(RunSpec(name="one"))
+    app = FastAPI()
+    app.include_router(action_routes(home, store))
+    for asked, wanted in (("zh-CN", '<html lang="zh-CN">'), ("de", '<html lang="en">')):
+        client = TestClient(language.Language(app), headers={"accept-language": asked})
+        html = client.post("/api/do/report", json={"jobs": ["one"]}).json()["html"]
+        assert wanted in html and ("<h2>设置</h2>" in html) is (asked == "zh-CN")
+
+
 def test_tabs_of_two_languages_do_not_share_rows(home, store, monkeypatch):
     """A request in English that comes amid a Chinese one leaves its rows alone."""
     store.submit(RunSpec(name="one"))
