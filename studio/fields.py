@@ -365,14 +365,10 @@ def _owner(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
 
 # Plain words for pydantic's error types.
 _PLAIN = {
-    "int_parsing": "a whole number",
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
     "int_parsing_size": "a whole number with fewer digits",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "bool_parsing": "true or false",
-    "bool_type": "true or false",
+    **dict.fromkeys(("float_parsing", "float_type"), "a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
     "string_type": "text (in quotes where it looks like something else)",
     "dict_type": "a mapping such as {part: column}",
     "invalid_key": "fields with names that are text",

@@ -11,16 +11,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from studio.adapter_stack import Stack, StackItem
 from studio.adapters import library
 from studio.adapters.library import StoredAdapter
 from studio.errors import AdapterError
-
-if TYPE_CHECKING:
-    from studio.home import Home
-    from studio.spec import RunSpec
+from studio.home import Home
+from studio.spec import RunSpec
 
 
 class Needs(NamedTuple):

@@ -9,8 +9,13 @@ from typing import Any, ClassVar, Literal, Self
 from studio import atomic
 from studio.adapter_stack import Stack
 from studio.adapters.adapter_lineage import resolve_stack
+from studio.adapters.export import export_adapter, refuse_form
+from studio.adapters.import_adapter import import_adapter, locate
 from studio.adapters.library import describe, name_of, refuse_place, resolve
+from studio.adapters.merge import merge, read_certificate
+from studio.adapters.mix_adapters import mix, publish_mix
 from studio.adapters.verify_logits import EXPORT_REPORT
+from studio.adapters.weight_changes import draw, drawn
 from studio.errors import AdapterError, InputError
 from studio.fields import knob
 from studio.home import Home, slug
@@ -62,15 +67,11 @@ class MergeRequest(Request):
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Merge, with a certificate."""
-        from studio.adapters.merge import merge
-
         stack = [(Path(item.name), item.weight) for item in self.stack]
         return merge(self.model, stack, self.folder(home), device=self.device)
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the folder and its certificate."""
-        from studio.adapters.merge import read_certificate
-
         return {"out": self.out, "certificate": read_certificate(Path(self.out))}
 
 
@@ -110,7 +111,6 @@ class MixRequest(Request):
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Load, mix, publish."""
-        from studio.adapters.mix_adapters import mix, publish_mix
         from studio.backbone import Backbone
         from studio.models.loading import load
 
@@ -171,16 +171,12 @@ class PictureRequest(Request):
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Measure, and store the picture beside the adapter."""
-        from studio.adapters.weight_changes import draw
-
         yield Loading(text="Measuring what the adapter changed")
         draw(self.model, Path(self.adapter))
         yield Finished()
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return what was measured."""
-        from studio.adapters.weight_changes import drawn
-
         return drawn(Path(self.adapter)) or {"changes": []}
 
 
@@ -200,8 +196,6 @@ class ImportAdapterRequest(Request):
         Raises:
             StudioError: The folder or the model is missing, or the name exists.
         """
-        from studio.adapters.import_adapter import locate
-
         source, _ = locate(home, self.source.strip(), self.adapter)
         if self.model is not None:
             facts(self.model)
@@ -209,8 +203,6 @@ class ImportAdapterRequest(Request):
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Check it, try it on its base, copy it."""
-        from studio.adapters.import_adapter import import_adapter
-
         yield Loading(text="Reading the adapter")
         found = import_adapter(home, self.source, name=self.adapter, model=self.model)
         yield Finished(adapter=str(found.path))
@@ -242,8 +234,6 @@ class ExportRequest(Request):
         Raises:
             StudioError: The adapter is missing, or the folder exists.
         """
-        from studio.adapters.export import refuse_form
-
         folder = resolve(home, self.adapter)
         refuse_form(describe(folder), self.form)
         usual = home.path / "exports" / slug(f"{describe(folder).name} {self.form}")
@@ -253,8 +243,6 @@ class ExportRequest(Request):
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Write it, and compare it with the original."""
-        from studio.adapters.export import export_adapter
-
         yield Loading(text="Writing the adapter")
         out = export_adapter(home, self.adapter, Path(self.out), form=self.form, model=self.model)
         yield Finished(adapter=str(out))

@@ -35,6 +35,7 @@ from studio.adapters.verify_logits import (
 from studio.errors import AdapterError, StudioError
 from studio.home import Home, publishing, slug
 from studio.methods import is_low_rank, methods
+from studio.methods.method_of_config import read_config, read_method
 from studio.spec import ModelSource
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def export_adapter(
                 f"The adapter moves logits by up to {moved:.3g}."
             )
         else:
-            adapter_files.read_method(adapter_files.read_config(temporary))
+            read_method(read_config(temporary))
             adapter_files.read_tensors(temporary, adapter_files.WEIGHTS)
             found, measured = None, "Its base is not here: the files were read, not run."
             report = {"form": form, "max_error": None, "note": measured}

@@ -24,6 +24,7 @@ from studio.adapters.adapter_requests import BASE, STACK
 from studio.adapters.gguf_families import numbers_of
 from studio.adapters.gguf_write import PRECISION_LABELS, Precision, package, verify_tensors, write
 from studio.adapters.library import name_of, refuse_place
+from studio.adapters.merge import merge
 from studio.adapters.model_card import stack_card, write_card
 from studio.adapters.ollama import modelfile
 from studio.adapters.verify_logits import (
@@ -94,8 +95,6 @@ class GgufRequest(Request):
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Fold, write, read back."""
-        from studio.adapters.merge import merge
-
         out = Path(self.out)
         with tempfile.TemporaryDirectory(dir=home.state) as place:
             folder = facts(self.model).path

@@ -10,11 +10,13 @@ import json
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from studio import atomic, path_kinds
 from studio.adapters.library import CONFIG, PASSPORT, WEIGHTS, StoredAdapter, adapters, describe
 from studio.errors import AdapterError, Unreached, is_transient
 from studio.home import Home, publishing, slug
+from studio.methods.method_of_config import is_adapterhub, read_config, read_method
 from studio.models.find_model import facts
 from studio.names import readable
 from studio.spec import ModelSource
@@ -47,7 +49,13 @@ def import_adapter(
     with publishing(target) as temporary:
         for file in (folder / CONFIG, weights):
             shutil.copyfile(file, temporary / file.name)  # links of the hub's cache as files
-        passport = _foreign_passport(folder, target.name, source)
+        brought = folder / PASSPORT
+        small = brought.is_file() and brought.stat().st_size < 1_000_000
+        passport: dict[str, Any] = {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"), "ended": "imported",
+            **(atomic.read_object(brought) if small else {}),
+            "name": target.name, "imported_from": source,
+        }  # fmt: skip
         if model is not None:
             passport["base"] = {"path": model.path, "fingerprint": facts(model).fingerprint}
         (temporary / PASSPORT).write_text(json.dumps(passport, indent=1, ensure_ascii=False))
@@ -105,19 +113,10 @@ def _checked_files(folder: Path) -> Path:
             raise AdapterError(f"{file} is a link to nothing.")
         if file.exists() and (not file.is_file() or file.stat().st_size > MAX_BYTES):
             raise AdapterError(f"{file} is not a regular file of at most {readable(MAX_BYTES)}.")
-    config = adapter_files.read_config(folder)
-    theirs = adapter_files.is_adapterhub(config)
+    config = read_config(folder)
+    theirs = is_adapterhub(config)
     if not theirs:
-        adapter_files.read_method(config)
+        read_method(config)
     name = adapter_files.ADAPTERHUB_WEIGHTS if theirs else adapter_files.WEIGHTS
     adapter_files.read_tensors(folder, name)
     return folder / name
-
-
-def _foreign_passport(folder: Path, name: str, source: str) -> dict[str, object]:
-    """Return the passport in the folder, if it has one, with the source added."""
-    path = folder / PASSPORT
-    small = path.is_file() and path.stat().st_size < 1_000_000
-    passport = atomic.read_object(path) if small else {}
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"created": now, "ended": "imported", **passport, "name": name, "imported_from": source}

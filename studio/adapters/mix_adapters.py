@@ -87,15 +87,15 @@ def mix(
     for key, site in sites.items():
         parts = [(a.method.fold(a.params[key], site, 1.0)["weight"].detach().cpu(), w)
                  for a, w in adapters if key in a.params]  # fmt: skip
-        exact = sum(w * delta for delta, w in parts)
+        exact = torch.stack([w * delta for delta, w in parts]).sum(0)
         if how == "concatenate":
             a, b = _concatenated(adapters, key)
         else:
-            target = _TARGETS[how](parts, density, generator)
+            target = exact if how == "svd" else _TARGETS[how](parts, density, generator)
             a, b = _low_rank(target, Lora(r=rank).rank(site))
         params.append({"lora_A": a, "lora_B": b})
         missed += float((b @ a - exact).square().sum())
-        whole += float(torch.as_tensor(exact).square().sum())
+        whole += float(exact.square().sum())
     method = Lora(r=rank, lora_alpha=rank, target_modules=tuple(sites))
     backbone.add(out, method, list(sites.values()), params)
     return Mixed(method=method, error=(missed / whole) ** 0.5 if whole else 0.0)
@@ -163,12 +163,6 @@ def _low_rank(target: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 Parts = Sequence[tuple["Tensor", float]]
 
 
-def _sum(parts: Parts, density: float, generator: Any) -> Tensor:
-    import torch
-
-    return torch.stack([w * delta for delta, w in parts]).sum(0)
-
-
 def _ties(parts: Parts, density: float, generator: Any) -> Tensor:
     import torch
 
@@ -192,6 +186,4 @@ def _dare(parts: Parts, density: float, generator: Any) -> Tensor:
     return torch.stack(kept).sum(0)
 
 
-_TARGETS: dict[str, Callable[[Parts, float, Any], Tensor]] = {
-    "svd": _sum, "ties": _ties, "dare": _dare,
-}  # fmt: skip
+_TARGETS: dict[str, Callable[[Parts, float, Any], Tensor]] = {"ties": _ties, "dare": _dare}

@@ -290,17 +290,9 @@ def varlen_fits(
 
 
 def attend_rows(
-    run: Kernel,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    spans: Spans,
-    key_spans: Spans,
-    *,
-    prefix: Prefix | None,
-    scaling: float | None,
-    window: int | None,
-) -> Tensor:
+    run: Kernel, query: Tensor, key: Tensor, value: Tensor, spans: Spans, key_spans: Spans, *,
+    prefix: Prefix | None, scaling: float | None, window: int | None,
+) -> Tensor:  # fmt: skip
     """Attend causally within each row: `(1, H, T, E)` over keys and values `(1, K, T, E)`.
 
     Args:

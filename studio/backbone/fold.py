@@ -27,25 +27,12 @@ class Folded:
     left: tuple[str, ...]
 
 
-def foldable(method: Method, sites: list[Site]) -> bool:
-    """Return True if the weights can hold the adapter's change at every site."""
-    if method.phase is Phase.GAIN:
-        return True
-    if method.phase is not Phase.DELTA:
-        return False
-    return all(has_place(method, site) for site in sites)
-
-
 def _fits(adapter: Adapter, site: Site) -> bool:
-    """Return True if a site's module can hold this adapter's change."""
-    adds_bias = "lora_bias" in adapter.params[site.key]
-    has_bias = getattr(site.module, "bias", None) is not None
-    return foldable(adapter.method_at(site.key), [site]) and (has_bias or not adds_bias)
-
-
-def has_place(method: Method, site: Site) -> bool:
-    """Return True if the site's module has the parameters that the method folds into."""
-    return not method.needs_bias or getattr(site.module, "bias", None) is not None
+    """Return True if the parameters of a site's module can hold this adapter's change."""
+    method, has_bias = adapter.method_at(site.key), getattr(site.module, "bias", None) is not None
+    if method.phase is Phase.DELTA:
+        return has_bias or not (method.needs_bias or "lora_bias" in adapter.params[site.key])
+    return method.phase is Phase.GAIN
 
 
 def fold(backbone: Backbone, stack: Stack) -> Folded:
@@ -107,11 +94,11 @@ def _multiply(
     tensors: dict[str, Tensor], method: Method, params: Params, site: Site, weight: float
 ) -> None:
     gain_in, gain_out = method.gain_in(params, site), method.gain_out(params, site)
+    key = f"{site.key}.weight"
     if gain_in is not None:
-        factor = 1 + weight * (gain_in.float() - 1)
-        tensors[f"{site.key}.weight"] = _current(tensors, site, "weight") * factor
+        tensors[key] = _current(tensors, site, "weight") * (1 + weight * (gain_in.float() - 1))
     if gain_out is not None:
         factor = 1 + weight * (gain_out.float() - 1)
-        tensors[f"{site.key}.weight"] = _current(tensors, site, "weight") * factor[:, None]
+        tensors[key] = _current(tensors, site, "weight") * factor[:, None]
         if getattr(site.module, "bias", None) is not None:
             tensors[f"{site.key}.bias"] = _current(tensors, site, "bias") * factor

@@ -31,12 +31,9 @@ TOKENS = re.compile(r"\\\.|\.\*|\\d\+|\.|[\w-]+")
 
 def clean_keys(tensors: Params) -> Params:
     """Return the tensors under the keys of PEFT's own files."""
-    return {_clean(key): tensor for key, tensor in tensors.items()}
-
-
-def _clean(key: str) -> str:
-    key = NAMED.sub(r".\1", key.replace(COMPILED, ""))
-    return key.removesuffix(".weight") if key.endswith("lora_magnitude_vector.weight") else key
+    found = {NAMED.sub(r".\1", key.replace(COMPILED, "")): one for key, one in tensors.items()}
+    vector = "lora_magnitude_vector"
+    return {key.replace(f"{vector}.weight", vector): one for key, one in found.items()}
 
 
 def one_scale(

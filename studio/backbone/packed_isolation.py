@@ -76,7 +76,8 @@ def isolate(module: nn.Module, state: AttentionState) -> None:
             return own(*args, **kwargs)
         total, longest = sum(lengths), max(lengths)
         inside = tree_map_only(Tensor, lambda x: unpack(x, lengths), (args, kwargs))
-        device = next(x.device for x in _tensors((args, kwargs)))
+        found: list[Tensor] = []
+        tree_map_only(Tensor, found.append, (args, kwargs))
         kept = torch.cat([torch.arange(n) + row * longest for row, n in enumerate(lengths)])
         positions = state.positions
         state.lengths = None
@@ -85,7 +86,7 @@ def isolate(module: nn.Module, state: AttentionState) -> None:
             output = own(*inside[0], **inside[1])
         finally:
             state.lengths, state.positions = lengths, positions
-        kept = kept.to(device)
+        kept = kept.to(found[0].device)
 
         def pack(x: Tensor) -> Tensor:
             if x.dim() < 2 or tuple(x.shape[:2]) != (len(lengths), longest):
@@ -123,9 +124,3 @@ def unpack(x: Tensor, lengths: tuple[int, ...]) -> Tensor:
             start += n
         return rows
     return x
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    tree_map_only(Tensor, found.append, tree)
-    return found

@@ -13,8 +13,9 @@ Shapes: `n chosen tokens, V vocabulary, D hidden`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,6 @@ from studio.methods.lora import Lora
 from studio.methods.method import START, Method, Params, Phase
 from studio.methods.norm_tuning import NormTuning
 from studio.models.new_tokens import new_token_ids
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 TOKENS = "token_adapter.trainable_tokens_delta"
 LOW_RANK = ("lora_embedding_A", "lora_embedding_B")

@@ -16,7 +16,7 @@ import threading
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from studio.cluster.cluster_records import (  # fmt: skip
     ADAPTER,
@@ -34,13 +34,10 @@ from studio.cluster.cluster_records import (  # fmt: skip
 from studio.cluster.shared_storage import FOLDER, EventWriter, Storage
 from studio.errors import ProcessLost, RunError, StudioError
 from studio.home import open_home
+from studio.job_request import Command
 from studio.spec import RunSpec
 from studio.training import transfer_run
 from studio.training.training_events import Event, Finished, Loading, Saved, Saving
-
-if TYPE_CHECKING:
-    from studio.job_request import Command
-
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,8 +150,6 @@ def open_storage(url: str) -> Storage:
     Raises:
         ClusterError: This machine cannot write to it.
     """
-    import os
-
     storage = Storage(url)
     probe = f".probe-{os.getpid()}"
     try:
@@ -238,9 +237,7 @@ class EventReader:
     def read(self) -> Iterator[dict[str, Any]]:
         """Yield the new events."""
         while True:
-            follows = self._storage.exists(
-                _name(self.number + 1)
-            )  # checked first: then this file is complete
+            follows = self._storage.exists(_name(self.number + 1))  # first: then this is complete
             text = self._storage.read(_name(self.number)) or b""
             whole = text[: text.rfind(b"\n") + 1].splitlines()
             for line in whole[self.lines :]:

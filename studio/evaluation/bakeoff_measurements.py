@@ -18,8 +18,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from studio import atomic
+from studio.adapter_stack import StackItem
 from studio.adapters.adapter_lineage import frozen_below
 from studio.adapters.library import describe
+from studio.chat.lanes import Lane, Message, Sampling
 from studio.errors import SpecError, is_out_of_memory
 from studio.evaluation.step_costs import step_costs
 from studio.fields import knob, read_yaml
@@ -172,9 +174,7 @@ def decoder(backbone: Backbone, stack: tuple[tuple[str, float], ...] = ()) -> Ca
 
 def answers(loaded: Loaded, backbone: Backbone, prompts: tuple[str, ...]) -> list[str]:
     """Return the greedy answers of the active stack."""
-    from studio.adapter_stack import StackItem
     from studio.chat.chat_engine import ChatEngine
-    from studio.chat.lanes import Lane, Message, Sampling
 
     stack = tuple(StackItem(name=name, weight=weight) for name, weight in backbone.active[0])
     engine = ChatEngine(loaded, backbone)

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from studio.chat.decoding import Batch, shares_passes
 from studio.data.conversation_records import Conversation, Document, Problem
+from studio.data.prepare_run_data import prepare
 from studio.data.template.template import IGNORED, choose
 from studio.data.tokenise_rows import Example
 from studio.evaluation.likelihood import Stack, use
@@ -97,8 +98,6 @@ def general_set(
     Raises:
         DataError: No row of the dataset can be used.
     """
-    from studio.data.prepare_run_data import prepare
-
     tokenizer = loaded.tokenizer
     room = min(MAX_TOKENS, loaded.facts.context_length - tokens_before)
     template = choose(tokenizer)

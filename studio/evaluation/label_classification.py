@@ -11,24 +11,21 @@ Shapes: `R rows, L labels`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from studio.backbone import Backbone
 from studio.data.template.template import IGNORED
 from studio.errors import DataError
 from studio.evaluation import likelihood
 from studio.evaluation.likelihood import Continuations
 from studio.evaluation.vote_ranking import wilson
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from studio.backbone import Backbone
-    from studio.models.loading import Loaded
-    from studio.training.batching import TokenRow
+from studio.models.loading import Loaded
+from studio.training.batching import TokenRow
 
 MAX_LABELS, ECE_BINS = 500, 15
 

@@ -13,20 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from studio.backbone import Backbone
 from studio.chat.decoding import RowGroup, length_of_switch, shares_passes
 from studio.errors import MethodError
+from studio.models.loading import Loaded
 from studio.training.allocator import WIDE_NUMBERS
 from studio.training.batching import PackedBatch
 from studio.training.loss import packed_hidden, plain_head
-
-if TYPE_CHECKING:
-    from studio.backbone import Backbone
-    from studio.models.loading import Loaded
 
 PASS_TOKENS, PASS_LOGITS = {"cpu": 2**11, "cuda": 2**15}, {"cpu": 2**22, "cuda": 2**27}
 HEAD_ROWS = 64

@@ -62,7 +62,8 @@ def step_costs(
                     raise
                 continue
             layers = NewBackbone(base.model)
-        alone = {number: _alone(specs[number], base) for number in numbers}
+        train = {"device": str(base.device), "num_processes": 1, "fsdp": False, "max_steps": STEPS}
+        alone = {number: specs[number].with_parts(train=train) for number in numbers}
         found |= _in_turn(alone, base, layers, home, run_dir)
     return found
 
@@ -70,12 +71,6 @@ def step_costs(
 def _is_unmeasurable(error: Exception) -> bool:
     """Return True if a method does not fit here, in form or in memory; its own run says why."""
     return isinstance(error, StudioError) or is_out_of_memory(error)
-
-
-def _alone(spec: RunSpec, loaded: Loaded) -> RunSpec:
-    return spec.with_parts(
-        train={"device": str(loaded.device), "num_processes": 1, "fsdp": False, "max_steps": STEPS}
-    )
 
 
 def _in_turn(

@@ -353,13 +353,10 @@ class VirtualTokenMethod(Method):
 
         anatomy = anatomy_of(sites[0].module)
         return {
-            "num_virtual_tokens": self.num_virtual_tokens,
-            "token_dim": anatomy.hidden_size,
-            "num_attention_heads": anatomy.num_heads,
-            "num_layers": anatomy.num_layers,
-            "num_transformer_submodules": 1,
-            "target_modules": None,
-        }
+            "num_virtual_tokens": self.num_virtual_tokens, "token_dim": anatomy.hidden_size,
+            "num_attention_heads": anatomy.num_heads, "num_layers": anatomy.num_layers,
+            "num_transformer_submodules": 1, "target_modules": None,
+        }  # fmt: skip
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Self:

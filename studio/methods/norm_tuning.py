@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from studio.errors import MethodError
 from studio.methods.method import Init, Method, Params, Phase
@@ -65,10 +65,10 @@ class NormTuning(Method):
         import torch
 
         x = x.float()
-        centred = "bias" in p or isinstance(site.module, torch.nn.LayerNorm)
-        if centred:
+        if "bias" in p or isinstance(site.module, torch.nn.LayerNorm):
             x = x - x.mean(-1, keepdim=True)
-        eps = _epsilon(site.module)
+        names = ("variance_epsilon", "eps", "epsilon")
+        eps = next((getattr(site.module, one) for one in names if hasattr(site.module, one)), 1e-6)
         change = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * p["weight"]
         return change + p["bias"] if "bias" in p else change
 
@@ -84,10 +84,3 @@ class NormTuning(Method):
         """Return the difference to the model's own value."""
         own = getattr(site.module, name).detach().float().cpu()
         return tensor - own if tensor.shape == own.shape else tensor
-
-
-def _epsilon(module: Any) -> float:
-    for name in ("variance_epsilon", "eps", "epsilon"):
-        if hasattr(module, name):
-            return float(getattr(module, name))
-    return 1e-6

@@ -95,9 +95,7 @@ class PrefixTuning(VirtualTokenMethod):
         anatomy = anatomy_of(sites[0].module)
         keys = anatomy.key_shapes
         return super().to_peft(sites) | {
-            "token_dim": keys[0].heads * keys[0].key_size,
-            "num_attention_heads": keys[0].heads,
-            "num_layers": len(keys),
-            "encoder_hidden_size": anatomy.hidden_size,
+            "token_dim": keys[0].heads * keys[0].key_size, "num_attention_heads": keys[0].heads,
+            "num_layers": len(keys), "encoder_hidden_size": anatomy.hidden_size,
             "prefix_projection": False,
-        }
+        }  # fmt: skip

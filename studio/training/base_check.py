@@ -18,21 +18,19 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from studio import atomic
+from studio.backbone import Backbone
 from studio.backbone.equalities import TOLERANCES
 from studio.chat.decoding import cache_argument
 from studio.errors import MethodError, ModelError
+from studio.home import Home
 from studio.methods.lora import Lora
-
-if TYPE_CHECKING:
-    from studio.backbone import Backbone
-    from studio.home import Home
-    from studio.models.loading import Loaded
+from studio.models.loading import Loaded
 
 FILE, ADAPTER = "self-tests.json", "self-test"
 LENGTHS = (13, 19)

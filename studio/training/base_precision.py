@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from studio import hardware
 from studio.models.find_model import ModelFacts
-from studio.spec import RunSpec
-
-if TYPE_CHECKING:
-    from studio.spec import ModelSource
-
+from studio.spec import ModelSource, RunSpec
 
 SMALL_MODEL = 50_000_000  # parameters
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from studio.data.template.template import IGNORED
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 class TokenRow(Protocol):

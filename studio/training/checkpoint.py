@@ -82,15 +82,9 @@ class CheckpointOrigin:
 
 
 def save(
-    folder: Path,
-    *,
-    adapter: Adapter,
-    optimizer: OptimizerLike,
-    progress: RunProgress,
-    origin: CheckpointOrigin,
-    keep: int,
-    protect: int | None = None,
-) -> Path:
+    folder: Path, *, adapter: Adapter, optimizer: OptimizerLike, progress: RunProgress,
+    origin: CheckpointOrigin, keep: int, protect: int | None = None,
+) -> Path:  # fmt: skip
     """Write `folder/step-<n>` and delete the oldest beyond `keep`, except step `protect`.
 
     Checkpoints of later steps are damaged, or the run would have resumed from them: they go too.
@@ -102,12 +96,8 @@ def save(
 
     target = _path(folder, progress.step)
     tensors, numbers = optimizers.state_tensors(optimizer)
-    state = {
-        "version": VERSION,
-        "origin": asdict(origin),
-        "progress": asdict(progress),
-        "optimizer": numbers,
-    }
+    state = {"version": VERSION, "origin": asdict(origin), "progress": asdict(progress),
+             "optimizer": numbers}  # fmt: skip
     with publishing(target) as temporary:
         save_file(_contiguous(adapter.state()), temporary / "adapter.safetensors")
         save_file(_contiguous(tensors), temporary / "optimizer.safetensors")

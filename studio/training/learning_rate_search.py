@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from studio.errors import Diverged, SpecError
 from studio.spec import RunSpec
+from studio.training.open_session import open_session
+from studio.training.steps_and_learning_rate import learning_rate, plan_run
 from studio.training.training_events import Event, Loading
 
 if TYPE_CHECKING:
@@ -34,9 +36,6 @@ def find_rate(
     Raises:
         SpecError: No row is held out, or the run uses several processes.
     """
-    from studio.training.open_session import open_session
-    from studio.training.steps_and_learning_rate import learning_rate, plan_run
-
     if spec.train.may_use_several_processes:
         raise SpecError(
             "train.find_learning_rate needs a single process: find the rate on one device, then "

@@ -18,19 +18,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from studio.backbone import Backbone
 from studio.backbone.kernels import replaceable
 from studio.torch_modules import module_of
 from studio.training.allocator import WIDE_NUMBERS, chunk_numbers
 from studio.training.batching import PackedBatch, PaddedBatch
-
-if TYPE_CHECKING:
-    from studio.backbone import Backbone
 
 Stack = Sequence[tuple[str, float]]
 

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from studio import hardware
+from studio.backbone import Backbone
+from studio.backbone.attention_kernels import varlen_unavailable
+from studio.data.prepare_run_data import prepare
 from studio.errors import SpecError
 from studio.training.allocator import give_back_freed_memory, keep_few_kernels, reuse_freed_memory
 from studio.training.checkpoint import CheckpointOrigin, RunProgress
@@ -20,7 +23,6 @@ from studio.training.steps_and_learning_rate import plan_run
 from studio.training.training_session import NAME, Session
 
 if TYPE_CHECKING:
-    from studio.backbone import Backbone
     from studio.data.prepare_run_data import Prepared
     from studio.home import Home
     from studio.models.loading import Loaded
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
 
 def prepare_data(spec: RunSpec, loaded: Loaded, home: Home) -> Prepared:
     """Return the run's tokenised rows, cut to the context that the method leaves."""
-    from studio.data.prepare_run_data import prepare
-
     context_length = loaded.facts.context_length - num_tokens_before(spec)
     return prepare(
         spec.data, loaded.tokenizer, context_length=max(1, context_length), seed=spec.seed,
@@ -57,14 +57,12 @@ def open_session(
     """
     from accelerate import Accelerator
 
-    from studio.backbone import Backbone as NewBackbone
-
     torch.set_num_threads(hardware.threads())  # CPU ranks have a part of the threads each
     keep_few_kernels()
     if loaded.device.type == "cuda":
         torch.backends.cuda.matmul.fp32_precision = "tf32" if spec.train.tf32 else "ieee"
     _ = give_back_freed_memory() if spec.train.fsdp else reuse_freed_memory()
-    backbone = backbone or NewBackbone(loaded.model)
+    backbone = backbone or Backbone(loaded.model)
     if spec.train.fsdp:
         shard_base(backbone, loaded.device)
     adapter, start = attach(spec, backbone, loaded, name, prepared.train[0].input_ids.tolist())
@@ -99,8 +97,6 @@ def open_session(
 
 def _attention(spec: RunSpec, loaded: Loaded, backbone: Backbone) -> str:
     """Return the attention kernel; one that is named must be possible on this device."""
-    from studio.backbone.attention_kernels import varlen_unavailable
-
     name = spec.train.attn_implementation
     if name != "varlen":
         return name

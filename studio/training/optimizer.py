@@ -150,10 +150,6 @@ def _count(optimizer: Optimizer) -> int:
     return sum(len(group["params"]) for group in optimizer.param_groups)
 
 
-def _adamw(groups: Groups, device: torch.device) -> OptimizerLike:
-    return torch.optim.AdamW(groups, lr=0.0, fused=device.type in ("cpu", "cuda"))
-
-
 def _adafactor(groups: Groups, device: torch.device) -> OptimizerLike:
     """With the rate from outside, as transformers' Trainer sets it; arXiv:1804.04235."""
     from transformers.optimization import Adafactor
@@ -200,7 +196,9 @@ def _eight_bits(name: str, cls: str) -> Callable[[Groups, torch.device], Optimiz
 
 
 _MAKERS: dict[str, Callable[[Groups, torch.device], OptimizerLike]] = {
-    "adamw": _adamw,
+    "adamw": lambda groups, device: torch.optim.AdamW(
+        groups, lr=0.0, fused=device.type in ("cpu", "cuda")
+    ),
     "adamw_8bit": _eight_bits("adamw_8bit", "AdamW8bit"),
     "paged_adamw_8bit": _eight_bits("paged_adamw_8bit", "PagedAdamW8bit"),
     "adafactor": _adafactor,

@@ -120,7 +120,7 @@ class Preference:
 
     def report(self, sums: Sequence[float]) -> dict[str, float | None]:
         """Return the step's means by the names of `events.Step`."""
-        return Rewards.of(sums).as_dict()
+        return Rewards.of(sums)._asdict()
 
     def _loss(
         self, which: str, rows: Sequence[int], policy_R: Tensor, kept: Sequence[int], totals: Totals

@@ -25,6 +25,7 @@ from studio.training.estimate_memory_and_time import (
     slowdown,
     step_flops,
 )
+from studio.training.memory_remedies import explain_errors
 from studio.training.row_and_batch_lengths import MOST_STEPS
 from studio.training.training_events import Event, Finished, Loading
 
@@ -51,7 +52,6 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
         StudioError: The run itself would fail with it.
     """
     from studio.models.loading import load
-    from studio.training.memory_remedies import explain_errors
     from studio.training.open_session import open_session, prepare_data
 
     started = time.monotonic()

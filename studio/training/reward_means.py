@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rewards:
+class Rewards(NamedTuple):
     """Means over the answers of a step or an evaluation, named as in TRL; None where none is."""
 
     rewards_chosen: float | None = None
@@ -20,9 +18,7 @@ class Rewards:
 
     @classmethod
     def of(cls, sums: Sequence[float]) -> Rewards:
-        """Return the means of `preference.Preference.sums`; empty sums give an empty record."""
-        if not sums:
-            return cls()
+        """Return the means of `preference_loss.Preference.sums`."""
         chosen, rejected, good, bad, logp_good, logp_bad, right, compared = sums
         means = [
             total / count if count else None
@@ -34,7 +30,3 @@ class Rewards:
             rewards_chosen=means[0], rewards_rejected=means[1], rewards_margins=margin,
             rewards_accuracies=means[4], logps_chosen=means[2], logps_rejected=means[3],
         )  # fmt: skip
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values by name."""
-        return asdict(self)

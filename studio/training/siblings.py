@@ -21,15 +21,18 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from studio.backbone import Backbone
 from studio.errors import is_out_of_memory
 from studio.evaluation.forgetting import general_set_of
+from studio.home import Home
 from studio.job_request import Control
 from studio.methods import Phase
+from studio.models.loading import Loaded, load
+from studio.spec import RunSpec
 from studio.training import kernel_check, training_loop
 from studio.training.base_check import check_base
 from studio.training.base_precision import base_model
@@ -39,11 +42,6 @@ from studio.training.memory_remedies import explain_errors
 from studio.training.open_session import open_session, prepare_data
 from studio.training.training_events import Event, Loading, Started, Step
 from studio.training.training_session import Pass, Session, forward_backward
-
-if TYPE_CHECKING:
-    from studio.home import Home
-    from studio.models.loading import Loaded
-    from studio.spec import RunSpec
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +70,6 @@ def train_siblings(siblings: Sequence[Sibling], *, home: Home) -> Iterator[Sibli
     Yields each event with its run's number. A run that fails yields its exception and is over; the
     others continue.
     """
-    from studio.models.loading import load
-
     live = list(range(len(siblings)))
     for number in live:
         yield number, Loading(text=f"Loading the model for {len(siblings)} runs")
@@ -97,8 +93,6 @@ class SiblingGroup:
     """The sessions on one base and the passes they share."""
 
     def __init__(self, loaded: Loaded) -> None:
-        from studio.backbone import Backbone
-
         self.backbone = Backbone(loaded.model)
         self._loaded = loaded
         self._sessions: list[Session] = []

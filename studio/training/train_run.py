@@ -9,16 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from studio.backbone import Backbone
+from studio.backbone.experts import not_adapted
 from studio.errors import OutOfMemory, WeightsTooLarge
 from studio.evaluation.forgetting import general_set_of
 from studio.home import Home
 from studio.job_request import Control
+from studio.models.loading import load
 from studio.spec import RunSpec
 from studio.training import kernel_check, objectives
 from studio.training.allocator import trim
 from studio.training.base_check import check_base
 from studio.training.base_precision import base_model
 from studio.training.distributed import check_sharding, train_distributed
+from studio.training.learning_rate_search import find_rate
 from studio.training.memory_remedies import explain_errors, next_remedy
 from studio.training.open_session import open_session, prepare_data
 from studio.training.training_events import Event, Loading
@@ -66,10 +70,7 @@ def train(
 def _train(
     spec: RunSpec, *, run_dir: Path, home: Home, control: Control, in_process_group: bool
 ) -> Iterator[Event]:
-    from studio.backbone import Backbone
     from studio.chat import captured_decoding
-    from studio.models.loading import load
-    from studio.training.learning_rate_search import find_rate
 
     moment = "before the first step"
 
@@ -125,8 +126,6 @@ def _train(
 
 def left_out(session: Session) -> str:
     """Return the names of linear layers and classes of experts that a group leaves out."""
-    from studio.backbone.experts import not_adapted
-
     method = session.spec.method
     if getattr(method, "target_modules", None) != "all-linear":
         return ""

@@ -392,14 +392,10 @@ class Session:
         """Write a checkpoint under `folder`."""
         self.update_seconds()
         return checkpoint.save(
-            folder,
-            adapter=self.adapter,
-            optimizer=self.optimizer,
-            progress=self.progress,
-            origin=self.origin,
-            keep=self.spec.train.save_total_limit,
+            folder, adapter=self.adapter, optimizer=self.optimizer, progress=self.progress,
+            origin=self.origin, keep=self.spec.train.save_total_limit,
             protect=self.progress.best_step if self.keeps_best else None,
-        )
+        )  # fmt: skip
 
     def resume(self, path: Path) -> None:
         """Restore a checkpoint."""

@@ -7,12 +7,8 @@ of the pair the other way round.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from studio.train_args import TrainArgs
 from studio.training.objectives import LogProbs, PairLosses
-
-if TYPE_CHECKING:
-    from studio.train_args import TrainArgs
 
 NEEDS_REFERENCE, LEARNING_RATE = False, 0.03
 

@@ -9,12 +9,8 @@ of the chosen answers (arXiv:2404.19733).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from studio.train_args import TrainArgs
 from studio.training.objectives import LogProbs, PairLosses
-
-if TYPE_CHECKING:
-    from studio.train_args import TrainArgs
 
 NEEDS_REFERENCE, LEARNING_RATE = True, 0.03
 

@@ -7,12 +7,8 @@ the model has moved from the reference at all, without a gradient. Source: arXiv
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from studio.train_args import TrainArgs
 from studio.training.objectives import LogProbs, PairLosses
-
-if TYPE_CHECKING:
-    from studio.train_args import TrainArgs
 
 NEEDS_REFERENCE, LEARNING_RATE = True, 0.02
 

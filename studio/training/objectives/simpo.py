@@ -6,12 +6,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from studio.train_args import TrainArgs
 from studio.training.objectives import LogProbs, PairLosses
-
-if TYPE_CHECKING:
-    from studio.train_args import TrainArgs
 
 NEEDS_REFERENCE, LEARNING_RATE = False, 0.03
 

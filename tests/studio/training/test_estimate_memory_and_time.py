@@ -225,7 +225,7 @@ def test_weights_that_do_not_fit_are_not_tried_again_with_smaller_batches(
         tried.append(args)
         raise WeightsTooLarge("The weights do not fit.")
 
-    monkeypatch.setattr("studio.models.loading.load", load)
+    monkeypatch.setattr("studio.training.train_run.load", load)
     spec = make_spec(tmp_path, **{"train.retry_when_out_of_memory": True})
     with pytest.raises(WeightsTooLarge):
         list(train_run.train(spec, run_dir=tmp_path / "run", home=home))

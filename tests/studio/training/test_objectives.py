@@ -71,7 +71,7 @@ def ours(name: str, folder: Path, **train: Any) -> tuple[Session, float, dict[st
     list(own.preference.prepare_reference(folder))
     passed = own.forward_backward(own)
     rewards = Rewards.of([float(one) for one in passed.sums])
-    return own, float(sum(passed.losses)), rewards.as_dict()
+    return own, float(sum(passed.losses)), rewards._asdict()
 
 
 def trainer_of(name: str, folder: Path) -> Any:

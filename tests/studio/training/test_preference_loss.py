@@ -71,7 +71,7 @@ def test_batches_padding_and_checkpointing_change_nothing(loss, tmp_path):
                     assert [row % 2 for row in rows] == [0, 1] * (len(rows) // 2)
         steps = run_steps(own, 4)
         held = own.evaluate()
-        found.append([[s.loss, s.grad_norm, *Rewards.as_dict(_rewards(s)).values()] for s in steps]
+        found.append([[s.loss, s.grad_norm, *_rewards(s)] for s in steps]
                      + [[held.eval_loss, held.kl, held.rewards_accuracies]])  # fmt: skip
     if loss == "kto":  # goods and bads are compared within a batch
         for one in found:
@@ -85,7 +85,7 @@ def test_batches_padding_and_checkpointing_change_nothing(loss, tmp_path):
 
 
 def _rewards(step: Step) -> Rewards:
-    return Rewards(**{name: getattr(step, name) for name in Rewards.__dataclass_fields__})
+    return Rewards(**{name: getattr(step, name) for name in Rewards._fields})
 
 
 @pytest.mark.parametrize("name", CAN_BE_OFF)
@@ -263,7 +263,7 @@ def test_two_processes_give_what_one_gives(world, home, tmp_path):
         spec = world.with_values({"train.num_processes": processes})
         events = list(train(spec, run_dir=tmp_path / str(processes), home=home))
         found[processes] = [
-            [s.loss, s.grad_norm, *_rewards(s).as_dict().values()]
+            [s.loss, s.grad_norm, *_rewards(s)]
             for s in events if isinstance(s, Step)
         ]  # fmt: skip
         assert any(isinstance(e, Evaluated) and e.kl is not None for e in events)
