@@ -59,11 +59,17 @@ their own answer together as each alone. *Saved* and *merged*: written, loaded a
 *NF4*: trains over a 4-bit base. *GGUF*: written and read back. A number is a reason below the
 table.
 
+Attention keeps packed rows apart. A mixer with a state (delta rule, state space, convolution) gets
+them as arguments where transformers has such for its kernels (`fla`, `causal_conv1d` and
+`mamba_ssm`, for GPUs; it refuses them without) and the recorded pass shows that they keep rows
+apart. Otherwise that mixer alone gets the rows padded on the right, which no earlier token of a
+causal mixer can see, and costs what it costs padded; attention, MLPs and head stay packed.
+
 Checkpoints may be stored in 16 or 32 bit, or in MXFP4, FP8, GPTQ and AWQ (2, 4 or 8 bit), or 4 and
 8 bit of bitsandbytes: those are dequantised while they are loaded, one tensor at a time, without a
 library of their own, and `model.quantization` (nf4 or int8) quantises them again. Other formats are
-refused by name. LoRA leaves the routed experts of Llama 4, which computes all of them on every
-token, and of DBRX as they are, and the run says so.
+refused by name. LoRA leaves the routed experts of DBRX, whose matrices lie in one 2-D parameter, as
+they are, and the run says so.
 """
 
 

@@ -12,11 +12,14 @@ from studio.backbone.method_capabilities import CAPABILITIES
 from studio.methods import methods
 from studio.spec import DataSource, ModelSource, RunSpec
 from studio.train_args import TrainArgs
+from tests.studio.data.test_template_families import table as families_table
 from ui.bench.learned_forgot import RUNS, averaged
 from ui.cli.main import app
 
 ROOT = Path(__file__).parents[1]
-FILES = ("README.md", "CONTRIBUTING.md", "docs/commands.md", "docs/settings.md")
+FILES = (
+    "README.md", "CONTRIBUTING.md", "docs/commands.md", "docs/settings.md", "docs/templates.md",
+)  # fmt: skip
 
 
 def methods_table() -> str:
@@ -115,6 +118,7 @@ TABLES = {
     "commands": commands_table,
     "map": map_table,
     "forgetting": forgetting_table,
+    "families": families_table,
 }
 
 

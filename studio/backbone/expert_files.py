@@ -8,6 +8,9 @@ transformers 4 kept a list of experts with separate matrices, so files of that t
 per expert and matrix. Those of gate and up become one of twice the rank, whose `B` is
 block-diagonal, as PEFT converts them.
 
+PEFT reads a parameter as `(E, O, I)` unless its module says otherwise. Llama 4 stores `(E, I, O)`
+and does not say so: in its files the factors are those of the transposed matrix, `Bᵀ` and `Aᵀ`.
+
 Shapes: `E experts, R rank, I in_features, O out_features, F inner`.
 """
 
@@ -36,7 +39,7 @@ OLD_MODULES = {"block_sparse_moe.experts": "mlp.experts"}  # renamed in transfor
 
 def to_file(tensors: Params, sites: list[Site]) -> Params:
     """Rename the tensors of experts from their parameter's key to PEFT's wrapper."""
-    renamed = dict(tensors)
+    renamed = _as_peft_reads(tensors, sites)
     for module, own in _by_module(sites).items():
         for depth, site in enumerate(reversed(own)):
             for part in PARTS:
@@ -94,6 +97,21 @@ def from_file(tensors: Params, anatomy: Anatomy, config: dict[str, Any]) -> Para
                 key = f"{START}{module}{INNER * depth}.{part}.weight"
                 if key in found:
                     found[f"{START}{site.key}.{part}.weight"] = found.pop(key)
+    return _as_peft_reads(found, sites)
+
+
+def _as_peft_reads(tensors: Params, sites: list[Site]) -> Params:
+    """Swap the factors of matrices that PEFT takes for their transposes; twice changes nothing."""
+    found = dict(tensors)
+    for site in sites:
+        names = [f"{START}{site.key}.{part}.weight" for part in PARTS]
+        told = getattr(site.module, "is_transposed", False)
+        if site.num_experts and site.transposed and not told and all(n in found for n in names):
+            a, b = (found[name] for name in names)
+            a_EIR = a.unflatten(0, (site.num_experts, -1)).mT
+            b_ERO = b.unflatten(1, (-1, site.num_experts)).permute(2, 1, 0)
+            found[names[0]] = b_ERO.flatten(0, 1).contiguous()
+            found[names[1]] = a_EIR.permute(1, 2, 0).flatten(1).contiguous()
     return found
 
 

@@ -34,6 +34,7 @@ class Groups:
         counts_E: Pairs of each expert.
         offsets_E: End of each expert's span.
         per_token: K.
+        num_tokens: T.
     """
 
     order_S: Tensor
@@ -42,6 +43,7 @@ class Groups:
     counts_E: Tensor
     offsets_E: Tensor
     per_token: int
+    num_tokens: int
 
     @classmethod
     def of(cls, index_TK: Tensor, num_experts: int) -> Groups:
@@ -51,7 +53,17 @@ class Groups:
         inverse_S[order_S] = torch.arange(len(order_S), device=order_S.device)
         counts_E = torch.bincount(experts_S, minlength=num_experts)
         offsets_E = counts_E.cumsum(0).to(torch.int32)
-        return cls(order_S, inverse_S, experts_S, counts_E, offsets_E, index_TK.shape[-1])
+        per_token, num_tokens = index_TK.shape[-1], len(order_S) // index_TK.shape[-1]
+        return cls(order_S, inverse_S, experts_S, counts_E, offsets_E, per_token, num_tokens)
+
+    @classmethod
+    def chosen(cls, places_S: Tensor, size: int, num_experts: int) -> Groups:
+        """Return the pairs at some of the `size` places of an expert after the other."""
+        tokens = size // num_experts
+        experts_S, order_S = places_S // tokens, places_S % tokens
+        counts_E = torch.bincount(experts_S, minlength=num_experts)
+        offsets_E = counts_E.cumsum(0).to(torch.int32)
+        return cls(order_S, order_S, experts_S, counts_E, offsets_E, 1, tokens)
 
     @property
     def tokens_S(self) -> Tensor:
@@ -68,9 +80,7 @@ class Groups:
 
     def of_tokens(self, tokens: Tensor) -> Part:
         """Return the pairs of some tokens, still sorted by expert."""
-        chosen_T = torch.zeros(
-            len(self.order_S) // self.per_token, dtype=torch.bool, device=tokens.device
-        )
+        chosen_T = torch.zeros(self.num_tokens, dtype=torch.bool, device=tokens.device)
         chosen_T[tokens] = True
         pairs = chosen_T[self.tokens_S].nonzero()[:, 0]
         counts = torch.bincount(self.experts_S[pairs], minlength=len(self.counts_E))

@@ -3,6 +3,8 @@
 transformers stores all experts of a layer as 3-D parameters of one module, whose forward it looks
 up by name. The function here is registered under "studio": it sorts the tokens by expert, applies
 the site plans of `composition.py` to each projection, and counts the tokens that each expert saw.
+Experts that transformers computes on every token (Llama 4) get a forward that leaves out the tokens
+to which the router gave nothing, whose result is zero.
 
 A site's key is the parameter's path (`model.layers.0.mlp.experts.gate_up_proj`). A module of
 another kind is not adapted, and `Experts.of` says which.
@@ -25,7 +27,8 @@ from studio.backbone.attention import AttentionState
 from studio.backbone.composition import Edit, SitePlan
 from studio.backbone.dense_weights import dequantised
 from studio.backbone.expert_kernels import GroupedDelta, GroupedLinear, Groups, grouped_product
-from studio.backbone.sites import Site, is_experts
+from studio.backbone.expert_layout import ExpertLayout, expert_layout
+from studio.backbone.sites import Site
 from studio.errors import MethodError
 
 NAME = "studio"
@@ -66,9 +69,12 @@ class PackedWeights:
 class Experts:
     """One layer's experts as they run: plans of its sites, and what its router did."""
 
-    def __init__(self, key: str, module: Any, plan_of: PlanOf, state: AttentionState) -> None:
+    def __init__(
+        self, key: str, module: Any, layout: ExpertLayout, plan_of: PlanOf, state: AttentionState
+    ) -> None:
         self.key = key
         self._module = module
+        self._layout = layout
         self._plan_of = plan_of
         self._state = state
         self.tokens_E = torch.zeros(module.num_experts, dtype=torch.int64)
@@ -79,14 +85,25 @@ class Experts:
         module = self._module
         groups = Groups.of(index_TK, module.num_experts)
         self._count(groups)
-        first = "gate_up_proj" if module.has_gate else "up_proj"
-        y_SO = self._project(first, hidden_TD, groups, gathers=True)
+        y_SO = self._project(self._layout.first, hidden_TD, groups, gathers=True)
         y_SO = module._apply_gate(y_SO) if module.has_gate else module.act_fn(y_SO)
-        y_SD = self._project("down_proj", y_SO, groups, gathers=False)
+        y_SD = self._project(self._layout.last, y_SO, groups, gathers=False)
         if getattr(module, "has_post_expert_norm", False):  # since transformers 5.20
             y_SD = module.post_expert_norm(y_SD)
         y_SD = y_SD * weights_TK.reshape(-1)[groups.order_S][:, None]
         return groups.combine(y_SD).to(hidden_TD.dtype)
+
+    def forward_scaled(self, scaled: Tensor) -> Tensor:
+        """Return each expert's result for every token, `(E T, D)`, of inputs times their weight."""
+        module = self._module
+        sizes = torch.linalg.vector_norm(scaled.detach(), float("inf"), dim=-1)
+        chosen_S = sizes.nonzero()[:, 0]
+        groups = Groups.chosen(chosen_S, len(scaled), module.num_experts)
+        self._count(groups)
+        y_SO = self._project(self._layout.first, scaled[chosen_S], groups, gathers=False)
+        gate, up = y_SO.chunk(2, -1)
+        y_SD = self._project(self._layout.last, up * module.act_fn(gate), groups, gathers=False)
+        return torch.zeros_like(scaled).index_copy(0, chosen_S, y_SD.to(scaled.dtype))
 
     def _count(self, groups: Groups) -> None:
         if torch.is_grad_enabled():
@@ -97,15 +114,15 @@ class Experts:
     def _project(self, name: str, x: Tensor, groups: Groups, *, gathers: bool) -> Tensor:
         """Return one projection of all pairs with its edits."""
         weight = getattr(self._module, name)
-        bias = getattr(self._module, f"{name}_bias") if self._module.has_bias else None
+        bias = getattr(self._module, f"{name}_bias") if self._layout.has_bias else None
         plan = self._plan_of(f"{self.key}.{name}")
         if weight.requires_grad:  # full fine-tuning
-            matrices = weight if self._module.is_transposed else weight.mT
+            matrices = weight if self._layout.transposed else weight.mT
             x_SI = groups.gather(x) if gathers else x
             y_SO = grouped_product(x_SI, matrices, groups.offsets_E)
             return y_SO if bias is None else y_SO + bias[groups.experts_S]
         kind = PackedWeights if hasattr(weight, "quant_state") else FullWeights
-        stored = kind(weight, self._module.is_transposed)
+        stored = kind(weight, self._layout.transposed)
         if plan is None:
             return GroupedLinear.apply(x, groups, stored, bias, gathers, None, None)
         if len(plan.deltas) == 1 and plan.deltas[0].rows.numbers is None:
@@ -123,8 +140,7 @@ class Experts:
         x_SI = groups.gather(x) if gathers else x
         if edit.rows.numbers is None:
             return y_SO + GroupedDelta.apply(x_SI, groups, *edit.factors(site))
-        num_tokens = len(groups.order_S) // groups.per_token
-        lengths = self._state.token_rows(num_tokens)
+        lengths = self._state.token_rows(groups.num_tokens)
         if lengths is None:
             raise MethodError(
                 f"{self.key} does not see every token of a batch, so lanes with an adapter of "
@@ -143,10 +159,13 @@ def install(
         ALL_EXPERTS_FUNCTIONS.register(NAME, _forward)
     found = []
     for key, module in modules:
-        if is_experts(module):
-            experts = Experts(key, module, plan_of, state)
+        if layout := expert_layout(module):
+            experts = Experts(key, module, layout, plan_of, state)
             module.__dict__["studio_experts"] = experts
-            module.config._experts_implementation_internal = NAME
+            if layout.scaled:
+                module.forward = experts.forward_scaled
+            else:
+                module.config._experts_implementation_internal = NAME
             found.append(experts)
     return found
 
@@ -165,7 +184,8 @@ def not_adapted(modules: Iterable[tuple[str, nn.Module]], sites: Iterable[Site])
     found = [
         type(module).__name__
         for _, module in modules
-        if "experts" in type(module).__name__.lower() and id(module) not in edited
-        if any(parameter.dim() >= 2 for parameter in module.parameters(recurse=False))
+        if "expert" in type(module).__name__.lower() and not isinstance(module, nn.Linear)
+        if id(module) not in edited
+        and any(parameter.dim() >= 2 for parameter in module.parameters(recurse=False))
     ]
     return list(dict.fromkeys(found))

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BlockKind = Literal["attention", "mixer", "mlp"]
+Isolation = Callable[[nn.Module, AttentionState], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,8 @@ class Recording:
         runs: Number of calls of each module that ran.
         blocks: The blocks of the decoder layers, in order.
         keys: Calls of the attention function, in order.
-        isolated: Modules that run packed rows as a padded batch of their own.
+        isolated: Modules that would mix packed rows, with what keeps these apart: arguments of the
+            module's own (`pass_rows`), or a padded batch of its own (`isolate`).
         separable: False if packed rows stay apart only in a batch padded as a whole.
         paddable: False if not even padding on the right keeps rows apart.
         positions: False if the model counts positions in its own way and must not be given any.
@@ -98,7 +100,7 @@ class Recording:
     runs: dict[str, int] = field(default_factory=dict)
     blocks: list[Block] = field(default_factory=list)
     keys: list[Keys] = field(default_factory=list)
-    isolated: list[str] = field(default_factory=list)
+    isolated: dict[str, Isolation] = field(default_factory=dict)
     separable: bool = True
     paddable: bool = True
     positions: bool = True
@@ -148,7 +150,7 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
         found.paddable = _same_padded(anatomy, state, ids)
     if not found.separable:
         packed_isolation.undo(anatomy.modules[key] for key in found.isolated)
-        found.isolated = []
+        found.isolated = {}
     return found
 
 
@@ -183,17 +185,18 @@ class Blocks:
 
     def separate(self) -> bool:
         """Isolate what leaks; return True if no layer leaks afterwards."""
-        known: dict[Any, list[str]] = {}
+        known: dict[Any, list[tuple[str, Isolation]]] = {}
         for key in self._layers():
             form, before = self._form(key), len(self._found.isolated)
             if form not in known:
                 if not self._settle(key):
                     return False
-                known[form] = [_inner(each, key) for each in self._found.isolated[before:]]
+                made = [*self._found.isolated.items()][before:]
+                known[form] = [(_inner(each, key), way) for each, way in made]
                 continue
-            for name in known[form]:
-                packed_isolation.isolate(self._anatomy.modules[f"{key}.{name}"], self._state)
-                self._found.isolated.append(f"{key}.{name}")
+            for name, way in known[form]:
+                way(self._anatomy.modules[f"{key}.{name}"], self._state)
+                self._found.isolated[f"{key}.{name}"] = way
         return True
 
     def _layers(self) -> list[str]:
@@ -240,18 +243,21 @@ class Blocks:
         module = self._anatomy.modules[key]
         if is_layer or not self._is_hidden(key):
             return False
-        packed_isolation.isolate(module, self._state)
-        try:
-            leaks = self._leaks(key)
-        except Exception as error:  # its arguments cannot be divided into rows
-            _raise_if_full(error)
-            logger.info("%s cannot be isolated: %s", key, error)
-            leaks = True
-        if leaks:
+        takes_rows = accepted(module, {"cu_seq_lens_q": None}) != {}
+        ways = (packed_isolation.pass_rows, packed_isolation.isolate)
+        for way in ways[not takes_rows :]:
+            way(module, self._state)
+            try:
+                leaks = self._leaks(key)
+            except Exception as error:  # without its kernel, or arguments that are no rows
+                _raise_if_full(error)
+                logger.info("%s, %s: %s", key, way.__name__, error)
+                leaks = True
+            if not leaks:
+                self._found.isolated[key] = way
+                return True
             packed_isolation.undo([module])
-            return False
-        self._found.isolated.append(key)
-        return True
+        return False
 
     def _children(self, key: str) -> Iterator[str]:
         for name, child in self._anatomy.modules[key].named_children():

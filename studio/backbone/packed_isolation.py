@@ -1,9 +1,11 @@
 """Isolate packed rows in modules other than attention, each row in a padded batch of its own.
 
 A causal mixer (convolution, state space, linear attention) carries tokens from one packed row into
-the next. An *isolated* module receives the packed row `(1, T, …)` as a batch of rows padded on the
-right `(R, N, …)`, which cannot reach earlier tokens, and its result is packed again; everything
-else of the layer stays packed.
+the next. Some take the rows as arguments (`cu_seq_lens_q`, `seq_idx`), which transformers hands to
+kernels of their own packages (`fla`, `causal_conv1d`, `mamba_ssm`) and refuses without them. Any
+other *isolated* module receives the packed row `(1, T, …)` as a batch of rows padded on the right
+`(R, N, …)`, which cannot reach earlier tokens, and its result is packed again; everything else of
+the layer stays packed.
 
 Shapes: `R rows, N tokens of the longest row, T tokens of all rows`.
 """
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from studio.backbone import attention
 from studio.backbone.attention import AttentionState
@@ -95,6 +97,28 @@ def isolate(module: nn.Module, state: AttentionState) -> None:
 
         assert total == len(kept)
         return tree_map_only(Tensor, pack, output)
+
+    module.forward = forward
+    module.__dict__["studio_before_isolation"] = own
+
+
+def pass_rows(module: nn.Module, state: AttentionState) -> None:
+    """Let a module keep packed rows apart itself, by the arguments that kernels have for them."""
+    own = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        lengths = state.lengths
+        if lengths is None or len(lengths) == 1:
+            return own(*args, **kwargs)
+        device = next(x.device for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+        sizes = torch.tensor(lengths, device=device)
+        rows = torch.arange(len(lengths), dtype=torch.int32, device=device)
+        ends = torch.nn.functional.pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
+        given = {
+            "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": max(lengths),
+            "max_length_k": max(lengths), "seq_idx": rows.repeat_interleave(sizes)[None],
+        }  # fmt: skip
+        return own(*args, **{**kwargs, **given})
 
     module.forward = forward
     module.__dict__["studio_before_isolation"] = own

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from studio.backbone.expert_layout import expert_layout
 from studio.errors import MethodError, nearest
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class Anatomy:
         return [
             site
             for key, module in self.modules.items()
-            if is_experts(module) and self._is_text(key)
+            if expert_layout(module) and self._is_text(key)
             for site in _expert_sites(key, module, self.layer_of(key))
         ]
 
@@ -461,20 +462,16 @@ def _ends(key: str, name: str) -> bool:
     return key == name or key.endswith(f".{name}")
 
 
-def is_experts(module: nn.Module) -> bool:
-    """Return True for a module of routed experts whose forward transformers looks up by name."""
-    return hasattr(module, "_apply_gate") and hasattr(module, "is_transposed")
-
-
 def _expert_sites(key: str, module: Any, layer: int) -> list[Site]:
-    sites = []
-    for name in ("gate_up_proj" if module.has_gate else "up_proj", "down_proj"):
+    layout, sites = expert_layout(module), []
+    assert layout is not None
+    for name in (layout.first, layout.last):
         weight = getattr(module, name)
         state = getattr(weight, "quant_state", None)  # 4-bit weights are flat
         experts, *sizes = weight.shape if state is None else state.shape
-        out_features, in_features = reversed(sizes) if module.is_transposed else sizes
+        out_features, in_features = reversed(sizes) if layout.transposed else sizes
         sites.append(
             Site(f"{key}.{name}", "experts", module, layer, in_features, out_features,
-                 module.is_transposed, experts)
+                 layout.transposed, experts)
         )  # fmt: skip
     return sites

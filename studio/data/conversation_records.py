@@ -34,6 +34,7 @@ class Conversation(NamedTuple):
     line: int = 0
     open_ended: bool = False  # a question at the end had no answer and was left out
     muted: tuple[int, ...] = ()  # which answers, counted from 0, carry no loss
+    weights: tuple[tuple[int, float], ...] = ()  # loss weights of answers, where not 0 or 1
     unread: tuple[str, ...] = ()  # keys of the messages that mean nothing here
 
 

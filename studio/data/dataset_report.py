@@ -20,6 +20,7 @@ from studio.errors import DataError
 if TYPE_CHECKING:
     from studio.data.dataset_files import Origin
     from studio.data.recognise_format import Guess
+    from studio.data.template.render_conversation import Reading
     from studio.data.template.template import View
     from studio.data.tokenise_rows import Tokens
 
@@ -126,6 +127,7 @@ class RowCounter:
     last: int = 0  # number of the row that was kept last
     open_ended: int = 0
     muted: int = 0
+    weights: array[float] = field(default_factory=lambda: array("d"))  # neither 0 nor 1
     echoes: int = 0  # rows whose answer repeats the question
     most_messages: int = 0
     problems: list[Problem] = field(default_factory=list)
@@ -162,9 +164,10 @@ class RowCounter:
             self.most_messages = len(messages)
         if len(messages) > 1 and messages[-1]["content"] == messages[-2]["content"]:
             self.echoes += messages[-2]["role"] == "user" and messages[-1]["content"] != ""
-        if row.open_ended or row.muted or row.unread:
+        if row.open_ended or row.muted or row.unread or row.weights:
             self.open_ended += row.open_ended
             self.muted += len(row.muted)
+            self.weights.extend(weight for _, weight in row.weights)
             self.unread_keys.update(row.unread)
 
     def fields(self, origin: Origin, guess: Guess) -> dict[str, Any]:
@@ -195,6 +198,11 @@ class RowCounter:
             notes.append(
                 f"{self.muted:,} answers are marked in the file (weight 0, or train false) and "
                 "carry no loss."
+            )
+        if self.weights:
+            notes.append(
+                f"{len(self.weights):,} answers have a loss weight of their own in the file, from "
+                f"{min(self.weights):g} to {max(self.weights):g}."
             )
         notes += [*_unread("column", "row", self.unread_columns)]
         notes += [*_unread("key", "message", self.unread_keys)]
@@ -233,6 +241,28 @@ def token_smells(tokens: Tokens, truncated: int, format: str) -> Iterator[str]:
     short = int(np.count_nonzero(trained <= 2))  # one and the end of the turn
     if short * 2 > count:
         yield f"In {short:,} of {count:,} rows at most one token is trained beside the end."
+
+
+def reading_notes(readings: Counter[Reading]) -> Iterator[str]:
+    """Yield how documents with control tokens are read, with their numbers by way of reading."""
+    if count := readings["chat"]:
+        rows = "1 row is a chat" if count == 1 else f"{count:,} rows are chats"
+        yield (
+            f"{rows} rendered already: control tokens are read as tokens, and the answers "
+            "between them are trained (data.control_tokens)."
+        )
+    if count := readings["text"]:
+        rows = "1 row holds" if count == 1 else f"{count:,} rows hold"
+        yield (
+            f"{rows} control tokens of the tokenizer, which are read as plain text; "
+            "data.control_tokens=tokens reads them as tokens."
+        )
+    if count := readings["foreign"]:
+        rows = "1 row holds" if count == 1 else f"{count:,} rows hold"
+        yield (
+            f"{rows} turns of a chat in another model's control tokens, which this tokenizer "
+            "reads as plain text: give the rows as messages, to train the answers only."
+        )
 
 
 def _unread(what: str, holder: str, counts: Counter[str]) -> Iterator[str]:

@@ -43,6 +43,7 @@ ROLES = {
 THOUGHT_NAMES = ("reasoning_content", "reasoning", "thinking", "thought")
 _CONTENT_NAMES = ("content", "value", "text", "parts")
 _MARKS = ("weight", "loss_weight", "train")
+MAX_WEIGHT = 100
 _SPEAKERS = ("user", "assistant", "system")
 _KEYS_OF = {
     "assistant": ("tool_calls", "function_call", *_MARKS, *THOUGHT_NAMES),
@@ -74,6 +75,7 @@ def conversation(
     """
     messages: list[Message] = []
     muted: list[int] = []
+    weights: list[tuple[int, float]] = []
     unread: list[str] = []
     last_answer, num_answers = -1, 0
     for index, turn in enumerate(turns):
@@ -86,8 +88,11 @@ def conversation(
         message = _message(turn, role, index)
         if message["role"] == "assistant":
             last_answer = len(messages)
-            if len(turn) > 2 and _is_muted(turn, index):
-                muted.append(num_answers)
+            if len(turn) > 2 and (weight := _loss_weight(turn, index)) != 1:
+                if weight:
+                    weights.append((num_answers, weight))
+                else:
+                    muted.append(num_answers)
             num_answers += 1
         if len(turn) > 2 or len(message) > 2:
             unread += _unread(turn, message)
@@ -103,7 +108,9 @@ def conversation(
         unread.append("system")
     open_ended = last_answer + 1 < len(messages)
     kept = messages[: last_answer + 1]
-    return Conversation(kept, tools, row.line, open_ended, tuple(muted), tuple(unread))
+    return Conversation(
+        kept, tools, row.line, open_ended, tuple(muted), tuple(weights), tuple(unread)
+    )
 
 
 def has_value(value: Any) -> bool:
@@ -125,16 +132,19 @@ def _unread(turn: dict[str, Any], message: Message) -> list[str]:
     return unread
 
 
-def _is_muted(turn: dict[str, Any], index: int) -> bool:
-    """Return True if an answer is marked in the file to carry no loss."""
-    for name in ("weight", "loss_weight"):
-        weight = turn.get(name)
-        if weight is not None and weight not in (0, 1):
+def _loss_weight(turn: dict[str, Any], index: int) -> float:
+    """Return how much the loss of an answer counts, 1 unless the file says otherwise."""
+    given = [(name, turn[name]) for name in _MARKS[:2] if turn.get(name) is not None]
+    for name, weight in given:
+        if not isinstance(weight, int | float) or not 0 <= weight <= MAX_WEIGHT:
             shown = str(weight)[:20]
-            raise Dropped("weight", f"Message {index + 1} has the {name} {shown}: use 0 or 1.")
-        if weight == 0 and weight is not None:
-            return True
-    return turn.get("train") is False
+            raise Dropped(
+                "weight",
+                f"Message {index + 1} has the {name} {shown}: use a number from 0 to {MAX_WEIGHT}.",
+            )
+    if turn.get("train") is False or any(weight == 0 for _, weight in given):
+        return 0.0
+    return float(given[0][1]) if given else 1.0
 
 
 def _message(turn: dict[str, Any], role: str, index: int) -> Message:

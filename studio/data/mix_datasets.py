@@ -183,8 +183,9 @@ def _plain(record: AnyRecord) -> tuple[str, dict[str, Any]]:
                         "rejected": rejected[shared:]}  # fmt: skip
     talk = record.conversation if isinstance(record, Judged) else record
     answers = [i for i, message in enumerate(talk.messages) if message["role"] == "assistant"]
-    muted = {answers[at] for at in talk.muted}
-    messages = [m | ({"weight": 0} if i in muted else {}) for i, m in enumerate(talk.messages)]
+    weights = [*dict.fromkeys(talk.muted, 0).items(), *talk.weights]
+    marks = {answers[at]: {"weight": weight} for at, weight in weights}
+    messages = [m | marks.get(i, {}) for i, m in enumerate(talk.messages)]
     row: dict[str, Any] = {"messages": messages} | ({"tools": talk.tools} if talk.tools else {})
     if isinstance(record, Judged):
         return "judged", row | {"label": record.good}

@@ -69,6 +69,11 @@ def judged(conversation: Conversation, good: bool) -> Judged:
 
 
 def _muted(row: Conversation, shared: int) -> Conversation:
+    if row.weights:
+        given = f"{row.weights[0][1]:g}"
+        raise Dropped(
+            "weight", f"Losses of preferences take the loss weights 0 and 1, not {given}."
+        )
     earlier = sum(message["role"] == "assistant" for message in row.messages[:shared])
     return row._replace(muted=tuple(sorted({*row.muted, *range(earlier)})))
 

@@ -203,7 +203,7 @@ def _folder(
 ) -> Path:  # fmt: skip
     how = [origin.container, origin.encoding, origin.plain]  # a name may say how bytes are read
     parts = [
-        "tokens-13", data_hash, how, source.format, source.chat_template, source.train_on, limit,
+        "tokens-14", data_hash, how, source.format, source.chat_template, source.train_on, limit,
         source.thoughts, source.accept_lost, source.control_tokens, source.chat_template_kwargs,
         rows, source.pairs, source.margin, template.backend.fingerprint(),
     ]  # fmt: skip

@@ -37,6 +37,7 @@ from studio.data.dataset_report import (
     RowCounter,
     TokenReport,
     histogram,
+    reading_notes,
     token_smells,
 )
 from studio.data.preference_rows import preferences
@@ -52,6 +53,7 @@ from studio.train_args import Rows
 
 BATCH_ROWS = 256
 PIECE_CHARS = 1 << 16
+WEIGHTS = "weights.f32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ class Example:
     """One row for the loop; `row` is its number in the source, counted from 1.
 
     `good` is the verdict on a judged answer, and True for the chosen answer of a pair. `source` is
-    the dataset that the row of a mix is from.
+    the dataset that the row of a mix is from. `weights` are those of the tokens in the loss, None
+    where all are 1.
     """
 
     input_ids: NDArray[np.int32]
@@ -67,6 +70,7 @@ class Example:
     row: int
     good: bool = True
     source: str = ""
+    weights: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ class Tokens:
     hashes: NDArray[np.uint64]  # equal rows have equal ones; of preferences, equal prompts
     whole: NDArray[np.int64]  # how long each row was before it was cut
     good: NDArray[np.bool_]  # of preferences: chosen and good answers
+    weights: NDArray[np.float32] | None = None  # of the tokens in the loss
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -114,7 +119,8 @@ class Examples(Sequence[Example]):
         good = bool(self.tokens.good[at]) if len(self.tokens.good) else True
         row, own = int(self.tokens.rows[at]), self.sources
         source = own.names[own.of_row[row - 1]] if own else ""
-        return Example(ids, labels.astype(np.int32), row, good, source)
+        weights = None if self.tokens.weights is None else self.tokens.weights[start:stop]
+        return Example(ids, labels.astype(np.int32), row, good, source, weights)
 
     def count_by_source(self) -> dict[str, int]:
         """Return the number of rows of each source of a mix; nothing of other datasets."""
@@ -142,10 +148,11 @@ class TokenWriter:
         self._trained: BinaryIO = (folder / "trained.u8").open("wb") if folder else io.BytesIO()
         self._starts, self._rows, self._whole = array("q", [0]), array("q"), array("q")
         self._hashes, self._good = array("Q"), array("B")
+        self._weights: BinaryIO | None = None  # made for the first row that has some
 
     def add(self, row: Encoded, number: int, *, whole: int = 0) -> None:
         """Append a row that was `whole` tokens long before it was cut."""
-        self.extend(row.ids, row.trained, np.array([0, len(row.ids)]), [number])
+        self.extend(row.ids, row.trained, np.array([0, len(row.ids)]), [number], row.weights)
         self._whole[-1] = whole or len(row.ids)
 
     def add_answer(self, row: Cut, number: int, *, good: bool, prompt: int, whole: int) -> None:
@@ -160,6 +167,7 @@ class TokenWriter:
         trained: NDArray[np.bool_],
         starts: NDArray[np.int64],
         rows: Sequence[int],
+        weights: NDArray[np.float32] | None = None,
     ) -> array[int]:
         """Append rows, row `i` from `starts[i]` to `starts[i + 1]`; return their hashes."""
         first, stop = int(starts[0]), int(starts[-1])
@@ -167,17 +175,30 @@ class TokenWriter:
         hashes = array("Q", [bytes_hash(view[a:b]) for a, b in pairwise((4 * starts).tolist())])
         self._ids.write(ids[first:stop].data)
         self._trained.write(trained[first:stop].data)
+        self._write_weights(stop - first, None if weights is None else weights[first:stop])
         self._starts.extend((starts[1:] + (self._starts[-1] - first)).tolist())
         self._rows.extend(rows)
         self._whole.extend(np.diff(starts).tolist())
         self._hashes += hashes
         return hashes
 
+    def _write_weights(self, count: int, weights: NDArray[np.float32] | None) -> None:
+        if weights is not None and self._weights is None:
+            self._weights = (self.folder / WEIGHTS).open("wb") if self.folder else io.BytesIO()
+            self._write_weights(self._starts[-1], None)
+        if self._weights and weights is not None:
+            self._weights.write(weights.data)
+        elif self._weights:
+            for at in range(0, count, PIECE_CHARS):
+                self._weights.write(np.ones(min(PIECE_CHARS, count - at), np.float32).data)
+
     def finish(self) -> Tokens:
         """Close the files (or take the memory) and return everything."""
         if self.folder:
             self._ids.close()
             self._trained.close()
+            if self._weights:
+                self._weights.close()
             for name in ("starts.i64", "rows.i64", "hashes.u64", "whole.i64", "good.u8"):
                 with (self.folder / name).open("wb") as file:
                     getattr(self, f"_{name.partition('.')[0]}").tofile(file)
@@ -191,6 +212,9 @@ class TokenWriter:
             np.asarray(self._hashes),
             np.asarray(self._whole),
             np.asarray(self._good).astype(np.bool_),
+            np.frombuffer(self._weights.getbuffer(), np.float32)
+            if isinstance(self._weights, io.BytesIO)
+            else None,
         )
 
 
@@ -204,6 +228,7 @@ def load_tokens(folder: Path) -> Tokens:
         np.fromfile(folder / "hashes.u64", dtype=np.uint64),
         np.fromfile(folder / "whole.i64", dtype=np.int64),
         np.fromfile(folder / "good.u8", dtype=np.bool_),
+        _mapped(folder / WEIGHTS, np.float32) if (folder / WEIGHTS).is_file() else None,
     )
 
 
@@ -331,7 +356,7 @@ class _Tokeniser:
             if start < stop:
                 sources = [numbers[view.source] for view in views[start:stop]]
                 self.counter.hashes += self.writer.extend(
-                    batch.ids, batch.trained, batch.starts[start : stop + 1], sources
+                    batch.ids, batch.trained, batch.starts[start : stop + 1], sources, batch.weights
                 )
                 self.lengths.extend(lengths[start:stop].tolist())
                 for view in views[start:stop]:
@@ -370,7 +395,7 @@ class _Tokeniser:
         self.truncated += 1
         self.truncated_start += cut.lost == "start"
         self.truncated_tokens += whole - len(cut.ids)
-        self.writer.add(Encoded(cut.ids, cut.trained), number, whole=whole)
+        self.writer.add(cut.of(item), number, whole=whole)
 
     def write_preferences(self, items: Iterator[tuple[int, Pair | Judged]]) -> None:
         """Write pairs as two adjacent rows each, and judged answers as one."""
@@ -484,24 +509,7 @@ class _Tokeniser:
                 f"{self.truncated_start:,} rows are longer than {self.limit:,} tokens and lose the "
                 "beginning of their prompt, so that the answer stays in."
             )
-        if count := self.readings["chat"]:
-            rows = "1 row is a chat" if count == 1 else f"{count:,} rows are chats"
-            yield (
-                f"{rows} rendered already: control tokens are read as tokens, and the answers "
-                "between them are trained (data.control_tokens)."
-            )
-        if count := self.readings["text"]:
-            rows = "1 row holds" if count == 1 else f"{count:,} rows hold"
-            yield (
-                f"{rows} control tokens of the tokenizer, which are read as plain text; "
-                "data.control_tokens=tokens reads them as tokens."
-            )
-        if count := self.readings["foreign"]:
-            rows = "1 row holds" if count == 1 else f"{count:,} rows hold"
-            yield (
-                f"{rows} turns of a chat in another model's control tokens, which this tokenizer "
-                "reads as plain text: give the rows as messages, to train the answers only."
-            )
+        yield from reading_notes(self.readings)
         if share < LOW_SHARE:
             yield f"Only {share:.1%} of the tokens are trained."
         if not self.template.end and not is_text:

@@ -24,6 +24,11 @@ class Cut(NamedTuple):
     lost: Literal["nothing", "end", "start"]
     kept: NDArray[np.int64] | None
 
+    def of(self, row: Encoded) -> Encoded:
+        """Return what is left of the row that was cut, with its weights."""
+        kept = slice(None) if self.kept is None else self.kept
+        return Encoded(self.ids, self.trained, None if row.weights is None else row.weights[kept])
+
 
 def fit(row: Encoded, *, limit: int, num_lead_tokens: int) -> Cut:
     """Cut one conversation to `limit` tokens by the rule at the top of this file."""

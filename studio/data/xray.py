@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -65,6 +66,14 @@ class LostPart(Frozen):
     before: int
 
 
+class Weighed(Frozen):
+    """Tokens from `start` to before `stop` whose loss counts `weight` times."""
+
+    start: int
+    stop: int
+    weight: float
+
+
 class XRow(Frozen):
     """One row; `row` counts from 1, `line` is where it stands in its file.
 
@@ -81,6 +90,7 @@ class XRow(Frozen):
     num_truncated: int = 0
     problem: str = ""
     lost: tuple[LostPart, ...] = ()
+    weights: tuple[Weighed, ...] = ()
     part: int = 1
     num_parts: int = 1
     side: Side = ""
@@ -287,7 +297,17 @@ def _shown(
         num_tokens=len(ids),
         num_trained=states.count("trained"),
         num_truncated=states.count("truncated"),
+        weights=tuple(_weighed(encoded)),
     )
+
+
+def _weighed(encoded: Encoded) -> Iterator[Weighed]:
+    if encoded.weights is None:
+        return
+    edges = np.flatnonzero(np.diff(encoded.weights, prepend=1, append=1))
+    for start, stop in pairwise(edges.tolist()):
+        if (weight := float(encoded.weights[start])) != 1:
+            yield Weighed(start=start, stop=stop, weight=round(weight, 6))
 
 
 def _texts(core: Any, ids: list[int]) -> list[str]:

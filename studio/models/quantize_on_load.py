@@ -49,7 +49,10 @@ def quantising_options(kind: str, dtype: torch.dtype, device: torch.device) -> d
 
 def is_expert_weight(module: nn.Module, name: str) -> bool:
     """Return True for a 3-D parameter of routed experts."""
-    return hasattr(module, "_apply_gate") and name in ("gate_up_proj", "up_proj", "down_proj")
+    from studio.backbone.expert_layout import expert_layout
+
+    layout = expert_layout(module)
+    return layout is not None and name in (layout.first, layout.last)
 
 
 @cache

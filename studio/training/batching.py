@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +35,17 @@ class TokenRow(Protocol):
     def row(self) -> int:
         """Number of the row in its file."""
 
+    @property
+    def weights(self) -> NDArray[np.float32] | None:
+        """Weights of the tokens in the loss, None where all are 1."""
+
+
+class Weights(NamedTuple):
+    """Weights of the targets in the loss, and their sum: known here, a wait for the GPU later."""
+
+    of_N: Tensor
+    total: float
+
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
@@ -51,6 +62,7 @@ class PackedBatch:
     rows: tuple[int, ...]
     kept: tuple[int, ...]
     shared: tuple[int, ...] = ()
+    weights: Weights | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -74,6 +86,7 @@ class PaddedBatch:
     rows: tuple[int, ...]
     kept: tuple[int, ...]
     num_tokens: int
+    weights: Weights | None = None
 
     @property
     def num_targets(self) -> int:
@@ -108,7 +121,23 @@ def pack(examples: Sequence[TokenRow], device: torch.device, *, together: int = 
         rows=tuple(e.row for e in examples),
         kept=tuple(map(len, targets)),
         shared=tuple(shared) if any(shared) else (),
+        weights=_weights(examples, device),
     )
+
+
+def total_weight(batch: PackedBatch | PaddedBatch) -> float:
+    """Return what the batch's summed loss is divided by: its targets, each by its weight."""
+    return batch.weights.total if batch.weights else float(batch.num_targets)
+
+
+def _weights(examples: Sequence[TokenRow], device: torch.device) -> Weights | None:
+    """Return the weights of the rows' targets, row by row; None where all are 1."""
+    if all(example.weights is None for example in examples):
+        return None
+    weights = [np.ones(len(e.labels)) if e.weights is None else e.weights for e in examples]
+    kept = [w[1:][e.labels[1:] != IGNORED] for e, w in zip(examples, weights, strict=True)]
+    flat = np.concatenate(kept).astype(np.float32)
+    return Weights(torch.from_numpy(flat).to(device), float(flat.sum(dtype=np.float64)))
 
 
 def _num_common(first: TokenRow, row: TokenRow) -> int:
@@ -137,6 +166,7 @@ def pad(examples: Sequence[TokenRow], device: torch.device, *, pad_id: int = 0) 
         rows=tuple(e.row for e in examples),
         kept=tuple(keep.sum(1).tolist()),
         num_tokens=int(mask.sum()),
+        weights=_weights(examples, device),
     )
 
 

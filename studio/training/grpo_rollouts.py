@@ -42,6 +42,7 @@ class Rollout:
     labels: np.ndarray[Any, np.dtype[np.int32]]
     row: int
     advantage: float
+    weights: None = None
 
 
 class Rollouts:

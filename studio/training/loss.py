@@ -1,6 +1,7 @@
 """The loss: a sum over trained tokens, divided once by all trained tokens of the step.
 
 Dividing by the step's count, not each batch's own, makes four small batches equal one large one.
+Where rows bring weights `w` it is `Σ w_n loss_n / Σ w_n` over the tokens of the step.
 Losses of preferences (`preference_loss.py`) take the sum of each row instead of the sum of all.
 
 The loss is computed at label positions only, and without holding all their logits: the head's
@@ -28,7 +29,7 @@ from studio.backbone import Backbone
 from studio.backbone.kernels import replaceable
 from studio.torch_modules import module_of
 from studio.training.allocator import WIDE_NUMBERS, chunk_numbers
-from studio.training.batching import PackedBatch, PaddedBatch
+from studio.training.batching import PackedBatch, PaddedBatch, total_weight
 
 Stack = Sequence[tuple[str, float]]
 
@@ -94,15 +95,26 @@ def head_loss(
     return losses_N
 
 
-def head_measured(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[float, int]:
+def head_measured(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor | None = None
+) -> tuple[float, int]:
     """Return the summed loss and the number of correct predictions, without gradients."""
-    chunk, total, correct = _chunk_rows(weight_VD), 0.0, 0
+    chunk, total, correct, at = _chunk_rows(weight_VD), 0.0, 0, 0
     for start in range(0, hidden_ND.shape[0], chunk):
         part = slice(start, start + chunk)
         for rows_RV, target_R in _row_chunks(hidden_ND[part] @ weight_VD.T, targets_N[part]):
-            total += float(cross_entropy(rows_RV.float(), target_R, reduction="sum"))
+            weights_R = None if weights_N is None else weights_N[at : at + len(target_R)]
+            total += _measured(rows_RV, target_R, weights_R)
             correct += int((rows_RV.argmax(-1) == target_R).sum())
+            at += len(target_R)
     return total, correct
+
+
+def _measured(logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor | None) -> float:
+    """Return the summed loss of logits, as a number."""
+    if weights_N is None:
+        return float(cross_entropy(logits_NV.float(), targets_N, reduction="sum"))
+    return float(cross_entropy(logits_NV.float(), targets_N, reduction="none") @ weights_N)
 
 
 def _chunk_rows(weight_VD: Tensor) -> int:
@@ -153,8 +165,7 @@ def loss_sum(
     backbone: Backbone, batch: PackedBatch | PaddedBatch, smoothing: float = 0.0
 ) -> Tensor:
     """Return the summed negative log-likelihood of the batch's trained tokens, in float32."""
-    found, head = _forward(backbone, batch)
-    return _cross_entropy(found, head, batch.targets_N, smoothing).sum()
+    return _loss_sum(*_forward(backbone, batch), batch, smoothing)
 
 
 def row_losses(backbone: Backbone, batch: PackedBatch | PaddedBatch) -> Tensor:
@@ -208,7 +219,7 @@ def loss_sums(
     )
     parts = found.split([batch.num_targets for batch in batches])
     return [
-        _cross_entropy(part, head, batch.targets_N, smoothing).sum()
+        _loss_sum(part, head, batch, smoothing)
         for part, batch, smoothing in zip(parts, batches, smoothings, strict=True)
     ]
 
@@ -228,6 +239,13 @@ def _packed_logits(backbone: Backbone, batch: PackedBatch) -> Tensor:
     return backbone.packed_logits(
         batch.ids_T, batch.lengths, batch.keep_N, batch.kept, batch.shared
     )
+
+
+def _loss_sum(
+    found: Tensor, head: nn.Linear | None, batch: PackedBatch | PaddedBatch, smoothing: float
+) -> Tensor:
+    losses_N = _cross_entropy(found, head, batch.targets_N, smoothing)
+    return (losses_N * batch.weights.of_N if batch.weights else losses_N).sum()
 
 
 def _cross_entropy(
@@ -258,6 +276,7 @@ class EvalLoss:
     loss_sum: float
     correct: int
     tokens: int
+    weight: float  # of all tokens, equal to their number unless rows bring weights
 
     @classmethod
     def of(cls, parts: Iterable[EvalLoss]) -> EvalLoss:
@@ -268,7 +287,7 @@ class EvalLoss:
     @property
     def loss(self) -> float:
         """Loss per trained token."""
-        return self.loss_sum / max(1, self.tokens)
+        return self.loss_sum / (self.weight or 1)
 
     @property
     def accuracy(self) -> float:
@@ -278,14 +297,16 @@ class EvalLoss:
 
 def evaluate_loss(backbone: Backbone, batches: Iterable[PackedBatch | PaddedBatch]) -> EvalLoss:
     """Evaluate validation batches, with dropout off."""
-    total, correct, tokens = 0.0, 0, 0
+    total, correct, tokens, weight = 0.0, 0, 0, 0.0
     with backbone.evaluating():
         for batch in batches:
             found, head = _forward(backbone, batch)
+            weights_N = batch.weights.of_N if batch.weights else None
             if head is not None:
-                loss, right = head_measured(found, head.weight, batch.targets_N)
+                loss, right = head_measured(found, head.weight, batch.targets_N, weights_N)
             else:
-                loss = float(cross_entropy(found.float(), batch.targets_N, reduction="sum"))
+                loss = _measured(found, batch.targets_N, weights_N)
                 right = int((found.argmax(-1) == batch.targets_N).sum())
             total, correct, tokens = total + loss, correct + right, tokens + batch.num_targets
-    return EvalLoss(total, correct, tokens)
+            weight += total_weight(batch)
+    return EvalLoss(total, correct, tokens, weight)

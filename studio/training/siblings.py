@@ -36,7 +36,7 @@ from studio.spec import RunSpec
 from studio.training import kernel_check, training_loop
 from studio.training.base_check import check_base
 from studio.training.base_precision import base_model
-from studio.training.batching import PackedBatch, PaddedBatch
+from studio.training.batching import PackedBatch, PaddedBatch, total_weight
 from studio.training.loss import loss_sums
 from studio.training.memory_remedies import explain_errors
 from studio.training.open_session import open_session, prepare_data
@@ -198,15 +198,13 @@ class SiblingGroup:
         if len(members) == 1:
             return
         batches = {one.name: [_packed(batch) for batch in one.next_batches()] for one in members}
-        targets = {name: sum(batch.num_targets for batch in own) for name, own in batches.items()}
-        scales = {one.name: one.gradient_scale(max(1, targets[one.name])) for one in members}
+        targets = {name: sum(map(total_weight, own)) or 1.0 for name, own in batches.items()}
+        scales = {one.name: one.gradient_scale(targets[one.name]) for one in members}
         losses: dict[str, list[Tensor]] = {one.name: [] for one in members}
         for turn in range(max(map(len, batches.values()))):
             there = [one for one in members if turn < len(batches[one.name])]
             sums = self._loss_sums(there, [batches[one.name][turn] for one in there])
-            shares = [
-                loss / max(1, targets[one.name]) for one, loss in zip(there, sums, strict=True)
-            ]
+            shares = [loss / targets[one.name] for one, loss in zip(there, sums, strict=True)]
             scaled = [share * scales[one.name] for one, share in zip(there, shares, strict=True)]
             torch.stack(scaled).sum().backward()
             for one, share in zip(there, shares, strict=True):

@@ -25,7 +25,15 @@ from studio.data.tokenise_rows import places_by_source
 from studio.errors import DataError, Diverged
 from studio.torch_modules import module_of
 from studio.training import checkpoint
-from studio.training.batching import PackedBatch, PaddedBatch, TokenRow, groups, pack, pad
+from studio.training.batching import (
+    PackedBatch,
+    PaddedBatch,
+    TokenRow,
+    groups,
+    pack,
+    pad,
+    total_weight,
+)
 from studio.training.checkpoint import CheckpointOrigin, RunProgress
 from studio.training.distributed import sum_gradients
 from studio.training.expert_balance import ExpertBalance
@@ -64,7 +72,7 @@ class Pass:
     batches: Sequence[PackedBatch | PaddedBatch]
     losses: Sequence[Tensor]
     seconds: float
-    scale: int = 1
+    scale: float = 1
     sums: Sequence[Tensor] = ()
 
     @property
@@ -85,7 +93,7 @@ def forward_backward(session: Session) -> Pass:
     places, batches = session.next_rows(), session.next_batches()
     preference, smoothing = session.preference, session.spec.train.label_smoothing_factor
     if preference is None:
-        targets = max(1, session.sum_over_ranks(sum(batch.num_targets for batch in batches)))
+        targets = session.sum_over_ranks(sum(map(total_weight, batches))) or 1.0
     else:
         targets = preference.begin_step(places, batches)
     losses, scale = [], session.gradient_scale(targets)
@@ -217,7 +225,7 @@ class Session:
             return pack(examples, self.loaded.device, together=together if shares else 1)
         return pad(examples, self.loaded.device)
 
-    def gradient_scale(self, targets: int) -> int:
+    def gradient_scale(self, targets: float) -> float:
         """Return the factor on the loss during backward.
 
         float16 has nothing between 0 and 6e-8, and a gradient divided by thousands of targets is
@@ -226,7 +234,7 @@ class Session:
         """
         return targets if self.loaded.dtype == torch.float16 else 1
 
-    def _reduce_and_clip(self, scale: int) -> Tensor:
+    def _reduce_and_clip(self, scale: float) -> Tensor:
         """Sum gradients over ranks, clip their norm to `max_grad_norm`, return the norm."""
         if self.accelerator.num_processes > 1:
             sum_gradients(self.parameters)

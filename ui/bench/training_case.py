@@ -63,6 +63,7 @@ class BenchRow:
     input_ids: np.ndarray
     labels: np.ndarray
     row: int
+    weights: None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -102,6 +102,8 @@ def xray(rows: Sequence[Mapping[str, Any]]) -> None:
             where = f"message {part['message']}" if part["message"] else "the row"
             text = printable(part["text"][:200])
             print(f"  left out by the template: {part['kind']} of {where}: ~~{text}~~")
+        for part in row["weights"]:
+            print(f"  tokens {part['start'] + 1} to {part['stop']}: loss weight {part['weight']:g}")
         if row["problem"]:
             print(f"  dropped: {printable(say(row['problem']))}")
             continue

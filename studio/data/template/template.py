@@ -40,10 +40,11 @@ PART_NAMES = {
 
 
 class Encoded(NamedTuple):
-    """Token ids, and which of them carry loss."""
+    """Token ids, which of them carry loss, and their weights in it, None where all are 1."""
 
     ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
+    weights: NDArray[np.float32] | None = None
 
 
 class View(NamedTuple):
@@ -78,13 +79,15 @@ class EncodedBatch(NamedTuple):
     teaches: list[bool]
     problems: dict[int, Problem]
     views: list[View]
+    weights: NDArray[np.float32] | None = None
 
     def row(self, index: int) -> Encoded | Problem:
         """Return one view, or why there is none."""
         if index in self.problems:
             return self.problems[index]
         start, stop = self.starts[index : index + 2]
-        return Encoded(self.ids[start:stop], self.trained[start:stop])
+        weights = None if self.weights is None else self.weights[start:stop]
+        return Encoded(self.ids[start:stop], self.trained[start:stop], weights)
 
 
 class Template:
@@ -161,6 +164,7 @@ class Template:
         stops: list[int] = [0]
         teaches: list[bool] = []
         ranges: list[tuple[int, int]] = []
+        weighed: list[tuple[int, int, float]] = []
         problems: dict[int, Problem] = {}
         for view in views:
             at = stops[-1]
@@ -168,7 +172,11 @@ class Template:
             if isinstance(view.laid, Problem):
                 problems[len(teaches)] = view.laid
             else:
-                ids, found = self._encoded(view.row, view.laid, next(encodings), train_on)
+                encoding = next(encodings)
+                ids, found = self._encoded(view.row, view.laid, encoding, train_on)
+                if isinstance(view.row, Conversation) and view.row.weights:
+                    places = self._weighed(view.row, view.laid, encoding, train_on)
+                    weighed += [(at + start, at + stop, weight) for start, stop, weight in places]
                 packed.append(struct.pack(f"={len(ids)}i", *ids))  # the fastest way from a list
                 ranges += [(at + start, at + stop) for start, stop in found]
                 at += len(ids)
@@ -177,8 +185,11 @@ class Template:
         trained = np.zeros(stops[-1], bool)
         for start, stop in ranges:
             trained[start:stop] = True
+        weights = np.ones(stops[-1], np.float32) if weighed else None
+        for start, stop, weight in weighed:
+            weights[start:stop] = weight  # type: ignore[index]
         flat = np.frombuffer(b"".join(packed), dtype=np.int32)
-        return EncodedBatch(flat, trained, np.array(stops), teaches, problems, views)
+        return EncodedBatch(flat, trained, np.array(stops), teaches, problems, views, weights)
 
     def render(self, row: Conversation | Document) -> Rendered | Problem:
         """Return a row as text with the spans that carry loss: all that training sees of it.
@@ -210,6 +221,8 @@ class Template:
 
     def _views(self, at: int, row: Conversation | Document, train_on: TrainOn) -> list[View]:
         """Return a row as it is trained; what is lost decides if it is whole, split or refused."""
+        if train_on == "all" and isinstance(row, Conversation) and row.muted:
+            row = row._replace(muted=(), weights=(*row.weights, *((n, 0.0) for n in row.muted)))
         laid = self.render(row)
         if isinstance(laid, Problem) or isinstance(row, Document):
             return [View(at, row, laid)]
@@ -299,6 +312,16 @@ class Template:
         if whole and ids[-len(self.eos_ids) :] != self.eos_ids:
             ids = ids + self.eos_ids
         return ids, [(0, len(ids))] if whole or train_on == "all" else found
+
+    def _weighed(
+        self, row: Conversation, laid: Rendered, encoding: Any, train_on: TrainOn
+    ) -> Iterator[tuple[int, int, float]]:
+        """Yield the ranges of tokens that a loss weight of the row applies to, with the weight."""
+        of: TrainOn = "last" if train_on == "last" else "assistant"
+        for number, weight in row.weights:
+            spans = [(a, b if i == number else a) for i, (a, b) in enumerate(laid.spans)]
+            for start, stop in self._encoded(row, laid._replace(spans=spans), encoding, of)[1]:
+                yield start, stop, weight
 
     def reading(self, text: str) -> Reading:
         """Return how a document is read that holds control tokens."""

@@ -58,6 +58,46 @@ def test_packed_rows_have_the_gradients_of_rows_alone(family):
         torch.testing.assert_close(one, other, atol=1e-3 * float(other.abs().max()), rtol=1e-3)
 
 
+def kernels_of_rows(monkeypatch):
+    """Give Qwen3.5's mixers what the packages of their kernels add: rows as an argument."""
+    from transformers.models.qwen3_5 import modeling_qwen3_5 as own
+
+    delta, convolution, batches = own.torch_chunk_gated_delta_rule, own.causal_conv1d_fn, []
+
+    def delta_by_row(q, k, v, *, g, beta, cu_seqlens=None, seq_idx=None, **how):
+        batches.append(len(q))
+        sizes = [q.shape[1]] if cu_seqlens is None else cu_seqlens.diff().tolist()
+        rows = zip(*(x.split(sizes, 1) for x in (q, k, v, g, beta)), strict=True)
+        found = [delta(*row[:3], g=row[3], beta=row[4], **how)[0] for row in rows]
+        return torch.cat(found, 1), None
+
+    def convolution_by_row(x, weight, bias, *, activation, seq_idx=None, **how):
+        sizes = [x.shape[-1]] if seq_idx is None else seq_idx[0].bincount().tolist()
+        rows = [convolution(row, weight, bias, activation) for row in x.split(sizes, -1)]
+        return torch.cat(rows, -1)
+
+    monkeypatch.setattr(own, "torch_chunk_gated_delta_rule", delta_by_row)
+    monkeypatch.setattr(own, "causal_conv1d_fn", convolution_by_row)
+    return batches
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_mixer_keeps_rows_apart_itself_where_its_kernel_does(installed, monkeypatch):
+    batches = kernels_of_rows(monkeypatch) if installed else []
+    backbone = Backbone(family_model("qwen3.5"))
+    ways = {way.__name__ for way in backbone.anatomy.recording.isolated.values()}
+    batches.clear()
+    with torch.no_grad():
+        packed = backbone.packed_logits(IDS, LENGTHS, ALL)
+        assert set(batches) <= {1}
+        alone = [
+            backbone.packed_logits(ids, (len(ids),), torch.arange(len(ids)))
+            for ids in IDS.split(LENGTHS)
+        ]
+    assert ways == {"pass_rows" if installed else "isolate"}
+    torch.testing.assert_close(packed, torch.cat(alone), atol=1e-4, rtol=1e-4)
+
+
 def test_a_wrapper_is_adapted_in_its_text_tower_only():
     backbone = Backbone(family_model("qwen3-vl"))
     adapter = backbone.attach("a", Lora(r=4))

@@ -42,29 +42,31 @@ def labelled(
     return row.ids.tolist(), np.where(row.trained, row.ids, -100).tolist()
 
 
-@pytest.fixture(scope="session")
-def byte_backend():
+def make_backend(
+    specials: list[str],
+    template: str | None = None,
+    *,
+    eos: str = "",
+    bos: str = "",
+    plain_added: tuple[str, ...] = (),
+) -> Backend:
     """Make a byte-level tokenizer with the given special tokens and chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    def make(
-        specials: list[str],
-        template: str | None = None,
-        *,
-        eos: str = "",
-        bos: str = "",
-        plain_added: tuple[str, ...] = (),
-    ) -> Backend:
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        core.decoder = decoders.ByteLevel()
-        core.add_special_tokens(specials)
-        core.add_tokens(list(plain_added))
-        special = {"eos_token": eos, "bos_token": bos}
-        return backend_from_core(core, {k: v for k, v in special.items() if v}, template)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(specials)
+    core.add_tokens(list(plain_added))
+    special = {"eos_token": eos, "bos_token": bos}
+    return backend_from_core(core, {k: v for k, v in special.items() if v}, template)
 
-    return make
+
+@pytest.fixture(scope="session")
+def byte_backend() -> Make:
+    """Return the maker of byte-level tokenizers."""
+    return make_backend
 
 
 @pytest.fixture(scope="session")

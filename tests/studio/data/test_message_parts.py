@@ -102,12 +102,6 @@ def test_weights_of_zero_mute_an_answer(weight):
     assert made.muted == (0,)
 
 
-def test_a_weight_that_is_neither_0_nor_1_is_refused():
-    _, made = converted({"messages": [USER, GOOD | {"loss_weight": 0.5}]})
-
-    assert made.text == "Message 2 has the loss_weight 0.5: use 0 or 1."
-
-
 def test_the_input_of_an_alpaca_pair_is_part_of_the_question():
     row = {"instruction": "q", "input": "x", "chosen": "good", "rejected": "bad"}
 

@@ -12,7 +12,7 @@ import pytest
 
 from studio.data.conversation_records import Conversation, Problem
 from studio.data.template.template import choose
-from tests.studio.data.conftest import labelled
+from tests.studio.data.conftest import labelled, make_backend
 from tests.studio.data.families import FAMILIES, PROMPTS, SHAPES, answer
 from tests.studio.data.spoken import SPOKEN
 
@@ -80,6 +80,17 @@ def views(template, shape):
     words += ["turn by turn"] * (len(shown) > 1)
     words += ["thoughts written back"] * any(view.restored for view in batch.views)
     return shown, ", ".join(words)
+
+
+def table():
+    """Return the table of docs/templates.md."""
+    lines = ["| family | " + " | ".join(SHAPES) + " |", "|---|" + "---|" * len(SHAPES)]
+    for family, kind in FAMILIES.items():
+        backend = make_backend([*kind.specials], kind.source, eos=kind.eos, bos=kind.bos)
+        template = choose(backend, thoughts="turns")
+        words = [views(template, shape)[1] or "exact" for shape in SHAPES]
+        lines.append(f"| {family} | {' | '.join(words)} |")
+    return "\n".join(lines)
 
 
 def decoded(template, ids):

@@ -1,6 +1,8 @@
 """Random conversations on every family's template: nothing is lost without a word.
 
-The oracle is a search of its own, over the tokens that are trained and those that are not.
+The oracle is a search of its own, over the tokens that are trained and those that are not, and for
+rows that are refused over what transformers renders. `STUDIO_LONG=1` tries a thousand conversations
+on each template, else 25.
 """
 
 import json
@@ -10,17 +12,21 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
 
 from studio.data.conversation_records import Conversation, Problem
 from studio.data.template.template import choose
 from tests.studio.data.families import FAMILIES, TOOLS
+from tests.studio.data.test_template_families import THOUGHTS
 
 WORDS = st.sampled_from(
     ["plum", "oak tree", "né 🙂", 'a "b"', "x\ny", "1 < 2", "</s>", "<|im_end|>", "{}",
      "back\\slash", "<think>", "a", "  padded  ", "42", "[INST]", "true", "Ω"]
 )  # fmt: skip
+USUAL = 1000 if os.environ.get("STUDIO_LONG") else 25
 EXAMPLES = settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "25")),
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", USUAL)),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -111,6 +117,7 @@ def test_every_part_of_a_row_that_is_trained_is_trained(family, row, backends):
     found = [batch.row(number) for number in range(len(batch.views))]
     if isinstance(found[0], Problem):
         assert any(complaint in found[0].text for complaint in COMPLAINTS)
+        assert not is_whole_in_transformers(backend, family, row), found[0].text
         return
     texts = [split(backend, one) for one in found]
     trained = "".join(text for text, _ in texts)
@@ -126,6 +133,24 @@ def test_every_part_of_a_row_that_is_trained_is_trained(family, row, backends):
         assert bool(np.any(found[0].trained))
 
 
+def is_whole_in_transformers(backend, family, row):
+    """Return True if transformers renders every part of a conversation."""
+    messages = [THOUGHTS.get(family, dict)(message) for message in row.messages]
+    peer = _PEERS.setdefault(family, PreTrainedTokenizerFast(tokenizer_object=backend.core))
+    names = {name: backend.special.get(name) for name in ("bos_token", "eos_token")}
+    try:
+        text = peer.apply_chat_template(
+            messages, row.tools, chat_template=FAMILIES[family].source, tokenize=False,
+            **{name: text for name, text in names.items() if text},
+        )  # fmt: skip
+    except (TemplateError, TypeError, ValueError):
+        return False
+    parts = [part for m in row.messages if m["role"] == "assistant" for part in trained_parts(m)]
+    asked = [m["content"] for m in row.messages if m["role"] != "assistant"]
+    return all(said(part) in said(text) for part in [*parts, *asked])
+
+
+_PEERS = {}
 _TEMPLATES = {}
 
 
@@ -134,15 +159,12 @@ def choose_once(backend):
     return _TEMPLATES.setdefault(id(backend), choose(backend, thoughts="turns"))
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if "Gemma" not in f])
+@pytest.mark.parametrize("family", FAMILIES)
 @EXAMPLES
 @given(row=conversations())
-def test_no_row_that_is_whole_is_refused(family, row, backends):
-    plain = [
-        {"role": m["role"], "content": m["content"] or "said"}
-        for m in row.messages
-        if m["role"] != "tool"
-    ]
+def test_no_plain_row_is_refused(family, row, backends):
+    spoken = [m for m in row.messages if m["role"] != "tool" and "tool_calls" not in m]
+    plain = [{"role": m["role"], "content": m["content"]} for m in spoken]
 
     batch = choose_once(backends[family]).encode_batch([Conversation(plain)])
 

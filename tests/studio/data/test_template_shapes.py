@@ -143,7 +143,7 @@ def test_an_answer_without_weight_is_read_and_not_trained(shape, train_on, byte_
 
     row = Conversation(TURNS, muted=(0,) if train_on == "assistant" else (1,))
     batch = choose(backend).encode_batch([row, Conversation(TURNS)], train_on)
-    ids, trained = batch.row(0)
+    ids, trained, _ = batch.row(0)
 
     expected = MULTI_TURN[shape].replace("[[", "", 1).replace("]]", "", 1)
     expected = expected if train_on == "assistant" else expected.replace("[[", "").replace("]]", "")

@@ -16,12 +16,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from studio.adapters.mix_adapters import mix
 from studio.backbone import Anatomy, Backbone, expert_kernels
 from studio.backbone.dense_weights import stored_weight
+from studio.backbone.experts import not_adapted
 from studio.backbone.fold import fold
 from studio.errors import AdapterError, MethodError
 from studio.methods.lora import Lora
 from studio.models import quantize_on_load
 from studio.models.loading import load
 from studio.spec import ModelSource
+from tests.families import random_model, type_config
 from tests.studio.tiny import SIZES, tiny_tokenizer
 
 MIXTURE = {**SIZES, "moe_intermediate_size": 24, "num_experts_per_tok": 2}
@@ -49,6 +51,8 @@ FAMILIES = {
     "gpt_oss": {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8,
                 "sliding_window": 8},
     "gemma4_text": {**MIXTURE, **GEMMA},
+    "llama4_text": {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8,
+                    "intermediate_size_mlp": 48, "moe_layers": [0, 1]},
 }  # fmt: skip
 IDS = torch.randint(3, 64, (3, 11), generator=torch.Generator().manual_seed(5))
 TARGETS = ("o_proj", "experts")
@@ -138,33 +142,38 @@ def by_loop(family: str, params: dict[str, dict[str, Tensor]], scale: float) -> 
             weight = getattr(module, key.rpartition(".")[2])
             for expert in range(len(weight)):
                 change = scale * p["lora_B"][expert] @ p["lora_A"][expert]
-                weight[expert] += change.T if module.is_transposed else change
+                weight[expert] += change.T if getattr(module, "is_transposed", True) else change
         return model(input_ids=IDS).logits
 
 
-def test_each_expert_has_its_own_low_rank_delta():
-    backbone = adapted("qwen3_moe")
+@pytest.mark.parametrize(
+    ("family", "block"), [("qwen3_moe", "mlp"), ("llama4_text", "feed_forward")]
+)
+def test_each_expert_has_its_own_low_rank_delta(family, block):
+    backbone = adapted(family)
     params = backbone.adapters["a"].params
-    assert params["model.layers.0.mlp.experts.gate_up_proj"]["lora_A"].shape == (4, 2, 32)
-    close(logits(backbone), by_loop("qwen3_moe", params, 8.0))  # lora_alpha 32 / r 4
+    assert params[f"model.layers.0.{block}.experts.gate_up_proj"]["lora_A"].shape == (4, 2, 32)
+    close(logits(backbone), by_loop(family, params, 8.0))  # lora_alpha 32 / r 4
 
 
+@pytest.mark.parametrize("family", ["olmoe", "llama4_text"])
 @pytest.mark.parametrize("joined", [True, False])
-def test_gradients_of_experts_are_those_of_their_matrices(joined, monkeypatch):
+def test_gradients_of_experts_are_those_of_their_matrices(joined, family, monkeypatch):
     monkeypatch.setattr(expert_kernels.JoinedFactors, "fits", lambda x, a_ERI: joined)
-    backbone = adapted("olmoe")
+    backbone = adapted(family)
     parameters = backbone.train("a")
     loss = backbone.model(input_ids=IDS).logits.square().mean()
     ours = torch.autograd.grad(loss, parameters)
     backbone.checkpointing(True)
     again = torch.autograd.grad(backbone.model(input_ids=IDS).logits.square().mean(), parameters)
-    dense = tiny("olmoe")
+    dense = tiny(family)
     adapter = backbone.adapters["a"]
     leaves, changed = {}, {}
     for name, parameter in adapter.named_parameters():
         leaves[name] = parameter.detach().clone().requires_grad_()
     for site in adapter.sites:
         delta = 8.0 * leaves[f"{site.key}/lora_B"] @ leaves[f"{site.key}/lora_A"]
+        delta = delta.mT if site.num_experts and site.transposed else delta
         changed[site.parameter_key] = dense.get_parameter(site.parameter_key) + delta
     out = torch.func.functional_call(dense, changed, kwargs={"input_ids": IDS}).logits
     theirs = torch.autograd.grad(out.square().mean(), list(leaves.values()))
@@ -173,7 +182,7 @@ def test_gradients_of_experts_are_those_of_their_matrices(joined, monkeypatch):
         torch.testing.assert_close(one, three, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "glm4_moe"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "glm4_moe", "llama4_text"])
 def test_rows_with_experts_of_their_own_answer_as_each_alone(family):
     backbone = adapted(family, None, "a", "b")
     alone = []
@@ -311,3 +320,10 @@ def test_experts_of_two_adapters_mix_into_one(how):
     mix(backbone, [("a", 1.0), ("b", -0.5)], "c", how=how, r=16)
     backbone.use([("c", 1.0)])
     close(logits(backbone), live)  # 16 / 4 experts hold both ranks of 2
+
+
+def test_experts_in_a_layout_that_is_not_read_are_named():
+    backbone = Backbone(random_model(type_config("dbrx")))
+    adapter = backbone.attach("a", Lora(r=4))
+
+    assert not_adapted(backbone.anatomy.modules.items(), adapter.sites) == ["DbrxExpertGLU"]

@@ -27,6 +27,7 @@ class Example:
     labels: np.ndarray
     row: int
     source: str = ""
+    weights: np.ndarray | None = None
 
 
 @dataclass

@@ -96,7 +96,8 @@ export const drawn = (views) => views.flatMap((view) => [
     && h('div.s-quiet', { 'data-side': view.side }, `${view.side} · ${view.problem || figures(view)}`),
   view.part > 1 && h('div.s-quiet', t`Turn ${view.part} of ${view.num_parts}`),
   ...view.tokens.flatMap((one, index) => [
-    ...view.lost.filter((part) => part.before === index).map(lost), token(one, index < view.shared)]),
+    ...view.lost.filter((part) => part.before === index).map(lost),
+    ...view.weights.filter((one) => one.start === index).map(weight), token(one, index < view.shared)]),
   ...view.lost.filter((part) => part.before >= view.tokens.length).map(lost),
 ]).filter(Boolean);
 
@@ -104,6 +105,8 @@ const token = ({ id, state, special, text: words }, shared) => h('span.s-token',
   'data-state': state, 'data-special': special, 'data-shared': shared,
   title: `${id} · ${STATES[state]}${special ? t` · special` : ''}` },
 words === '' ? '·' : words.replaceAll('\n', '↵\n')); // line ends and parts of a character are tokens too
+
+const weight = ({ weight: value }) => h('sup.s-quiet', { title: t`Loss weight ${value}` }, `×${value}`);
 
 const lost = ({ message, kind, text: words }) => h('del.s-token', { 'data-state': 'truncated',
   title: `${STATES.lost}: ${kind}${message ? t` of message ${message}` : ''}` }, words);
