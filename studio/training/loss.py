@@ -17,7 +17,7 @@ R of them in float32`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -281,7 +281,7 @@ class EvalLoss:
     @classmethod
     def of(cls, parts: Iterable[EvalLoss]) -> EvalLoss:
         """Return the sum of parts."""
-        sums = zip(*((one.loss_sum, one.correct, one.tokens) for one in parts), strict=True)
+        sums = zip(*map(astuple, parts), strict=True)
         return cls(*map(sum, sums))
 
     @property
