@@ -23,6 +23,7 @@ def readable(count: float) -> str:
 LONGEST = 120
 SHOWN = 60  # characters of a wrong name that are worth repeating
 _CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?", re.IGNORECASE)
 _JOINERS = "\u200c\u200d"  # between letters of Persian, and in the middle of emoji
 
 
@@ -58,6 +59,8 @@ def _read_as(name: str) -> str:
         return "an option"
     if name.isdigit():
         return "a run's number"
+    if _WINDOWS_DEVICE.fullmatch(name):  # a home may be copied to Windows
+        return "a device of Windows"
     head, colon, last = name.rpartition(":")
     return "a name with a weight" if colon and (not head or _is_weight(last)) else ""
 

@@ -20,6 +20,8 @@ from studio.names import cleaned, fault, readable
         ("a\\b", "a path"),
         ("--json", "an option"),
         ("5", "a run's number"),
+        ("con", "a device of Windows"),
+        ("Aux.v2", "a device of Windows"),
         ("x:2", "a name with a weight"),
         ("x:-.5e1", "a name with a weight"),
         ("x:", "a name with a weight"),
