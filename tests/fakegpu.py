@@ -90,7 +90,7 @@ def _check_precision(t):
 class Log:
     """What happened since `clear`: host waits and uploads by place, launches by operation."""
 
-    quiet, device, capturing = False, GPU, None
+    quiet, device, capturing, current = False, GPU, None, None
     honest = False  # inside a library whose operations run on the CPU here
     all, full_at = 0, 0  # launches so far, and the one for which there is no memory
 
@@ -374,6 +374,7 @@ def fake_gpu(
         CUDAGraph=Graph,
         current_stream=lambda d=None: Stream(),
         stream=lambda s: contextlib.nullcontext(),
+        device=lambda d: mock.patch.object(log, "current", torch.device(d)),
         is_bf16_supported=lambda *a: capability >= (8, 0),
         memory_reserved=lambda d=None: 2 << 20,
         is_current_stream_capturing=lambda: False,

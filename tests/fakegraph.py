@@ -19,6 +19,8 @@ class Graph(TorchDispatchMode):
     """
 
     def capture_begin(self, **_):
+        if log.current != log.device:  # its stream would be another card's
+            raise RuntimeError(f"capturing on {log.current}, not on {log.device}")
         self.steps, self.own, self.before = [], {}, {}
         log.capturing = self
         self.__enter__()

@@ -156,7 +156,8 @@ class Capture:
         plain = list(self._cache.layers)
         try:
             self._fix(tokens, width, lengths_B, pads)
-            self._record()
+            with torch.cuda.device(self._ids_B1.device):  # of streams and graphs
+                self._record()
             why = self._graphs.compare(self._replayed, self._eager, logits_BV)
         except Exception as error:  # of a model, torch or driver: the plain path goes on
             self._off = is_out_of_memory(error)  # which may pass, until the next batch

@@ -187,7 +187,7 @@ def test_graphs_can_be_switched_off(home, monkeypatch):
 
 
 def test_the_simulated_graph_refuses_what_a_real_one_does():
-    with fake_gpu(), torch.no_grad():
+    with fake_gpu(), torch.cuda.device(GPU), torch.no_grad():
         x, y, graph = torch.ones(3, device=GPU), torch.ones(3, device=GPU), torch.cuda.CUDAGraph()
         graph.capture_begin()
         z = x * 2 + y
