@@ -98,7 +98,8 @@ def prepare(
                     return ""
                 text = " ".join(_sentences(known[key], home))
                 home.state.mkdir(parents=True, exist_ok=True)
-                atomic.write(home.state / FILE, json.dumps(known))
+                # Read again: another run may have checked another card meanwhile.
+                atomic.write(home.state / FILE, json.dumps(results(home) | {key: known[key]}))
             good = [name for name, one in known[key]["kernels"].items() if not one["why"]]
             activate(device, dtype, {name: _kernels()[name] for name in good})
     except Exception:  # a run needs no kernels
