@@ -310,7 +310,8 @@ def test_a_lane_keeps_the_focus_while_it_is_changed_by_keys(page):
 
 def test_a_late_search_does_not_replace_a_newer_one(page, host):
     page.get_by_role("tab", name="Conversations").click()
-    found, search = page.get_by_test_id("conversations"), page.get_by_label("Search conversations")
+    found = page.get_by_test_id("conversations")
+    search = page.get_by_label("Search prompts and answers …")
     expect(found.locator("li").first).to_be_visible()
     held: list[Route] = []
     page.route("**/api/do/conversations", lambda route: held.append(route), times=1)

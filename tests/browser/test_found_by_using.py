@@ -36,6 +36,12 @@ def store(studio):
                     opened.delete(job.id)
 
 
+@pytest.fixture
+def page(store, page):
+    """A page that is closed before what its test left is deleted."""
+    return page
+
+
 def end(store, state: str = "succeeded", **result) -> int:
     claim = begin(store, "cuda:7", wanted=["cuda:7"])
     told = [("loss", step, 4 / step, 0.0) for step in range(1, 9)]

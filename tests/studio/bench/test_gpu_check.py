@@ -28,8 +28,8 @@ def test_kernels_and_captured_decoding_have_their_rows(tmp_path, monkeypatch):
     good = {"milliseconds": 0.5, "plain_milliseconds": 1.25, "error": 0.0, "why": ""}
     answer = {"swiglu": good, "nf4_product": good | {"why": "3 ms, 2 without it"}}
     machine, times = gpu_check.Machine(tmp_path, tiny=False), [1.0, 2.0]
-    with fake_gpu(triton=True):
-        monkeypatch.setattr(kernel_check, "ask", lambda *_: answer)
+    with fake_gpu(triton=True), monkeypatch.context() as patched:  # undone before the card goes
+        patched.setattr(kernel_check, "ask", lambda *_: answer)
         said, ok = gpu_check.triton_kernels(machine)
         assert said.startswith("swiglu 0.5 ms, plain 1.25; nf4_product 0.5 ms") and ok is True
         answer["rotated"] = {"why": "its result differs by 0.5"}

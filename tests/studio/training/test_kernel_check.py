@@ -227,8 +227,8 @@ def test_a_run_that_is_stopped_during_the_check_ends_without_a_result(home, tmp_
         "train.device": "cuda:0", "train.max_steps": 4, "train.num_samples": 0,
         "train.measure_forgetting": False, "train.self_test": False,
     })  # fmt: skip
-    with fake_gpu(triton=True):
-        monkeypatch.setattr(kernel_check, "ask", lambda device, dtype, stopped: (
+    with fake_gpu(triton=True), monkeypatch.context() as patched:
+        patched.setattr(kernel_check, "ask", lambda device, dtype, stopped: (
             {} if stopped() else {"all": {"why": "was not stopped"}}
         ))  # fmt: skip
         *_, last = train(spec, run_dir=tmp_path / "run", home=home, control=lambda: "stop")

@@ -96,8 +96,9 @@ export class Detail {
     if (this.read !== job.id) { this.reading.show(job, []); redraw(this.forgot); }
     this.read = job.id;
     if (!draws(job) && job.forgetting == null) return;
-    const { general, reading } = await api('/api/do/show', { job: job.id });
-    if (this.job.id !== job.id) return;
+    const shown = await api('/api/do/show', { job: job.id }).catch(() => null); // deleted meanwhile
+    if (!shown || this.job.id !== job.id) return;
+    const { general, reading } = shown;
     this.reading.show(job, reading, job.state === 'succeeded' && job.last_loss != null);
     redraw(this.forgot, ...(general ? [forgettingCard(general)] : []));
   }
