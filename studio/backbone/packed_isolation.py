@@ -12,7 +12,7 @@ Shapes: `R rows, N tokens of the longest row, T tokens of all rows`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
@@ -24,6 +24,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from studio.backbone import attention
 from studio.backbone.attention import AttentionState
+
+Forward = Callable[..., Any]
+Lengths, Args, Kwargs = tuple[int, ...], tuple[Any, ...], dict[str, Any]
 
 
 @contextmanager
@@ -70,17 +73,13 @@ def recorded(state: AttentionState) -> Iterator[list[tuple[nn.Module, Tensor, Te
 
 def isolate(module: nn.Module, state: AttentionState) -> None:
     """Let a module run packed rows as a padded batch."""
-    own = module.forward
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        lengths = state.lengths
-        if lengths is None or len(lengths) == 1:
-            return own(*args, **kwargs)
+    def as_batch(own: Forward, lengths: Lengths, args: Args, kwargs: Kwargs) -> Any:
         total, longest = sum(lengths), max(lengths)
         inside = tree_map_only(Tensor, lambda x: unpack(x, lengths), (args, kwargs))
-        found: list[Tensor] = []
-        tree_map_only(Tensor, found.append, (args, kwargs))
         kept = torch.cat([torch.arange(n) + row * longest for row, n in enumerate(lengths)])
+        assert total == len(kept)
+        kept = kept.to(_device(args, kwargs))
         positions = state.positions
         state.lengths = None
         state.positions = None if positions is None else unpack(positions, lengths)
@@ -88,29 +87,22 @@ def isolate(module: nn.Module, state: AttentionState) -> None:
             output = own(*inside[0], **inside[1])
         finally:
             state.lengths, state.positions = lengths, positions
-        kept = kept.to(found[0].device)
 
         def pack(x: Tensor) -> Tensor:
             if x.dim() < 2 or tuple(x.shape[:2]) != (len(lengths), longest):
                 return x
             return x.flatten(0, 1).index_select(0, kept)[None]
 
-        assert total == len(kept)
         return tree_map_only(Tensor, pack, output)
 
-    module.forward = forward
-    module.__dict__["studio_before_isolation"] = own
+    _replace_packed(module, state, as_batch)
 
 
 def pass_rows(module: nn.Module, state: AttentionState) -> None:
     """Let a module keep packed rows apart itself, by the arguments that kernels have for them."""
-    own = module.forward
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        lengths = state.lengths
-        if lengths is None or len(lengths) == 1:
-            return own(*args, **kwargs)
-        device = next(x.device for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+    def with_rows(own: Forward, lengths: Lengths, args: Args, kwargs: Kwargs) -> Any:
+        device = _device(args, kwargs)
         sizes = torch.tensor(lengths, device=device)
         rows = torch.arange(len(lengths), dtype=torch.int32, device=device)
         ends = torch.nn.functional.pad(sizes.cumsum(0, dtype=torch.int32), (1, 0))
@@ -120,8 +112,27 @@ def pass_rows(module: nn.Module, state: AttentionState) -> None:
         }  # fmt: skip
         return own(*args, **{**kwargs, **given})
 
+    _replace_packed(module, state, with_rows)
+
+
+def _replace_packed(
+    module: nn.Module, state: AttentionState, run: Callable[[Forward, Lengths, Args, Kwargs], Any]
+) -> None:
+    """Call `run` in place of a module's own forward wherever several rows are packed."""
+    own = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        lengths = state.lengths
+        if lengths is None or len(lengths) == 1:
+            return own(*args, **kwargs)
+        return run(own, lengths, args, kwargs)
+
     module.forward = forward
     module.__dict__["studio_before_isolation"] = own
+
+
+def _device(args: Args, kwargs: Kwargs) -> torch.device:
+    return next(x.device for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
 
 
 def undo(modules: Iterable[nn.Module]) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from studio.data.recognise_format import Guess
     from studio.data.template.render_conversation import Reading
     from studio.data.template.template import View
-    from studio.data.tokenise_rows import Tokens
+    from studio.data.token_arrays import Tokens
 
 LOW_SHARE = 0.05
 MANY_MESSAGES = 1000

@@ -22,7 +22,8 @@ from studio.data.dataset_report import TokenReport
 from studio.data.find_dataset import find
 from studio.data.model_tokenizer import check_loaded
 from studio.data.template.template import Template, choose_for
-from studio.data.tokenise_rows import Example, Examples, Tokens, TokenWriter, load_tokens, tokenise
+from studio.data.token_arrays import Example, Examples, Tokens, TokenWriter, load_tokens
+from studio.data.tokenise_rows import tokenise
 from studio.home import Home, is_whole, publishing, sweep
 from studio.spec import DataSource
 from studio.train_args import Rows

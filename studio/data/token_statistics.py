@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from studio.data.dataset_report import Frozen, TokenReport
 from studio.data.prepare_run_data import is_prepared, prepare
+from studio.data.token_arrays import Examples
 from studio.data.tokenise_first_rows import lens
-from studio.data.tokenise_rows import Examples
 from studio.errors import DataError
 from studio.home import Home
 from studio.spec import DataSource, ModelSource, RunSpec

@@ -17,7 +17,8 @@ from studio.data.find_dataset import find, origin_of
 from studio.data.model_tokenizer import Backend, backend_for
 from studio.data.prepare_run_data import row_limit
 from studio.data.template.template import choose_for
-from studio.data.tokenise_rows import Tokens, TokenWriter, tokenise
+from studio.data.token_arrays import Tokens, TokenWriter
+from studio.data.tokenise_rows import tokenise
 from studio.data.xray import XRow, xray
 from studio.errors import DataError
 from studio.home import Home

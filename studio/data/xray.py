@@ -33,7 +33,7 @@ from studio.data.prepare_run_data import prepare, row_limit
 from studio.data.recognise_format import SAMPLE_ROWS, guess_origin
 from studio.data.row_converters import converter, prompt_converter, record_converter
 from studio.data.template.template import Encoded, Template, View, choose_for
-from studio.data.tokenise_rows import Example, Examples
+from studio.data.token_arrays import Example, Examples
 from studio.data.truncation import fit, fit_alike
 from studio.errors import DataError
 from studio.home import Home

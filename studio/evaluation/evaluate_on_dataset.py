@@ -104,7 +104,7 @@ class EvaluateRequest(Request):
     ) -> Generator[Event, None, dict[str, Any]]:
         """Measure a stack that is loaded, and return the report."""
         from studio.data.prepare_run_data import prepare
-        from studio.data.tokenise_rows import places_by_source
+        from studio.data.token_arrays import places_by_source
 
         backbone.use(stack)
         before = sum(a.method.num_tokens_before for a in backbone.adapters.values())

@@ -34,7 +34,7 @@ from studio.chat.decoding import Batch, shares_passes
 from studio.data.conversation_records import Conversation, Document, Problem
 from studio.data.prepare_run_data import prepare
 from studio.data.template.template import IGNORED, choose
-from studio.data.tokenise_rows import Example
+from studio.data.token_arrays import Example
 from studio.evaluation.likelihood import Stack, use
 from studio.evaluation.vote_ranking import NORMAL_95
 from studio.spec import DataSource, RunSpec

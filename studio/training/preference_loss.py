@@ -28,7 +28,7 @@ from torch import Tensor
 
 from studio.data.prepare_run_data import row_limit
 from studio.data.template.template import IGNORED
-from studio.data.tokenise_rows import Example, places_by_source
+from studio.data.token_arrays import Example, places_by_source
 from studio.home import is_whole, publishing
 from studio.training.batching import PackedBatch, PaddedBatch, TokenRow, grouped
 from studio.training.loss import row_losses, token_kl

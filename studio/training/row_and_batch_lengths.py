@@ -80,7 +80,7 @@ def row_lengths(
 
     Shape `(U, 1)`, or `(U, 2)` for pairs.
     """
-    from studio.data.tokenise_rows import Examples
+    from studio.data.token_arrays import Examples
 
     made = prepared_rows(spec, known, home)
     assert isinstance(made.train, Examples)

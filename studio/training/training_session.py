@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from studio import hardware
-from studio.data.tokenise_rows import places_by_source
+from studio.data.token_arrays import places_by_source
 from studio.errors import DataError, Diverged
 from studio.torch_modules import module_of
 from studio.training import checkpoint
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from studio.backbone import Adapter, Backbone
     from studio.data.prepare_run_data import Prepared
-    from studio.data.tokenise_rows import Example
+    from studio.data.token_arrays import Example
     from studio.evaluation.forgetting import GeneralSet
     from studio.models.loading import Loaded
     from studio.spec import RunSpec

@@ -20,7 +20,7 @@ MODULES = {
     "startup": "startup_speed", "data": "data_speed", "queue": "queue_speed", "idle": "idle_cost",
     "chat": "chat_speed", "methods": "method_speed", "siblings": "train_speed",
     "train": "train_speed", "rates": "learning_rates", "gpu-check": "gpu_check",
-    "forgetting": "learned_forgot",
+    "forgetting": "learned_forgot", "scoring": "scoring_speed",
 }  # fmt: skip
 
 
@@ -87,9 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command("queue", "claims, queries and curves of a full queue")
     command("idle", "wake-ups and processor share while nothing runs", seconds=20.0)
-    chat = command("chat", "lanes together against generate and PEFT's switching",
-                   tokens=64, rounds=5)  # fmt: skip
-    chat.add_argument("--shape", default="llama-30m", choices=sorted(SHAPES))
+    answers = [
+        command("chat", "lanes together against generate and PEFT's switching",
+                tokens=64, rounds=5),
+        command("scoring", "log-likelihoods of labels and answers against plain transformers",
+                rows=64, labels=77, rounds=3),
+    ]  # fmt: skip
+    for made in answers:
+        made.add_argument("--shape", default="llama-30m", choices=sorted(SHAPES))
     check = command("gpu-check", "what only a real GPU can say", seconds=300.0, out="")
     check.add_argument("--tiny", action="store_true", help="small shapes, on the CPU")
     command("rates", "the best learning rate of every method, against auto", models="starter",
@@ -114,6 +119,8 @@ _HELP = {
     "megabytes": "size of the generated rows",
     "seconds": "length of each measurement",
     "tokens": "tokens of every answer",
+    "rows": "prompts that are scored",
+    "labels": "labels that each prompt is scored with",
     "methods": "comma-separated; all when empty",
     "models": "model folders, comma-separated",
     "seeds": "seeds of each case",

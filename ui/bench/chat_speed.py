@@ -62,9 +62,9 @@ def bench_chat(
     prompt = [5 + i * 7 % 1000 for i in range(prompt_tokens)]
     base = folder / "base"
     make_model(shape, base)
-    engine = _engine(base)
+    engine = make_engine(base)
     variants = _ours(engine, prompt, tokens)
-    variants |= _peers(base, _trained(engine, folder), prompt, tokens)
+    variants |= _peers(base, attach_adapters(engine, folder), prompt, tokens)
     taken: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):  # the first warms caches up
         progress(round_text("lanes and peers", number, rounds))
@@ -102,7 +102,8 @@ def chat_text(result: dict[str, Any]) -> str:
     )
 
 
-def _engine(base: Path) -> ChatEngine:
+def make_engine(base: Path) -> ChatEngine:
+    """Return the engine of a model whose tokens are numbers, in float32."""
     from studio.backbone import Backbone
     from studio.chat.chat_engine import ChatEngine
     from studio.models.loading import load
@@ -112,7 +113,7 @@ def _engine(base: Path) -> ChatEngine:
     return ChatEngine(loaded, Backbone(loaded.model), template_for=lambda _: numbers)
 
 
-def _trained(engine: ChatEngine, folder: Path) -> dict[str, Path]:
+def attach_adapters(engine: ChatEngine, folder: Path) -> dict[str, Path]:
     """Attach adapters moved by noise; return their folders, for PEFT."""
     import torch
 

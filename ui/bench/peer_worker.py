@@ -18,6 +18,8 @@ from typing import Any
 from studio import hardware
 from ui.bench.training_case import BenchCase, BenchRow, read_case
 
+PEAK_SECONDS = 5.0  # then whatever was reached counts
+
 
 class Turnstile:
     """Starts a round when the parent asks for it, and reports it when it is over."""
@@ -108,9 +110,11 @@ def matmul_peak(dtype: str) -> float:
     device, kind = "cuda:0" if torch.cuda.is_available() else "cpu", getattr(torch, dtype)
     a = torch.randn(rows, inner, device=device, dtype=kind)
     b = torch.randn(inner, outer, device=device, dtype=kind)
-    best = float("inf")
+    best, first = float("inf"), time.perf_counter()
     for _ in range(12):
         started = time.perf_counter()
+        if started - first > PEAK_SECONDS:  # a precision that this processor only emulates
+            break
         a @ b
         if device != "cpu":
             torch.cuda.synchronize()

@@ -4,7 +4,8 @@ Writes `DIR/data` (the demo datasets) and `DIR/model` (tokenizer, then weights),
 many held-out questions the saved model answers exactly. Two CPU cores, under an hour.
 
 Models of other widths, which `studio bench rates` calibrates on, come from the same script, as with
-`--hidden-size 256 --layers 2 --max-steps 300 --last-steps 120` (11 minutes on one core).
+`--hidden-size 256 --layers 2 --max-steps 300 --last-steps 120` (11 minutes on one core), and with
+`--biases` models that BitFit can train.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--last-steps", type=int, default=LAST.max_steps)
     parser.add_argument("--hidden-size", type=int, default=Recipe().hidden_size)
     parser.add_argument("--layers", type=int, default=Recipe().num_layers)
+    parser.add_argument("--biases", action="store_true", help="biases in every linear layer")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
@@ -87,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         seed=args.seed, max_steps=args.max_steps, hidden_size=args.hidden_size,
         decay_steps=args.max_steps * Recipe().decay_steps // Recipe().max_steps,
         num_layers=args.layers, intermediate_size=8 * args.hidden_size // 3,
-        num_heads=args.hidden_size // 32,
+        num_heads=args.hidden_size // 32, biases=args.biases,
     )  # fmt: skip
     falling = args.last_steps - LAST.warmup_steps
     last = replace(LAST, max_steps=args.last_steps, decay_steps=falling)

@@ -46,6 +46,7 @@ class Recipe:
     weight_decay: float = 0.05
     chats_per_pool: int = 8000
     any_token: bool = False
+    biases: bool = False
 
 
 LAST = Recipe(
@@ -69,6 +70,8 @@ def new_model(vocab_size: int, recipe: Recipe) -> LlamaForCausalLM:
         tie_word_embeddings=True,
         initializer_range=0.05,
         bos_token_id=None,
+        attention_bias=recipe.biases,
+        mlp_bias=recipe.biases,
     )
     return LlamaForCausalLM(config)
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from studio.backbone import Backbone
-from studio.data.tokenise_rows import Example
+from studio.data.token_arrays import Example
 from studio.errors import DataError
 from studio.evaluation.label_classification import (
     Task,

@@ -1,0 +1,206 @@
+"""Hold a dataset as flat arrays: token ids, trained masks, weights, and where each row starts.
+
+Arrays of a prepared run are mapped from its folder, so many gigabytes of tokens cost no more memory
+than the pages that are touched.
+"""
+
+from __future__ import annotations
+
+import io
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from studio.data.conversation_records import bytes_hash
+from studio.data.dataset_files import Sources
+from studio.data.template.template import IGNORED, Encoded
+from studio.data.truncation import Cut
+
+WEIGHTS = "weights.f32"
+PIECE_WEIGHTS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row for the loop; `row` is its number in the source, counted from 1.
+
+    `good` is the verdict on a judged answer, and True for the chosen answer of a pair. `source` is
+    the dataset that the row of a mix is from. `weights` are those of the tokens in the loss, None
+    where all are 1.
+    """
+
+    input_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    row: int
+    good: bool = True
+    source: str = ""
+    weights: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """All rows one after the other; row `i` reaches from `starts[i]` to `starts[i + 1]`."""
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    starts: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    hashes: NDArray[np.uint64]  # equal rows have equal ones; of preferences, equal prompts
+    whole: NDArray[np.int64]  # how long each row was before it was cut
+    good: NDArray[np.bool_]  # of preferences: chosen and good answers
+    weights: NDArray[np.float32] | None = None  # of the tokens in the loss
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row."""
+        return np.diff(self.starts)
+
+
+class Examples(Sequence[Example]):
+    """Some of the rows of `Tokens`, in a given order."""
+
+    def __init__(
+        self, tokens: Tokens, order: NDArray[np.int64], sources: Sources | None = None
+    ) -> None:
+        self.tokens, self.order, self.sources = tokens, order, sources
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Examples: ...
+    def __getitem__(self, index: int | slice) -> Example | Examples:
+        if isinstance(index, slice):
+            return Examples(self.tokens, self.order[index], self.sources)
+        at = int(self.order[index])
+        start, stop = int(self.tokens.starts[at]), int(self.tokens.starts[at + 1])
+        ids = np.array(self.tokens.ids[start:stop])
+        labels = np.where(self.tokens.trained[start:stop], ids, np.int32(IGNORED))
+        good = bool(self.tokens.good[at]) if len(self.tokens.good) else True
+        row, own = int(self.tokens.rows[at]), self.sources
+        source = own.names[own.of_row[row - 1]] if own else ""
+        weights = None if self.tokens.weights is None else self.tokens.weights[start:stop]
+        return Example(ids, labels.astype(np.int32), row, good, source, weights)
+
+    def count_by_source(self) -> dict[str, int]:
+        """Return the number of rows of each source of a mix; nothing of other datasets."""
+        if not self.sources:
+            return {}
+        own = self.sources.of_row[self.tokens.rows[self.order] - 1]
+        counts = np.bincount(own, minlength=len(self.sources.names))
+        return dict(zip(self.sources.names, counts.tolist(), strict=True))
+
+
+def places_by_source(examples: Sequence[Example]) -> dict[str, list[int]]:
+    """Return the places of rows by their source; without sources all have an empty one."""
+    found: dict[str, list[int]] = {}
+    for place, example in enumerate(examples):
+        found.setdefault(example.source, []).append(place)
+    return found
+
+
+class TokenWriter:
+    """Collects rows; with a folder the tokens go straight to disk."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._ids: BinaryIO = (folder / "ids.i32").open("wb") if folder else io.BytesIO()
+        self._trained: BinaryIO = (folder / "trained.u8").open("wb") if folder else io.BytesIO()
+        self._starts, self._rows, self._whole = array("q", [0]), array("q"), array("q")
+        self._hashes, self._good = array("Q"), array("B")
+        self._weights: BinaryIO | None = None  # made for the first row that has some
+
+    def add(self, row: Encoded, number: int, *, whole: int = 0) -> None:
+        """Append a row that was `whole` tokens long before it was cut."""
+        self.extend(row.ids, row.trained, np.array([0, len(row.ids)]), [number], row.weights)
+        self._whole[-1] = whole or len(row.ids)
+
+    def add_answer(self, row: Cut, number: int, *, good: bool, prompt: int, whole: int) -> None:
+        """Append an answer of a pair, or a judged one, with the hash of its prompt."""
+        self.add(Encoded(row.ids, row.trained), number, whole=whole)
+        self._hashes[-1] = prompt
+        self._good.append(good)
+
+    def extend(
+        self,
+        ids: NDArray[np.int32],
+        trained: NDArray[np.bool_],
+        starts: NDArray[np.int64],
+        rows: Sequence[int],
+        weights: NDArray[np.float32] | None = None,
+    ) -> array[int]:
+        """Append rows, row `i` from `starts[i]` to `starts[i + 1]`; return their hashes."""
+        first, stop = int(starts[0]), int(starts[-1])
+        view = ids.data.cast("B")
+        hashes = array("Q", [bytes_hash(view[a:b]) for a, b in pairwise((4 * starts).tolist())])
+        self._ids.write(ids[first:stop].data)
+        self._trained.write(trained[first:stop].data)
+        self._write_weights(stop - first, None if weights is None else weights[first:stop])
+        self._starts.extend((starts[1:] + (self._starts[-1] - first)).tolist())
+        self._rows.extend(rows)
+        self._whole.extend(np.diff(starts).tolist())
+        self._hashes += hashes
+        return hashes
+
+    def _write_weights(self, count: int, weights: NDArray[np.float32] | None) -> None:
+        if weights is not None and self._weights is None:
+            self._weights = (self.folder / WEIGHTS).open("wb") if self.folder else io.BytesIO()
+            self._write_weights(self._starts[-1], None)
+        if self._weights and weights is not None:
+            self._weights.write(weights.data)
+        elif self._weights:
+            for at in range(0, count, PIECE_WEIGHTS):
+                self._weights.write(np.ones(min(PIECE_WEIGHTS, count - at), np.float32).data)
+
+    def finish(self) -> Tokens:
+        """Close the files (or take the memory) and return everything."""
+        if self.folder:
+            self._ids.close()
+            self._trained.close()
+            if self._weights:
+                self._weights.close()
+            for name in ("starts.i64", "rows.i64", "hashes.u64", "whole.i64", "good.u8"):
+                with (self.folder / name).open("wb") as file:
+                    getattr(self, f"_{name.partition('.')[0]}").tofile(file)
+            return load_tokens(self.folder)
+        assert isinstance(self._ids, io.BytesIO) and isinstance(self._trained, io.BytesIO)
+        return Tokens(
+            np.frombuffer(self._ids.getbuffer(), dtype=np.int32),
+            np.frombuffer(self._trained.getbuffer(), dtype=np.bool_),
+            np.asarray(self._starts),
+            np.asarray(self._rows),
+            np.asarray(self._hashes),
+            np.asarray(self._whole),
+            np.asarray(self._good).astype(np.bool_),
+            np.frombuffer(self._weights.getbuffer(), np.float32)
+            if isinstance(self._weights, io.BytesIO)
+            else None,
+        )
+
+
+def load_tokens(folder: Path) -> Tokens:
+    """Map the arrays of a folder that a `TokenWriter` finished."""
+    return Tokens(
+        _mapped(folder / "ids.i32", np.int32),
+        _mapped(folder / "trained.u8", np.bool_),
+        np.fromfile(folder / "starts.i64", dtype=np.int64),
+        np.fromfile(folder / "rows.i64", dtype=np.int64),
+        np.fromfile(folder / "hashes.u64", dtype=np.uint64),
+        np.fromfile(folder / "whole.i64", dtype=np.int64),
+        np.fromfile(folder / "good.u8", dtype=np.bool_),
+        _mapped(folder / WEIGHTS, np.float32) if (folder / WEIGHTS).is_file() else None,
+    )
+
+
+def _mapped(path: Path, dtype: type) -> NDArray:  # type: ignore[type-arg]
+    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
