@@ -232,7 +232,9 @@ def make_model(shape: str, folder: Path, *, dtype: str = "float32", seed: int = 
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     torch.manual_seed(seed)
     sizes = {"model_type": "llama", **SHAPES[shape]}
     config = AutoConfig.for_model(**sizes, bos_token_id=None, eos_token_id=None)
