@@ -127,4 +127,6 @@ def _written(path: Path, folder: Path) -> str:
     """Return the path of an adapter as the passport in a folder states it."""
     path, folder = Path(os.path.normpath(path)), folder.absolute()
     home = folder.parents[2] if folder.name == "adapter" else folder.parents[1]
-    return os.path.relpath(path, folder) if path.is_relative_to(home) else str(path)
+    if not path.is_relative_to(home):
+        return str(path)
+    return Path(os.path.relpath(path, folder)).as_posix()

@@ -58,7 +58,8 @@ def import_adapter(
         }  # fmt: skip
         if model is not None:
             passport["base"] = {"path": model.path, "fingerprint": facts(model).fingerprint}
-        (temporary / PASSPORT).write_text(json.dumps(passport, indent=1, ensure_ascii=False))
+        text = json.dumps(passport, indent=1, ensure_ascii=False)
+        (temporary / PASSPORT).write_text(text, encoding="utf-8")
     return describe(target, source="library")
 
 

@@ -119,7 +119,8 @@ def publish_mix(
         raise AdapterError(f'There is already an adapter "{folder.name}"; choose another name.')
     with publishing(folder) as temporary:
         backbone.save(name, temporary, base=base.get("path", ""))
-        (temporary / PASSPORT).write_text(json.dumps(passport, indent=1, ensure_ascii=False))
+        text = json.dumps(passport, indent=1, ensure_ascii=False)
+        (temporary / PASSPORT).write_text(text, encoding="utf-8")
 
 
 def _lora(backbone: Backbone, name: str) -> Adapter:

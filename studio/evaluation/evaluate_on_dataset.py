@@ -95,7 +95,7 @@ class EvaluateRequest(Request):
             stack.append((f"adapter-{place}", item.weight))
         report = yield from self.measured(home, loaded, backbone, tuple(stack))
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1))
+        (run_dir / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1), "utf-8")
         check(report, self.min, self.max, "The evaluation")
         yield Finished(eval_loss=report["eval_loss"])
 

@@ -122,7 +122,8 @@ def _publish_adapter(session: Session, run_dir: Path, forgetting: dict[str, Any]
         session.backbone.save(session.name, temporary, base=str(spec.model.path))
         if spec.method.trains_base:
             session.loaded.tokenizer.save_pretrained(temporary)
-        (temporary / PASSPORT).write_text(json.dumps(passport, indent=1, ensure_ascii=False))
+        text = json.dumps(passport, indent=1, ensure_ascii=False)
+        (temporary / PASSPORT).write_text(text, encoding="utf-8")
     return target
 
 

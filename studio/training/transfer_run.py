@@ -17,12 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from studio.errors import DataError, InputError, StudioError
+from studio.errors import DataError, InputError, SpecError, StudioError
 from studio.home import Home, is_whole, open_home, publishing
 from studio.spec import RunSpec
 from studio.training.training_events import Event, Finished, event_from
 
 EVENTS = "events.jsonl"
+DATA = {"data.path": "train", "data.validation_path": "validation", "train.general_data": "general"}
 RUN = """#!/usr/bin/env bash
 # Trains this folder on the GPUs of one machine, after `pip install adapter-studio`.
 set -euo pipefail
@@ -56,19 +57,23 @@ def pack(spec: RunSpec, out: Path, home: Home, *, with_model: bool = False) -> R
     """Write the folder `out` atomically; return its spec, whose paths are relative to it.
 
     Raises:
-        InputError: `out` exists.
+        InputError: `out` exists, or the run starts from an adapter of this machine.
         DiskFull: The disk is full; the folder was removed.
     """
+    if spec.train.init_adapter:
+        raise SpecError(
+            "A packed run cannot start from train.init_adapter, which is on this machine: train it "
+            "here, or merge that adapter into a base first (studio merge).",
+            field="train.init_adapter",
+        )
     if out.exists():
         raise InputError(f"{out} exists already: choose a new folder.")
     out.parent.mkdir(parents=True, exist_ok=True)
     model = Path(spec.model.path)
     with publishing(out.absolute()) as folder:
-        data = {
-            "path": _copy_data(spec.data.path, folder, home),
-            "validation_path": _copy_data(spec.data.validation_path, folder, home),
-        }
-        packed = spec.with_parts(data=data, train={"device": "auto"})
+        data = {field: _copy_data(_value(spec, field), folder, name, home)
+                for field, name in DATA.items()}  # fmt: skip
+        packed = spec.with_values({**data, "train.device": "auto"})
         note = ""
         if with_model and model.is_dir():
             shutil.copytree(model, folder / "model", ignore=shutil.ignore_patterns(".*"))
@@ -78,10 +83,10 @@ def pack(spec: RunSpec, out: Path, home: Home, *, with_model: bool = False) -> R
         (folder / "spec.yaml").write_text(packed.to_yaml(), encoding="utf-8")
         processes = spec.train.num_devices
         name = spec.name or "adapter-studio"
-        (folder / "run.sh").write_text(RUN)
         script = SLURM.format(name=name, processes=processes, cpus=4 * processes)
-        (folder / "slurm.sh").write_text(script)
-        (folder / "README.txt").write_text(README.format(name=name, model=note))
+        readme = README.format(name=name, model=note)
+        for file, text in (("run.sh", RUN), ("slurm.sh", script), ("README.txt", readme)):
+            (folder / file).write_text(text, encoding="utf-8", newline="\n")  # also on Windows
     return packed
 
 
@@ -120,10 +125,8 @@ def spec_in(folder: Path) -> RunSpec:
     """Return the spec of a packed folder, with absolute paths."""
     spec = read_spec(folder)
     changes: dict[str, Any] = {}
-    for field in ("model.path", "data.path", "data.validation_path"):
-        part, _, name = field.partition(".")
-        value = getattr(getattr(spec, part), name)
-        if value and (folder / value).exists():
+    for field in ("model.path", *DATA):
+        if (value := _value(spec, field)) and (folder / value).exists():
             changes[field] = str(folder / value)
     return spec.with_values(changes)
 
@@ -170,21 +173,26 @@ def _join() -> str:
     return device
 
 
-def _copy_data(path: str, folder: Path, home: Home) -> str:
-    """Copy a dataset into the folder; return its path there, or the name of a demo or hub id."""
+def _value(spec: RunSpec, field: str) -> str:
+    part, _, name = field.partition(".")
+    return str(getattr(getattr(spec, part), name))
+
+
+def _copy_data(path: str, folder: Path, name: str, home: Home) -> str:
+    """Copy a dataset below `data/name`; return its path there, or the name of a demo or hub id."""
     source = Path(path)
     if not path or path.startswith("starter:"):
         return path
     if source.is_dir() or source.is_file():
-        target = folder / "data" / source.name
-        target.parent.mkdir(exist_ok=True)
+        target = folder / "data" / name / source.name
+        target.parent.mkdir(parents=True)
         if source.is_dir():
             shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*"))
         else:
             shutil.copyfile(source, target)
-        return str(target.relative_to(folder))
+        return target.relative_to(folder).as_posix()
     if (snapshot := home.datasets / path).is_dir():
-        shutil.copytree(snapshot, folder / "home" / "datasets" / path)
+        shutil.copytree(snapshot, folder / "home" / "datasets" / path, dirs_exist_ok=True)
     return path
 
 

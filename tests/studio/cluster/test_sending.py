@@ -56,7 +56,7 @@ def test_the_folder_on_the_storage_is_a_run_of_its_own(spec, home, tmp_path):
     assert (order.workers, order.gpus) == (2, True)
     assert (Path(order.model) / "config.json").is_file()
     packed = transfer_run.spec_in(place.local_path("packed", tmp_path))
-    assert packed.data.path == f"{place.root}/packed/data/rows.jsonl"
+    assert packed.data.path == f"{place.root}/packed/data/train/rows.jsonl"
     assert Path(packed.data.path).read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
     assert packed.train.device == "auto"
     assert place.names("checkpoints") == ["step-00000004"]

@@ -1,15 +1,16 @@
 """A packed run trains as it would here, comes back whole, and says what is wrong with it."""
 
+import json
 import os
 import runpy
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 
-from studio.errors import InputError
+from studio.errors import InputError, SpecError
 from studio.training import transfer_run
 from studio.training.train_run import train
 from studio.training.training_events import Finished, Step
@@ -35,7 +36,7 @@ def test_a_packed_run_gives_the_same_adapter_and_comes_back_as_a_run(
         runpy.run_module("studio.training.transfer", run_name="__main__")
     back = list(transfer_run.unpack(there, tmp_path / "back"))
 
-    assert (packed.model.path, packed.data.path) == ("model", "data/rows.jsonl")
+    assert (packed.model.path, packed.data.path) == ("model", "data/train/rows.jsonl")
     assert [e.loss for e in back if isinstance(e, Step)] == [e.loss for e in here]
     assert isinstance(back[-1], Finished)
     assert back[-1].adapter == str(tmp_path / "back" / "adapter")
@@ -82,6 +83,54 @@ def test_a_folder_that_is_not_trained_to_its_end_is_refused_with_its_step(spec, 
     with pytest.raises(InputError, match="damaged or incomplete"):
         list(transfer_run.unpack(folder, tmp_path / "back"))
     assert not (tmp_path / "back").exists()
+
+
+def test_every_dataset_of_a_run_is_packed_also_under_one_name(spec, home, tmp_path):
+    wanted = {}
+    for field in ("data.path", "data.validation_path", "train.general_data"):
+        (tmp_path / field).mkdir()
+        (tmp_path / field / "rows.jsonl").write_text(json.dumps({"text": field}))
+        wanted[field] = str(tmp_path / field / "rows.jsonl")
+    folders = {field: str(Path(file).parent) for field, file in wanted.items()}
+    for number, values in enumerate((wanted, folders)):
+        folder = tmp_path / f"packed-{number}"
+        transfer_run.pack(spec.with_values(values), folder, home)
+        there = transfer_run.spec_in(folder)
+        found = there.data.path, there.data.validation_path, there.train.general_data
+        for field, path in zip(wanted, map(Path, found), strict=True):
+            assert path.is_relative_to(folder)
+            file = path / "rows.jsonl" if path.is_dir() else path
+            assert json.loads(file.read_text()) == {"text": field}
+
+
+def test_an_imported_dataset_may_be_packed_for_training_and_validation(spec, home, tmp_path):
+    (home.datasets / "mine").mkdir(parents=True)
+    (home.datasets / "mine" / "rows.jsonl").write_text("{}")
+    both = spec.with_parts(data={"path": "mine", "validation_path": "mine"})
+    assert transfer_run.pack(both, tmp_path / "packed", home).data.validation_path == "mine"
+    assert (tmp_path / "packed" / "home" / "datasets" / "mine" / "rows.jsonl").is_file()
+
+
+def test_a_run_that_starts_from_an_adapter_of_this_machine_is_not_packed(spec, home, tmp_path):
+    with pytest.raises(SpecError, match=r"train\.init_adapter.*merge"):
+        transfer_run.pack(
+            spec.with_values({"train.init_adapter": str(tmp_path)}), tmp_path / "packed", home
+        )
+    assert not (tmp_path / "packed").exists()
+
+
+def test_a_folder_packed_on_windows_trains_on_linux(spec, home, tmp_path, monkeypatch):
+    relative = Path.relative_to
+    monkeypatch.setattr(Path, "relative_to", lambda a, b: PureWindowsPath(relative(a, b)))
+    monkeypatch.setattr(
+        Path, "write_text", lambda file, text, encoding=None, newline=None: file.write_bytes(
+            text.replace("\n", newline or "\r\n").encode(encoding or "cp1252")
+        )
+    )  # fmt: skip
+    named = spec.with_values({"name": "海盗"})
+    assert transfer_run.pack(named, tmp_path / "packed", home).data.path == "data/train/rows.jsonl"
+    for script in ("run.sh", "slurm.sh"):
+        assert b"\r" not in (tmp_path / "packed" / script).read_bytes()
 
 
 def test_a_place_that_is_taken_is_refused(spec, home, tmp_path):
