@@ -259,7 +259,7 @@ class Preference:
         key = self._key(wanted)
         found = session.from_rank_0(_read(folder, key) if session.is_rank_0 else None)
         if found is None:
-            values = torch.zeros(len(wanted), dtype=torch.float64, device=session.loaded.device)
+            values = torch.zeros(len(wanted), dtype=torch.float64)  # which Apple GPUs lack
             ranks, units = session.accelerator, range(len(wanted) // self._width)
             own = self._rows_of(units[ranks.process_index :: ranks.num_processes])
             started = time.monotonic()
@@ -267,14 +267,14 @@ class Preference:
             session.backbone.use(session.start.reference)
             share = _Wanted(self, [wanted.places[i] for i in own])
             for places, log_probs in self._log_probs(share):
-                values[[own[i] for i in places]] = log_probs.double()
+                values[[own[i] for i in places]] = log_probs.cpu().double()
                 done += len(places)
                 if time.monotonic() - started > REPORT_SECONDS:
                     started = time.monotonic()
                     yield Loading(text=f"Reference: {done:,} of {len(own):,} answers")
             session.activate()
             if session.accelerator.num_processes > 1:
-                values = session.accelerator.reduce(values, "sum")
+                values = ranks.reduce(values.to(session.loaded.device), "sum")
             found = {
                 which: torch.zeros(len(self.rows[which.removesuffix("_kl")]))
                 for which in dict.fromkeys(which for which, _ in wanted.places)

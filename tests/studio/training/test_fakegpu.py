@@ -27,6 +27,8 @@ from tests.fakegpu import GPU, MPS, XPU, fake_gpu, log
 from tests.studio.training import conftest
 from tests.studio.training.conftest import make_model, make_rows, make_session
 from tests.studio.training.test_activation_bytes import moved
+from tests.studio.training.test_golden import run_steps
+from tests.studio.training.test_preference_loss import made, prepared
 
 BASE = {
     "model": {"path": "starter", "dtype": "bfloat16"},
@@ -128,6 +130,19 @@ def test_steps_on_gpus_of_other_makers_are_those_of_the_cpu(device, changes):
     expected = steps("cpu")
     with fake_gpu(device=device):
         found = steps(str(device))
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "kto", "orpo", "simpo", "cpo"])
+@pytest.mark.parametrize("device", [GPU, MPS, XPU], ids=str)
+def test_steps_on_preferences_are_those_of_the_cpu(device, loss, tmp_path):
+    def steps(where, folder):
+        own = prepared(made(loss, device=where), folder)
+        return [number for step in run_steps(own, 2) for number in (step.loss, step.grad_norm)]
+
+    expected = steps("cpu", tmp_path / "cpu")
+    with fake_gpu(device=device):
+        found = steps(str(device), tmp_path / "gpu")
     assert found == pytest.approx(expected, rel=1e-4)
 
 

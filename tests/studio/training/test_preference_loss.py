@@ -41,11 +41,11 @@ def pairs(count: int = 12, *, judged: bool = False) -> Rows:
     return Rows(rows[held:], rows[:held], rows_per_example=1 if judged else 2)
 
 
-def made(loss: str, name: str = "lora", **train_values: Any) -> Session:
+def made(loss: str, name: str = "lora", device: str = "cpu", **train_values: Any) -> Session:
     values = {"loss": loss, "max_steps": 6, "per_device_train_batch_size": 4, "eval_steps": 3,
               "num_samples": 0, "learning_rate": 5e-3, **train_values}  # fmt: skip
     method = {"name": name, **({"create_missing": True} if name == "bitfit" else {})}
-    own = make_session(pairs(judged=loss == "kto"), method=method, train=values)
+    own = make_session(pairs(judged=loss == "kto"), device, method=method, train=values)
     own.loaded.tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
     return own
 
