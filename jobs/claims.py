@@ -356,8 +356,15 @@ class Claims:
         *,
         result: dict[str, Any] | None = None,
         error: tuple[str, str] | None = None,
+        newest_step: int | None = None,
     ) -> State:
         """End the attempt as its stop request says now, and return the state.
+
+        Args:
+            claim: The attempt.
+            result: What it measured.
+            error: Why it paused.
+            newest_step: Step of its newest whole checkpoint, to count an attempt without progress.
 
         Raises:
             Fenced: The claim is no longer valid.
@@ -366,11 +373,15 @@ class Claims:
             row = db.conn.execute(_ACTIVE_ATTEMPT, (claim.job, claim.attempt)).fetchone()
             if row is None:
                 raise Fenced
-            state = _OBEYED[row[0]]
+            intent, resume_step, no_progress = row
+            state = _OBEYED[intent]
             set_state(
                 db, claim.job, state, attempt=claim.attempt, actor="runner", result=result,
                 error=error if state == "paused" else None,
             )  # fmt: skip
+            if newest_step is not None:
+                tries = 0 if newest_step > resume_step else no_progress + 1
+                db.conn.execute(_COUNT_PROGRESS, (tries, max(newest_step, resume_step), claim.job))
         return state
 
     def lost(

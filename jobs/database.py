@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import os
 import sqlite3
+import tempfile
 import threading
 import time
 import weakref
@@ -23,7 +24,7 @@ from typing import Any
 from jobs.database_schema import Tables, sqlite_library, unknown_migration
 from jobs.file_locks import FileLock, refuse_unsafe
 from jobs.supervisor_wakeup import wake
-from studio.errors import DiskFull, HomeError
+from studio.errors import DiskFull, HomeError, is_disk_full
 from studio.home import Home
 
 BUSY_SECONDS = 30.0
@@ -61,7 +62,8 @@ class Database:
         """Yield a connection for a short read of one snapshot."""
         with self._readers_guard:
             tables = self._readers.pop() if self._readers else None
-        tables = tables or self._connect("NORMAL")
+        with plain_errors(self.path):
+            tables = tables or self._connect("NORMAL")
         try:
             with plain_errors(self.path):
                 tables.conn.execute("BEGIN")
@@ -120,7 +122,7 @@ class Database:
 
     def version(self) -> int:
         """Return a number that changes when another connection commits; cheap to poll."""
-        with self._write_guard:
+        with self._write_guard, plain_errors(self.path):
             tables = self._writers.get("version") or self._connect("NORMAL")
             self._writers["version"] = tables
             return int(tables.conn.execute("PRAGMA data_version").fetchone()[0])
@@ -149,7 +151,7 @@ class Database:
 
     def _close(self, tables: Tables) -> None:
         # Closing the last connection checkpoints, so it needs the lock as well.
-        with contextlib.suppress(HomeError), self._lock_file.held(timeout_seconds=2):
+        with contextlib.suppress(HomeError, sqlite3.Error), self._lock_file.held(timeout_seconds=2):
             tables.conn.close()
 
     def _shorten_log(self, tables: Tables) -> None:
@@ -194,9 +196,16 @@ def plain_errors(path: Path) -> Iterator[None]:
         raise
     except sqlite3.DatabaseError as error:
         text = str(error)
-        if "disk is full" in text:
+        failed = "disk I/O error" in text  # of an exhausted quota too
+        if "disk is full" in text or (failed and _is_full(path.parent)):
             raise DiskFull(
-                f"The disk that holds {path} is full. Free some space; nothing saved is lost."
+                f"The disk that holds {path} is full. Free some space; nothing saved is lost.",
+                folder=path.parent,
+            ) from error
+        if failed:
+            raise HomeError(
+                f"The disk that holds {path} reports an error. Check the disk and the system's "
+                "log, then try again, or give another home with --home."
             ) from error
         if "readonly" in text or "unable to open" in text:
             raise HomeError(
@@ -211,6 +220,17 @@ def plain_errors(path: Path) -> Iterator[None]:
         if "malformed" in text or "not a database" in text:
             raise HomeError(f"{path} is damaged ({text}). {restore_advice(path.parent)}") from error
         raise
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            trial.write(bytes(1 << 20))
+            trial.flush()
+            os.fsync(trial.fileno())
+    except OSError as error:
+        return is_disk_full(error)
+    return False
 
 
 def damage(connection: sqlite3.Connection) -> str:

@@ -3,8 +3,9 @@
 A database on a network share without working locks is corrupted sooner or later, silently. Such a
 home is refused by the type of its file system, and everywhere by a trial of the lock itself.
 
-The content of a lock file does not matter. Child processes do not inherit its handle, so that they
-cannot hold the lock of a dead parent.
+A lock file may have content: on Windows, where others cannot read or write what is locked, the lock
+is on a byte far behind it. Child processes do not inherit its handle, so that they cannot hold the
+lock of a dead parent.
 """
 
 import contextlib
@@ -87,7 +88,10 @@ def locks_exclude(folder: Path) -> bool:
 if sys.platform == "win32":
     import msvcrt
 
+    LOCKED_BYTE = 1 << 30
+
     def _try_lock(handle: int) -> bool:
+        os.lseek(handle, LOCKED_BYTE, os.SEEK_SET)
         try:
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         except OSError:
@@ -95,6 +99,7 @@ if sys.platform == "win32":
         return True
 
     def _unlock(handle: int) -> None:
+        os.lseek(handle, LOCKED_BYTE, os.SEEK_SET)
         msvcrt.locking(handle, msvcrt.LK_UNLCK, 1)
 
 else:

@@ -1,13 +1,15 @@
 """Identify a process and find out if it is alive.
 
 A pid alone is reused, and a clock step moves a wall-clock start time. So a process is identified by
-its pid, its start in ticks since boot, and the boot id. On Windows the time since boot drifts, but
-the system keeps the creation time. A zombie counts as dead.
+its pid, its start in ticks since boot, and the boot id. Windows and macOS keep the time that the
+clock had at its creation, whatever the clock does later. A zombie counts as dead.
 """
 
+import contextlib
 import logging
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,22 +63,31 @@ def boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        # A clock step moves this by its own size; minutes are steady enough.
-        windows = sys.platform == "win32"
-        return "windows" if windows else f"boot-{round(psutil.boot_time() / 600)}"
+        if sys.platform == "darwin":
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+                asked = subprocess.run(
+                    command, capture_output=True, text=True, timeout=5, check=True
+                )
+                return asked.stdout.strip()
+        # The time of the boot moves with the clock; pid and creation time are distinct enough.
+        return "windows" if sys.platform == "win32" else sys.platform
 
 
 def kill_session(leader: Identity, *, hard: bool) -> None:
     """Signal a runner and everything it started, but never a stranger who has its pid now.
 
-    It leads a session of its own; what it started may outlive it.
+    It leads a session of its own; what it started may outlive it. Windows has no signal that asks:
+    each one ends a process at once, so nothing is sent there unless `hard`.
     """
+    if sys.platform == "win32" and not hard:
+        return
     known = leader.boot_id == boot_id() and _start_if_alive(leader.pid) in (None, leader.started)
     number = signal.SIGTERM if not hard or sys.platform == "win32" else signal.SIGKILL
     for pid in session_members(leader.pid) if known else ():
         try:
             os.kill(pid, number)
-        except (ProcessLookupError, PermissionError):
+        except OSError:  # it has ended; Windows says "invalid parameter"
             continue
 
 
@@ -114,9 +125,9 @@ def _start_elsewhere(pid: int) -> int | None:
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
-        if sys.platform == "win32":
-            return round(process.create_time() * 1000)
-        return round(process.create_time() - psutil.boot_time())
+        # Not `create_time`, which psutil moves with the clock, since when the process imported it.
+        _, created = process._ident  # type: ignore[attr-defined]
+        return None if created is None else round(created * 1000)  # None: a stranger's
     except psutil.NoSuchProcess:
         return None
 

@@ -6,6 +6,7 @@ attempt (`Fenced`), the process exits at once.
 """
 
 import logging
+import sqlite3
 import threading
 import time
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from jobs.run_curves import (
     Progress,
 )
 from jobs.save_and_sample_requests import take_request
-from studio.errors import DiskFull, HomeError
+from studio.errors import DiskFull, StudioError
 from studio.training import training_events
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 TICK_SECONDS = 0.2
 BEAT_SECONDS = 2.0
 EXIT_FENCED = 70
+TROUBLE = (StudioError, OSError, sqlite3.Error)
+"""Errors of the database or its disk, which may pass."""
 
 
 class Reporter:
@@ -77,8 +80,8 @@ class Reporter:
                 self._flush()
             except Fenced:
                 exit_fenced()
-            except (DiskFull, HomeError) as error:
-                logger.error("before a checkpoint: %s", error.text)
+            except TROUBLE as error:
+                logger.error("before a checkpoint: %s", error)
 
     def close(self) -> dict[str, Any]:
         """Store the rest, stop the thread and return the result so far.
@@ -161,8 +164,9 @@ class Reporter:
                 exit_fenced()
             except DiskFull as error:
                 self.full = error  # the buffer stays; the loop stops and saves
-            except HomeError:
-                logger.exception("the database cannot be used now; trying again")
+            except TROUBLE as error:
+                logger.error("the database cannot be used now (%s); trying again", error)
+                self._closed.wait(BEAT_SECONDS)
 
     def _flush(self) -> None:
         with self._flushing:
@@ -175,7 +179,7 @@ class Reporter:
                     self._reported = time.monotonic()
                 else:
                     self.intent = self._store.claims.intent(self._claim)
-            except (DiskFull, HomeError):
+            except TROUBLE:
                 with self._guard:
                     self._buffer.prepend(progress)
                 raise

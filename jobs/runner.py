@@ -12,6 +12,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -142,10 +143,17 @@ class Attempt:
         self.trackers.close("failed")
 
     def _pause_for_room(self, fault: DiskFull) -> None:
+        folder, newest = fault.folder or self._store.home.path, newest_step(self.run_dir)
+        while not folder.exists() and folder != folder.parent:  # removed with what was written
+            folder = folder.parent
+        room = {"folder": str(folder), "free_bytes": shutil.disk_usage(folder).free}
         for _ in range(50):  # a full disk often has room for one small row soon after
             try:
                 self._store.claims.ask_pause(self._claim, why=fault.text)
-                self._store.claims.stopped(self._claim, error=(fault.kind, fault.text))
+                self._store.claims.stopped(
+                    self._claim, result={"full_disk": room}, error=(fault.kind, fault.text),
+                    newest_step=newest,
+                )  # fmt: skip
                 return
             except DiskFull:
                 time.sleep(0.1)

@@ -7,10 +7,12 @@ instead of polling, and ends when there is nothing to do and no page is open.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import shutil
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -58,16 +60,21 @@ def shortage(path: Path) -> str | None:
     )
 
 
-def resume_paused_by_full_disk(store: JobStore) -> None:
-    """Queue again the runs that paused because the disk was full, if there is space now."""
+def resume_paused_by_full_disk(store: JobStore, *, limit: int = NO_PROGRESS_LIMIT) -> None:
+    """Queue again the jobs that paused because a disk was full, if it has clearly more space now.
+
+    What a job could not finish writing is gone when it pauses, so space alone means nothing: there
+    must be more than was left then. After `limit` attempts without progress the user resumes it.
+    """
     for job in store.list(["paused"]):
-        if job.error_kind != "disk_full":
+        if job.error_kind != "disk_full" or job.no_progress >= limit:
             continue
-        run_dir = store.home.run(job.id)
+        run_dir, full = store.home.run(job.id), job.result.get("full_disk", {})
         newest = sum(map(size, checkpoint_folders(run_dir)[:1]))
-        if free_bytes(store.home.path) > NEEDED_BYTES + 2 * newest:
-            step = newest_step(run_dir)
-            store.requeue(job.id, newest_step=step, state="paused")
+        with contextlib.suppress(OSError):  # that disk is not there now
+            free = free_bytes(Path(full.get("folder", store.home.path)))
+            if free > NEEDED_BYTES + max(2 * newest, full.get("free_bytes", 0)):
+                store.requeue(job.id, newest_step=newest_step(run_dir), state="paused")
 
 
 logger = logging.getLogger(__name__)
@@ -107,7 +114,7 @@ class Supervisor:
         self.placement = Placement(self.store)
         self.cluster = Watch(self.store)
         self.slots = list(slots or [device.name for device in hardware.devices()])
-        self._idle_seconds, self._spare = idle_seconds, spare
+        self._idle_seconds, self._spare, self._limit = idle_seconds, spare, limit
         self._stopping = self._working = False
         self._short: str | None = None
         self._beaten, self._busy = float("-inf"), time.monotonic()
@@ -125,7 +132,7 @@ class Supervisor:
                     logger.info("nothing to do and no page open; leaving")
                     break
                 seconds = min(length, self._idle_seconds)
-            except (StudioError, OSError) as error:  # busy, full or gone for now
+            except (StudioError, OSError, sqlite3.Error) as error:  # busy, full or gone for now
                 logger.error("trying again: %s", error)
                 seconds = 2.0
             woken = self.wakeup.wait(seconds)
@@ -181,7 +188,7 @@ class Supervisor:
             self._short = short
         if short or queue_settings.read(self.store, "held"):
             return
-        resume_paused_by_full_disk(self.store)
+        resume_paused_by_full_disk(self.store, limit=self._limit)
         if not self.store.counts().get("queued"):
             return
         start_when = self._start_when()
@@ -249,18 +256,9 @@ class Supervisor:
         _lock_path(self.home).write_text("")  # so that the next one can start
         self.runners.drop_spare()
         if self._stopping:
-            self._interrupt_all()
+            interrupt_all(self.store, self.rescue, deadline=time.monotonic() + GRACE_SECONDS)
         self.wakeup.close()
         self.store.close()
-
-    def _interrupt_all(self) -> None:
-        """Let every running job save and end; it resumes when the studio starts again."""
-        deadline = time.monotonic() + GRACE_SECONDS
-        for claim in self.store.active_claims():
-            self.store.claims.ask_shutdown(claim)
-        while self.store.active_claims() and time.monotonic() < deadline:
-            self.rescue.look()
-            time.sleep(POLL_SECONDS)
 
 
 def living(home: Home) -> Identity | None:
@@ -306,7 +304,20 @@ def stop(home: Home) -> bool:
     deadline = time.monotonic() + GRACE_SECONDS + 10
     while found.alive() and time.monotonic() < deadline:
         time.sleep(0.05)
+    with contextlib.closing(
+        JobStore(home)
+    ) as store:  # Windows ends it before it could interrupt its jobs
+        interrupt_all(store, Rescue(store, Runners(home)), deadline=deadline)
     return True
+
+
+def interrupt_all(store: JobStore, rescue: Rescue, *, deadline: float) -> None:
+    """Let every running job save and end; it resumes when the studio starts again."""
+    for claim in store.active_claims():
+        store.claims.ask_shutdown(claim)
+    while store.active_claims() and time.monotonic() < deadline:
+        rescue.look()
+        time.sleep(POLL_SECONDS)
 
 
 def main(arguments: Sequence[str] | None = None, *, command: Sequence[str] = RUNNER) -> None:

@@ -26,6 +26,7 @@ StudioError                what failed, the value, what to do next
 import difflib
 import errno
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -134,9 +135,13 @@ class WeightsTooLarge(OutOfMemory):
 
 
 class DiskFull(RunError):
-    """The disk is full."""
+    """The disk is full; `folder` is on it, where that is known and not the home."""
 
     kind = "disk_full"
+
+    def __init__(self, text: str, *, folder: Path | None = None) -> None:
+        super().__init__(text)
+        self.folder = folder
 
 
 class DeviceLost(RunError):
@@ -176,8 +181,11 @@ class Diverged(RunError):
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return True if the error reports a full disk or an exhausted quota."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Return True if an error of Python or a library reports a full disk or an exhausted quota."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    words = ("no space left", "os error 28", "disk quota exceeded")
+    return any(word in str(error).lower() for word in words)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

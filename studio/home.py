@@ -122,11 +122,12 @@ def publishing(target: Path) -> Iterator[Path]:
         atomic.replace(temporary, target)
         atomic.flush_folder(target.parent)
         shutil.rmtree(retired, ignore_errors=True)
-    except OSError as error:
+    except Exception as error:
         if is_disk_full(error):
             raise DiskFull(
                 f"The disk is full: {target.name} could not be written to {target.parent}. "
-                "Free some room and resume; what was saved before is intact."
+                "Free some room and resume; what was saved before is intact.",
+                folder=target.parent,
             ) from error
         raise
     finally:

@@ -251,7 +251,6 @@ DEVICE_FAULTS = (
      "bitsandbytes has no library for this GPU. Set model.quantization=none, or install the "
      "bitsandbytes build for this version of CUDA."),
 )  # fmt: skip
-DISK_WORDS = ("no space left", "os error 28", "disk quota exceeded")
 
 
 @contextlib.contextmanager
@@ -275,7 +274,7 @@ def explain_errors(spec: RunSpec, where: Callable[[], str]) -> Iterator[None]:
         text = str(error).lower()
         if is_out_of_memory(error):
             raise OutOfMemory(f"Out of memory {where()}. {advice(spec)}") from error
-        if is_disk_full(error) or any(word in text for word in DISK_WORDS):
+        if is_disk_full(error):
             raise DiskFull(
                 f"The disk is full {where()}. Free some space and resume; what was saved before "
                 "is intact."

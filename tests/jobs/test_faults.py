@@ -1,23 +1,28 @@
 """Faults on purpose: full and read-only disks, a busy or spoiled database, clocks that jump."""
 
 import errno
+import logging
 import os
 import random
 import re
+import resource
 import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from jobs import database, file_locks, supervisor
+from jobs import database, file_locks, progress_reporter, runner, supervisor
 from jobs.job_queue import JobStore
-from jobs.job_record import seconds_left
+from jobs.job_record import Job, seconds_left
 from jobs.run_curves import Progress
+from jobs.supervisor import Supervisor
 from studio.errors import DiskFull, HomeError
 from studio.home import is_whole, open_home, publishing
+from studio.training.training_events import Sampled
 from tests.jobs.conftest import a_spec, begin, supervising, until
 
 
@@ -69,6 +74,119 @@ def test_a_really_full_disk_is_a_sentence_and_loses_nothing(small_disk):
         assert db.conn.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
     assert {job.name for job in store.list()} == {"kept", "after"}
     store.close()
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOSPC, "No space left on device"),
+    RuntimeError("I/O error: No space left on device (os error 28)"),  # of safetensors
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+])  # fmt: skip
+def test_a_job_that_filled_a_disk_waits_for_more_space_than_it_left_there(
+    store, tmp_path, monkeypatch, error
+):
+    """What it could not write is gone again, so the disk is as empty as before it started."""
+    other = tmp_path / "other disk"
+    other.mkdir()
+    free = {store.home.path: 50 << 30, other: 10 << 30}
+    monkeypatch.setattr(supervisor, "free_bytes", lambda folder: free[folder])
+    monkeypatch.setattr(
+        runner.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[folder])
+    )
+    job = store.submit(a_spec()).id
+    store.home.run(job).mkdir()
+
+    def fill_up(step: int = 0) -> Job:
+        """Make an attempt that saves a step, then fills the disk; look if it may start again."""
+        attempt = runner.Attempt(store, begin(store), logging.getLogger("of a test"))
+        if step:
+            with publishing(store.home.run(job) / "checkpoints" / f"step-{step:08d}") as folder:
+                (folder / "state.json").write_text("{}")
+        attempt.reporter.start()
+        with pytest.raises(DiskFull) as full, publishing(other / "out") as folder:
+            (folder / "half").write_bytes(b"1")
+            raise error
+        attempt.fail(full.value)
+        supervisor.resume_paused_by_full_disk(store)
+        return store.get(job)
+
+    def make_room() -> str:
+        free[other] += 1 << 30
+        supervisor.resume_paused_by_full_disk(store)
+        return store.get(job).state
+
+    failed = fill_up()
+    assert (failed.state, failed.error_kind, failed.attempt) == ("paused", "disk_full", 1)
+    free[store.home.path] += 100 << 30
+    supervisor.resume_paused_by_full_disk(store)
+    assert store.get(job).state == "paused", "that is another disk"
+    assert make_room() == "queued"
+    assert fill_up(step=5).no_progress == 0
+    assert make_room() == "queued"
+    for tries in (1, 2):
+        assert fill_up().no_progress == tries
+        assert make_room() == "queued"
+    assert (fill_up().no_progress, make_room()) == (3, "paused"), "only the user resumes it now"
+    assert store.resume(job).state == "queued"
+    assert fill_up().no_progress == 1
+
+
+@pytest.fixture
+def short_files():
+    """Writes behind the first 64 KiB of a file fail, as on a disk with an error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("reason", "wanted", "words"),
+    [(None, HomeError, "reports an error"), (errno.EDQUOT, DiskFull, "is full")],
+)
+def test_a_disk_that_fails_at_a_write_of_the_database_is_a_sentence(
+    store, monkeypatch, short_files, reason, wanted, words
+):
+    def refuse(**_):
+        raise OSError(reason, "Disk quota exceeded")
+
+    if reason:
+        monkeypatch.setattr(database.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(wanted, match=words):
+        store.submit({"name": "", "notes": "x" * (1 << 20)})
+    assert not store.list()
+
+
+@pytest.mark.parametrize("error", [
+    sqlite3.OperationalError("disk I/O error"), HomeError("busy"), OSError(errno.EIO, "I/O error"),
+])  # fmt: skip
+def test_a_run_and_the_queue_outlive_a_database_that_fails_for_a_while(store, monkeypatch, error):
+    monkeypatch.setattr(progress_reporter, "BEAT_SECONDS", 0.01)
+    failures = 3
+
+    def failing(real):
+        def call(*args, **kwargs):
+            nonlocal failures
+            failures -= 1
+            if failures >= 0:
+                raise error
+            return real(*args, **kwargs)
+
+        return call
+
+    job = store.submit(a_spec(steps=2))
+    reporter = progress_reporter.Reporter(store, begin(store))
+    store.claims.report = failing(store.claims.report)
+    reporter.record(Sampled(step=1, prompt="say", text="word"))
+    reporter.start()
+    until(lambda: store.samples(job.id), seconds=20)
+    reporter.close()
+    assert failures < 0
+
+    failures = 2
+    monkeypatch.setattr(supervisor, "TURN_SECONDS", 0.05)
+    monkeypatch.setattr(Supervisor, "look", failing(Supervisor.look))
+    with supervising(store.home):
+        until(lambda: failures < 0, seconds=20)
 
 
 WRITES = ("open", "fsync", "replace", "mkdir")

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -90,22 +91,70 @@ def test_a_process_that_hangs_is_ended_with_its_siblings(store, sleeper, sibling
     assert [store.get(job).state for job in siblings] == ["cancelled", "queued"]
 
 
-def test_on_windows_a_process_is_known_by_its_creation_time(monkeypatch):
-    """The time since boot differs a little from process to process there."""
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """A system without `/proc`, whose clock and so time of boot a test moves."""
 
     def no_proc(self, *args, **kwargs):
         raise FileNotFoundError(self)
 
-    monkeypatch.setattr(process_identity.Path, "read_text", no_proc)
-    monkeypatch.setattr(process_identity.sys, "platform", "win32")
-    process_identity.boot_id.cache_clear()
-    try:
-        seen = []
-        for boot in (1_000_299.9, 1_000_300.1):
-            monkeypatch.setattr(process_identity.psutil, "boot_time", lambda boot=boot: boot)
-            process_identity.boot_id.cache_clear()
-            seen.append(process_identity.me())
-        assert seen[0] == seen[1] and seen[0].alive()
-        assert not replace(seen[0], started=seen[0].started + 1).alive()
-    finally:
+    def system(platform, *, clock_moved=0.0):
+        """Be a process of this system that imported psutil before its clock was moved."""
+
+        def create_time(self, monotonic=False, fast_only=False):
+            # As the system keeps it; that of macOS is adjusted if it is not to be monotonic.
+            return created + (clock_moved if platform == "darwin" and not monotonic else 0)
+
+        monkeypatch.setattr(native, "create_time", create_time)
+        monkeypatch.setattr(psutil, "boot_time", lambda: 1_000_299.9 + clock_moved)
+        monkeypatch.setattr(process_identity.sys, "platform", platform)
+        monkeypatch.setattr(psutil, "WINDOWS", platform == "win32")
         process_identity.boot_id.cache_clear()
+        return process_identity.me()
+
+    native, created = type(psutil.Process()._proc), psutil.Process().create_time()
+    monkeypatch.setattr(process_identity.Path, "read_text", no_proc)
+    yield system
+    monkeypatch.undo()
+    process_identity.boot_id.cache_clear()
+
+
+@pytest.mark.parametrize("platform", ["win32", "darwin"])
+def test_a_clock_that_is_set_changes_no_identity(elsewhere, platform, monkeypatch):
+    def sysctl(command, **_):
+        assert command[-1] == "kern.bootsessionuuid"
+        return SimpleNamespace(stdout="5D2F-BOOT\n")
+
+    monkeypatch.setattr(process_identity.subprocess, "run", sysctl)
+    before = elsewhere(platform)
+    for moved in (0.2, -3.0, 3 * 3600.0):  # the time since boot drifts, a clock is set
+        after = elsewhere(platform, clock_moved=moved)
+        assert after == before and before.alive()
+    assert before.boot_id == {"win32": "windows", "darwin": "5D2F-BOOT"}[platform]
+    assert not replace(before, started=before.started + 1).alive()
+
+
+def test_a_mac_that_does_not_say_its_boot_knows_processes_by_their_creation(elsewhere, monkeypatch):
+    def no_sysctl(*_, **__):
+        raise FileNotFoundError("sysctl")
+
+    monkeypatch.setattr(process_identity.subprocess, "run", no_sysctl)
+    before = elsewhere("darwin")
+    assert elsewhere("darwin", clock_moved=3 * 3600.0) == before and before.alive()
+
+
+def test_on_windows_a_stop_that_takes_long_is_no_end(store, sleeper, siblings, monkeypatch):
+    """Each signal ends a process at once there, so its request alone asks it."""
+    monkeypatch.setattr(process_identity.sys, "platform", "win32")
+    looking = Rescue(store, Runners(store.home))
+    for job in siblings:
+        store.pause(job)
+    looking.look()
+    looking.look()
+    with pytest.raises(subprocess.TimeoutExpired):
+        sleeper.wait(timeout=0.3)
+
+    monkeypatch.setitem(rescue_dead_jobs.KILL_SECONDS, "pause", -1.0)
+    looking.look()
+
+    assert sleeper.wait(timeout=10) == -signal.SIGTERM

@@ -1,10 +1,14 @@
 """The supervisor and its runners as real processes; only the training is arithmetic."""
 
 import contextlib
+import errno
+import importlib.util
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +21,7 @@ from jobs.job_queue import JobStore
 from jobs.job_record import LEGAL
 from jobs.process_identity import Identity, boot_id, me, of, session_members
 from jobs.runner_processes import environment
+from jobs.supervisor import living
 from tests.jobs.conftest import FAST, SLOW, a_spec, curve, start_supervisor, supervising, until
 from tests.jobs.fake_runner import fake_loss
 
@@ -234,6 +239,90 @@ def test_stopping_the_supervisor_lets_runs_save_and_come_back(store, monkeypatch
     with another_supervisor(store):
         until(lambda: store.get(job).state == "succeeded")
     assert losses(store, job) == undisturbed(0, 100)
+
+
+def test_on_windows_stopping_the_supervisor_lets_runs_save_too(store, monkeypatch):
+    """Its `os.kill` ends a process at once: no handler runs, and what it started lives on."""
+    monkeypatch.setenv("FAKE_PACE", SLOW)
+    job = store.submit(a_spec(steps=600, save=1000)).id
+    first = start_supervisor(store.home)
+    until(lambda: store.get(job).step >= 5)
+    pid, kill = store.get(job).pid, os.kill
+    monkeypatch.setattr(supervisor.os, "kill", lambda pid, _: kill(pid, signal.SIGKILL))
+    threading.Thread(target=first.wait).start()
+    assert supervisor.stop(store.home)
+    waiting = store.get(job)
+    assert waiting.state == "interrupted"
+    assert store.checkpoints(job)[-1]["step"] == waiting.step
+    until(lambda: of(pid).started == -1)
+    assert supervisor.living(store.home) is None
+
+
+def test_on_windows_a_supervisor_starts_though_a_locked_byte_cannot_be_written(home, monkeypatch):
+    windows = Windows()
+    monkeypatch.setattr(supervisor, "FileLock", windows.file_locks(monkeypatch).FileLock)
+    monkeypatch.setattr(Path, "write_text", windows.writes(Path.write_text))
+    monkeypatch.setattr(Path, "read_text", windows.reads(Path.read_text))
+    monkeypatch.setattr(supervisor.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(logging.Formatter, "converter", logging.Formatter.converter)
+    monkeypatch.setenv("STUDIO_SPARE", "0")
+    seen = []
+    monkeypatch.setattr(supervisor.Supervisor, "look", lambda self: seen.append(living(home)))
+    supervisor.main(["--home", str(home.path), "--idle-seconds", "0"])
+    assert seen[0] == me()
+    assert living(home) is None
+
+    lock, other = (windows.file_locks(monkeypatch).FileLock(home.path / "lock") for _ in range(2))
+    assert lock.acquire() and not other.acquire()
+    lock.release()
+    assert other.acquire() and not lock.acquire()
+    other.release()
+
+
+class Windows:
+    """Byte locks as Windows has them: through any other handle, what is locked is out of reach."""
+
+    def __init__(self) -> None:
+        self.LK_NBLCK, self.LK_UNLCK = 2, 0
+        self.locked: dict[tuple[int, int], int] = {}  # file and byte to handle
+
+    def file_locks(self, monkeypatch):
+        """Return our module as it is there."""
+        monkeypatch.setattr(sys, "platform", "win32")
+        monkeypatch.setitem(sys.modules, "msvcrt", self)
+        spec = importlib.util.find_spec("jobs.file_locks")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "platform", "linux")
+        return module
+
+    def locking(self, handle: int, mode: int, count: int) -> None:
+        place = os.lseek(handle, 0, os.SEEK_CUR)
+        for byte in range(place, place + count):
+            key = (os.fstat(handle).st_ino, byte)
+            if mode == self.LK_UNLCK:
+                assert self.locked.pop(key) == handle
+            elif self.locked.setdefault(key, handle) != handle:
+                raise PermissionError(errno.EACCES, "Permission denied")
+
+    def refuse(self, path: Path, length: int) -> None:
+        file = path.stat().st_ino if path.exists() else None
+        if any(inode == file and byte < length for inode, byte in self.locked):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    def writes(self, real):
+        def write_text(path, text, *args, **kwargs):
+            self.refuse(path, max(len(text), path.stat().st_size if path.exists() else 0))
+            return real(path, text, *args, **kwargs)
+
+        return write_text
+
+    def reads(self, real):
+        def read_text(path, *args, **kwargs):
+            self.refuse(path, path.stat().st_size if path.exists() else 0)
+            return real(path, *args, **kwargs)
+
+        return read_text
 
 
 def test_two_supervisors_cannot_both_run(store):
