@@ -1,7 +1,7 @@
 """Follow up ended jobs: retry transient failures, hold jobs that wait for failed ones, tidy up."""
 
+import contextlib
 import json
-import shutil
 from collections.abc import Iterable
 
 from jobs import queue_settings
@@ -9,6 +9,7 @@ from jobs.claims import retried, set_state
 from jobs.database import now
 from jobs.database_schema import Tables
 from jobs.job_queue import JobStore
+from jobs.run_folder import CHECKPOINTS, discarding
 
 BACKOFF_SECONDS = 30.0
 MOST_RETRIES = 10  # the last after 4 hours
@@ -40,14 +41,18 @@ def _blocked(db: Tables, again: Iterable[int]) -> list[tuple[int, str]]:
 
 def _drop_checkpoints(store: JobStore) -> None:
     for row in store.database.rows(_DROPPED):
-        job = row["id"]  # the flag last, so that it is repeated after a kill in between
-        shutil.rmtree(store.home.run(job) / "checkpoints", ignore_errors=True)
-        with store.database.writing() as db:
-            db.conn.execute("DELETE FROM checkpoints WHERE job = ?", (job,))
-            db.conn.execute("UPDATE jobs SET drop_checkpoints = 0 WHERE id = ?", (job,))
+        job = row["id"]
+        with contextlib.ExitStack() as committed, store.database.writing() as db:
+            if db.conn.execute(_NO_DROP, (job,)).fetchall():  # unless it was resumed meanwhile
+                db.conn.execute("DELETE FROM checkpoints WHERE job = ?", (job,))
+                committed.enter_context(discarding(store.home.run(job) / CHECKPOINTS))
 
 
 _DROPPED = "SELECT id FROM jobs WHERE state = 'cancelled' AND drop_checkpoints = 1"
+_NO_DROP = """
+UPDATE jobs SET drop_checkpoints = 0
+WHERE id = ? AND state = 'cancelled' AND drop_checkpoints = 1 RETURNING id
+"""
 _BLOCKED = """
 SELECT jobs.id, 'it needs "' || other.name || '", which is ' || other.state
 FROM jobs JOIN dependencies ON dependencies.job = jobs.id

@@ -4,6 +4,7 @@ Runners and the supervisor write through `claims.py`. An invalid request raises 
 changes nothing.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterable
@@ -21,7 +22,8 @@ from jobs.job_table import find_job, insert, read_jobs
 from jobs.process_identity import Identity, me
 from jobs.run_curves import Curves
 from jobs.run_folder import newest_step
-from studio.cluster.cluster_records import delete_submission, read_submission
+from studio.cluster.cluster_records import NOTE as SUBMISSION
+from studio.cluster.cluster_records import read_submission
 from studio.errors import QueueError
 from studio.gpus import installed
 from studio.home import Home
@@ -215,23 +217,22 @@ class JobStore:
             QueueError: It is queued, running or succeeded, or has no checkpoint to resume from.
         """
         job = self.get(job_id)
-        if job.state not in ("paused", "failed", "cancelled", "interrupted"):
-            raise QueueError(cannot(job, "resume"))
-        restart = restart or bool(job.drop_checkpoints)
-        step = 0 if restart else newest_step(self.home.run(job.id))
-        away = read_submission(self.home.run(job.id)) is not None  # it still trains on the cluster
-        if job.step > 0 and not (step or restart or away) and job.kind == "train":
-            raise QueueError(
-                f'"{job.name}" has no whole checkpoint to go on from. '
-                "Restart it from the beginning instead (resume with --restart)."
-            )
-        if restart:
-            delete_submission(self.home.run(job.id))
-            shutil.rmtree(self.home.run(job.id) / "checkpoints", ignore_errors=True)
-        with self.database.writing() as db:
-            state = find_job(db, job.id).state
-            if state != job.state:
-                raise QueueError(f'"{job.name}" has just become {state}. Nothing was changed.')
+        run_dir = self.home.run(job.id)
+        newest = newest_step(run_dir)  # hashes files, so before the database is locked
+        with contextlib.ExitStack() as committed, self.database.writing() as db:
+            before, job = job, find_job(db, job.id)
+            if job.state not in ("paused", "failed", "cancelled", "interrupted"):
+                raise QueueError(cannot(job, "resume"))
+            if job.attempt != before.attempt:
+                raise QueueError(f'"{job.name}" has just become {job.state}. Nothing was changed.')
+            restart = restart or bool(job.drop_checkpoints)
+            step = 0 if restart else newest
+            away = read_submission(run_dir) is not None  # it still trains on the cluster
+            if job.step > 0 and not (step or restart or away) and job.kind == "train":
+                raise QueueError(
+                    f'"{job.name}" has no whole checkpoint to go on from. '
+                    "Restart it from the beginning instead (resume with --restart)."
+                )
             for statement in _FORGET if restart else ():
                 db.conn.execute(statement, (job.id,))
             if job.state in ENDED:
@@ -239,6 +240,8 @@ class JobStore:
             db.conn.execute(_FRESH_TRIES, (step, job.id))
             why = f"goes on from step {step}" if step else "starts from the beginning"
             set_state(db, job.id, "queued", actor="person", why=why)
+            for name in (run_folder.CHECKPOINTS, SUBMISSION) if restart else ():
+                committed.enter_context(run_folder.discarding(run_dir / name))
         return self.get(job.id)
 
     def requeue(self, job_id: int, *, newest_step: int, state: State = "interrupted") -> None:

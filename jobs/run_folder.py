@@ -1,11 +1,39 @@
 """Files in a run's folder: checkpoints and their steps, the newest valid one, end of the log."""
 
+import contextlib
 import json
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+from studio import atomic
 from studio.home import is_whole
 
+CHECKPOINTS = "checkpoints"
 LINE_BYTES = 400
+
+
+@contextlib.contextmanager
+def discarding(path: Path) -> Iterator[None]:
+    """Take a file or folder away at once, and delete it at the end; an exception puts it back.
+
+    Entered last in a transaction and left after it, it deletes what was committed to be deleted.
+    """
+    aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        atomic.replace(path, aside)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            atomic.replace(aside, path)
+        raise
+    if aside.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink(missing_ok=True)
 
 
 def log_tail(path: Path, lines: int) -> str:
@@ -39,7 +67,7 @@ def needed_steps(run_dir: Path) -> list[int]:
 
 def folder_of(run_dir: Path, step: int) -> Path:
     """Return the folder of a step's checkpoint."""
-    return run_dir / "checkpoints" / f"step-{step:08d}"
+    return run_dir / CHECKPOINTS / f"step-{step:08d}"
 
 
 def step_of(folder: Path) -> int:
@@ -49,6 +77,6 @@ def step_of(folder: Path) -> int:
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
     """Return the folders of all checkpoints, newest first, incomplete ones included."""
-    found = (run_dir / "checkpoints").glob("step-*")
+    found = (run_dir / CHECKPOINTS).glob("step-*")
     folders = [one for one in found if one.name[5:].isdigit() and not one.is_symlink()]
     return sorted(folders, key=step_of, reverse=True)

@@ -1,14 +1,17 @@
 """The queue as a person uses it."""
 
+import contextlib
 import json
+import sqlite3
 import threading
+from pathlib import Path
 
 import pytest
 
-from jobs import job_names
+from jobs import ended_jobs, job_names, job_queue, run_folder
 from jobs.process_identity import me
 from jobs.run_curves import Progress
-from studio.errors import QueueError
+from studio.errors import DiskFull, QueueError
 from studio.home import publishing
 from studio.spec import RunSpec
 from tests.jobs.conftest import a_spec, begin, run_one
@@ -154,6 +157,88 @@ def test_restart_forgets_what_was_done(store):
     again = store.resume(job, restart=True)
     assert (again.state, again.step) == ("queued", 0)
     assert store.metrics([job], ["loss"])["data"] == {}
+
+
+def whole_checkpoint(folder: Path) -> Path:
+    with publishing(folder / "step-00000005") as temporary:
+        (temporary / "state.json").write_text(json.dumps({"step": 5}))
+    return folder / "step-00000005"
+
+
+@pytest.mark.parametrize("change", ["claimed", "ran and paused", "not stored", "none"])
+def test_a_restart_deletes_only_what_its_commit_says(store, monkeypatch, change):
+    """Between the look and the commit another process may resume the job, or the disk be full."""
+    job = store.submit(a_spec()).id
+    store.pause(job)
+    note = store.home.run(job) / "cluster.json"
+    checkpoint = whole_checkpoint(store.home.run(job) / "checkpoints")
+    note.write_text("{}")
+
+    def newest_step(run_dir):
+        """Return the step, after which another process changes the job."""
+        monkeypatch.setattr(job_queue, "newest_step", run_folder.newest_step)
+        if change in ("claimed", "ran and paused"):
+            store.resume(job)
+            claim = begin(store)
+            if change == "ran and paused":
+                store.pause(job)
+                store.claims.stopped(claim)
+        return run_folder.newest_step(run_dir)
+
+    monkeypatch.setattr(job_queue, "newest_step", newest_step)
+    monkeypatch.setattr(job_queue, "read_submission", lambda _: object())
+    if change == "none":
+        store.resume(job, restart=True)
+    else:
+        words = {"claimed": "is running and cannot", "ran and paused": "has just become paused"}
+        with contextlib.ExitStack() as failing:
+            if change == "not stored":
+                failing.enter_context(commits_fail(store))
+            with pytest.raises((QueueError, DiskFull), match=words.get(change, "is full")):
+                store.resume(job, restart=True)
+    kept = change != "none"
+    assert (run_folder.newest_step(store.home.run(job)), note.exists()) == (5 * kept, kept)
+    assert checkpoint.exists() is kept and not list(store.home.run(job).glob(".tmp-*"))
+
+
+@contextlib.contextmanager
+def commits_fail(store):
+    """Fail each commit of the store's durable connection, as a full disk does."""
+
+    class Full:
+        def __init__(self, conn):
+            self.conn = conn
+
+        def __getattr__(self, name):
+            return getattr(self.conn, name)
+
+        def execute(self, sql, *values):
+            if sql == "COMMIT":
+                raise sqlite3.OperationalError("database or disk is full")
+            return self.conn.execute(sql, *values)
+
+    tables = store.database._writers["FULL"]
+    tables.conn = Full(tables.conn)
+    yield
+    tables.conn = tables.conn.conn
+
+
+def test_checkpoints_of_a_job_that_was_resumed_meanwhile_are_not_dropped(store, monkeypatch):
+    job = store.submit(a_spec()).id
+    store.cancel(job, drop=True)
+    rows = store.database.rows
+
+    def resumed_meanwhile(sql, *values):
+        found = rows(sql, *values)
+        if sql == ended_jobs._DROPPED:
+            store.resume(job)
+            begin(store)
+            whole_checkpoint(store.home.run(job) / "checkpoints")
+        return found
+
+    monkeypatch.setattr(store.database, "rows", resumed_meanwhile)
+    ended_jobs.follow_up(store)
+    assert run_folder.newest_step(store.home.run(job)) == 5
 
 
 def test_deleting_removes_the_folder_and_keeps_the_audit(store):
