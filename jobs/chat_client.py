@@ -69,7 +69,7 @@ class Endpoint:
 def find_host(home: Home) -> Endpoint | None:
     """Return the running host, or None."""
     try:
-        state = json.loads(state_path(home).read_text())
+        state = json.loads(state_path(home).read_text(encoding="utf-8"))
         identity = Identity.parse(state["identity"])
         endpoint = Endpoint(f"http://127.0.0.1:{int(state['port'])}", state["token"], identity)
     except (OSError, ValueError, KeyError, TypeError):
@@ -251,7 +251,7 @@ def _spawned(home: Home, options: Sequence[str]) -> subprocess.Popen[bytes]:
 
 def _last_line(home: Home) -> str:
     with contextlib.suppress(OSError):
-        text = log_path(home).read_text(errors="replace").strip()
+        text = log_path(home).read_text(errors="replace", encoding="utf-8").strip()
         if text:
             return f": {text.splitlines()[-1][:300].rstrip('.')}"
     return ""

@@ -61,7 +61,7 @@ def of(pid: int) -> Identity:
 def boot_id() -> str:
     """Return a value that is new at each boot of the machine."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         if sys.platform == "darwin":
             with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -112,12 +112,12 @@ def session_members(leader: int) -> list[int]:
 def _start_if_alive(pid: int) -> int | None:
     try:
         # Behind the last ')', because a program's name may hold spaces and parentheses.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         if sys.platform == "linux":
             return None
         return _start_elsewhere(pid)
-    return None if fields[0] in "ZX" else int(fields[19])
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def _start_elsewhere(pid: int) -> int | None:

@@ -60,7 +60,9 @@ def needed_steps(run_dir: Path) -> list[int]:
     """
     newest = newest_step(run_dir)
     note = folder_of(run_dir, newest) / "state.json"
-    progress = json.loads(note.read_text()).get("progress", {}) if note.is_file() else {}
+    progress = (
+        json.loads(note.read_text(encoding="utf-8")).get("progress", {}) if note.is_file() else {}
+    )
     best = progress.get("best_step") or newest
     return [step for step in sorted({best, newest}) if is_whole(folder_of(run_dir, step))]
 

@@ -253,7 +253,7 @@ class Supervisor:
         return time.monotonic() - self._busy
 
     def _close(self) -> None:
-        _lock_path(self.home).write_text("")  # so that the next one can start
+        _lock_path(self.home).write_text("", encoding="utf-8")  # so that the next one can start
         self.runners.drop_spare()
         if self._stopping:
             interrupt_all(self.store, self.rescue, deadline=time.monotonic() + GRACE_SECONDS)
@@ -264,7 +264,7 @@ class Supervisor:
 def living(home: Home) -> Identity | None:
     """Return the identity of the home's supervisor, or None."""
     try:
-        identity = Identity.parse(_lock_path(home).read_text())
+        identity = Identity.parse(_lock_path(home).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return identity if identity.alive() else None
@@ -338,7 +338,7 @@ def main(arguments: Sequence[str] | None = None, *, command: Sequence[str] = RUN
         if not lock.acquire(timeout_seconds=1 if living(home) else START_SECONDS):
             logger.info("another supervisor is already here; leaving")
             return
-        _lock_path(home).write_text(str(me()))
+        _lock_path(home).write_text(str(me()), encoding="utf-8")
         supervisor = Supervisor(
             home, idle_seconds=options.idle_seconds, limit=options.tries, command=command,
             spare=os.environ.get("STUDIO_SPARE") != "0",

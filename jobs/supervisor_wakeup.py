@@ -27,7 +27,7 @@ CAN_WATCH = hasattr(os, "pidfd_open") or hasattr(select, "kqueue")
 def wake(state: Path) -> None:
     """Wake the supervisor that listens in a home's state folder, if there is one."""
     with contextlib.suppress(OSError, ValueError):
-        port, token = (state / FILE).read_text().split()
+        port, token = (state / FILE).read_text(encoding="utf-8").split()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.setblocking(False)
             sender.sendto(token.encode(), ("127.0.0.1", int(port)))

@@ -113,14 +113,14 @@ def process_bytes(pid: int | None = None) -> int:
 def reset_peak_bytes() -> None:
     """Reset this process's peak memory, where the system supports it."""
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def peak_bytes() -> int:
     """Return the peak resident memory of this process since `reset_peak_bytes`."""
     with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
+        for line in Path("/proc/self/status").read_bytes().splitlines():
+            if line.startswith(b"VmHWM"):
                 return int(line.split()[1]) << 10
     return process_bytes()
 

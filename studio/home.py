@@ -171,7 +171,7 @@ def _in_other_hands(temporary: Path) -> bool:
 def is_whole(folder: Path) -> bool:
     """Whether every file of a published folder is there with the size and hash of its manifest."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return all(
             (folder / name).stat().st_size == entry["size"]
             and _sha256(folder / name) == entry["sha256"]
@@ -192,7 +192,7 @@ def _write_manifest(folder: Path) -> None:
         p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": _sha256(p)}
         for p in files
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for file in [*files, folder / MANIFEST]:
         atomic.flush(file)
     for inner in [p for p in folder.rglob("*") if p.is_dir()]:

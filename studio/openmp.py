@@ -50,7 +50,7 @@ def usable_cores() -> int:
 def cgroup_cores(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
     """Return the cores of this process' control group, at least 1; None without a limit."""
     try:
-        quota, period = file.read_text().split()
+        quota, period = file.read_text(encoding="utf-8").split()
         return None if quota == "max" else max(1, int(quota) // int(period))
     except (OSError, ValueError, ZeroDivisionError):
         return None

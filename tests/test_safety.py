@@ -69,6 +69,20 @@ def test_nothing_is_unpickled_evaluated_or_given_to_a_shell():
         assert not (name.endswith("extractall") or (name.endswith("launch") and "share" in named))
 
 
+def test_every_text_file_names_its_encoding():
+    """Without one Windows writes and reads the system's code page, which lacks most names."""
+    for file, call, name in calls():
+        named, action = {k.arg for k in call.keywords}, name.rpartition(".")[2]
+        given = [a.value for a in call.args if isinstance(a, ast.Constant)]
+        text = (
+            action in ("read_text", "write_text")
+            or (name in ("open", "os.fdopen") and not any("b" in str(mode) for mode in given))
+            or (action == "open" and any(re.fullmatch(r"[rwax]t?\+?", str(m)) for m in given[:1]))
+        )
+        if name != "work.write_text":  # rows of a text file as tokens
+            assert not text or "encoding" in named or "utf-8" in given, f"{file}:{call.lineno}"
+
+
 def test_every_model_of_a_person_is_loaded_without_its_code():
     """The default asks on standard input; ours never asks and never runs."""
     ours = {

@@ -118,4 +118,4 @@ def table() -> dict[str, dict[str, bool]]:
 
 
 if __name__ == "__main__":
-    CAPABILITIES.write_text(json.dumps(table(), indent=1) + "\n")
+    CAPABILITIES.write_text(json.dumps(table(), indent=1) + "\n", encoding="utf-8")

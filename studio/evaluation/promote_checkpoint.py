@@ -109,7 +109,7 @@ def _passport(
     if not passport and start.init_adapter:  # a stopped run has no adapter yet
         parent = library.describe(Path(start.init_adapter))
         passport = StartingPoint(parent=parent, stacked=start.init_mode == "stack").passport(target)
-    progress = json.loads((checkpoint.path / "state.json").read_text())["progress"]
+    progress = json.loads((checkpoint.path / "state.json").read_text(encoding="utf-8"))["progress"]
     spec = checkpoint.spec
     fresh = {
         "name": passport.get("name") or spec.name or str(checkpoint.run),

@@ -101,7 +101,7 @@ def save(
     with publishing(target) as temporary:
         save_file(_contiguous(adapter.state()), temporary / "adapter.safetensors")
         save_file(_contiguous(tensors), temporary / "optimizer.safetensors")
-        (temporary / "state.json").write_text(json.dumps(state, indent=1))
+        (temporary / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     found = _newest_first(folder)
     newer = found.index(target)
     for old in [*found[:newer], *found[newer + keep :]]:
@@ -139,7 +139,7 @@ def load(
     """
     from safetensors.torch import load_file
 
-    state = json.loads((path / "state.json").read_text())
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     _check_origin(path, CheckpointOrigin(**state["origin"]), origin)
     adapter.load_state(load_file(path / "adapter.safetensors"))
     tensors = load_file(path / "optimizer.safetensors")

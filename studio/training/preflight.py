@@ -87,7 +87,7 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
         save_speed(home, guessed.device.partition(",")[0], flops / max(seconds, 1e-9))
     run_dir.mkdir(parents=True, exist_ok=True)
     report = {"guessed_bytes": guessed.total_bytes, **found.as_dict()}
-    (run_dir / REPORT).write_text(json.dumps(report, indent=1))
+    (run_dir / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
     note = f"Peak {peak / 2**20:.0f} MiB, {seconds:.3g} s a step."
     yield Finished(seconds=time.monotonic() - started, note=note)
 

@@ -55,6 +55,12 @@ def add_job(home: Home, state: str = "queued", **values: Any) -> int:
     return job
 
 
+def test_a_pipe_whose_encoding_lacks_a_character_gets_a_question_mark(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # as a code page of Windows
+    shown = studio("methods")
+    assert shown.returncode == 0 and "`A ? R^{r?I}`" in shown.stdout
+
+
 # -- mistakes --------------------------------------------------------------------------------------
 
 

@@ -143,7 +143,7 @@ class Peer:
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
         self.rounds: list[dict[str, Any]] = []
-        self._log = (folder / f"{name}.log").open("w+")
+        self._log = (folder / f"{name}.log").open("w+", encoding="utf-8")
         self._process = subprocess.Popen(
             [sys.executable, *WORKER, name, str(folder)], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=self._log, text=True,

@@ -298,7 +298,7 @@ def _estimated(machine: Machine, quantization: str) -> Answer:
         make_model("llama-tiny" if machine.tiny else "llama-1b", model, dtype="bfloat16")
     rows = [{"text": " ".join(map(str, row.input_ids))} for row in make_rows(64, vocabulary=2000)]
     data = machine.folder / "rows.jsonl"
-    data.write_text("\n".join(map(json.dumps, rows)))
+    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     spec = RunSpec().with_values(
         {
             "model.path": str(model), "data.path": str(data), "data.format": "text",
@@ -309,7 +309,7 @@ def _estimated(machine: Machine, quantization: str) -> Answer:
     )  # fmt: skip
     paper, folder = estimate(spec, home).process_bytes, machine.folder / f"run-{quantization}"
     list(train(spec, run_dir=folder, home=home))
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     share = report["memory_bytes"] / paper
     text = f"peak {report['memory_bytes'] / GIB:.2f} GiB, {share:.2f} of the estimate"
     speed = f", {report['tokens_per_second']:,.0f} tokens/s"

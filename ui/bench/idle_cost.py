@@ -77,9 +77,9 @@ def switches(process: psutil.Process) -> dict[str, int]:
     counts = {}
     for status in threads.glob("*/status"):
         with contextlib.suppress(OSError):  # the thread has ended
-            lines = status.read_text().splitlines()
+            lines = status.read_bytes().splitlines()
             counts[status.parent.name] = sum(
-                int(line.split()[1]) for line in lines if "ctxt_switches" in line
+                int(line.split()[1]) for line in lines if b"ctxt_switches" in line
             )
     return counts
 

@@ -45,7 +45,9 @@ def bench_rates(
     """
     chosen = [word for word in methods.split(",") if word] or list(registered())
     kept = Path(out) if out else folder / "rates.json"
-    rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else []
+    rows: list[dict[str, Any]] = (
+        json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
+    )
     keys = ("model", "data", "method", "seed", "steps")
     done = {tuple(row[key] for key in keys) for row in rows}
     cases = product(models.split(","), data.split(","), chosen, range(seeds))

@@ -92,7 +92,7 @@ def run_siblings(folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turn
         gate.after()
         for own, event in zip(taken, events, strict=True):
             own.append({"loss": event.loss, "grad_norm": event.grad_norm})
-        (folder / SIBLINGS).write_text(json.dumps(taken))
+        (folder / SIBLINGS).write_text(json.dumps(taken), encoding="utf-8")
         gate.note(loss=events[0].loss, grad_norm=events[0].grad_norm)
 
 

@@ -148,7 +148,7 @@ def bench_siblings(folder: Path, case: BenchCase, count: int) -> dict[str, Any]:
             prepare_case(own, folder / name, adapter=False)
             running[name] = stack.enter_context(Peer(peer, folder / name))
         take_turns(running, case.rounds)
-        steps = json.loads((folder / "together" / SIBLINGS).read_text())
+        steps = json.loads((folder / "together" / SIBLINGS).read_text(encoding="utf-8"))
     together, *apart = (peer.rounds for peer in running.values())
     return {"case": asdict(case), **_sibling_figures(steps, together, apart)}
 

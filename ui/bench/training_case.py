@@ -162,8 +162,8 @@ def prepare_case(case: BenchCase, folder: Path, *, adapter: bool = True) -> Benc
     count = case.steps * case.batch * case.width
     ordered = [rows[i % len(rows)] for i in range(count)]
     values = [[row.input_ids.tolist(), row.labels.tolist()] for row in ordered]
-    (folder / "rows.json").write_text(json.dumps(values))
-    (folder / "case.json").write_text(json.dumps(asdict(local)))
+    (folder / "rows.json").write_text(json.dumps(values), encoding="utf-8")
+    (folder / "case.json").write_text(json.dumps(asdict(local)), encoding="utf-8")
     return local
 
 
@@ -184,9 +184,11 @@ def read_case(folder: Path) -> tuple[BenchCase, list[BenchRow]]:
     """Read what `prepare_case` wrote."""
     rows = [
         BenchRow(np.array(ids, np.int32), np.array(labels, np.int32), number)
-        for number, (ids, labels) in enumerate(json.loads((folder / "rows.json").read_text()))
+        for number, (ids, labels) in enumerate(
+            json.loads((folder / "rows.json").read_text(encoding="utf-8"))
+        )
     ]
-    return BenchCase(**json.loads((folder / "case.json").read_text())), rows
+    return BenchCase(**json.loads((folder / "case.json").read_text(encoding="utf-8"))), rows
 
 
 def load_bare(path: Path, dtype: str) -> Any:

@@ -10,6 +10,7 @@ interrupted. With `--json` exactly one JSON document goes to standard output, er
 from __future__ import annotations
 
 import _thread
+import io
 import json
 import os
 import sys
@@ -89,11 +90,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _give_streams(words: Sequence[str]) -> None:
-    """Write to a log of the home where the process has no streams, as under `pythonw.exe`."""
+    """Write to a log of the home where the process has no streams, as under `pythonw.exe`.
+
+    A pipe of Windows has the system's code page: characters that it lacks become question marks.
+    """
     if sys.stdout is None or sys.stderr is None:
         home = words[words.index("--home") + 1] if "--home" in words[:-1] else None
         log = (open_home(home).state / "window.log").open("a", encoding="utf-8", buffering=1)
         sys.stdout, sys.stderr = sys.stdout or log, sys.stderr or log
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
 
 
 # -- the page --------------------------------------------------------------------------------------
