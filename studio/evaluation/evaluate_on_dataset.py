@@ -8,29 +8,38 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
 
 from studio.adapter_stack import Stack
 from studio.adapters.adapter_lineage import resolve_stack
 from studio.adapters.library import describe
+from studio.errors import DataError, SpecError
 from studio.evaluation.answer_scores import SCORES, scorers
 from studio.evaluation.gate import CLASSIFIED, FORGOTTEN, bounds, check
 from studio.fields import knob
 from studio.home import Home
 from studio.job_request import Request
 from studio.models.find_model import facts
-from studio.spec import DataSource, ModelSource
+from studio.spec import DataSource, ModelSource, RunSpec
+from studio.train_args import Rows
 from studio.training.training_events import Evaluated, Event, Finished, Loading, Sampled
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone
+    from studio.data.prepare_run_data import Prepared
+    from studio.data.token_arrays import Example
     from studio.models.loading import Loaded
     from studio.training.batching import TokenRow
 
 REPORT = "evaluation.json"
 BATCH_TOKENS = 4096
-BATCH_PROMPTS = 16
+BATCH_ANSWER_TOKENS = 16_384  # keys and values that are held at once
 MAX_SAMPLES = 8
 
 
@@ -45,7 +54,11 @@ class EvaluateRequest(Request):
     rows: Literal["all", "held_out"] = knob(
         "all", "All rows, or those that a run with this seed and share holds out.", title="Rows"
     )
-    max_rows: int = knob(0, "Maximum number of rows; 0 uses all.", ge=0)
+    learned: Rows | Literal["auto"] = knob(
+        "auto", "Kind of rows that the run learned from, which decides those it holds out; auto "
+        "reads it from the adapter.", title="Learned from",
+    )  # fmt: skip
+    max_rows: int = knob(0, "Maximum number of rows, drawn by the seed; 0 uses all.", ge=0)
     scores: tuple[str, ...] = knob(
         (), "Scores of generated answers: exact_match, rouge_l, contains, number, regex, json, "
         "json_schema.", title="Scores",
@@ -71,10 +84,12 @@ class EvaluateRequest(Request):
         """
         facts(self.model)
         scorers(self.scores, self.pattern, self.json_schema)
-        gated = {*bounds(self.min), *bounds(self.max)}
+        gated = self._gated()
+        stack = resolve_stack(home, self.stack)
         return self.model_copy(
             update={
-                "stack": resolve_stack(home, self.stack),
+                "stack": stack,
+                "learned": self._learned(stack),
                 "classify": self.classify or bool(gated & {*CLASSIFIED}),
                 "forgetting": self.forgetting or bool(gated & {*FORGOTTEN}),
                 "scores": (*self.scores, *sorted(gated & {*SCORES} - {*self.scores})),
@@ -102,21 +117,18 @@ class EvaluateRequest(Request):
     def measured(
         self, home: Home, loaded: Loaded, backbone: Backbone, stack: tuple[tuple[str, float], ...]
     ) -> Generator[Event, None, dict[str, Any]]:
-        """Measure a stack that is loaded, and return the report."""
-        from studio.data.prepare_run_data import prepare
+        """Measure a stack that is loaded, and return the report.
+
+        Raises:
+            DataError: There is no row to measure, and more than forgetting is wanted.
+        """
         from studio.data.token_arrays import places_by_source
 
         backbone.use(stack)
         before = sum(a.method.num_tokens_before for a in backbone.adapters.values())
+        room = max(1, loaded.facts.context_length - before)
         yield Loading(text="Reading the data")
-        held = self.rows == "held_out"
-        source = self.data if held else self.data.model_copy(update={"validation_fraction": 0.0})
-        prepared = prepare(
-            source, loaded.tokenizer, seed=self.seed, home=home,
-            context_length=max(1, loaded.facts.context_length - before),
-        )  # fmt: skip
-        rows = prepared.validation if held else prepared.train
-        chosen = list(rows[: self.max_rows] if self.max_rows else rows)
+        prepared, chosen = self._rows(home, loaded, room)
         yield Loading(text=f"Measuring {len(chosen)} rows")
         report = {"rows": len(chosen), **losses(loaded, backbone, chosen)}
         if prepared.sources:
@@ -129,7 +141,7 @@ class EvaluateRequest(Request):
         if self.classify:
             from studio.evaluation.label_classification import classification, score, task_of
 
-            every = [*prepared.train, *(prepared.validation if held else ())]
+            every = [row for row in (*prepared.train, *prepared.validation) if row.good]
             task = task_of(chosen, every, loaded.tokenizer)
             yield Loading(text=f"Scoring {len(task.labels)} labels of {len(task.prompts)} rows")
             report |= classification(task, score(loaded, backbone, task))
@@ -140,11 +152,52 @@ class EvaluateRequest(Request):
             backbone.use(stack)
         if self.scores:
             yield Loading(text=f"Answering {len(chosen)} prompts")
-            answers = list(self._answers(loaded, backbone, chosen))
+            answers = list(self._answers(loaded, backbone, chosen, room))
             report |= self._scored(answers)
             for answer in answers[:MAX_SAMPLES]:
                 yield Sampled(prompt=answer["prompt"], text=answer["answer"])
         return report
+
+    def _gated(self) -> set[str]:
+        return {*bounds(self.min), *bounds(self.max)}
+
+    def _learned(self, stack: Stack) -> Rows:
+        """Return the kind of rows of which some were held out: that of the last adapter's run."""
+        if self.learned != "auto":
+            return self.learned
+        if self.rows == "held_out" and stack:
+            with suppress(SpecError):  # its passport is of another version, or there is none
+                spec = describe(Path(stack[-1].name)).section("spec")
+                return RunSpec.parse(spec).train.rows
+        return "answers"
+
+    def _rows(self, home: Home, loaded: Loaded, room: int) -> tuple[Prepared, list[Example]]:
+        """Return the data, and the rows to measure; of preferences, the good answers."""
+        from studio.data.prepare_run_data import prepare
+        from studio.data.template.template import IGNORED
+
+        held = self.rows == "held_out"
+        whole = {"validation_fraction": 0.0, "validation_path": "", "validation_split": ""}
+        prepared = prepare(
+            self.data if held else self.data.model_copy(update=whole), loaded.tokenizer,
+            seed=self.seed, home=home, context_length=room,
+            rows="answers" if self.learned == "auto" else self.learned,
+        )  # fmt: skip
+        rows = [*(() if held else prepared.train), *prepared.validation]
+        usable = [
+            row for row in rows
+            if row.good and (row.labels != IGNORED).any() and len(row.input_ids) <= room
+        ]  # fmt: skip
+        if not usable and not {*FORGOTTEN} >= self._gated() > set():
+            raise DataError(
+                ("The rows have no answers" if rows else "No rows are held out")
+                + ", so only forgetting can be measured. Measure a dataset with answers, or all "
+                "rows (rows=all)."
+            )
+        if self.max_rows:
+            drawn = np.random.default_rng(self.seed).permutation(len(usable))[: self.max_rows]
+            usable = [usable[place] for place in sorted(drawn)]
+        return prepared, usable
 
     def _forgetting(
         self, home: Home, loaded: Loaded, backbone: Backbone, stack: tuple[tuple[str, float], ...],
@@ -168,47 +221,59 @@ class EvaluateRequest(Request):
         return self.model
 
     def _answers(
-        self, loaded: Loaded, backbone: Backbone, rows: Sequence[TokenRow]
+        self, loaded: Loaded, backbone: Backbone, rows: Sequence[TokenRow], room: int
     ) -> Iterator[dict[str, str]]:
+        """Answer the last question of each row; plain text is continued after its first third."""
+        from studio.chat.lanes import Sampling
         from studio.data.template.template import choose_for
-        from studio.training.sample_answers import greedy, prompt_of
+        from studio.evaluation.label_classification import parts
+        from studio.training.batching import grouped
+        from studio.training.sample_answers import continuations
 
         template = choose_for(loaded.tokenizer, self.data)
-        asked = [(row, p) for row in rows if (p := prompt_of(row, loaded.tokenizer))]
-        asked.sort(key=lambda pair: len(pair[1].ids))
-        for start in range(0, len(asked), BATCH_PROMPTS):
-            part = asked[start : start + BATCH_PROMPTS]
-            found = greedy(
-                backbone, [prompt.ids for _, prompt in part], device=loaded.device,
-                stop_ids=template.stop_ids, max_new_tokens=self.max_new_tokens,
+        asked = []
+        for row in rows:
+            prompt, wanted = parts(row)
+            if len(prompt) < 2:
+                whole = prompt + wanted
+                prompt, wanted = whole[: len(whole) // 3], whole[len(whole) // 3 :]
+            if prompt:
+                asked.append((prompt, wanted, min(self.max_new_tokens, room - len(prompt))))
+        sizes = [len(prompt) + limit for prompt, _, limit in asked]
+        text = partial(loaded.tokenizer.decode, skip_special_tokens=True)
+        for places in reversed(grouped(sizes, max_tokens=BATCH_ANSWER_TOKENS)):
+            part = [asked[place] for place in places]
+            found = continuations(
+                backbone, [prompt for prompt, *_ in part], [[Sampling()]] * len(part),
+                device=loaded.device, stop_ids=template.stop_ids, limits=[n for *_, n in part],
             )  # fmt: skip
-            for (row, prompt), (ids, _) in zip(part, found, strict=True):
-                wanted = row.input_ids[len(prompt.ids) :].tolist()
-                yield {
-                    "prompt": prompt.text,
-                    "answer": loaded.tokenizer.decode(ids, skip_special_tokens=True).strip(),
-                    "wanted": loaded.tokenizer.decode(wanted, skip_special_tokens=True).strip(),
-                }
+            for (prompt, wanted, _), one in zip(part, found, strict=True):
+                texts = {"prompt": prompt, "answer": one.ids, "wanted": wanted}
+                yield {name: text(ids).strip() for name, ids in texts.items()}
 
     def _scored(self, answers: Sequence[dict[str, str]]) -> dict[str, Any]:
         score = scorers(self.scores, self.pattern, self.json_schema)
         means = {
-            name: sum(of(a["answer"], a["wanted"]) for a in answers) / max(1, len(answers))
+            name: fmean(of(a["answer"], a["wanted"]) for a in answers) if answers else None
             for name, of in score.items()
         }
         return {"answered": len(answers), "scores": means, "answers": list(answers)}
 
 
 def losses(loaded: Loaded, backbone: Backbone, rows: Sequence[TokenRow]) -> dict[str, Any]:
-    """Return loss per trained token, perplexity, token accuracy and number of tokens."""
+    """Return loss per trained token, perplexity, token accuracy and number of tokens.
+
+    Of no tokens they are None.
+    """
     from studio.training.batching import groups, pack
     from studio.training.loss import evaluate_loss
 
     batches = (pack(group, loaded.device) for group in groups(rows, max_tokens=BATCH_TOKENS))
     found = evaluate_loss(backbone, batches)
+    measured = found.tokens > 0
     return {
-        "eval_loss": found.loss,
-        "perplexity": math.exp(min(found.loss, 700.0)),
-        "token_accuracy": found.accuracy,
+        "eval_loss": found.loss if measured else None,
+        "perplexity": math.exp(min(found.loss, 700.0)) if measured else None,
+        "token_accuracy": found.accuracy if measured else None,
         "tokens": found.tokens,
     }

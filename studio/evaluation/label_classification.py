@@ -45,7 +45,7 @@ def task_of(rows: Sequence[TokenRow], every: Sequence[TokenRow], tokenizer: Any)
     Raises:
         DataError: The answers are not labels, or some cannot be told apart.
     """
-    known = sorted({tuple(_parts(row)[1]) for row in every} - {()})
+    known = sorted({tuple(parts(row)[1]) for row in every} - {()})
     if not 2 <= len(known) <= MAX_LABELS or (len(known) == len(every) and len(every) > 2):
         raise DataError(
             f"The data has {len(known):,} different answers in {len(every):,} rows: classifying "
@@ -66,14 +66,17 @@ def task_of(rows: Sequence[TokenRow], every: Sequence[TokenRow], tokenizer: Any)
                 "answers (data.chat_template), or rename a label."
             )
     places = {ids: place for place, ids in enumerate(known)}
-    parts = [_parts(row) for row in rows]
     kept = [
-        (prompt, places[tuple(ids)]) for prompt, ids in parts if prompt and tuple(ids) in places
+        (prompt, places[tuple(ids)])
+        for prompt, ids in map(parts, rows)
+        if prompt and tuple(ids) in places
     ]
+    if not kept:
+        raise DataError("No row has a prompt before its label, so there is nothing to classify.")
     return Task(texts, [list(ids) for ids in known], [p for p, _ in kept], [w for _, w in kept])
 
 
-def _parts(row: TokenRow) -> tuple[list[int], list[int]]:
+def parts(row: TokenRow) -> tuple[list[int], list[int]]:
     """Return a row's tokens before its last answer, and those of that answer."""
     ids, trained = row.input_ids.tolist(), (row.labels != IGNORED).tolist()
     stop = len(ids)

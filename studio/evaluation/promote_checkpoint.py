@@ -72,6 +72,7 @@ class PromoteRequest(Request):
             backbone, checkpoint, name="adapter",
             tokenize=lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"],
         )  # fmt: skip
+        report: dict[str, Any] = {}
         if self.min or self.max:
             request = self._measurement(checkpoint.spec).checked(home)
             below = {f"below-{i}": one.path for i, one in enumerate(below_run(checkpoint.spec))}
@@ -83,6 +84,7 @@ class PromoteRequest(Request):
         yield Loading(text="Writing the adapter")
         target = home.run(checkpoint.run) / "adapter"
         passport = _passport(target, checkpoint, loaded.facts.fingerprint)
+        passport["forgetting"] = report.get("general") or {}  # not that of the last step
         if target.is_dir():
             with publishing(target.with_name(BEFORE)) as temporary:
                 shutil.copytree(target, temporary, dirs_exist_ok=True)
@@ -96,8 +98,8 @@ class PromoteRequest(Request):
     def _measurement(self, spec: RunSpec) -> EvaluateRequest:
         """Return the evaluation of the run's held-out rows that the gate needs."""
         return EvaluateRequest(
-            model=spec.model, data=spec.data, rows="held_out", seed=spec.seed, min=self.min,
-            max=self.max, general_data=spec.train.general_data,
+            model=spec.model, data=spec.data, rows="held_out", learned=spec.train.rows,
+            seed=spec.seed, min=self.min, max=self.max, general_data=spec.train.general_data,
         )  # fmt: skip
 
 

@@ -41,9 +41,11 @@ def evaluated(report: Mapping[str, Any]) -> None:
         tasks(report)
         return
     print(f"rows            {report['rows']}")
-    print(f"loss            {report['eval_loss']:.4f}")
-    print(f"perplexity      {report['perplexity']:.4g}")
-    print(f"token accuracy  {report['token_accuracy']:.1%} of {report['tokens']} tokens")
+    print(f"loss            {number(report['eval_loss'])}")
+    print(f"perplexity      {number(report['perplexity'], '{:.4g}')}")
+    print(
+        f"token accuracy  {number(report['token_accuracy'], '{:.1%}')} of {report['tokens']} tokens"
+    )
     if "accuracy" in report:
         low, high = report["accuracy_interval"]
         print(f"accuracy        {report['accuracy']:.1%} ({low:.1%} to {high:.1%})")
@@ -55,8 +57,10 @@ def evaluated(report: Mapping[str, Any]) -> None:
     if report.get("forgetting") is not None:
         changed, prompts = report["changed"], report["general"]["prompts"]
         print(f"forgetting      {report['forgetting']:.4f} KL, {changed} of {prompts} changed")
+    if report.get("answered", report["rows"]) < report["rows"]:
+        print(f"answered        {report['answered']} of {report['rows']} rows; no prompt in others")
     for name, value in report.get("scores", {}).items():
-        print(f"{name:15} {value:.1%}")
+        print(f"{name:15} {number(value, '{:.1%}')}")
 
 
 def tasks(report: Mapping[str, Any]) -> None:

@@ -85,6 +85,7 @@ def test_a_promoted_checkpoint_is_the_runs_adapter_and_the_old_one_stays(home, r
     backbone.attach("y", named("lora")(r=2))
     with publishing(old) as folder:
         backbone.save("y", folder)
+        (folder / "passport.json").write_text('{"forgetting": {"forgetting": 2000}}')
 
     gate = {"min": ("token_accuracy=0",), "max": ("eval_loss=0",)}
     with pytest.raises(GateFailed, match=r"Checkpoint 7@4 failed its gate: eval_loss is .*above 0"):
@@ -97,10 +98,13 @@ def test_a_promoted_checkpoint_is_the_runs_adapter_and_the_old_one_stays(home, r
     assert finished.adapter == str(old) and is_whole(old)
     found = describe(old, source="run")
     assert (found.steps, found.ended, found.last_loss) == (4, "promoted", 2.0)
+    assert 0 < found.forgetting < 1000  # the checkpoint's own, as measured for the gate
     backbone.load("again", old)
     again = backbone.adapters["again"].state()
     assert all(torch.allclose(again[key], tensor) for key, tensor in trained.state().items())
     assert describe(home.run(7) / BEFORE).method == "lora"
+    list(PromoteRequest(checkpoint="7@4").perform(home))
+    assert describe(old).forgetting is None  # not measured again
 
 
 def test_a_promotion_that_cannot_be_is_refused_before_it_is_queued(home, run):

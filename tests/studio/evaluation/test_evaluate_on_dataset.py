@@ -4,12 +4,17 @@ import math
 import pytest
 import torch
 
-from studio.errors import AdapterError, GateFailed, SpecError
+from studio.data.prepare_run_data import prepare
+from studio.errors import AdapterError, DataError, GateFailed, SpecError
 from studio.evaluation.evaluate_on_dataset import REPORT, EvaluateRequest
+from studio.evaluation.gate import check
 from studio.home import open_home
+from studio.spec import DataSource, RunSpec
+from studio.training import sample_answers
+from studio.training.sample_answers import Continuation
 from studio.training.training_events import Evaluated, Finished, Sampled
 from tests.studio.methods.test_matrix import attached
-from tests.studio.tiny import tiny_folder
+from tests.studio.tiny import tiny_folder, tiny_tokenizer
 
 ROWS = [{"prompt": "say a", "completion": "a b"}, {"prompt": "say c", "completion": "c d e"}]
 
@@ -49,9 +54,9 @@ def test_a_stack_is_measured_on_every_row(tmp_path):
 def test_answers_are_scored_against_what_the_row_wants(tmp_path):
     torch.manual_seed(0)
     events, report = evaluated(tmp_path, scores=["exact_match", "regex"], pattern="^", max_rows=1)
-    assert report["answered"] == 1
+    assert report["rows"] == report["answered"] == 1
     assert report["scores"]["regex"] == 1
-    assert report["answers"][0]["wanted"] == "a b"
+    assert report["answers"][0]["wanted"] in ("a b", "c d e")
     assert len([e for e in events if isinstance(e, Sampled)]) == 1
 
 
@@ -80,3 +85,80 @@ def test_labels_are_scored_and_a_gate_decides(tmp_path):
     for bad, words in (("acuracy=1", 'Unknown figure "acuracy".*accuracy'), ("ece=x", "ece=0.8")):
         with pytest.raises(SpecError, match=words):
             evaluated(tmp_path, **where, min=[bad])
+
+
+def turns(*texts):
+    return {"messages": [{"role": role, "content": text} for role, text in
+                         zip(("user", "assistant") * len(texts), texts, strict=False)]}  # fmt: skip
+
+
+def test_the_last_answer_of_a_conversation_is_scored_and_fits_the_context(tmp_path, monkeypatch):
+    asked = []
+
+    def parrot(backbone, prompts, *_, limits, **how):  # gives the wanted answers
+        asked.extend(zip(prompts, limits, strict=True))
+        return [Continuation(tokenizer("d d")["input_ids"]) for _ in prompts]
+
+    tokenizer = tiny_tokenizer()
+    monkeypatch.setattr(sample_answers, "continuations", parrot)
+    rows = [turns("say a", "a a", "say d", "d d"), turns("b" * 90, "d d")]
+    data = {"path": str(tmp_path / "talks.jsonl"), "chat_template": "plain"}
+    (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    _, report = evaluated(tmp_path, data=data, scores=["exact_match"])
+    assert report["answered"] == 2 and report["scores"] == {"exact_match": 1.0}
+    assert {one["wanted"] for one in report["answers"]} == {"d d"}
+    assert any("a a" in one["prompt"] and "say d" in one["prompt"] for one in report["answers"])
+    assert sorted(limit for _, limit in asked)[0] < 40
+    assert all(len(prompt) + limit <= 128 for prompt, limit in asked)  # positions of the model
+
+
+def test_a_score_of_no_answer_is_no_figure(tmp_path):
+    request = EvaluateRequest(scores=("exact_match",), min=("exact_match=0",))
+    report = request._scored([])
+    assert report["scores"] == {"exact_match": None}
+    with pytest.raises(GateFailed, match="exact_match was not measured"):
+        check(report, request.min, request.max, "The evaluation")
+
+
+def test_without_held_out_rows_only_forgetting_can_be_a_gate(tmp_path):
+    where = {"rows": "held_out", "stack": [{"name": saved_adapter(tmp_path)}]}
+    for gate in ({}, {"max": ["eval_loss=9"]}, {"max": ["eval_loss=9", "forgetting=9"]}):
+        with pytest.raises(DataError, match="No rows are held out, so only forgetting"):
+            evaluated(tmp_path, **where, **gate)
+    _, report = evaluated(tmp_path, **where, max=["forgetting=1000"])
+    assert report["forgetting"] > 0 and (report["rows"], report["eval_loss"]) == (0, None)
+
+
+PAIRS = [{"prompt": f"say {w}", "chosen": w * 2, "rejected": f"no {w}"} for w in "abcdefghijklmnop"]
+JUDGED = [{"prompt": f"say {w}", "completion": w * (n % 3 + 1), "label": n % 2 == 0}
+          for n, w in enumerate("abcdefghijklmnopabcdefghijklmnop")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("loss", "rows", "kind"), [("dpo", PAIRS, "pairs"), ("kto", JUDGED, "judged")]
+)
+def test_the_held_out_rows_of_preferences_are_those_of_the_run(tmp_path, loss, rows, kind):
+    adapter = saved_adapter(tmp_path)
+    spec = RunSpec().with_values({"train.loss": loss}).model_dump(mode="json")
+    (tmp_path / "adapter" / "passport.json").write_text(json.dumps({"spec": spec}))
+    file = tmp_path / "preferences.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    data = {"path": str(file), "chat_template": "plain", "validation_fraction": 0.3}
+    where = {"data": data, "rows": "held_out", "seed": 3, "stack": [{"name": adapter}]}
+    _, report = evaluated(tmp_path, **where)
+
+    tokenizer = tiny_tokenizer()
+    held = prepare(DataSource(**data), tokenizer, context_length=128, seed=3, rows=kind).validation
+    good = [row for row in held if row.good]
+    assert 0 < len(good) == report["rows"] < len(held)
+    assert report["tokens"] == sum(int((row.labels[1:] != -100).sum()) for row in good)
+    whole = EvaluateRequest.parse(where | {"rows": "all"})
+    assert whole.checked(open_home(tmp_path / "home")).learned == "answers"
+
+
+def test_the_rows_of_a_prompt_without_an_answer_cannot_be_measured(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": f"say {w}"}) for w in "abcdefghijklmnop"))
+    with pytest.raises(DataError, match="The rows have no answers"):
+        evaluated(tmp_path, data={"path": str(file), "chat_template": "plain"}, rows="held_out",
+                  learned="prompts")  # fmt: skip

@@ -95,6 +95,12 @@ def test_labels_that_cannot_be_told_apart_are_one_sentence(answers, words):
         task_of(rows, rows, Letters())
 
 
+def test_rows_without_a_prompt_cannot_be_classified():
+    rows = [row([], [1, 30]), row([], [2, 30])]
+    with pytest.raises(DataError, match="No row has a prompt"):
+        task_of(rows, rows, Letters())
+
+
 def test_the_answers_of_the_rows_are_the_labels():
     rows = [row([40, 41], [1, 30]), row([42], [2, 3, 30]), row([43], [1, 30])]
     task = task_of(rows[1:], rows, Letters())

@@ -131,7 +131,7 @@ export function number(value, digits = 4) {
   return value.toPrecision(Math.max(digits, size >= 1 ? whole : 1));
 }
 
-export const percent = (share, digits = 3) => `${number(100 * share, digits)}${THIN}%`;
+export const percent = (share, digits = 3) => `${number(100 * (share ?? NaN), digits)}${THIN}%`;
 
 export function compact(value) {
   if (!Number.isFinite(value)) return '–';
