@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from jobs.database import Database
 from jobs.saved_conversations import Conversations
 from jobs.votes import Votes
-from studio.adapter_stack import StackItem, read_lane, write_lane
+from studio.adapter_stack import StackItem, lane_note, read_lane, write_lane
 from studio.errors import ChatError
 
 Kind = Literal["pairs", "answers", "judged"]
@@ -133,7 +133,8 @@ def _said(talk: dict[str, Any], number: int, vote: Row | None) -> Iterator[Said]
             if earlier and earlier.get("text"):
                 before += [{"role": "user", "content": turn["prompt"]}, _message(earlier)]
         before.append({"role": "user", "content": turns[number]["prompt"]})
-        name = answer.get("lane") or (vote["lanes"][lane] if vote else own.get("model", ""))
+        voted = vote["lanes"][lane] if vote and lane < len(vote["lanes"]) else ""
+        name = voted or answer.get("lane") or own.get("model", "")
         original = {"role": "assistant", "content": answer.get("original", "")}
         said = [one for one in before if one["content"]]
         yield Said(name, said, _message(answer), original if original["content"] else None)
@@ -217,7 +218,8 @@ def _row(turn: VotedTurn, one: Said, messages: Messages) -> Row:
 
 def _plain_lane(text: str) -> str:
     lane = read_lane(text)
-    return write_lane(lane["model"], [StackItem(**item) for item in lane["stack"]])
+    stack = [StackItem(**item) for item in lane["stack"]]
+    return write_lane(lane["model"], stack) + lane_note(text)
 
 
 def _time(day: str, *, days: int = 0) -> float:

@@ -1,13 +1,16 @@
 """The table of results: a row per adapter and base, a column per figure that was measured of it.
 
 Figures come from where they are: passports (held-out loss, forgetting), evaluations and suites of
-the queue, votes. A newer evaluation of the same data replaces an older one.
+the queue, votes. A newer evaluation of the same rows replaces an older one, and what was measured
+before an adapter had its weights (a promoted checkpoint, a name that is used again) does not count.
 """
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,15 +19,18 @@ from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from jobs.votes import Votes
 from studio import atomic
-from studio.adapter_stack import read_lane
+from studio.adapter_stack import lane_note, read_lane
 from studio.adapters import library
 from studio.adapters.adapter_lineage import frozen_below
 from studio.errors import AdapterError
 from studio.evaluation.evaluate_on_dataset import REPORT
+from studio.evaluation.vote_ranking import Match, leaderboard
 from studio.home import Home
 from studio.methods import methods
+from studio.spec import DataSource
 
 Form = Literal["json", "csv", "markdown"]
+Place = tuple[str, ...] | None
 FIXED = {
     "eval_loss": ("Held-out loss", "min"), "forgetting": ("Forgetting", "min"),
     "win_rate": ("Win rate", "max"), "size_bytes": ("Bytes", "min"),
@@ -36,49 +42,158 @@ MEASURED = {
     "regex": ("regex", "max"), "judged": ("judged", "max"), "mae": ("mean absolute error", "min"),
     "pearson": ("correlation", "max"),
 }  # fmt: skip
-Rows = dict[str, dict[str, Any]]
 
 
 def table(store: JobStore) -> dict[str, Any]:
     """Return the columns, as key, title, best and job, and the rows with a value by key."""
-    rows: Rows = {}
-    for one in library.adapters(store.home):
-        known = methods().get(one.method)
-        rows[str(one.path)] = {
-            "name": one.name, "id": one.id, "method": known.title if known else one.method,
-            "base": one.base, "data": one.data_path, "eval_loss": one.eval_loss,
-            "forgetting": one.forgetting, "size_bytes": one.size_bytes,
-        }  # fmt: skip
-    columns = {key: {"title": title, "best": best} for key, (title, best) in FIXED.items()}
-    for job in reversed(store.list()):
-        if job.kind == "evaluate" and (
-            report := atomic.read_object(store.home.run(job.id) / REPORT)
-        ):
-            model, stack = job.spec["model"]["path"], job.spec.get("stack") or ()
-            row = _row(store, rows, _place(store.home, model, stack))
-            figures = {**report, **report.get("scores", {})}
-            _put(columns, row, Path(job.spec["data"]["path"]).name, figures, job.id)
-            row["forgetting"] = figures.get("forgetting") or row.get("forgetting")
+    found = _Table(store)
+    jobs = store.list()[::-1]
+    reports = {
+        job.id: report for job in jobs
+        if job.kind == "evaluate"
+        and (report := atomic.read_object(store.home.run(job.id) / REPORT))
+    }  # fmt: skip
+    about = _abouts({job.id: job.spec for job in jobs if job.id in reports})
+    for job in jobs:
+        at = job.started or job.created
+        if job.id in reports:
+            report, model, stack = reports[job.id], job.spec["model"]["path"], job.spec.get("stack")
+            row = found.row(_place(store.home, model, stack or ()), at)
+            figures = {**report, **(report.get("scores") or {})}
+            found.put(row, about[job.id], figures, job.id)
+            if figures.get("forgetting") is not None:
+                row["forgetting"] = figures["forgetting"]
         elif job.kind == "tasks":
-            _put_tasks(store, rows, columns, job)
+            _put_tasks(found, job, at)
         elif job.kind == suite_results.KIND:
-            found = suite_results.table(store, job.id)
-            for lane, means in zip(found["lanes"], found["means"], strict=True):
-                _put(columns, _of_lane(store, rows, lane), job.name, means, job.id)
+            suite = suite_results.table(store, job.id)
+            for lane, means in zip(suite["lanes"], suite["means"], strict=True):
+                found.put(found.of_lane(lane, at), job.name, means, job.id)
         elif (
             job.kind == judgements.KIND and (judged := judgements.table(store, job.id))["evidence"]
         ):
+            answered = {one.id: one.started or one.created for one in jobs}.get(judged["suite"], at)
             for one in judged["standings"]:
                 rate = {"judged": _win_rate(one)}
-                _put(columns, _of_lane(store, rows, one["lane"]), job.name, rate, job.id)
-    board = Votes(store.database).board()
-    for one in board["standings"]:
-        _of_lane(store, rows, one["lane"])["win_rate"] = _win_rate(one)
-    used = [key for key in columns if any(row.get(key) is not None for row in rows.values())]
+                found.put(found.of_lane(one["lane"], answered), job.name, rate, job.id)
+    _put_votes(found)
+    used = [key for key in found.columns if any(row.get(key) is not None for row in found.shown)]
     return {
-        "columns": [{"key": key, **columns[key]} for key in used],
-        "rows": [{"key": key, **row} for key, row in rows.items()],
+        "columns": [{"key": key, **found.columns[key]} for key in used],
+        "rows": [{"key": key, **row} for key, row in found.rows.items()],
     }
+
+
+class _Table:
+    """Rows by adapter or base, columns by figure, and since when an adapter has its weights."""
+
+    def __init__(self, store: JobStore) -> None:
+        self.home, self.database = store.home, store.database
+        self.rows: dict[str, dict[str, Any]] = {}
+        self._since: dict[str, float] = {}
+        for one in library.adapters(self.home):
+            known = methods().get(one.method)
+            self.rows[str(one.path)] = {
+                "name": one.name, "id": one.id, "method": known.title if known else one.method,
+                "base": one.base, "data": one.data_path, "eval_loss": one.eval_loss,
+                "forgetting": one.forgetting, "size_bytes": one.size_bytes,
+            }  # fmt: skip
+            self._since[str(one.path)] = max(
+                _seconds(one.created), _seconds(str(one.passport.get("imported", "")))
+            )
+        self.columns: dict[str, dict[str, Any]] = {
+            key: {"title": title, "best": best} for key, (title, best) in FIXED.items()
+        }
+
+    @property
+    def shown(self) -> Iterable[dict[str, Any]]:
+        """Return the rows."""
+        return self.rows.values()
+
+    def key(self, place: Place, at: float) -> str | None:
+        """Return the key of the row of an adapter, or of the base; the row is made if missing.
+
+        A stack of several has none, nor has an adapter whose weights were replaced after `at`.
+        """
+        if place is None:
+            return None
+        model, adapter = (*place, "")[:2]
+        key = adapter or (model if model in self.rows else f"base {model}")  # a whole model
+        with suppress(AdapterError):
+            key = str(library.resolve(self.home, adapter)) if adapter else key
+        if at < self._since.get(key, 0.0):
+            return None
+        fresh = {"name": Path(adapter or model).name, "id": "", "base": model, "data": ""}
+        self.rows.setdefault(key, fresh | {"method": "" if adapter else "Base"})
+        return key
+
+    def row(self, place: Place, at: float) -> dict[str, Any]:
+        """Return the row of `key`; what is put into the row of none is not shown."""
+        key = self.key(place, at)
+        return {} if key is None else self.rows[key]
+
+    def of_lane(self, lane: str, at: float) -> dict[str, Any]:
+        """Return the row of a lane."""
+        return self.row(_place_of_lane(self.home, lane), at)
+
+    def put(
+        self, row: dict[str, Any], about: str, figures: Mapping[str, Any], job: int,
+        measured: Mapping[str, tuple[str, str | None]] = MEASURED,
+    ) -> None:  # fmt: skip
+        """Put the figures of a job into a row, and their columns into the table."""
+        for key, (title, best) in measured.items():
+            if figures.get(key) is not None:
+                name = f"{about} {key}"
+                self.columns[name] = {"title": f"{about}: {title}", "best": best, "job": job}
+                row[name] = figures[key]
+                row.setdefault("jobs", {})[name] = job
+
+
+def _abouts(specs: Mapping[int, dict[str, Any]]) -> dict[int, str]:
+    """Return what each evaluation measured: its file, with the settings that tell it from others.
+
+    Only those of evaluations of the same file name are compared.
+    """
+    asked, values = {}, defaultdict[tuple[str, str], set[str]](set)
+    for job, spec in specs.items():
+        held, most = spec.get("rows") == "held_out", spec.get("max_rows", 0)
+        one = DataSource().model_dump(mode="json") | spec["data"] | {
+            "rows": spec.get("rows", "all"), "max_rows": most,
+            "seed": spec.get("seed", 0) if held or most else 0,
+            "learned": spec.get("learned", "answers") if held else "answers",
+        }  # fmt: skip
+        asked[job] = {key: str(value) for key, value in one.items()
+                      if held or not key.startswith("validation_")}  # fmt: skip
+        for key, value in asked[job].items():
+            values[Path(one["path"]).name, key].add(value)
+    found = {}
+    for job, one in asked.items():
+        name = Path(one["path"]).name
+        how = [f"{key} {value}" for key, value in one.items() if len(values[name, key]) > 1]
+        found[job] = f"{name} ({', '.join(how)})" if how else name
+    return found
+
+
+def _put_votes(found: _Table) -> None:
+    """Put the share of votes that each row won: lanes that are the same adapter count together."""
+    matches = []
+    for vote in Votes(found.database).list():
+        at = vote["created"]
+        places = [_place_of_lane(found.home, lane) for lane in vote["lanes"]]
+        keys = [found.key(place, at) for place in places]
+        if not any(place and key is None for place, key in zip(places, keys, strict=True)):
+            lanes = tuple(key or lane for key, lane in zip(keys, vote["lanes"], strict=True))
+            matches.append(Match(lanes=lanes, winner=vote["winner"]))
+    for one in leaderboard(matches):
+        if one.lane in found.rows:
+            found.rows[one.lane]["win_rate"] = _win_rate(one.as_dict())
+
+
+def _seconds(moment: str) -> float:
+    try:
+        return datetime.fromisoformat(moment).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def _win_rate(one: Mapping[str, Any]) -> float:
@@ -86,74 +201,46 @@ def _win_rate(one: Mapping[str, Any]) -> float:
     return float(won / games)
 
 
-def _put(
-    columns: dict[str, Any], row: dict[str, Any], about: str, figures: Mapping[str, Any], job: int,
-    measured: Mapping[str, tuple[str, str | None]] = MEASURED,
-) -> None:  # fmt: skip
-    for key, (title, best) in measured.items():
-        if figures.get(key) is not None:
-            name = f"{about} {key}"
-            columns[name] = {"title": f"{about}: {title}", "best": best, "job": job}
-            row[name] = figures[key]
-            row.setdefault("jobs", {})[name] = job
-
-
-def _put_tasks(store: JobStore, rows: Rows, columns: dict[str, Any], job: Job) -> None:
+def _put_tasks(found: _Table, job: Job, at: float) -> None:
     """Put what a job measured on standard tasks into the rows of its lanes.
 
     Figures of other prompts or documents than the task's own have columns of their own.
     """
-    report, spec = atomic.read_object(store.home.run(job.id) / REPORT), job.spec
+    report, spec = atomic.read_object(found.home.run(job.id) / REPORT), job.spec
     shots, limit = spec.get("num_fewshot", -1), spec.get("limit")
     ways = (shots >= 0 and f"{shots}-shot", limit and f"first {limit}", spec.get("chat") and "chat")
     how = ", ".join(way for way in ways if way)
     for number, lane in enumerate(report.get("lanes", ())):
-        row = _of_lane(store, rows, lane)
+        row = found.of_lane(lane, at)
         for one in report["tasks"]:
             known = {one["metric"]: (one["metric"], one["best"] or None)}
             figures = {one["metric"]: one["values"][number]}
             about = f"{one['task']} ({how})" if how else one["task"]
-            _put(columns, row, about, figures, job.id, known)
+            found.put(row, about, figures, job.id, known)
 
 
-def _of_lane(store: JobStore, rows: Rows, lane: str) -> dict[str, Any]:
+def _place_of_lane(home: Home, lane: str) -> Place:
+    """Return the place of a lane; one with settings of its own has none."""
     read = read_lane(lane)
-    return _row(store, rows, _place(store.home, read["model"], read["stack"]))
+    return None if lane_note(lane) else _place(home, read["model"], read["stack"])
 
 
-def _place(home: Home, model: str, stack: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
-    """Return a lane's model and adapter; None for a stack of several.
+def _place(home: Home, model: str, stack: Sequence[Mapping[str, Any]]) -> Place:
+    """Return a lane's model and adapter; None for a stack of several, or at another weight than 1.
 
     A stack that is an adapter and what it was trained on top of counts as that adapter.
     """
+    if any(item.get("weight", 1) != 1 for item in stack):
+        return None
     if len(stack) < 2:
         return (model, *(str(item["name"]) for item in stack))
     with suppress(AdapterError):  # one of them is gone
         folders = [library.resolve(home, str(item["name"])) for item in stack]
         for top in folders:
             below = {one.path for one in frozen_below(library.describe(top))}
-            rest = {folder: item for folder, item in zip(folders, stack, strict=True)
-                    if folder != top}  # fmt: skip
-            if below == rest.keys() and all(item["weight"] == 1 for item in rest.values()):
+            if below == {*folders} - {top}:
                 return model, str(top)
     return None
-
-
-def _row(store: JobStore, rows: Rows, place: tuple[str, ...] | None) -> dict[str, Any]:
-    """Return the row of an adapter, or of the base; made where there is none.
-
-    A stack of several has none: what is put into it is not shown.
-    """
-    if place is None:
-        return {}
-    model, adapter = (*place, "")[:2]
-    if not adapter and model in rows:  # full fine-tuning: an adapter that is a model
-        return rows[model]
-    key = adapter or f"base {model}"
-    with suppress(AdapterError):
-        key = str(library.resolve(store.home, adapter)) if adapter else key
-    fresh = {"name": Path(adapter or model).name, "id": "", "base": model, "data": ""}
-    return rows.setdefault(key, fresh | {"method": "" if adapter else "Base"})
 
 
 def written(found: dict[str, Any], form: Form) -> str:

@@ -5,12 +5,17 @@ its text, the page defines what an answer contains; it is stored unchanged.
 """
 
 import json
+from itertools import zip_longest
 from typing import Any
+
+from pydantic import ValidationError
 
 from jobs.database import Database, now
 from jobs.database_schema import Tables
 from jobs.job_names import escaped_like
-from studio.errors import ChatError
+from studio.adapter_stack import read_lane
+from studio.chat.lanes import LaneSettings, lane_notes
+from studio.errors import AdapterError, ChatError
 
 NO_CONVERSATION = 'There is no conversation "{id}": it was deleted or never saved.'
 MOST_LISTED = 200
@@ -134,6 +139,21 @@ class Conversations:
         """
         if not self._database.change("DELETE FROM conversations WHERE id = ?", [conversation]):
             raise ChatError(NO_CONVERSATION.format(id=conversation))
+
+
+def answered_lanes(talk: dict[str, Any], answers: Rows) -> list[str]:
+    """Return the lanes that answered a turn; settings follow where lanes differ in them."""
+    names = [str(answer.get("lane", "")) for answer in answers]
+    shared, lanes = talk["settings"].get("shared") or {}, []
+    for name, lane in zip(names, talk["lanes"], strict=False):
+        own = lane.get("own") or shared
+        values = {key: own[key] for key in ("system", "sampling") if own.get(key)}
+        try:
+            lanes.append(LaneSettings.model_validate(read_lane(name) | values))
+        except (AdapterError, ValidationError):
+            return names
+    notes = lane_notes(lanes) if lanes else []
+    return [name + note for name, note in zip_longest(names, notes[: len(names)], fillvalue="")]
 
 
 def _refuse_deleted(db: Tables, conversation: str) -> None:

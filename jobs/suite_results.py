@@ -8,6 +8,7 @@ from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from studio.adapter_stack import read_lane
 from studio.adapters.library import resolve
+from studio.chat.lanes import lane_notes
 from studio.errors import AdapterError, QueueError
 from studio.evaluation.export_votes_and_suites import Form, suite_as
 from studio.evaluation.suites import SuiteRequest, read_results, summarise
@@ -83,7 +84,9 @@ def _runs_of(home: Home, lanes: list[str]) -> dict[int, str]:
 
 
 def _lanes(job: Job) -> list[str]:
-    return [lane.name for lane in SuiteRequest.parse(job.spec).lanes]
+    """Return the names of the lanes; settings follow where lanes differ in them."""
+    lanes = SuiteRequest.parse(job.spec).lanes
+    return [lane.name + note for lane, note in zip(lanes, lane_notes(lanes), strict=True)]
 
 
 def _get(store: JobStore, name: int | str) -> Job:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.database import Database, now
 from studio.errors import ChatError
-from studio.evaluation.vote_ranking import Match, leaderboard, wins_of
+from studio.evaluation.vote_ranking import Match, leaderboard, met, wins_of
 
 Rows = list[dict[str, Any]]
 MIN_LANES = 2
@@ -70,7 +70,7 @@ class Votes:
 
     def board(self, *, blind_only: bool = False) -> dict[str, Any]:
         """Return the leaderboard and its table of wins."""
-        matches = self.matches(blind_only=blind_only)
+        matches = met(self.matches(blind_only=blind_only))
         lanes, wins = wins_of(matches)
         return {
             "votes": len(matches),

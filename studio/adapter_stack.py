@@ -1,7 +1,8 @@
 """Stacks of weighted adapters: the record, its limits, and its text forms.
 
 `NAME[:WEIGHT]` is one adapter; `MODEL~NAME:WEIGHT+NAME:WEIGHT` is a lane, as in a page's address,
-where names are percent-encoded. Loads no torch.
+where names are percent-encoded. A note may follow: the settings that tell a lane from others of the
+same comparison, as in `starter · temperature 0.7`. Loads no torch.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from studio.fields import Record, knob
 MAX_ADAPTERS = 32
 MAX_LANES = 16
 MAX_WEIGHT = 10
+NOTE = " · "
 
 
 class StackItem(Record):
@@ -73,12 +75,12 @@ Stack = Annotated[
 
 
 def read_lane(text: str) -> dict[str, Any]:
-    """Read `MODEL` or `MODEL~NAME:WEIGHT+…` as `{"model", "stack"}`.
+    """Read `MODEL` or `MODEL~NAME:WEIGHT+…` as `{"model", "stack"}`, without its note.
 
     Raises:
         AdapterError: A name is empty or a weight invalid.
     """
-    model, tilde, rest = text.partition("~")
+    model, tilde, rest = text.partition(NOTE)[0].partition("~")
     items = [StackItem.read(unquote(part)) for part in rest.split("+")] if tilde else []
     return {"model": model or "starter", "stack": [item.model_dump() for item in items]}
 
@@ -87,3 +89,8 @@ def write_lane(model: str, stack: Sequence[StackItem]) -> str:
     """Return what `read_lane` reads."""
     parts = "+".join(f"{quote(item.name, safe='')}:{item.weight:g}" for item in stack)
     return f"{model}~{parts}" if parts else model
+
+
+def lane_note(text: str) -> str:
+    """Return the note of a lane with what separates it; empty if it has none."""
+    return "".join(text.partition(NOTE)[1:])

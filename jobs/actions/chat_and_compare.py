@@ -10,7 +10,7 @@ from jobs import judgements, suite_results
 from jobs.actions.registry import Reply, action, field, submit, write_file
 from jobs.adapter_recipes import Recipes
 from jobs.job_queue import JobStore
-from jobs.saved_conversations import Conversations
+from jobs.saved_conversations import Conversations, answered_lanes
 from jobs.votes import Votes
 from studio.adapter_stack import MAX_LANES, read_lane
 from studio.chat.lanes import LaneSettings, Sampling
@@ -178,7 +178,8 @@ def vote(
 ) -> dict[str, Any]:
     """Vote for the best answer of a turn."""
     talks, votes = Conversations(store.database), Votes(store.database)
-    turns = talks.get(conversation)["turns"]
+    talk = talks.get(conversation)
+    turns = talk["turns"]
     if turn > len(turns):
         raise ChatError(f"The conversation has {len(turns)} turns: there is no turn {turn}.")
     asked = turns[turn - 1]
@@ -190,7 +191,7 @@ def vote(
     elif word in ("tie", "bad") or (len(word) == 1 and word.upper() in letters):
         winner = letters.index(word.upper()) if len(word) == 1 else None
         votes.cast(
-            asked["prompt"], [str(a.get("lane", "")) for a in answers], winner=winner,
+            asked["prompt"], answered_lanes(talk, answers), winner=winner,
             bad=word == "bad", blind=blind, conversation=conversation, turn=turn - 1,
             answers=[str(a.get("text", "")) for a in answers],
         )  # fmt: skip

@@ -51,10 +51,11 @@ def import_adapter(
             shutil.copyfile(file, temporary / file.name)  # links of the hub's cache as files
         brought = folder / PASSPORT
         small = brought.is_file() and brought.stat().st_size < 1_000_000
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         passport: dict[str, Any] = {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"), "ended": "imported",
+            "created": now, "ended": "imported",
             **(atomic.read_object(brought) if small else {}),
-            "name": target.name, "imported_from": source,
+            "name": target.name, "imported_from": source, "imported": now,
         }  # fmt: skip
         if model is not None:
             passport["base"] = {"path": model.path, "fingerprint": facts(model).fingerprint}

@@ -13,13 +13,14 @@ part if it is not plain text: `thought`, `call`, or `mark` for the template's ma
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from studio.adapter_stack import MAX_LANES, Stack, write_lane
+from studio.adapter_stack import MAX_LANES, NOTE, Stack, write_lane
 from studio.chat.thought_and_tool_parser import Piece
 from studio.data.template.template_settings import ChatTemplateKwargs
 from studio.errors import ChatError, StudioError
@@ -132,10 +133,32 @@ class LaneSettings(Record):
         """Return the lane as it is written in a page's address."""
         return write_lane(self.model, self.stack)
 
+    def _told_apart(self) -> dict[str, Any]:
+        """Return the settings that make it another lane; another seed does not."""
+        sampling = self.sampling.model_dump(exclude={"seed", "logprobs"})
+        return {"system": self.system.strip(), "template": self.template, **sampling}
+
     def with_prompt(self, prompt: str) -> Lane:
         """Return the lane with one question."""
         settings = {name: getattr(self, name) for name in LaneSettings.model_fields}
         return Lane(messages=(Message(role="user", content=prompt),), **settings)
+
+
+def lane_notes(lanes: Sequence[LaneSettings]) -> list[str]:
+    """Return what follows each lane's name: its settings other lanes and the defaults differ in."""
+    usual, settings = LaneSettings()._told_apart(), [lane._told_apart() for lane in lanes]
+    differing = [key for key in usual if any(one[key] != settings[0][key] for one in settings)]
+    notes = (
+        [f"{key} {_brief(one[key])}" for key in differing if one[key] != usual[key]]
+        for one in settings
+    )
+    return [NOTE + ", ".join(note) if note else "" for note in notes]
+
+
+def _brief(value: Any) -> str:
+    """Return a setting in at most 50 characters, a longer one with a number of its whole text."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 40 else f"{text[:40]}… {zlib.crc32(text.encode()):08x}"
 
 
 class Lane(LaneSettings):

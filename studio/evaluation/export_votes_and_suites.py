@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from urllib.parse import unquote
 
+from studio.adapter_stack import NOTE, lane_note
 from studio.errors import ChatError
 from studio.evaluation.html_page import Cell, Section, chart, page, say, table
 
@@ -93,13 +94,13 @@ def suite_as(
 
 def title(lane: str) -> str:
     """Return a lane's name for display: `starter + pirate × 0.5`."""
-    model, tilde, stack = lane.partition("~")
+    model, tilde, stack = lane.partition(NOTE)[0].partition("~")
     parts = [model.rstrip("/").rpartition("/")[2]]
     for part in stack.split("+") if tilde else ():
         name, _, weight = part.rpartition(":")
         name = unquote(name).rstrip("/").rpartition("/")[2]
         parts.append(name if weight == "1" else f"{name} × {weight}")
-    return " + ".join(parts)
+    return " + ".join(parts) + lane_note(lane)
 
 
 def verdict(vote: Row) -> str:

@@ -51,12 +51,17 @@ class Standing:
         return asdict(self) | rounded
 
 
+def met(matches: Sequence[Match]) -> list[Match]:
+    """Return the votes among different lanes: a lane cannot win against itself."""
+    return [match for match in matches if len({*match.lanes}) > 1]
+
+
 def wins_of(matches: Sequence[Match]) -> tuple[list[str], list[list[float]]]:
     """Return the lanes and the wins of the row's lane over the column's; a tie is half a win."""
-    lanes = list(dict.fromkeys(lane for match in matches for lane in match.lanes))
+    lanes = list(dict.fromkeys(lane for match in met(matches) for lane in match.lanes))
     place = {lane: i for i, lane in enumerate(lanes)}
     table = [[0.0] * len(lanes) for _ in lanes]
-    for match in matches:
+    for match in met(matches):
         for a, b in _games(match):
             won, lost = place[match.lanes[a]], place[match.lanes[b]]
             if won != lost:
@@ -66,6 +71,7 @@ def wins_of(matches: Sequence[Match]) -> tuple[list[str], list[list[float]]]:
 
 def leaderboard(matches: Sequence[Match]) -> list[Standing]:
     """Return every lane with votes, by group, the best first."""
+    matches = met(matches)
     lanes, table = wins_of(matches)
     standings = []
     for number, group in enumerate(_groups(table)):

@@ -83,3 +83,10 @@ def test_a_vote_outlives_its_conversation_and_filters_leave_rows_out(database):
     for wanted in ({"until": "2001-01-01"}, {"since": "2999-01-01"}, {"blind": True}):
         with pytest.raises(ChatError, match="None of the 0 turns gives a row"):
             rows_of(database, "pairs", TurnFilter(**wanted))
+
+
+def test_rows_are_of_the_lane_that_was_voted_on(database):
+    warm = f"{B} · temperature 0.7"
+    Votes(database).cast("q1", (B, warm), winner=1, conversation="a", turn=0, answers=["a1", "b1"])
+    (row,) = rows_of(database, "pairs", TurnFilter(lane=warm))[0]
+    assert (row["lane"], row["rejected_lane"], said(row["chosen"])) == (warm, B, ["b1"])

@@ -3,7 +3,7 @@
 import csv
 import json
 
-from jobs import results_table
+from jobs import results_table, suite_results
 from jobs.votes import Votes
 from studio.adapter_stack import StackItem, write_lane
 from studio.evaluation.evaluate_on_dataset import REPORT
@@ -11,12 +11,13 @@ from studio.evaluation.suites import RESULTS
 from tests.studio.methods.test_matrix import attached
 
 
-def adapter(home, name, eval_loss, forgetting):
+def adapter(home, name, eval_loss, forgetting, **more):
     folder = home.adapters / name
     folder.mkdir()
     backbone, _ = attached("lora-r=4", "llama", trained=False)
     backbone.save("a", folder, base="base")
     passport = {"name": name, "eval_loss": eval_loss, "forgetting": {"forgetting": forgetting}}
+    passport |= more
     (folder / "passport.json").write_text(json.dumps(passport))
     return str(folder)
 
@@ -42,8 +43,11 @@ def test_a_lane_finds_its_row_and_other_prompts_have_columns_of_their_own(store,
     lanes = [whole, write_lane("base", stack), write_lane("base", stack[::-1])]
     measured(store, lanes, quiz(0.25, 0.5, 0.5), quiz(1, 2, 2, metric="odd", best=""))
     half = stack[0].model_copy(update={"weight": 0.5})
-    other = [write_lane("base", [half, stack[1]]), "base"]
-    measured(store, other, quiz(0.75, 0.125), num_fewshot=5, limit=100, chat=True)
+    weak = stack[1].model_copy(update={"weight": 0.5})
+    other = [write_lane("base", [half, stack[1]]), write_lane("base", [stack[0], weak]),
+             write_lane("base", [half]), "base · temperature 0.7", "base"]  # fmt: skip
+    values = (0.75, 0.76, 0.77, 0.78, 0.125)
+    measured(store, other, quiz(*values), num_fewshot=5, limit=100, chat=True)
 
     found = results_table.table(store)
 
@@ -52,7 +56,9 @@ def test_a_lane_finds_its_row_and_other_prompts_have_columns_of_their_own(store,
         low: None, top: 0.5, whole: 0.25, "base base": None,
     }  # fmt: skip
     apart = "quiz (5-shot, first 100, chat)"
-    assert rows["base base"][f"{apart} acc"] == 0.125
+    assert {key: row.get(f"{apart} acc") for key, row in rows.items()} == {
+        low: None, top: None, whole: None, "base base": 0.125,
+    }  # fmt: skip
     columns = {column["key"]: column for column in found["columns"]}
     assert columns[f"{apart} acc"]["title"] == f"{apart}: acc"
     assert columns["quiz odd"]["best"] is None
@@ -60,8 +66,9 @@ def test_a_lane_finds_its_row_and_other_prompts_have_columns_of_their_own(store,
     assert any(" **0.5** | 2 |" in line for line in lines)  # no best where it is unknown
 
 
-def evaluated(store, stack, **report):
-    spec = {"name": "", "model": {"path": "base"}, "data": {"path": "/x/bank.csv"}, "stack": stack}
+def evaluated(store, stack, path="/x/bank.csv", asked=(), **report):
+    spec = {"name": "", "model": {"path": "base"}, "data": {"path": path}, "stack": stack}
+    spec |= dict(asked)
     job = store.submit(spec, kind="evaluate").id
     store.home.run(job).mkdir()
     (store.home.run(job) / REPORT).write_text(json.dumps(report))
@@ -114,3 +121,72 @@ def test_every_figure_stands_in_the_row_of_its_adapter(store, home):
     assert head.startswith("| Name | Method | Base | Held-out loss |")
     assert any(line.startswith("| o\\|ther | LoRA | base | 0.75 |") for line in body)
     assert any("| one | LoRA | base | **0.5** | **0.1** | **0.625** |" in line for line in body)
+
+
+def test_evaluations_of_other_rows_have_columns_of_their_own(store, home):
+    one = adapter(home, "one", 0.5, 0.25)
+    held = {"rows": "held_out", "max_rows": 5, "seed": 1}
+    evaluated(store, [{"name": one}], accuracy=0.25)
+    evaluated(store, [{"name": one}], accuracy=0.5, asked={"seed": 7})  # no effect on all rows
+    evaluated(store, [{"name": one}], accuracy=0.75, asked=held)
+    evaluated(store, [{"name": one}], accuracy=0.875, asked=held | {"seed": 2})
+    evaluated(store, [{"name": one}], path="/y/bank.csv", accuracy=0.125)
+    evaluated(store, [{"name": one}], path="/y/other.csv", accuracy=0.0, forgetting=0.0)
+    (row,) = results_table.table(store)["rows"]
+    figures = {key: value for key, value in row.items() if key.endswith("accuracy")}
+    assert sorted(figures.values()) == [0.0, 0.125, 0.5, 0.75, 0.875]
+    assert figures["other.csv accuracy"] == 0.0
+    assert row["forgetting"] == 0.0  # the newest, as nothing was forgotten
+    (name,) = (key for key, value in figures.items() if value == 0.875)
+    assert "path /x/bank.csv" in name and "rows held_out, max_rows 5, seed 2" in name
+
+
+def test_what_was_measured_of_earlier_weights_does_not_count(store, home):
+    for created, shown in (
+        ("2020-01-01T00:00:00+00:00", True),
+        ("2100-01-01T00:00:00+00:00", False),
+    ):
+        name = f"made-{created[:4]}"
+        one = adapter(home, name, 0.5, 0.25, created=created)
+        evaluated(store, [{"name": one}], accuracy=0.25, forgetting=9.0)
+        lane = write_lane("base", [StackItem(name=name)])
+        measured(store, [lane], quiz(0.5), name=f"tasks {name}")
+        Votes(store.database).cast("hi", [lane, "base"], winner=0)
+        row = {row["name"]: row for row in results_table.table(store)["rows"]}[name]
+        assert ("quiz acc" in row, "bank.csv accuracy" in row, "win_rate" in row) == (shown,) * 3
+        assert row["forgetting"] == (9.0 if shown else 0.25)
+
+
+def test_votes_on_lanes_of_one_adapter_count_together_and_never_against_itself(store, home):
+    one = adapter(home, "one", None, None)
+    votes, (name, path) = (
+        Votes(store.database),
+        (write_lane("base", [StackItem(name=item)]) for item in ("one", one)),
+    )
+    votes.cast("hi", [name, "base"], winner=0)
+    votes.cast("hi", [path, "base"], winner=1)
+    votes.cast("hi", [path, "base"], winner=1)
+    votes.cast("hi", [name, path], winner=0)
+    votes.cast("hi", ["base", "base"], winner=0)
+    votes.cast("hi", [name, "base · system Be terse."], winner=0)
+    rows = {row["name"]: row for row in results_table.table(store)["rows"]}
+    assert rows["one"]["win_rate"] == 2 / 4 and rows["base"]["win_rate"] == 2 / 3
+
+
+def test_lanes_of_a_suite_that_differ_in_settings_are_told_apart(store, home):
+    one = adapter(home, "one", None, None)
+    lane = {"model": "base", "stack": [{"name": one}]}
+    spec = {
+        "name": "quiz",
+        "cases": [{"prompt": "x"}],
+        "lanes": [lane, lane | {"system": "Be terse."}],
+    }
+    suite = store.submit(spec, kind="suite").id
+    answer = {"text": "y", "error": None, "reason": "end", "rouge_l": None, "json": 0.25}
+    home.run(suite).mkdir()
+    row = {"prompt": "x", "case": 0, "answers": [answer, answer | {"json": 0.75}]}
+    (home.run(suite) / RESULTS).write_text(json.dumps(row) + "\n")
+    name = write_lane("base", [StackItem(name=one)])
+    assert suite_results.table(store, suite)["lanes"] == [name, f"{name} · system Be terse."]
+    (row,) = results_table.table(store)["rows"]
+    assert row["quiz json"] == 0.25

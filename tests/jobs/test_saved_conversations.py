@@ -2,9 +2,11 @@
 
 import pytest
 
-from jobs.saved_conversations import Conversations
+from jobs.saved_conversations import Conversations, answered_lanes
 from jobs.votes import Votes
+from studio.adapter_stack import read_lane
 from studio.errors import ChatError
+from studio.evaluation.export_votes_and_suites import title
 
 LANES = [{"model": "starter", "stack": []}]
 
@@ -93,3 +95,20 @@ def test_a_vote_on_one_answer_is_refused(votes):
     with pytest.raises(ChatError, match="at least two"):
         votes.cast("Hi", PAIR[:1], winner=0)
     assert votes.list() == []
+
+
+def test_lanes_of_one_adapter_are_told_apart_by_their_settings():
+    shared = {"system": "", "sampling": {"temperature": 0, "seed": 3}}
+    own = {"system": "", "sampling": {"temperature": 0.7, "seed": 9, "top_k": None}}
+    terse = {"system": "Be terse. " * 9, "sampling": {"seed": 4}}
+    lanes = [{}, {"own": own}, {"own": terse}, {"own": shared | {"sampling": {"seed": 5}}}]
+    answers = [{"lane": "starter~pirate:1"}] * 4
+    plain, warm, prompted, seeded = answered_lanes(
+        {"settings": {"shared": shared}, "lanes": lanes}, answers
+    )
+    assert plain == seeded == "starter~pirate:1"  # another seed is not another lane
+    assert warm == "starter~pirate:1 · temperature 0.7"
+    assert prompted.startswith("starter~pirate:1 · system Be terse. Be terse.")
+    assert "… " in prompted and read_lane(prompted) == read_lane(plain)
+    assert title(warm) == "starter + pirate · temperature 0.7"
+    assert answered_lanes({"settings": {}, "lanes": lanes[:1]}, answers[:2]) == [plain] * 2

@@ -31,6 +31,12 @@ test('a lane has a name for the page and one for OpenAI clients', () => {
   assert.equal(clientName(lane), '/m/starter+pirate:0.5+terse');
 });
 
+test('a lane keeps its note, which is not part of its stack', () => {
+  const lane = parseLane('starter~pirate:1 · system Be: 1 · 2');
+  assert.deepEqual(lane, { model: 'starter', stack: [{ name: 'pirate', weight: 1 }], note: 'system Be: 1 · 2' });
+  assert.equal(laneName(lane), 'starter + pirate · system Be: 1 · 2');
+});
+
 test('jobs and checkpoints link to their lanes', () => {
   assert.equal(compareAddress({ kind: 'train', model: 'a b', name: 'run' }),
     '/compare?lane=a%20b&lane=a%20b~run%3A1');

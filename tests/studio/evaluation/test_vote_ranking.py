@@ -84,3 +84,10 @@ def test_expected_wins_equal_the_wins_that_were_counted():
             for j in range(3) if j != i
         )  # fmt: skip
         assert expected == pytest.approx(sum(wins[i]) + 2 * 0.5, abs=1e-6)
+
+
+def test_a_vote_between_lanes_of_one_name_is_no_game():
+    one = leaderboard([Match(lanes=("a", "a"), winner=0)] * 3 + [Match(lanes=("a", "b"), winner=1)])
+    assert {(s.lane, s.wins, s.losses) for s in one} == {("a", 0, 1), ("b", 1, 0)}
+    assert leaderboard([Match(lanes=("a", "a"), winner=0)]) == []
+    assert wins_of([Match(lanes=("a", "a"), winner=0)]) == ([], [])

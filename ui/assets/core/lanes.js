@@ -12,15 +12,16 @@ export const hueOf = (index) => `var(--s-run-${index % 10})`;
 const SUFFIX = /^(.*)~([^~]+:-?[\d.]+)$/;
 const BETWEEN = /(?<=:-?[\d.]+)[+ ]/; // an address turns a plus that was typed into a space
 
-/** "starter~pirate:1+terse:0.5" -> {model, stack}; names are encoded, so they may hold anything. */
+/** "starter~pirate:1+terse:0.5 · note" -> {model, stack}; names are encoded, so they may hold anything. */
 export function parseLane(words) {
-  const found = SUFFIX.exec(words);
-  if (!found) return { model: words, stack: [] };
+  const [lane, note] = words.split(/ · (.*)/s), more = note ? { note } : {};
+  const found = SUFFIX.exec(lane);
+  if (!found) return { model: lane, stack: [], ...more };
   const stack = found[2].split(BETWEEN).map((part) => {
     const at = part.lastIndexOf(':');
     return { name: decodeURIComponent(part.slice(0, at)), weight: Number(part.slice(at + 1)) };
   });
-  return { model: found[1], stack };
+  return { model: found[1], stack, ...more };
 }
 
 export function writeLane({ model, stack }) {
@@ -33,9 +34,9 @@ export function writeLane({ model, stack }) {
 export const called = (name) => name.replace(NAME, t`run $1 at step $2`).split('/').pop();
 
 /** starter + pirate × 0.5 */
-export function laneName({ model, stack }) {
+export function laneName({ model, stack, note }) {
   return [short(model), ...stack.map(({ name, weight }) =>
-    weight === 1 ? called(name) : `${called(name)} × ${weight}`)].join(' + ');
+    weight === 1 ? called(name) : `${called(name)} × ${weight}`)].join(' + ') + (note ? ` · ${note}` : '');
 }
 
 /** What an OpenAI client calls a lane: starter+pirate:0.5+terse */
