@@ -150,7 +150,7 @@ class _Table:
 
 
 def _abouts(specs: Mapping[int, dict[str, Any]]) -> dict[int, str]:
-    """Return what each evaluation measured: its file, with the settings that tell it from others.
+    """Return what each evaluation measured: its file, and settings in which others differ.
 
     Only those of evaluations of the same file name are compared.
     """

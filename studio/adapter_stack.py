@@ -1,8 +1,8 @@
 """Stacks of weighted adapters: the record, its limits, and its text forms.
 
 `NAME[:WEIGHT]` is one adapter; `MODEL~NAME:WEIGHT+NAME:WEIGHT` is a lane, as in a page's address,
-where names are percent-encoded. A note may follow: the settings that tell a lane from others of the
-same comparison, as in `starter · temperature 0.7`. Loads no torch.
+where names are percent-encoded. A note may follow: settings that other lanes of the comparison do
+not have, as in `starter · temperature 0.7`. Loads no torch.
 """
 
 from __future__ import annotations

@@ -47,21 +47,3 @@ def test_only_the_windows_know_gradio():
         if re.search(r"^\s*(import|from) gradio\b", (ROOT / file).read_text(), re.MULTILINE)
     ]
     assert all(name.startswith("ui/") for name in knowing), knowing
-
-
-def test_text_that_is_not_only_ascii_is_written_as_utf_8():
-    """Windows writes text in the code page of its region unless it is named: names would fail."""
-
-    def ascii_only(text):
-        dumped = "json.dumps" in text and "ensure_ascii" not in text
-        return dumped or text.startswith(("'", "str(", "origin.rows("))
-
-    found = [
-        f"{file}:{call.lineno}"
-        for file in sources()
-        for call in ast.walk(ratchet.tree_of(file))
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
-        and call.func.attr == "write_text" and len(call.args) == 1 and not call.keywords
-        and not ascii_only(ast.unparse(call.args[0]))
-    ]  # fmt: skip
-    assert found == []
