@@ -103,8 +103,9 @@ class DataSource(Record):
     )  # fmt: skip
     control_tokens: Literal["auto", "text", "tokens"] = knob(
         "auto",
-        "Control tokens in a text column: auto reads them as tokens in chats rendered already and "
-        "trains their answers, text never, tokens always.", title="Control tokens", advanced=True,
+        "Control tokens in texts: auto reads them as tokens in chats rendered already, whose "
+        "answers are trained, and of text files the end of text; text never, tokens always.",
+        title="Control tokens", advanced=True,
     )  # fmt: skip
     max_length: int = knob(
         1024,

@@ -17,7 +17,6 @@ from jobs.job_queue import JobStore
 from studio import starter
 from studio.data import dataset_requests, mapping_preview, snapshots, token_statistics
 from studio.data.column_mapping import PARTS, Mapping
-from studio.data.conversation_records import Row
 from studio.data.curate_dataset import lineage
 from studio.data.export_rows import rows_as
 from studio.data.find_dataset import origin_of
@@ -249,7 +248,7 @@ def _page(found: Snapshot, offset: int, limit: int) -> dict[str, Any]:
     convert = record_converter(found.meta.mapping)
     shown = []
     for row in found.page(offset, limit):
-        entry = mapping_preview.as_read(convert(Row(row.line, row.values)))
+        entry = mapping_preview.as_read(convert(row.row))
         if "problem" in entry:
             entry["row"] = row.values
         entry |= {"number": row.number, "line": row.line, "part": row.part}

@@ -16,6 +16,7 @@ class Row(NamedTuple):
 
     line: int
     values: dict[str, Any]
+    held_out: bool = False  # by a split that is stored with the dataset
 
 
 class Problem(NamedTuple):

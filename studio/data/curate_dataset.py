@@ -140,7 +140,7 @@ def apply_step(
         for row in parent.rows():
             if part := part_of(row):
                 kept += 1
-                yield Row(row.line, row.values), part
+                yield row.row, part
         if not kept:
             raise DataError(
                 f'The {step.kind} keeps none of the {parent.meta.rows:,} rows of "{name}": '
@@ -255,7 +255,7 @@ def _text_of(parent: Snapshot) -> Callable[[PageRow], str]:
     convert = record_converter(parent.meta.mapping)
 
     def text_of(row: PageRow) -> str:
-        made = convert(Row(row.line, row.values))
+        made = convert(row.row)
         messages = [] if isinstance(made, Problem) else messages_of(made[0])
         return "\n".join([message["content"] for message in messages])
 
@@ -271,7 +271,7 @@ def _dedupe(parent: Snapshot, step: Deduplicate) -> Selector:
     seen: set[int] = set()
 
     def part_of(row: PageRow) -> Part | None:
-        made = convert(Row(row.line, row.values))
+        made = convert(row.row)
         if isinstance(made, Problem):
             return row.part
         digest = content_hash(made[0])
@@ -299,7 +299,7 @@ def _split(parent: Snapshot, step: Split) -> Selector:
             except KeyError:
                 raise DataError(f'Row {row.number} has no column "{step.group_by}".') from None
         else:
-            made = convert(Row(row.line, row.values))
+            made = convert(row.row)
             key = row.number if isinstance(made, Problem) else prompt_hash(made[0])
         groups.setdefault(key, []).append(row.number)
     members = list(groups.values())

@@ -257,6 +257,11 @@ def reading_notes(readings: Counter[Reading]) -> Iterator[str]:
             f"{rows} control tokens of the tokenizer, which are read as plain text; "
             "data.control_tokens=tokens reads them as tokens."
         )
+    if count := readings["end"]:
+        yield (
+            f"The tokenizer's end of text in {count:,} line{'s' * (count != 1)} is read as a "
+            "token, which separates texts; data.control_tokens=text reads it as plain text."
+        )
     if count := readings["foreign"]:
         rows = "1 row holds" if count == 1 else f"{count:,} rows hold"
         yield (

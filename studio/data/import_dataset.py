@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from studio.data.column_mapping import Mapping
+from studio.data.conversation_records import Row
 from studio.data.dataset_survey import Survey
 from studio.data.find_dataset import find
 from studio.data.mix_datasets import Pick, part_of
@@ -73,12 +74,16 @@ def import_dataset(
             container=origin.container,
             encoding=origin.encoding,
         ),
+        sources=sources.names if (sources := origin.sources()) else (),
         step={"kind": "part", "pick": pick, "rows": num_rows, "seed": seed} if num_rows else None,
     )
     made = write_snapshot(
         home,
         meta,
-        ((item, "train") for item in origin.rows()),
+        (
+            (item, "validation" if isinstance(item, Row) and item.held_out else "train")
+            for item in origin.rows()
+        ),
         survey=Survey(origin, guess),
         progress=lambda count, written: report_progress(
             min(0.99, written / max(1, size)), f"{count:,} rows"

@@ -43,6 +43,7 @@ ROLES = {
 THOUGHT_NAMES = ("reasoning_content", "reasoning", "thinking", "thought")
 _CONTENT_NAMES = ("content", "value", "text", "parts")
 _MARKS = ("weight", "loss_weight", "train")
+_TRAIN = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 MAX_WEIGHT = 100
 _SPEAKERS = ("user", "assistant", "system")
 _KEYS_OF = {
@@ -122,6 +123,8 @@ def _unread(turn: dict[str, Any], message: Message) -> list[str]:
     """Return the keys of a message that say something that is not read."""
     known = ("role", "from", *_KEYS_OF.get(message["role"], ()))
     read = next((key for key in _CONTENT_NAMES if turn.get(key) is not None), "")
+    if _trains(turn) is None:
+        known = tuple(key for key in known if key != "train")
     extra = [key for key in turn if key not in known and key != read and has_value(turn[key])]
     unread = [k for k in extra if turn[k] != turn.get(read) and (turn[k] or k not in _MARKS)]
     if thought := message.get("reasoning_content"):
@@ -142,9 +145,14 @@ def _loss_weight(turn: dict[str, Any], index: int) -> float:
                 "weight",
                 f"Message {index + 1} has the {name} {shown}: use a number from 0 to {MAX_WEIGHT}.",
             )
-    if turn.get("train") is False or any(weight == 0 for _, weight in given):
+    if _trains(turn) is False or any(weight == 0 for _, weight in given):
         return 0.0
     return float(given[0][1]) if given else 1.0
+
+
+def _trains(turn: dict[str, Any]) -> bool | None:
+    """Return what the key `train` says, None if that is neither true nor false."""
+    return _TRAIN.get(str(turn.get("train", True)).lower())
 
 
 def _message(turn: dict[str, Any], role: str, index: int) -> Message:

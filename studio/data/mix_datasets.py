@@ -9,12 +9,15 @@ import dataclasses
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 from studio.data.conversation_records import (
     AnyRecord,
+    Conversation,
     Document,
     Judged,
+    Message,
     Pair,
     Problem,
     Row,
@@ -48,7 +51,7 @@ def part_of(origin: Origin, num_rows: int, pick: Pick, seed: int) -> Origin:
     """
 
     def rows() -> Iterator[Row | Problem]:
-        drawn, seen, chance = list[Row](), 0, random.Random(seed)
+        drawn, seen, chance = list[tuple[int, Row]](), 0, random.Random(seed)
         for item in origin.rows():
             if pick == "first":
                 yield item
@@ -61,10 +64,10 @@ def part_of(origin: Origin, num_rows: int, pick: Pick, seed: int) -> Origin:
                 continue
             seen += 1
             if seen <= num_rows:
-                drawn.append(item)
+                drawn.append((seen, item))
             elif (at := chance.randrange(seen)) < num_rows:  # each row has the same chance
-                drawn[at] = item
-        yield from sorted(drawn, key=lambda row: row.line)
+                drawn[at] = (seen, item)
+        yield from (row for _, row in sorted(drawn, key=itemgetter(0)))  # files count lines anew
 
     def content_hash() -> str:
         words = f"{origin.content_hash()} {pick} {num_rows} {seed if pick == 'random' else ''}"
@@ -117,7 +120,7 @@ def mix(
     wanted = num_rows or int(most + 1e-9)
     chance, drawn, counts = random.Random(seed), list[dict[str, Any]](), list[dict[str, Any]]()
     for one in sources:
-        count, (_, rows, dropped) = round(wanted * one.weight / total), read[one.name]
+        count, (_, rows, dropped, _) = round(wanted * one.weight / total), read[one.name]
         if count > len(rows):
             raise DataError(
                 f'"{one.name}" has {len(rows):,} usable rows, and {wanted:,} rows in all need '
@@ -130,12 +133,20 @@ def mix(
     title = name or " + ".join(one.name.rpartition(":")[2] for one in sources)
     items = [Row(number, row) for number, row in enumerate(drawn, 1)]
     content = hashlib.sha256(repr((seed, counts)).encode()).hexdigest()
-    notes = tuple(
+    notes = [
         f'{one["dropped"]:,} rows of "{one["name"]}" cannot be used and are left out.'
         for one in counts if one["dropped"]
-    )  # fmt: skip
-    origin = Origin(title, (), False, lambda: iter(items), lambda: content, notes)
+    ]  # fmt: skip
+    notes += [
+        f'{one.held_out:,} held-out rows of "{source}" are left out: name it in '
+        "data.validation_path to evaluate on them."
+        for source, one in read.items() if one.held_out
+    ]  # fmt: skip
+    origin = Origin(title, (), False, lambda: iter(items), lambda: content, tuple(notes))
     guess = guess_origin(origin, DataSource())
+    if any("tools" in row for row in drawn):  # the rows that are guessed from may have none
+        columns = guess.mapping.columns | {"tools": "tools"}
+        guess = guess._replace(mapping=guess.mapping.model_copy(update={"columns": columns}))
     meta = Meta(
         name=free_name(home, title), plain=False, mapping=guess.mapping, reason="made by mixing",
         original=Original(name=title, sha256=content, size_bytes=0),
@@ -148,19 +159,29 @@ def mix(
 
 
 class _Usable(NamedTuple):
-    """The usable rows of a source in the common form, and how many could not be used."""
+    """The usable rows of a source in the common form, and how many are left out."""
 
     kind: str
     rows: list[dict[str, Any]]
     dropped: int
+    held_out: int
 
 
 def _usable(home: Home, name: str) -> _Usable:
     source = DataSource(path=name)
     origin = find(source, home)
-    convert, kind = record_converter(guess_origin(origin, source).mapping), ""
-    rows, dropped = list[dict[str, Any]](), 0
+    mapping = guess_origin(origin, source).mapping
+    if origin.plain and mapping.format == "text":
+        raise DataError(
+            f'"{name}" is one long text, and a mix is made of rows: give its texts as rows with a '
+            "column text, one JSON object per line."
+        )
+    convert, kind = record_converter(mapping), ""
+    rows, dropped, num_held_out = list[dict[str, Any]](), 0, 0
     for item in origin.rows():
+        if isinstance(item, Row) and item.held_out:
+            num_held_out += 1
+            continue
         made = convert(item) if isinstance(item, Row) else item
         if isinstance(made, Problem):
             dropped += 1
@@ -170,7 +191,7 @@ def _usable(home: Home, name: str) -> _Usable:
             rows.append(row)
     if not rows:
         raise DataError(f'"{name}" has no row that can be used.')
-    return _Usable(kind, rows, dropped)
+    return _Usable(kind, rows, dropped, num_held_out)
 
 
 def _plain(record: AnyRecord) -> tuple[str, dict[str, Any]]:
@@ -178,15 +199,21 @@ def _plain(record: AnyRecord) -> tuple[str, dict[str, Any]]:
         return "text", {"text": record.text}
     if isinstance(record, Pair):
         shared = num_shared(record)
-        chosen, rejected = record.chosen.messages, record.rejected.messages
-        return "pair", {"prompt": chosen[:shared], "chosen": chosen[shared:],
-                        "rejected": rejected[shared:]}  # fmt: skip
+        chosen, rejected = (_marked(side)[shared:] for side in record)
+        tools = {"tools": record.chosen.tools} if record.chosen.tools else {}
+        asked = record.chosen.messages[:shared]
+        return "pair", {"prompt": asked, "chosen": chosen, "rejected": rejected} | tools
     talk = record.conversation if isinstance(record, Judged) else record
-    answers = [i for i, message in enumerate(talk.messages) if message["role"] == "assistant"]
-    weights = [*dict.fromkeys(talk.muted, 0).items(), *talk.weights]
-    marks = {answers[at]: {"weight": weight} for at, weight in weights}
-    messages = [m | marks.get(i, {}) for i, m in enumerate(talk.messages)]
-    row: dict[str, Any] = {"messages": messages} | ({"tools": talk.tools} if talk.tools else {})
+    row: dict[str, Any] = {"messages": _marked(talk)}
+    row |= {"tools": talk.tools} if talk.tools else {}
     if isinstance(record, Judged):
         return "judged", row | {"label": record.good}
     return "messages", row
+
+
+def _marked(talk: Conversation) -> list[Message]:
+    """Return the messages, with the loss weights of answers where they are not 1."""
+    answers = [i for i, message in enumerate(talk.messages) if message["role"] == "assistant"]
+    weights = [*dict.fromkeys(talk.muted, 0).items(), *talk.weights]
+    marks = {answers[at]: {"weight": weight} for at, weight in weights}
+    return [m | marks.get(i, {}) for i, m in enumerate(talk.messages)]

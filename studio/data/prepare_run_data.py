@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +31,10 @@ from studio.home import Home, is_whole, publishing, sweep
 from studio.spec import DataSource
 from studio.train_args import Rows
 
-CACHED_DATASETS = 16
+CACHED_DATASETS, REPORT = 16, "report.json"
 MAX_VALIDATION = 256
 MIN_ROWS_TO_SPLIT = 10
+Windows = Literal["none", "texts", "stream"]
 _making = threading.Lock()  # a page asks for the same tokens several times at once
 
 
@@ -57,6 +61,7 @@ def prepare(
     seed: int,
     home: Home | None = None,
     rows: Rows = "answers",
+    split: bool = True,
 ) -> Prepared:
     """Read, recognise, template, tokenise, cut and split a dataset.
 
@@ -67,6 +72,7 @@ def prepare(
         seed: Decides the held-out rows.
         home: Where imported datasets live and tokens are cached by content hash.
         rows: What the loss learns from: answers, pairs or judged answers.
+        split: Hold rows out; False gives all as rows to train, those of a stored split too.
 
     Raises:
         DataError: No row can be used, or no token would be trained.
@@ -79,32 +85,43 @@ def prepare(
     else:
         tokens, report = _cached(home, data_hash, origin, source, template, limit, rows)
     warnings, overlap, width = list(report.warnings), 0, 2 if rows == "pairs" else 1
-    sources = origin.sources()
-    if other := validation_source(source):
-        whole = prepare(
+    sources, is_text = origin.sources(), report.format == "text"
+    stored, other = (origin.held_out(), validation_source(source)) if split else (None, None)
+    if stored is not None:  # a split that is stored with the dataset takes precedence
+        mask = np.asarray(stored[tokens.rows - 1])
+    elif other or not split:
+        mask = np.zeros(len(tokens), bool)
+    else:
+        windows: Windows = ("stream" if origin.plain else "texts") if is_text else "none"
+        mask = held_out(tokens, source.validation_fraction, seed, sources, windows=windows)
+    train = Examples(tokens, np.flatnonzero(~mask), sources)
+    held = np.flatnonzero(mask)
+    if sources:
+        held = _in_turn(held.reshape(-1, width), sources.of_row[tokens.rows[held] - 1][::width])
+    validation = Examples(tokens, held.reshape(-1), sources)
+    if other:
+        if len(validation):
+            warnings.append(
+                f"{len(validation) // width:,} rows are held out by the dataset's own split and "
+                "are not trained; the evaluation takes other rows."
+            )
+        found = prepare(
             other, tokenizer, context_length=context_length, seed=seed, home=home, rows=rows
-        ).train
-        train = Examples(tokens, np.arange(len(tokens)), sources)
-        validation = whole[:MAX_VALIDATION]
-        assert isinstance(validation, Examples)
+        )
+        whole = found.validation or found.train
+        validation = drawn(whole, MAX_VALIDATION, seed, width)
+        if len(validation) < len(whole):
+            warnings.append(
+                f"The evaluation takes {len(validation) // width:,} of {len(whole) // width:,} "
+                "rows, drawn by the seed."
+            )
         others = validation.tokens.hashes[validation.order]
-        if overlap := int(np.isin(others, tokens.hashes).sum()):
+        if overlap := int(np.isin(others, tokens.hashes[train.order]).sum()):
             warnings.append(
                 f"{overlap:,} of the {len(validation):,} evaluation rows are training rows too: "
                 "the evaluation loss will flatter."
             )
-    else:
-        stored = origin.held_out()  # a split that is stored with the dataset takes precedence
-        if stored is not None:
-            mask = np.asarray(stored[tokens.rows - 1])
-        else:
-            mask = held_out(tokens, source.validation_fraction, seed, sources)
-        train = Examples(tokens, np.flatnonzero(~mask), sources)
-        held = np.flatnonzero(mask)
-        if sources:
-            held = _in_turn(held, sources.of_row[tokens.rows[held] - 1], width)
-        validation = Examples(tokens, held, sources)
-    if source.validation_fraction and not len(validation):
+    if split and source.validation_fraction and not len(validation):
         warnings.append("Too few rows to hold some out: there is no evaluation loss.")
     report = report.model_copy(
         update={
@@ -141,9 +158,8 @@ def is_prepared(source: DataSource, tokenizer: Any, *, context_length: int, home
     """Return True if the tokens are in the cache, so that `prepare` answers at once."""
     origin, template = find(source, home), choose_for(tokenizer, source)
     limit = row_limit(source, context_length)
-    return (
-        _folder(home, origin.content_hash(), origin, source, template, limit) / "report.json"
-    ).is_file()
+    folder = _folder(home, origin.content_hash(), origin, source, template, limit)
+    return (folder / REPORT).is_file()
 
 
 def row_limit(source: DataSource, context_length: int) -> int:
@@ -151,33 +167,92 @@ def row_limit(source: DataSource, context_length: int) -> int:
     return max(2, min(source.max_length, context_length))
 
 
-def held_out(
-    tokens: Tokens, fraction: float, seed: int, sources: Sources | None = None
-) -> NDArray[np.bool_]:
-    """Choose the held-out rows: seeded, at most 256, and equal rows always on the same side.
+def drawn(rows: Sequence[Example], most: int, seed: int, width: int = 1) -> Examples:
+    """Return at most so many rows, drawn by the seed, in their order.
 
-    Of a mix, each source holds out its share.
+    Of a mix, each source gives one in turn. `width` rows stay together: 2 for pairs.
     """
-    count, least = len(tokens), 4 if len(tokens.good) else 1  # of few pairs, two
-    if not sources:
-        return _drawn(tokens.hashes, fraction, seed, least)
-    fraction, own = min(fraction, MAX_VALIDATION / count), sources.of_row[tokens.rows - 1]
-    mask = np.zeros(count, bool)
-    for place in range(len(sources.names)):
-        rows = np.flatnonzero(own == place)
-        mask[rows] = _drawn(tokens.hashes[rows], fraction, seed, least)
-    return np.isin(tokens.hashes, tokens.hashes[mask])  # what two sources share is held out of both
+    assert isinstance(rows, Examples)
+    if len(rows) <= most:
+        return rows
+    units = np.random.default_rng(seed).permutation(len(rows) // width)
+    if rows.sources:
+        first = rows.order.reshape(-1, width)[:, 0]
+        units = _in_turn(units, rows.sources.of_row[rows.tokens.rows[first] - 1][units])
+    kept = np.sort(units[: most // width])
+    return Examples(rows.tokens, rows.order.reshape(-1, width)[kept].reshape(-1), rows.sources)
 
 
-def _drawn(hashes: NDArray[np.uint64], fraction: float, seed: int, least: int) -> NDArray[np.bool_]:
-    count = len(hashes)
-    if not fraction or count < MIN_ROWS_TO_SPLIT:
+def held_out(
+    tokens: Tokens,
+    fraction: float,
+    seed: int,
+    sources: Sources | None = None,
+    *,
+    windows: Windows = "none",
+) -> NDArray[np.bool_]:
+    """Choose the held-out rows: seeded, at most 256.
+
+    Equal rows, and all that one row of the file became, are on the same side.
+
+    Args:
+        tokens: The rows.
+        fraction: Share of rows to hold out.
+        seed: Of the draw.
+        sources: Of a mix, each source holds out its share.
+        windows: Rows are windows of texts, which are separated where no text is short enough, or
+            of one stream.
+    """
+    count, mask = len(tokens), np.zeros(len(tokens), bool)
+    ways = [_linked(tokens)] if windows == "none" else [tokens.hashes]
+    if windows == "texts":
+        ways.insert(0, _whole_texts(tokens))
+    own = sources.of_row[tokens.rows - 1] if sources else np.zeros(count, np.int64)
+    if sources:
+        fraction = min(fraction, MAX_VALIDATION / count)
+    for labels in ways:
+        for one in np.unique(own):
+            rows = np.flatnonzero(own == one)
+            least = 4 if len(tokens.good) else 1  # of few pairs, two
+            if windows == "none":  # the fewest that one row of the file became
+                least = max(least, int(np.unique(tokens.rows[rows], return_counts=True)[1].min()))
+            mask[rows] = _drawn(labels[rows], fraction, seed, least)
+        if mask.any():
+            return np.isin(labels, labels[mask])  # what two sources share is held out of both
+    return mask
+
+
+def _whole_texts(tokens: Tokens) -> NDArray[Any]:
+    """Return a label per window: one for all of a text, and for equal texts."""
+    first = np.flatnonzero(np.diff(tokens.rows, prepend=0))
+    labels = np.add.reduceat(tokens.hashes, first)
+    return np.repeat(labels, np.diff(first, append=len(tokens)))
+
+
+def _linked(tokens: Tokens) -> NDArray[Any]:
+    """Return a label per row: one for equal rows, and for all that one row of the file became."""
+    labels, rows = (
+        np.unique(keys, return_inverse=True)[1] for keys in (tokens.hashes, tokens.rows)
+    )
+    while True:
+        least = np.full(len(rows), len(rows))
+        np.minimum.at(least, rows, labels)
+        joined = np.full(len(rows), len(rows))
+        np.minimum.at(joined, labels, least[rows])
+        if np.array_equal(made := joined[labels], labels):
+            return labels
+        labels = made
+
+
+def _drawn(groups: NDArray[Any], fraction: float, seed: int, least: int) -> NDArray[np.bool_]:
+    count = len(groups)
+    if not fraction or count < max(MIN_ROWS_TO_SPLIT, 2 * least):
         return np.zeros(count, bool)
     wanted = max(least, min(MAX_VALIDATION, max(1, round(fraction * count))))
     _, first, group, sizes = np.unique(
-        hashes, return_index=True, return_inverse=True, return_counts=True
+        groups, return_index=True, return_inverse=True, return_counts=True
     )
-    # Groups in the order of their first rows: which rows are drawn does not depend on the hashes.
+    # Groups in the order of their first rows: which rows are drawn does not depend on the labels.
     order = np.argsort(first)
     taken, chosen_groups = 0, []
     for at in order[np.random.default_rng(seed).permutation(len(order))]:
@@ -189,13 +264,12 @@ def _drawn(hashes: NDArray[np.uint64], fraction: float, seed: int, least: int) -
     return np.isin(group, chosen_groups)
 
 
-def _in_turn(rows: NDArray[np.int64], sources: NDArray[np.int64], width: int) -> NDArray[np.int64]:
-    """Order rows so that the first ones are from each source in turn; pairs stay together."""
-    units, own = rows.reshape(-1, width), sources[::width]
-    turns = np.zeros(len(units), np.int64)
-    for place in np.unique(own):
-        turns[own == place] = np.arange(np.count_nonzero(own == place))
-    return units[np.argsort(turns, kind="stable")].reshape(-1)
+def _in_turn(rows: NDArray[Any], sources: NDArray[np.int64]) -> NDArray[Any]:
+    """Order rows (of pairs, couples) so that the first ones are from each source in turn."""
+    turns = np.zeros(len(rows), np.int64)
+    for place in np.unique(sources):
+        turns[sources == place] = np.arange(np.count_nonzero(sources == place))
+    return rows[np.argsort(turns, kind="stable")]
 
 
 def _folder(
@@ -204,9 +278,10 @@ def _folder(
 ) -> Path:  # fmt: skip
     how = [origin.container, origin.encoding, origin.plain]  # a name may say how bytes are read
     parts = [
-        "tokens-14", data_hash, how, source.format, source.chat_template, source.train_on, limit,
+        "tokens-15", data_hash, how, source.format, source.chat_template, source.train_on, limit,
         source.thoughts, source.accept_lost, source.control_tokens, source.chat_template_kwargs,
-        rows, source.pairs, source.margin, template.backend.fingerprint(),
+        rows, source.judged, source.pairs, source.margin, template.backend.fingerprint(),
+        str(date.today()) if template.reads_date else "",
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     return home.datasets / ".tokens" / key
@@ -218,16 +293,35 @@ def _cached(
 ) -> tuple[Tokens, TokenReport]:  # fmt: skip
     """Return the tokens and report from the cache, making them where they are not there whole."""
     folder = _folder(home, data_hash, origin, source, template, limit, rows)
-    root = folder.parent
-    root.mkdir(exist_ok=True, mode=0o700)
-    with _making:
+    folder.parent.mkdir(exist_ok=True, mode=0o700)
+
+    def found() -> tuple[Tokens, TokenReport]:
         if not is_whole(folder):
-            sweep(root)
-            with publishing(folder) as temporary:
-                _, report = tokenise(origin, source, template, limit, TokenWriter(temporary), rows)
-                (temporary / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
-            folders = [f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")]
-            for old in sorted(folders, key=lambda f: f.stat().st_mtime)[:-CACHED_DATASETS]:
-                shutil.rmtree(old, ignore_errors=True)
-        text = (folder / "report.json").read_text(encoding="utf-8")
+            sweep(folder.parent)
+            with publishing(folder) as temporary, closing(TokenWriter(temporary)) as writer:
+                _, report = tokenise(origin, source, template, limit, writer, rows)
+                (temporary / REPORT).write_text(report.model_dump_json(), encoding="utf-8")
+            _evict(folder.parent)
+        os.utime(folder / REPORT)
+        text = (folder / REPORT).read_text(encoding="utf-8")
         return load_tokens(folder), TokenReport.model_validate_json(text)
+
+    with _making:
+        try:
+            return found()
+        except FileNotFoundError:  # another process has just deleted it as the oldest
+            return found()
+
+
+def _evict(root: Path) -> None:
+    """Delete all but the datasets that were used last."""
+
+    def used(folder: Path) -> int:
+        try:
+            return (folder / REPORT).stat().st_mtime_ns
+        except OSError:
+            return 0  # another process is deleting it
+
+    folders = [one for one in root.iterdir() if one.is_dir() and not one.name.startswith(".")]
+    for old in sorted(folders, key=used)[:-CACHED_DATASETS]:
+        shutil.rmtree(old, ignore_errors=True)

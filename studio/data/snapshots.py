@@ -78,6 +78,11 @@ class PageRow(NamedTuple):
     part: Part
     values: dict[str, Any]
 
+    @property
+    def row(self) -> Row:
+        """The record that converters take."""
+        return Row(self.line, self.values, self.part == "validation")
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -118,7 +123,7 @@ class Snapshot:
         """Yield rows by number (from 1), reading only the row groups that hold them."""
         for number in numbers:
             for row in self.page(number - 1, 1) if number > 0 else []:
-                yield number, Row(row.line, row.values)
+                yield number, row.row
 
     def held_out(self) -> NDArray[np.bool_] | None:
         """Return which rows are held out; None where no split is stored."""
@@ -149,7 +154,7 @@ class Snapshot:
             name=self.meta.name,
             files=(self.folder / ROWS,),
             plain=self.meta.plain,
-            rows=lambda: (Row(row.line, row.values) for row in self.rows()),
+            rows=lambda: (row.row for row in self.rows()),
             content_hash=lambda: self.meta.hash,
             container=self.meta.original.container,
             encoding=self.meta.original.encoding,

@@ -162,13 +162,16 @@ class TokenWriter:
             for at in range(0, count, PIECE_WEIGHTS):
                 self._weights.write(np.ones(min(PIECE_WEIGHTS, count - at), np.float32).data)
 
+    def close(self) -> None:
+        """Close the files, also of rows that are refused: an open one cannot be deleted."""
+        for file in (self._ids, self._trained, self._weights) if self.folder else ():
+            if file:
+                file.close()
+
     def finish(self) -> Tokens:
         """Close the files (or take the memory) and return everything."""
         if self.folder:
-            self._ids.close()
-            self._trained.close()
-            if self._weights:
-                self._weights.close()
+            self.close()
             for name in ("starts.i64", "rows.i64", "hashes.u64", "whole.i64", "good.u8"):
                 with (self.folder / name).open("wb") as file:
                     getattr(self, f"_{name.partition('.')[0]}").tofile(file)

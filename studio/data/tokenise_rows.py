@@ -250,27 +250,36 @@ class _Tokeniser:
         return None
 
     def write_text(self, items: Iterator[Row | Problem]) -> None:
-        """Write a text file as one long text: lines joined, tokens cut into windows."""
+        """Write text files as one long text: lines joined, files ended, cut into windows."""
         lead = self.template.backend.prefix
         body = max(1, self.limit - len(lead))
-        waiting, first = np.empty(0, np.int32), 1
-        for text, number in self._pieces(items):
-            waiting = np.concatenate([waiting, self.template.encode_text(text)])
+        waiting, first, end = np.empty(0, np.int32), 1, self.template.eos_ids
+        for text, number, is_last in self._pieces(items):
+            ids, readings = self.template.encode_stream(text)
+            self.readings.update(readings)
+            waiting = np.concatenate([waiting, ids])
             full = len(waiting) // body * body
             self._write_windows(waiting[:full], first)
             waiting, first = waiting[full:], number
-        rest = np.concatenate([waiting, self.template.eos_ids]).astype(np.int32)
-        self._write_windows(rest, first)
+            if is_last and ids[-len(end) :].tolist() != end:
+                waiting = np.concatenate([waiting, end]).astype(np.int32)
+        self._write_windows(waiting, first)
 
     def _write_windows(self, ids: NDArray[np.int32], number: int) -> None:
         for window in windows(ids, limit=self.limit, lead=self.template.backend.prefix):
             self.writer.add(window, number)
             self.lengths.append(len(window.ids))
 
-    def _pieces(self, items: Iterator[Row | Problem]) -> Iterator[tuple[str, int]]:
+    def _pieces(self, items: Iterator[Row | Problem]) -> Iterator[tuple[str, int, bool]]:
+        """Yield pieces of text, the number of their last line, and True where a file ends."""
         lines: list[str] = []
-        size = 0
+        size = last = 0
         for item in items:
+            if item.line <= last:  # the next file begins
+                between = "" if self.template.eos_ids else "\n"
+                yield "\n".join(lines) + between, self.counter.read, True
+                lines, size = [], 0
+            last = item.line
             self.counter.read += 1
             if isinstance(item, Problem):
                 self.counter.drop(item)
@@ -279,10 +288,9 @@ class _Tokeniser:
             lines.append(item.values["text"])
             size += len(lines[-1]) + 1
             if size >= PIECE_CHARS:
-                yield "\n".join(lines) + "\n", self.counter.read
+                yield "\n".join(lines) + "\n", self.counter.read, False
                 lines, size = [], 0
-        if lines:
-            yield "\n".join(lines), self.counter.read
+        yield "\n".join(lines), self.counter.read, True
 
     def finish(
         self, origin: Origin, guess: Guess, *, trains: bool = True

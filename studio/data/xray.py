@@ -135,9 +135,10 @@ def xray(
     is_text = origin.plain and guess.mapping.format == "text"
     examples = None
     if is_text or (rows is None and pick != "first"):
-        no_split = {"validation_fraction": 0, "validation_path": "", "validation_split": ""}
-        whole = source.model_copy(update=no_split | {"judged": "good"})
-        made = prepare(whole, tokenizer, context_length=context_length, seed=seed, home=home)
+        whole = source.model_copy(update={"judged": "good"})
+        made = prepare(
+            whole, tokenizer, context_length=context_length, seed=seed, home=home, split=False
+        )
         assert isinstance(made.train, Examples)
         examples = made.train
     if is_text:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from studio.chat.decoding import Batch, shares_passes
 from studio.data.conversation_records import Conversation, Document, Problem
-from studio.data.prepare_run_data import prepare
+from studio.data.prepare_run_data import drawn, prepare
 from studio.data.template.template import IGNORED, choose
 from studio.data.token_arrays import Example
 from studio.evaluation.likelihood import Stack, use
@@ -102,9 +102,10 @@ def general_set(
     room = min(MAX_TOKENS, loaded.facts.context_length - tokens_before)
     template = choose(tokenizer)
     if path:
-        source = DataSource(path=path, validation_fraction=0)
-        found = prepare(source, tokenizer, context_length=max(1, room), seed=0, home=home).train
-        rows, domains = list(found[:MAX_ROWS]), ["rows"] * min(len(found), MAX_ROWS)
+        source, limit = DataSource(path=path), max(1, room)
+        found = prepare(source, tokenizer, context_length=limit, seed=0, home=home, split=False)
+        rows = list(drawn(found.train, MAX_ROWS, seed=0))
+        domains = ["rows"] * len(rows)
     else:
         rows, domains = [], []
         texts = [json.loads(line) for line in EMBEDDED.read_text(encoding="utf-8").splitlines()]

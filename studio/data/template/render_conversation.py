@@ -39,7 +39,7 @@ from studio.data.template.probe_template import (
 )
 from studio.data.template.rendering_cache import Frame, Frames
 
-Reading = Literal["plain", "foreign", "text", "tokens", "chat"]
+Reading = Literal["plain", "foreign", "text", "tokens", "chat", "end"]
 _SPLIT = re.compile(f"([{MARKS}])")
 _GENERATION = re.compile(r"\{%-?\s*generation\b")
 _THOUGHT = re.compile(r".*(</think>|\[/THINK\])\s*", re.DOTALL)

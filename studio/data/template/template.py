@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Literal, NamedTuple
@@ -130,9 +131,31 @@ class Template:
         """Return True if a token is a control token, not text."""
         return token in self._controls
 
+    @property
+    def reads_date(self) -> bool:
+        """True if rows are rendered with the date of the day."""
+        sources = f"{self.backend.chat_template}{self.backend.tool_template}"
+        return self.name == "model" and "strftime_now" in sources
+
     def encode_text(self, text: str) -> NDArray[np.int32]:
         """Return the ids of plain text, with nothing in front or behind."""
         return self._ids(self._guard(text))
+
+    def encode_stream(self, text: str) -> tuple[NDArray[np.int32], Counter[Reading]]:
+        """Return the ids of lines of a text file, and how those with control tokens are read.
+
+        The tokenizer's own end of text separates texts: `auto` reads it, and only it, as a token.
+        """
+        guard, readings = self._stream_guard, Counter[Reading]()
+        if self._guard(text) is not text or has_foreign_turns(text):
+            for line in text.split("\n"):
+                if guard(line) is not line:
+                    readings["text"] += 1
+                elif self._guard(line) is not line:
+                    readings["tokens" if self.control_tokens == "tokens" else "end"] += 1
+                elif has_foreign_turns(line):
+                    readings["foreign"] += 1
+        return self._ids(guard(text)), readings
 
     def encode_prompt(self, messages: list[Message], tools: list[Any] | None = None) -> list[int]:
         """Return the ids that stand before the next answer, as training saw them.
@@ -337,6 +360,16 @@ class Template:
         reading = unbroken if guarded is text else self.reading(text)
         spans = self._renderings.answers(text) if reading == "chat" else []
         return Rendered(text if reading in ("chat", "tokens") else guarded, spans, (), reading)
+
+    @cached_property
+    def _stream_guard(self) -> Guard:
+        """Return what breaks the control tokens in a text file."""
+        controls, eos = self.backend.controls, self.backend.eos
+        if self.control_tokens == "tokens":
+            return Guard(())
+        if self.control_tokens == "text" or not eos or self._ids(eos).tolist() != self.eos_ids:
+            return self._guard
+        return Guard(tuple(control for control in controls if control != eos))
 
     @cached_property
     def _renderings(self) -> Renderings:

@@ -116,6 +116,19 @@ def test_a_weight_that_is_no_usable_number_is_refused(weight):
     assert made.text == f"Message 2 has the loss_weight {weight}: use a number from 0 to 100."
 
 
+@pytest.mark.parametrize(
+    ("train", "muted", "unread"),
+    [(False, (0,), ()), (0, (0,), ()), (0.0, (0,), ()), ("false", (0,), ()), (True, (), ()),
+     (1, (), ()), (None, (), ()), ("gsm8k", (), ("train",))],
+)  # fmt: skip
+def test_an_answer_that_is_marked_as_not_trained_is_muted_or_the_mark_named(train, muted, unread):
+    row = Row(1, {"messages": [ASK, {**PLAIN[1], "train": train}]})
+
+    made = converter(recognise([row]).mapping)(row)
+
+    assert (made.muted, made.unread) == (muted, unread)
+
+
 def test_a_mix_keeps_weights():
     row = Row(1, {"messages": THREE})
     talk = converter(recognise([row]).mapping)(row)

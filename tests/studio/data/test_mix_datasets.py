@@ -1,15 +1,20 @@
 """Parts and mixes: the same seed gives the same rows, shares hold, no row is repeated."""
 
 import json
+import re
 import shutil
 from collections import Counter
 
 import pytest
 
-from studio.data.curate_dataset import Drop, apply_step
+from studio.data.curate_dataset import Drop, Split, apply_step
+from studio.data.find_dataset import find
 from studio.data.import_dataset import import_dataset
 from studio.data.mix_datasets import Source, mix, read_sources
 from studio.data.prepare_run_data import prepare
+from studio.data.recognise_format import guess_origin
+from studio.data.row_converters import record_converter
+from studio.data.snapshots import open_snapshot
 from studio.errors import DataError
 from studio.home import open_home
 from studio.models.loading import load_tokenizer
@@ -126,6 +131,82 @@ def test_pairs_are_mixed_with_pairs_only(home, tmp_path):
     assert made.meta.rows == 6 and made.meta.mapping.format == "preference"
     with pytest.raises(DataError, match="rows of one kind"):
         mix(home, [Source(a, 1), Source(questions(tmp_path, "q", 4), 1)])
+
+
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+
+
+def talk(*contents):
+    roles = ("user", "assistant") * len(contents)
+    return [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": talk("q", "a"), "tools": TOOLS},
+        {"prompt": talk("q"), "chosen": talk("q", "a")[1:], "rejected": talk("q", "b")[1:],
+         "tools": TOOLS},
+        {"messages": talk("q", "a", "r", "b"), "label": True, "tools": TOOLS},
+    ],
+)  # fmt: skip
+def test_a_mix_keeps_every_record_as_its_source_has_it(home, tmp_path, row):
+    few = [{**row, "tools": None}] * 300 + [row]  # the first rows have no tools
+    a, b = rows(tmp_path, "a", few), rows(tmp_path, "b", few)
+    made = mix(home, [Source(a, 1), Source(b, 1)])
+
+    def records(name):
+        source = DataSource(path=name)
+        origin = find(source, home)
+        convert = record_converter(guess_origin(origin, source).mapping)
+        found = (convert(item)[0] for item in origin.rows())
+        return Counter(re.sub(r"line=\d+", "", repr(one)) for one in found)
+
+    assert records(made.meta.name) == records(a) + records(b)
+
+
+def test_a_text_file_is_not_mixed_line_by_line(home, tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    with pytest.raises(DataError, match="is one long text, and a mix is made of rows"):
+        mix(home, [Source(str(tmp_path / "a.txt"), 1), Source(questions(tmp_path, "q", 4), 1)])
+
+
+def split_dataset(home, tmp_path, count=60):
+    import_dataset(home, DataSource(path=questions(tmp_path, "q", count)), name="whole")
+    made = apply_step(home, "whole", Split(count=10), new_name="split")
+    return made, {row.values["question"] for row in made.rows() if row.part == "validation"}
+
+
+def test_held_out_rows_stay_out_of_a_mix_which_says_so(home, tmp_path):
+    _, held = split_dataset(home, tmp_path)
+    made = mix(home, [Source("split", 1), Source(questions(tmp_path, "r", 50), 1)])
+    asked = {row.values["messages"][0]["content"] for row in made.rows()}
+    assert made.meta.rows == 100 and not asked & held
+    assert any(
+        '10 held-out rows of "split" are left out' in one for one in made.meta.findings.warnings
+    )
+
+
+@pytest.mark.parametrize("how", [{}, {"num_rows": 50}, {"num_rows": 50, "pick": "random"}])
+def test_an_import_of_a_dataset_keeps_its_split_and_its_sources(home, tmp_path, how):
+    _, held = split_dataset(home, tmp_path)
+    again = import_dataset(home, DataSource(path="split"), name="again", **how).snapshot
+    kept = {row.values["question"] for row in again.rows() if row.part == "validation"}
+    assert kept == held & {row.values["question"] for row in again.rows()} and kept
+    mix(home, [Source("split", 1), Source(questions(tmp_path, "r", 50), 1)], name="mixed")
+    part = import_dataset(home, DataSource(path="mixed"), name="part", **how).snapshot
+    assert part.meta.sources == open_snapshot(home, "mixed").meta.sources != ()
+    assert len(part.sources().of_row) == part.meta.rows
+
+
+def test_rows_of_several_files_are_drawn_in_their_order(home, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in "ab":
+        questions(folder, name, 30)
+    made = import_dataset(home, DataSource(path=str(folder)), num_rows=40, pick="random").snapshot
+    first = [row.values["question"][0] for row in made.rows()]
+    assert first == sorted(first)
 
 
 def test_too_many_rows_name_the_source_and_what_is_possible(home, tmp_path):

@@ -1,14 +1,21 @@
 """From files to examples: labels, truncation, the split, the cache, the report."""
 
+import os
+import shutil
+from datetime import date, timedelta
+
 import numpy as np
 import pytest
 
+from studio.data import prepare_run_data
 from studio.data.dataset_report import RowCounts
 from studio.data.model_tokenizer import backend_from_folder
-from studio.data.prepare_run_data import prepare
+from studio.data.prepare_run_data import is_prepared, prepare
 from studio.data.template.template import Encoded, choose
+from studio.data.token_arrays import load_tokens
 from studio.data.truncation import fit, windows
 from studio.errors import DataError
+from studio.home import is_whole
 from studio.spec import DataSource
 from tests.studio.data.conftest import labelled, write_rows
 
@@ -134,6 +141,66 @@ def test_the_second_launch_comes_from_the_cache_and_is_equal(home, tmp_path, byt
     (tmp_path / "a.jsonl").write_text('{"question": "x", "answer": "y"}\n')
     changed = prepare(source, backend, context_length=64, seed=0, home=home)
     assert changed.report.rows.read == 1 and changed.data_hash != first.data_hash
+
+
+def test_the_datasets_that_were_used_last_stay_in_the_cache(
+    home, tmp_path, byte_backend, monkeypatch
+):
+    monkeypatch.setattr(prepare_run_data, "CACHED_DATASETS", 2)
+    backend = byte_backend(["</s>"], eos="</s>")
+    files = [write_rows(tmp_path / f"{n}.jsonl", pairs(10 + n)) for n in range(3)]
+    for at in (0, 1, 0, 2):
+        prepare(DataSource(path=files[at]), backend, context_length=64, seed=0, home=home)
+        for report in home.datasets.glob(".tokens/*/report.json"):  # as if it had been earlier
+            os.utime(report, (0, report.stat().st_mtime - 10))
+
+    kept = [load_tokens(folder) for folder in home.datasets.glob(".tokens/*")]
+    assert sorted(len(tokens) for tokens in kept) == [10, 12]
+
+
+def test_tokens_that_another_process_deletes_meanwhile_are_made_again(
+    home, tmp_path, byte_backend, monkeypatch
+):
+    backend = byte_backend(["</s>"], eos="</s>")
+    source = DataSource(path=write_rows(tmp_path / "a.jsonl", pairs(30)))
+    first = prepare(source, backend, context_length=64, seed=0, home=home)
+    deleted = []
+
+    def whole(folder):
+        answer = is_whole(folder)
+        if not deleted:
+            deleted.append(folder)
+            shutil.rmtree(folder)
+        return answer
+
+    monkeypatch.setattr(prepare_run_data, "is_whole", whole)
+    again = prepare(source, backend, context_length=64, seed=0, home=home)
+    assert deleted and again.report == first.report
+
+
+def test_what_changes_the_rows_is_part_of_the_cache_key(home, tmp_path, byte_backend, monkeypatch):
+    dated = ("{{ strftime_now('%d %B') }}{% for m in messages %}<|{{ m.content }}|>{% endfor %}"
+             "{% if add_generation_prompt %}<|{% endif %}")  # fmt: skip
+    backend = byte_backend(["|>"], dated, eos="|>")
+    rows = [{"prompt": f"q{i}", "completion": f"a{i}", "label": i % 2 == 0} for i in range(20)]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    good = DataSource(path=path, judged="good")
+    assert len(prepare(good, backend, context_length=64, seed=0, home=home).train.tokens) == 10
+    with pytest.raises(DataError, match="data.judged=good"):
+        prepare(DataSource(path=path), backend, context_length=64, seed=0, home=home)
+
+    class Tomorrow(date):
+        @classmethod
+        def today(cls):
+            return date.today() + timedelta(days=1)
+
+    monkeypatch.setattr(prepare_run_data, "date", Tomorrow)
+    assert not is_prepared(good, backend, context_length=64, home=home)
+    plain = byte_backend(["|>"], eos="|>")
+    prepare(good, plain, context_length=64, seed=0, home=home)
+    monkeypatch.undo()
+    assert is_prepared(good, plain, context_length=64, home=home), "it does not read the date"
+    assert is_prepared(good, backend, context_length=64, home=home)
 
 
 def test_the_same_bytes_under_a_name_that_reads_otherwise_are_read_again(

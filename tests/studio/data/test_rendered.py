@@ -3,6 +3,7 @@
 import pytest
 
 from studio.data.conversation_records import Conversation, Document
+from studio.data.import_dataset import import_dataset
 from studio.data.model_tokenizer import backend_from_folder
 from studio.data.prepare_run_data import prepare
 from studio.data.template.template import choose
@@ -162,3 +163,48 @@ def test_chats_in_the_tokens_of_another_model_are_named(tmp_path, byte_backend):
     warnings = prepare(data, backend, context_length=999, seed=0).report.warnings
 
     assert any(w.startswith("1 row holds turns of a chat in another model's") for w in warnings)
+
+
+def window(folder, backend, **how):
+    """Return the tokens and the text of a text file or a folder of them, and the report's notes."""
+    source = DataSource(path=str(folder), validation_fraction=0, **how)
+    made = prepare(source, backend, context_length=512, seed=0)
+    ids = made.train[0].input_ids.tolist()
+    notes = [note for note in made.report.warnings if "control_tokens" in note]
+    return ids, backend.core.decode(ids, skip_special_tokens=False), notes
+
+
+@pytest.mark.parametrize(
+    ("choice", "ends", "controls", "note"),
+    [("auto", 3, 0, "end of text in 2 lines is read as a token"), ("text", 1, 0, "4 rows hold"),
+     ("tokens", 3, 2, "")],
+)  # fmt: skip
+def test_a_text_file_is_separated_where_it_holds_the_end_of_text(
+    tmp_path, byte_backend, choice, ends, controls, note
+):
+    backend = byte_backend(["<|endoftext|>", "<|im_end|>"], eos="<|endoftext|>")
+    text = "one<|endoftext|>two\n<|im_end|>\nthree <|im_end|>\n<|endoftext|>\nfour"
+    (tmp_path / "a.txt").write_text(text)
+
+    ids, read, notes = window(tmp_path / "a.txt", backend, control_tokens=choice)
+
+    assert read == text + "<|endoftext|>"
+    assert [ids.count(id) for id in backend.token_ids(*backend.controls)] == [ends, controls]
+    assert any(note in one for one in notes) == bool(note)
+
+
+def test_each_text_file_of_a_folder_has_its_end_once(home, tmp_path, byte_backend):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, text in (("a", "one\ntwo"), ("b", "three<|endoftext|>\n"), ("c", "f\n\ng")):
+        (folder / f"{name}.txt").write_text(text)
+    backend = byte_backend(["<|endoftext|>"], eos="<|endoftext|>")
+
+    whole = "one\ntwo<|endoftext|>three<|endoftext|>f\n\ng<|endoftext|>"
+    ids, read, _ = window(folder, backend)
+    assert read == whole and ids.count(backend.token_id("<|endoftext|>")) == 3
+    import_dataset(home, DataSource(path=str(folder)), name="texts")
+    again = prepare(DataSource(path="texts", validation_fraction=0), backend, context_length=512,
+                    seed=0, home=home)  # fmt: skip
+    assert backend.core.decode(again.train[0].input_ids, skip_special_tokens=False) == whole
+    assert window(folder, byte_backend([]))[1] == "one\ntwo\nthree<|endoftext|>\nf\n\ng"
