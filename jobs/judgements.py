@@ -111,7 +111,7 @@ def turns(store: JobStore, name: int | str) -> list[VotedTurn]:
     return [
         VotedTurn(
             "", [
-                Said(lane, [{"role": "user", "content": row["prompt"]}],
+                Said(lane, [*row.get("before", ()), {"role": "user", "content": row["prompt"]}],
                      {"role": "assistant", "content": text.strip()}, None)
                 for lane, text in zip(row["lanes"], row["answers"], strict=True)
             ],

@@ -138,10 +138,13 @@ class LaneSettings(Record):
         sampling = self.sampling.model_dump(exclude={"seed", "logprobs"})
         return {"system": self.system.strip(), "template": self.template, **sampling}
 
-    def with_prompt(self, prompt: str) -> Lane:
-        """Return the lane with one question."""
+    def with_prompt(
+        self, prompt: str, before: Sequence[Message] = (), tools: Sequence[dict[str, Any]] = ()
+    ) -> Lane:
+        """Return the lane with one question, after the turns `before` it."""
         settings = {name: getattr(self, name) for name in LaneSettings.model_fields}
-        return Lane(messages=(Message(role="user", content=prompt),), **settings)
+        messages = (*before, Message(role="user", content=prompt))
+        return Lane(messages=messages, tools=tuple(tools), **settings)
 
 
 def lane_notes(lanes: Sequence[LaneSettings]) -> list[str]:

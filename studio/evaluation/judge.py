@@ -21,15 +21,15 @@ from typing import Any, ClassVar, Self
 
 from studio import offline
 from studio.adapter_stack import MAX_LANES
-from studio.chat.lanes import Delta, Lane, LaneSettings, Sampling
+from studio.chat.lanes import Delta, Lane, LaneSettings, Message, Sampling
 from studio.errors import ChatError, JudgeFailed
 from studio.evaluation.judge_server import JudgeServer, checked_address
-from studio.evaluation.suites import check_lane, lines_of, read_results, write_lines
+from studio.evaluation.suites import check_lane, lines_of, read_results, resumed
 from studio.evaluation.vote_ranking import Match, leaderboard, wilson, wins_of
 from studio.fields import Record, knob
 from studio.home import Home
 from studio.job_request import Control, Request
-from studio.training.training_events import Event, Finished, Loading, Working
+from studio.training.training_events import Event, Loading
 
 VERDICTS = "judge.jsonl"
 MIN_VOTES, MAX_VOTES = 10, 200
@@ -54,8 +54,11 @@ QUESTION = """Compare two answers to the same prompt. Judge by these points:
 ### Your task
 Which answer is better? Give the reason in one sentence. Then end with one line that is exactly
 "Verdict: A", "Verdict: B" or "Verdict: tie"."""
-FOUND = re.compile(
-    r"verdict\W*(?:(?:a\s+)?(tie)|(?:answer\s+)?([AB]))\b(?!\s+(?:or|and)\b|/)", re.IGNORECASE
+FOUND = re.compile(  # a bare A may be an article: it ends the line, or a verb follows
+    r"verdict\W*(?:(?:a\s+)?(tie)"
+    r"|(answer\s+[AB]|B|A(?=\s*(?:$|[^\w\s])|\s+(?:is|was|wins|because)\b)))"
+    r"\b(?!\s+(?:or|and)\b|/)",
+    re.IGNORECASE | re.MULTILINE,
 )
 Ask = Callable[[Sequence[str]], list[str]]
 
@@ -64,6 +67,7 @@ class JudgedPair(Record):
     """Two answers to a prompt, and the user's vote where there is one."""
 
     prompt: str
+    before: tuple[Message, ...] = ()
     answers: tuple[str, str]
     lanes: tuple[str, str] = ("", "")
     expected: str = ""
@@ -116,8 +120,8 @@ class JudgeRequest(Request):
             usable = [(lane, answer["text"]) for lane, answer in answered if not answer["error"]]
             found += [
                 JudgedPair(
-                    prompt=row["prompt"], answers=(one, other), lanes=(a, b), case=row["case"],
-                    expected=row["expected"] or "",
+                    prompt=row["prompt"], before=row.get("before", ()), answers=(one, other),
+                    lanes=(a, b), case=row["case"], expected=row["expected"] or "",
                 )
                 for (a, one), (b, other) in combinations(usable, 2)
             ]  # fmt: skip
@@ -136,21 +140,16 @@ class JudgeRequest(Request):
         run_dir.mkdir(parents=True, exist_ok=True)
         rows = read_verdicts(run_dir)[: len(pairs)]
         yield Loading(text="Reaching the judge")
-        with (
-            closing(self._judge(home)) as judge,
-            write_lines(run_dir / VERDICTS, rows).open("a", encoding="utf-8") as file,
-        ):
-            for number in range(len(rows), len(pairs)):
-                text = f"Pair {number + 1} of {len(pairs)}"
-                yield Working(step=number, total_steps=len(pairs), text=text)
-                if control() == "stop":
-                    yield Finished(step=number, reason="stopped")
-                    return
+        with closing(self._judge(home)) as judge:
+
+            def verdict(number: int) -> dict[str, Any]:
                 rows.append(judged(pairs[number], self.rubric, judge.ask))
-                file.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
-                file.flush()
-                _require_form(rows)
-        yield Finished(step=len(pairs))
+                return rows[-1]
+
+            yield from resumed(
+                run_dir / VERDICTS, len(pairs), verdict, control, what="Pair",
+                check=lambda: _require_form(rows),
+            )  # fmt: skip
 
     def _place(self, home: Home) -> str:
         away = offline.is_offline(home)
@@ -207,7 +206,9 @@ def judged(pair: JudgedPair, rubric: str, ask: Ask) -> dict[str, Any]:
         return row | {"winner": TIE}
     reference = f"\n### A right answer\n{pair.expected}\n" if pair.expected else ""
     points = "\n".join(f"- {line.strip()}" for line in rubric.splitlines() if line.strip())
-    how = {"rubric": points, "prompt": pair.prompt, "reference": reference}
+    turns = [f"{turn.role.title()}: {turn.content}" for turn in pair.before]
+    asked = "\n\n".join([*turns, f"User: {pair.prompt}"]) if turns else pair.prompt
+    how = {"rubric": points, "prompt": asked, "reference": reference}
     orders = ((one, other), (other, one))
     texts = ask([QUESTION.format(first=a, second=b, **how) for a, b in orders])
     first, swapped = map(verdict_in, texts)
@@ -224,7 +225,7 @@ def verdict_in(text: str) -> int | str | None:
     if not found:
         return None
     tie, letter = found[-1]
-    return TIE if tie else "AB".index(letter.upper())
+    return TIE if tie else "AB".index(letter[-1].upper())
 
 
 def _require_form(rows: Sequence[dict[str, Any]]) -> None:

@@ -19,7 +19,7 @@ from studio import atomic
 from studio.adapter_stack import MAX_LANES
 from studio.adapters.library import resolve
 from studio.chat.checkpoint_adapters import find_if_named
-from studio.chat.lanes import Delta, Lane, LaneSettings
+from studio.chat.lanes import Delta, Lane, LaneSettings, Message
 from studio.errors import ChatError
 from studio.evaluation.answer_scores import (
     COMPARING,
@@ -53,6 +53,8 @@ class Case(Record):
     json_schema: str | None = knob(
         None, "A JSON schema that a good answer fits.", max_length=20_000
     )
+    before: tuple[Message, ...] = knob((), "Turns before the prompt.")
+    tools: tuple[dict[str, Any], ...] = knob((), "Tools that the model may call.")
 
     @model_validator(mode="after")
     def _check_pattern(self) -> Self:
@@ -87,35 +89,27 @@ class SuiteRequest(Request):
         """Answer case by case and append each to `suite.jsonl`."""
         from studio.chat.resident_models import ResidentModels
 
-        total = len(self.cases)
         yield Loading(text="Loading the models")
         residents = ResidentModels(home, device=self.device)
+
+        def answered(number: int) -> dict[str, Any]:
+            return self._row(number, residents.stream)
+
         run_dir.mkdir(parents=True, exist_ok=True)
-        rows = read_results(run_dir)
-        with write_lines(run_dir / RESULTS, rows).open("a", encoding="utf-8") as file:
-            for number in range(len(rows), total):
-                text = f"Prompt {number + 1} of {total}"
-                yield Working(step=number, total_steps=total, text=text)
-                if control() == "stop":
-                    yield Finished(step=number, reason="stopped")
-                    return
-                row = self._row(number, residents.stream)
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-        yield Finished(step=total)
+        yield from resumed(run_dir / RESULTS, len(self.cases), answered, control, what="Prompt")
 
     def _row(
         self, number: int, stream: Callable[[Sequence[Lane]], Iterator[Delta]]
     ) -> dict[str, Any]:
         case = self.cases[number]
-        lanes = [lane.with_prompt(case.prompt) for lane in self.lanes]
+        lanes = [lane.with_prompt(case.prompt, case.before, case.tools) for lane in self.lanes]
         texts, ends = [""] * len(lanes), dict[int, Delta]()
         for delta in stream(lanes):
             texts[delta.lane] += delta.text
             if delta.done:
                 ends[delta.lane] = delta
         answers = [_answer(case, text, ends[place]) for place, text in enumerate(texts)]
-        return {**case.model_dump(), "case": number, "answers": answers}
+        return {**case.model_dump(mode="json"), "case": number, "answers": answers}
 
 
 def _answer(case: Case, text: str, end: Delta) -> dict[str, Any]:
@@ -154,16 +148,45 @@ def read_results(run_dir: Path) -> list[dict[str, Any]]:
 def lines_of(file: Path) -> list[Any]:
     """Return the rows of a file that is written line by line, without one that is cut off."""
     try:
-        text = file.read_bytes().decode()
+        lines = file.read_bytes().split(b"\n")  # a kill may cut a character in the last one
     except OSError:
         return []
-    return [json.loads(line) for line in text.split("\n")[:-1]]  # an answer may hold U+2028
+    return [json.loads(line) for line in lines[:-1]]
 
 
 def write_lines(file: Path, rows: Iterable[Any]) -> Path:
     """Write rows that `lines_of` reads, atomically; return the file, to append more."""
     atomic.write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return file
+
+
+def resumed(
+    file: Path, total: int, row_of: Callable[[int], Any], control: Control, *, what: str,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Event]:  # fmt: skip
+    """Append the rows that a file lacks, one by one, and yield how far it is.
+
+    Each row is flushed when it is made, so that a job that was killed or stopped resumes.
+
+    Args:
+        file: Its rows so far are kept, without one that is cut off.
+        total: Number of rows at the end.
+        row_of: Makes the row of a number.
+        control: Asked before each row.
+        what: Name of a row for the user.
+        check: Called when a row is written; may raise.
+    """
+    rows = lines_of(file)[:total]
+    with write_lines(file, rows).open("a", encoding="utf-8") as out:
+        for number in range(len(rows), total):
+            yield Working(step=number, total_steps=total, text=f"{what} {number + 1} of {total}")
+            if control() == "stop":
+                yield Finished(step=number, reason="stopped")
+                return
+            out.write(json.dumps(row_of(number), ensure_ascii=False) + "\n")
+            out.flush()
+            check()
+    yield Finished(step=total)
 
 
 def summarise(lanes: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -206,13 +229,13 @@ def parse_cases(text: str) -> list[dict[str, Any]]:
     """Parse cases: one prompt or one JSON object per line.
 
     `prompt => answer` gives the expected answer, `prompt =~ pattern` a regular expression. A JSON
-    object has `prompt` with `expected`, `pattern` or `json_schema`, or `messages` whose last turn
-    is expected.
+    object has `prompt` with `expected`, `pattern` or `json_schema`, or `messages`: their last
+    question is asked after the turns before it, and an answer to it is expected.
 
     Raises:
         ChatError: A line is invalid; gives its number.
     """
-    lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     cases = [_parse_case(line, number) for number, line in lines]
     if not cases:
         raise ChatError("The suite has no prompts: write one per line.")
@@ -245,19 +268,31 @@ def _parse_case(line: str, number: int) -> dict[str, Any]:
         return {"prompt": prompt.strip(), "expected": answer.strip() if arrow else None}
     try:
         values = json.loads(line)
-        if "messages" in values:
-            turns = [turn for turn in values["messages"] if turn["role"] in ("user", "assistant")]
-            expected = turns[-1]["content"] if turns[-1]["role"] == "assistant" else None
-            prompt = next(turn["content"] for turn in reversed(turns) if turn["role"] == "user")
-            return {"prompt": prompt, "expected": expected}
         case = {key: values.get(key) for key in ("prompt", "expected", "pattern")}
+        case["expected"] = case["expected"] or values.get("completion")
         if schema := values.get("json_schema"):
             case["json_schema"] = schema if isinstance(schema, str) else json.dumps(schema)
-        case["expected"] = case["expected"] or values.get("completion")
+        if turns := [_turn(one) for one in values.get("messages") or values.get("before") or ()]:
+            if "messages" in values:
+                if turns[-1].role == "assistant":
+                    case["expected"] = turns.pop().content or None
+                if turns[-1].role != "user":
+                    raise TypeError
+                case["prompt"] = turns.pop().content
+            case["before"] = [turn.turn() for turn in turns]
+        if tools := values.get("tools"):
+            case["tools"] = tools
         if not isinstance(case["prompt"], str):
             raise TypeError
-        return case
-    except (ValueError, KeyError, TypeError, IndexError, StopIteration):
+        return {key: value for key, value in case.items() if value not in (None, [])}
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         raise ChatError(
-            f"Line {number} is not a case: write a prompt, or an object with prompt and expected."
+            f"Line {number} is not a case: write a prompt, an object with prompt and expected, or "
+            "one with messages that end with a question or its answer."
         ) from None
+
+
+def _turn(message: dict[str, Any]) -> Message:
+    """Return a turn of a row; what only training reads, such as its weight, is left out."""
+    known = {key: message[key] for key in Message.model_fields if message.get(key)}
+    return Message.model_validate(known)

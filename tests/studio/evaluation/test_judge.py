@@ -70,6 +70,9 @@ def run(asked, home, folder, control=lambda: None):
         ("Clear.\nVerdict: A", 0), ("**Verdict: B**", 1), ("verdict - tie", "tie"),
         ("Verdict: a tie.", "tie"), ("Verdict: **Answer B**, it is right", 1),
         ("Verdict: A\nNo, wait.\nVerdict: B", 1), ("A is better", None), ("", None),
+        ("My verdict: a clear win for Answer B.", None), ("Verdict: A close call.", None),
+        ("verdict: a", 0), ("Verdict: A because it is right", 0), ("Verdict: b is better", 1),
+        ("Verdict: answer A wins", 0), ('"Verdict: A".', 0), ("Verdict:\nA\n", 0),
         ("Verdict: A or B", None), ("Verdict: Alpha", None), ("Verdict: A/B", None),
     ],
 )  # fmt: skip
@@ -251,3 +254,12 @@ def test_a_suite_without_two_answers_is_refused(home):
 def test_equal_answers_are_a_tie_that_nobody_is_asked_about():
     pair = JudgedPair(prompt="q", answers=("same ", " same"), lanes=LANES[:2])
     assert judged(pair, "", lambda _: pytest.fail("asked"))["winner"] == "tie"
+
+
+def test_the_judge_reads_the_turns_before_a_question():
+    asked = []
+    turns = [{"role": "system", "content": "Be terse."}, {"role": "user", "content": "Hi"}]
+    pair = JudgedPair.model_validate({"prompt": "Who?", "before": turns, "answers": ["I", "You"]})
+    row = judged(pair, "right", lambda prompts: asked.extend(prompts) or ["Verdict: A"] * 2)
+    assert row["before"][0]["content"] == "Be terse."
+    assert all("System: Be terse.\n\nUser: Hi\n\nUser: Who?" in prompt for prompt in asked)

@@ -26,19 +26,29 @@ from studio.evaluation.suites import (
         (r"Count =~ \d+", {"prompt": "Count", "pattern": r"\d+"}),
         (
             '{"prompt": "a", "expected": "b"}',
-            {"prompt": "a", "expected": "b", "pattern": None},
+            {"prompt": "a", "expected": "b"},
         ),
         (
             '{"prompt": "a", "json_schema": {"type": "array"}}',
-            {"prompt": "a", "expected": None, "pattern": None, "json_schema": '{"type": "array"}'},
+            {"prompt": "a", "json_schema": '{"type": "array"}'},
         ),
         (
             '{"messages": [{"role": "user", "content": "a"}, '
             '{"role": "assistant", "content": "b"}]}',
             {"prompt": "a", "expected": "b"},
         ),
+        (
+            '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, '
+            '{"role": "assistant", "content": "b", "weight": 0}, '
+            '{"role": "user", "content": "c"}]}',
+            {"prompt": "c", "before": [
+                {"role": "system", "content": "s"}, {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "b"}]},
+        ),
+        ("one\u2028line\x0band\x85more => yes", {"prompt": "one\u2028line\x0band\x85more",
+                                                 "expected": "yes"}),
     ],
-)
+)  # fmt: skip
 def test_a_line_is_a_case(line, case):
     assert parse_cases(f"\n{line}\n") == [case]
 
@@ -49,6 +59,12 @@ def test_a_line_is_a_case(line, case):
         (" \n", "no prompts"),
         ('ok\n{"prompt": 3}', "Line 2"),
         ('{"messages": []}', "Line 1"),
+        ('{"messages": [{"role": "assistant", "content": "b"}]}', "Line 1"),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]}',
+            "Line 1",
+        ),
+        ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "Line 1"),
         ("{broken", "Line 1"),
         ("x\n" * 2001, "at most 2,000"),
     ],
@@ -83,6 +99,33 @@ def fake_stream(lanes):
         yield Delta(lane=place, done=True, reason="stop", stats=Stats(tokens=2, seconds=1.0))
 
 
+def test_a_case_is_asked_after_the_turns_before_it(tmp_path, home, monkeypatch):
+    asked = []
+
+    def stream(lanes):
+        asked.extend(lanes)
+        return fake_stream(lanes)
+
+    monkeypatch.setattr(
+        "studio.chat.resident_models.ResidentModels",
+        lambda *_, **__: SimpleNamespace(stream=stream),
+    )
+    turns = [{"role": "system", "content": "Be terse."}, {"role": "user", "content": "a"},
+             {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"},
+             {"role": "assistant", "content": "d"}]  # fmt: skip
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    cases = parse_cases(json.dumps({"messages": turns, "tools": tools}))
+    request = SuiteRequest.parse({"lanes": [{}, {"system": "Shout."}], "cases": cases})
+    list(request.perform(home, tmp_path))
+    assert asked[0].conversation() == turns[:-1] and list(asked[0].tools) == tools
+    own = {"role": "system", "content": "Shout."}
+    assert asked[1].conversation() == [own, *turns[1:-1]]  # the lane's own system prompt
+    (row,) = read_results(tmp_path)
+    assert (row["prompt"], row["expected"]) == ("c", "d")
+    again = parse_cases(json.dumps({key: row[key] for key in ("prompt", "expected", "before")}))
+    assert again[0]["before"] == cases[0]["before"]  # as the page writes it into the form
+
+
 def test_answers_are_scored_and_kept_and_a_stopped_suite_goes_on(tmp_path, home, monkeypatch):
     monkeypatch.setattr(
         "studio.chat.resident_models.ResidentModels",
@@ -100,6 +143,8 @@ def test_answers_are_scored_and_kept_and_a_stopped_suite_goes_on(tmp_path, home,
     assert len(read_results(tmp_path)) == 1
     with (tmp_path / RESULTS).open("a") as file:
         file.write('{"half": ')  # a kill in the middle of a line
+    with (tmp_path / RESULTS).open("ab") as file:
+        file.write("é".encode()[:1])  # and of a character
     assert list(request.perform(home, tmp_path))[-1].reason == "completed"
 
     rows = read_results(tmp_path)

@@ -115,8 +115,10 @@ export class Suites {
 }
 
 /** Return a case as it is typed. */
-function line({ prompt, expected, pattern, json_schema: schema }) {
-  if (schema) return JSON.stringify({ prompt, expected, json_schema: schema });
+function line({ prompt, expected, pattern, json_schema: schema, before, tools }) {
+  if (schema || before?.length) {
+    return JSON.stringify({ prompt, expected, pattern, json_schema: schema, before, tools });
+  }
   return pattern ? `${prompt} =~ ${pattern}` : expected ? `${prompt} => ${expected}` : prompt;
 }
 
