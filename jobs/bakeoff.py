@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs import job_table
 from jobs.job_queue import JobStore
-from jobs.job_record import Job, summary
+from jobs.job_record import ENDED, Job, summary
 from jobs.needed_memory import needed_bytes
 from studio.errors import QueueError
 from studio.evaluation.bakeoff_measurements import REPORT, BakeoffRequest
@@ -136,11 +136,18 @@ def _with_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _of_method(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return one row of a method's runs: means over seeds with their 95 % intervals."""
+    """Return one row of a method's runs: means with 95 % intervals over the seeds that succeeded.
+
+    `seeds` is their number. The state is that of a run that has not ended, if there is one.
+    """
+    done = [row for row in rows if row["state"] == "succeeded"]
     left = [row for row in rows if row["state"] != "succeeded"]
-    found = {**(left or rows)[0], "runs": [row["run"] for row in rows]}
+    still = [row for row in left if row["state"] not in ENDED]
+    used = done if len(rows) > 1 else rows
+    found = {**(done or rows)[0], "runs": [row["run"] for row in rows], "seeds": len(used)}
+    found |= {"state": (still or done or left)[0]["state"], "error": (left or rows)[0]["error"]}
     for key in AVERAGED:
-        values = [row[key] for row in rows if row[key] is not None]
+        values = [row[key] for row in used if row[key] is not None]
         found[key] = fmean(values) if values else None
         if key in ("eval_loss", "forgetting"):
             found[f"{key}_interval"] = half_width(values)

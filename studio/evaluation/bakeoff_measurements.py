@@ -70,9 +70,9 @@ class BakeoffRequest(Request):
                 if not is_out_of_memory(error):
                     raise
                 logger.warning("run %s cannot be measured: out of memory", number)
-        self._write(rows, run_dir)
+            self._write(rows, run_dir)
         yield Loading(text="Measuring training steps of each method alone")
-        specs = _first_of_each_method(home, self.runs)
+        specs = _first_of_each_method(home, [row["run"] for row in rows])
         costs = step_costs(specs, self.model, loaded, backbone, home, run_dir)
         for row in rows:
             row |= costs.get(row["run"], {})

@@ -73,6 +73,26 @@ def test_seeds_become_means_with_intervals(store, spec):
     assert (lora["runs"], lora["state"], ia3["state"]) == ([1, 2, 3], "succeeded", "queued")
 
 
+@pytest.mark.parametrize("end", ["failed", "cancelled", ""])
+def test_the_mean_is_that_of_the_seeds_that_succeeded(store, spec, end):
+    bakeoff.submit(store, spec, ["lora"], name="duel", seeds=3)
+    ends = [(end, 9.0), ("succeeded", 0.5), ("succeeded", 0.7)]
+    for state, loss in ends if end else ends[::-1]:  # one that still runs holds the device
+        claim = store.claims.claim("cpu", owner=me())
+        store.claims.register(claim, me())
+        store.claims.report(claim, Progress(result={"eval_loss": loss}, step=1))
+        if state == "cancelled":
+            store.cancel(claim.job)
+        if state:
+            why = ("diverged", "The loss became NaN.") if state == "failed" else None
+            store.claims.finish(claim, state, result={"eval_loss": loss}, error=why)
+    (row,) = bakeoff.table(store, "duel")
+    assert row["eval_loss"] == pytest.approx(0.6) and row["seeds"] == 2
+    assert row["eval_loss_interval"] == pytest.approx(12.706 * 0.2 / 2**0.5 / 2**0.5)
+    assert row["state"] == ("succeeded" if end else "running")
+    assert bool(row["error"]) == (end == "failed")
+
+
 def test_the_measuring_job_fills_the_table(home, spec):
     with closing(JobStore(home)) as store:
         spec = spec.with_values({"train.measure_forgetting": True})
@@ -151,6 +171,23 @@ def test_the_table_is_written_before_steps_are_measured(tmp_path, home, spec, mo
         list(asked.perform(home, tmp_path / "table"))
     (row,) = json.loads((tmp_path / "table" / REPORT).read_text())["rows"]
     assert row["method"] == "lora" and row["live_ratio"] > 0
+
+
+def test_what_was_measured_before_a_failure_is_kept(tmp_path, home, spec, monkeypatch):
+    from studio.evaluation import bakeoff_measurements
+
+    def measure(loaded, backbone, folder, prompts):
+        if folder.parent.name == "2":
+            raise ValueError("broken")
+        return {"method": "lora", "live_ratio": 1.5}
+
+    monkeypatch.setattr(bakeoff_measurements, "measure", measure)
+    for number in (1, 2):
+        (home.run(number) / "adapter").mkdir(parents=True)
+    with pytest.raises(ValueError, match="broken"):
+        list(BakeoffRequest(model=spec.model, runs=(1, 2)).perform(home, tmp_path / "table"))
+    (row,) = json.loads((tmp_path / "table" / REPORT).read_text())["rows"]
+    assert (row["run"], row["live_ratio"]) == (1, 1.5)
 
 
 def test_the_time_to_an_equal_loss_is_what_each_needs_alone(store, spec):

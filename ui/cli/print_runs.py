@@ -111,9 +111,11 @@ def contest(answer: Answer) -> None:
         if row["state"] != "succeeded":
             rows.append((row["title"], row["error"] or row["state"]))
             continue
+        count = len(row["runs"])
         rows.append(
             (
-                row["title"],
+                row["title"]
+                + (f" ({row['seeds']} of {count} runs)" if row["seeds"] < count else ""),
                 f"{row['trainable_parameters']:,}",
                 number(row["memory_bytes"], "{:.0f} MiB", 2**20),
                 number(row["seconds_per_step"], "{:.3f}"),

@@ -25,7 +25,8 @@ const figure = (title, key, show, best = 'min', hint = '') => ({ title, hint, be
   show: (row) => show(row[key]) + (row[`${key}_interval`] ? ` ±\u202f${number(row[`${key}_interval`], 2)}` : '') });
 const COLUMNS = [
   { title: t`Method`, value: (row) => row.title,
-    show: (row) => h('a', { href: `/runs?run=${row.runs.join()}` }, row.title) },
+    show: ({ title, runs, seeds }) => h('a', { href: `/runs?run=${runs.join()}` }, title,
+      seeds < runs.length && ` (${t`${seeds} of ${runs.length}`})`) },
   figure(t`Held-out`, 'eval_loss', number, 'min', t`Loss on rows held out`),
   figure(t`Forgetting`, 'forgetting', (value) => number(value, 3), 'min',
     t`KL divergence from the base, per token of its own answers to neutral prompts`),
