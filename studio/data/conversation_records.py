@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -84,6 +85,18 @@ def messages_of(row: AnyRecord) -> list[Message]:
         return [*row.chosen.messages, *row.rejected.messages[num_shared(row) :]]
     assert isinstance(row, Judged)
     return row.conversation.messages
+
+
+def compared_text(row: AnyRecord) -> str:
+    """Return the text in which near duplicates are alike: without the system prompt they share."""
+    texts = []
+    for message in messages_of(row):
+        if message["role"] != "system":
+            thought = message.get("reasoning_content")
+            calls = (call["function"] for call in message.get("tool_calls", ()))
+            texts += [thought] if thought else []
+            texts += [message["content"], *(json.dumps(c, ensure_ascii=False) for c in calls)]
+    return "\n".join(texts)
 
 
 def content_hash(row: AnyRecord) -> int:

@@ -16,9 +16,17 @@ from pydantic import Field
 
 from studio.data.check_dataset import check_file
 from studio.data.column_mapping import Mapping, Operator, at_path
-from studio.data.conversation_records import Problem, Row, content_hash, messages_of, prompt_hash
+from studio.data.conversation_records import (
+    Problem,
+    Row,
+    compared_text,
+    content_hash,
+    messages_of,
+    prompt_hash,
+)
 from studio.data.dataset_survey import Survey
 from studio.data.find_dataset import find
+from studio.data.readers.json_lines import dumps
 from studio.data.recognise_format import Guess
 from studio.data.row_converters import record_converter
 from studio.data.snapshots import (
@@ -215,9 +223,8 @@ def _selector(parent: Snapshot, step: AnyStep) -> Selector:
 def _filter(parent: Snapshot, step: Filter) -> Selector:
     text_of = _text_of(parent)
     test = _condition(step) if step.column else None
-    first = parent.page(0, 200) if test else []
     names = {step.column, step.column.split(".")[0]}
-    if test and not any(names & set(row.values) for row in first):
+    if test and not any(names & set(row.values) for row in parent.rows()):
         raise DataError(f'The dataset "{parent.meta.name}" has no column "{step.column}".')
 
     def part_of(row: PageRow) -> Part | None:
@@ -244,11 +251,22 @@ def _condition(step: Filter) -> Callable[[dict[str, Any]], bool]:
             except (TypeError, ValueError):
                 return False
             return difference > 0 if step.operator == "greater" else difference < 0
-        text = "" if found is None else str(found)
-        hit = text == step.value if "equals" in step.operator else step.value in text
+        text = found if isinstance(found, str) else "" if found is None else dumps(found).decode()
+        is_equal = "equals" in step.operator
+        hit = _equals(found, text, step.value) if is_equal else step.value in text
         return hit != step.operator.startswith("not_")
 
     return meets
+
+
+def _equals(found: Any, text: str, value: str) -> bool:
+    """Return True if a cell, written as `text`, is a value: numbers as numbers, True as true."""
+    if isinstance(found, bool):
+        return text == value.strip().lower()
+    try:
+        return text == value or (isinstance(found, int | float) and found == float(value))
+    except ValueError:
+        return False
 
 
 def _text_of(parent: Snapshot) -> Callable[[PageRow], str]:
@@ -263,11 +281,18 @@ def _text_of(parent: Snapshot) -> Callable[[PageRow], str]:
 
 
 def _dedupe(parent: Snapshot, step: Deduplicate) -> Selector:
-    if step.near:
-        text_of = _text_of(parent)
-        repeats = near_duplicates(text_of(row) for row in parent.rows())
-        return lambda row: None if row.number - 1 in repeats else row.part
     convert = record_converter(parent.meta.mapping)
+    if step.near:
+        numbers: list[int] = []
+
+        def texts() -> Iterator[str]:
+            for row in parent.rows():
+                if not isinstance(made := convert(row.row), Problem):
+                    numbers.append(row.number)
+                    yield compared_text(made[0])
+
+        repeats = {numbers[place] for place in near_duplicates(texts())}
+        return lambda row: None if row.number in repeats else row.part
     seen: set[int] = set()
 
     def part_of(row: PageRow) -> Part | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from studio.data.template.template import View
     from studio.data.token_arrays import Tokens
 
+T = TypeVar("T")
 LOW_SHARE = 0.05
 MANY_MESSAGES = 1000
 MAX_LISTED, MAX_PROBLEMS, MAX_NAMED = 1000, 100_000, 8
@@ -137,12 +138,27 @@ class RowCounter:
     unread_columns: Counter[str] = field(default_factory=Counter)
     unread_keys: Counter[str] = field(default_factory=Counter)
 
-    def see(self, row: Row, columns: Set[str]) -> None:
-        """Count a row of which these columns are read, and the others that say anything."""
-        if not row.values.keys() <= columns:
-            for name, value in row.values.items():
-                if name not in columns and value not in (None, "", [], {}):
-                    self.unread_columns[name] += 1
+    def take(
+        self, item: Row | Problem, columns: Set[str], convert: Callable[[Row], T | Problem]
+    ) -> T | None:
+        """Count an item that was read, and return what it becomes; None if it is dropped.
+
+        `columns` are those that are read; the others are counted where they say anything.
+        """
+        self.read += 1
+        made: T | Problem
+        if isinstance(item, Problem):
+            made = item
+        else:
+            if not item.values.keys() <= columns:
+                for name, value in item.values.items():
+                    if name not in columns and value not in (None, "", [], {}):
+                        self.unread_columns[name] += 1
+            made = convert(item)
+        if isinstance(made, Problem):
+            self.drop(made)
+            return None
+        return made
 
     def drop(self, problem: Problem) -> None:
         """Count a row that was read and cannot be used."""

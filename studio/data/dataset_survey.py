@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from studio.data.column_mapping import columns_read
 from studio.data.conversation_records import (
-    AnyRecord,
     Document,
     Problem,
     Row,
+    compared_text,
     content_hash,
     messages_of,
 )
@@ -34,21 +34,14 @@ class Survey:
         self._texts: list[str] = []
         self._plain = origin.plain and guess.mapping.format == "text"
         self._convert, self._columns = record_converter(guess.mapping), columns_read(guess.mapping)
+        if self._plain:  # a blank line is a line, too
+            self._convert = lambda row: [Document(row.values["text"], row.line)]
 
     def see(self, item: Row | Problem) -> None:
         """Take one row."""
         counter = self.counter
-        counter.read += 1
-        found: list[AnyRecord] | Problem
-        if isinstance(item, Problem):
-            found = item
-        elif self._plain:
-            found = [Document(item.values["text"], item.line)]
-        else:
-            counter.see(item, self._columns)
-            found = self._convert(item)
-        if isinstance(found, Problem):
-            counter.drop(found)
+        found = counter.take(item, self._columns, self._convert)
+        if not found:
             return
         made = found[0]
         counter.keep(made)
@@ -64,7 +57,7 @@ class Survey:
             return
         counter.hashes.append(content_hash(made))
         if counter.kept <= self._near_rows:
-            self._texts.append(text[:NEAR_CHARS])
+            self._texts.append(compared_text(made)[:NEAR_CHARS])
 
     def report(self) -> Report:
         """Sum up.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from studio.data.column_mapping import columns_read, getter
-from studio.data.conversation_records import AnyRecord, Judged, Pair, Problem, Row
+from studio.data.conversation_records import Judged, Pair
 from studio.data.dataset_files import Origin
 from studio.data.dataset_report import RowCounter
 from studio.data.recognise_format import guess_origin
@@ -52,17 +52,7 @@ def preferences(
     convert = record_converter(guess.mapping, pairs=source.pairs, margin=source.margin)
     columns, seen = columns_read(guess.mapping), set[bool]()
     for item in origin.rows():
-        counter.read += 1
-        made: list[AnyRecord] | Problem
-        if isinstance(item, Row):
-            counter.see(item, columns)
-            made = convert(item)
-        else:
-            made = item
-        if isinstance(made, Problem):
-            counter.drop(made)
-            continue
-        for record in made:
+        for record in counter.take(item, columns, convert) or ():
             assert isinstance(record, Pair | Judged)
             records: list[Pair | Judged] = [record]
             if verdicts and isinstance(record, Pair):

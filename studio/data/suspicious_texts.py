@@ -44,7 +44,8 @@ class _Signatures:
                     known.clear()
                 value = known[word] = zlib.crc32(word.encode("utf-8", "replace"))
             hashed.append(value)
-        words = np.array(hashed or [0], dtype=np.uint64)
+        hashed = hashed or [zlib.crc32(text.encode("utf-8", "replace"))]  # signs only
+        words = np.array(hashed, dtype=np.uint64)
         if len(words) > 2:
             words = (words[:-2] * _FIRST + words[1:-1]) * _SECOND + words[2:]
         words = words ^ (words >> np.uint64(29))

@@ -101,16 +101,7 @@ class _Tokeniser:
         """Yield what rows became; `counter.read` is the number of the newest."""
         columns = columns_read(guess.mapping)
         for item in items:
-            self.counter.read += 1
-            made: Made | Problem
-            if isinstance(item, Row):
-                self.counter.see(item, columns)
-                made = convert(item)
-            else:
-                made = item
-            if isinstance(made, Problem):
-                self.counter.drop(made)
-            else:
+            if made := self.counter.take(item, columns, convert):
                 yield made
 
     def write_prompts(

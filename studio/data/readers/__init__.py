@@ -147,8 +147,11 @@ def _text_format(path: Path, named: str | None, text: str) -> str:
         if start.startswith("["):  # `[1, 2]` on every line is JSON lines, else it is one array
             arrays = first.rstrip().endswith("]") and rest.lstrip().startswith("[")
             return "jsonl" if arrays else "json"
-        one_object = first.strip() == "{" or (named == "json" and "\n{" not in start)
-        return "json" if one_object else "jsonl"
+        if first.strip() == "{" or named == "jsonl":
+            return "json" if first.strip() == "{" else "jsonl"
+        # `{"data": [` goes on in the next line; what is broken otherwise is a broken line.
+        goes_on = first.rstrip().endswith(("{", "[", ",", ":")) and not _is_object(first)
+        return "json" if goes_on or (named == "json" and "\n{" not in start) else "jsonl"
     if named in ("csv", "tsv") and start.startswith("{") and _is_object(first):
         return "jsonl"
     if named:

@@ -99,6 +99,32 @@ def test_the_separator_that_a_spreadsheet_declares_is_no_row(tmp_path, declared)
     assert values(path) == [{"question": "a, b, c", "answer": "d"}]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "count"),
+    [
+        ("a.json", '{"data": [\n{"q": 1},\n{"q": 2}\n]}', 2),
+        ("a.json", '{"data": [\n{"q": 1}\n]}', 1),
+        ("a.json", '{"data": [{"q": 1},\n{"q": 2}]}', 2),
+        ("a.json", '{"version":\n1, "data": [\n{"q": 1},\n{"q": 2}]}', 2),
+        ("a.json", '{"q": 1},\n{"q": 2},\n', 2),
+        ("a", '{"data": [\n{"q": 1},\n{"q": 2}\n]}', 2),
+        ("a.json", '{"q": 1}\n{"q": 2}\n', 2),
+        ("a.json", '{"q": [{"r": 1}]}\n{"q": 2}\n', 2),
+        ("a.json", '{"q\n{"q": 1}\n{"q": 2}\n', 2),
+        ("a.jsonl", '{"q": [\n{"q": 1}\n{"q": 2}\n', 2),
+    ],
+)
+def test_an_object_of_rows_is_one_document_however_its_lines_are_broken(
+    tmp_path, name, text, count
+):
+    path = tmp_path / name
+    path.write_text(text)
+
+    rows = [item for item in read(look(path)) if isinstance(item, Row)]
+
+    assert len(rows) == count and all("q" in row.values for row in rows)
+
+
 def test_a_json_array_that_breaks_names_line_and_column(tmp_path):
     path = write(tmp_path / "a.json", '[\n {"a": 1},\n {"a": 2}\n {"a": 3}\n]')
 

@@ -149,6 +149,72 @@ def test_near_duplicates_are_dropped_when_asked(home, tmp_path):
     assert apply_step(home, "a", Deduplicate(near=True)).meta.rows == 2
 
 
+SYSTEM = {"role": "system", "content": " ".join(f"You keep rule {n}." for n in range(400))}
+
+
+def asked(question, reply, *more, **keys):
+    return {"messages": [SYSTEM, {"role": "user", "content": question},
+                         {"role": "assistant", "content": reply, **keys}, *more]}  # fmt: skip
+
+
+def called(city):
+    call = {"function": {"name": "weather", "arguments": {"city": city, "day": f"{city}day"}}}
+    return {"tool_calls": [{"id": f"call_{city}", **call}]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "repeats"),
+    [
+        ([asked(f"What is {word}?", f"It is a {word} of {word}s.")
+          for word in ("fig", "rose", "pear", "oak")], 0),
+        ([asked("Look.", "", **called(city)) for city in ("Oslo", "Rome", "Bern")], 0),
+        ([asked("Look.", "", **called("Oslo"))] * 3, 2),
+        ([asked("Tell me all about the red fox.", "It is a red fox in a wood.")] * 3, 2),
+        ([{"question": f"q{n} is what it is about?", "answer": answer}
+          for n, answer in enumerate(["ok then", "", " ", ""])], 0),
+        ([{"question": "?", "answer": answer} for answer in ("!", "…", "🙂", "🙂")], 1),
+    ],
+)  # fmt: skip
+def test_near_duplicates_are_alike_in_what_is_asked_and_answered(home, tmp_path, rows, repeats):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = import_dataset(home, DataSource(path=str(path))).snapshot
+
+    assert made.meta.findings.near_duplicates == repeats
+    assert apply_step(home, "a", Deduplicate(near=True)).meta.rows == len(rows) - repeats
+
+
+@pytest.mark.parametrize(
+    ("column", "operator", "value", "kept"),
+    [
+        ("flag", "equals", "true", [0]), ("flag", "equals", "True", [0]),
+        ("flag", "not_equals", "true", [1, 2]), ("flag", "contains", "fal", [1]),
+        ("n", "equals", "4", [0, 2]), ("n", "equals", "4.0", [0, 2]), ("n", "greater", "4", [1]),
+        ("n", "not_equals", "four", [0, 1, 2]), ("tags", "contains", '["a","b"]', [0]),
+    ],
+)  # fmt: skip
+def test_filters_compare_values_and_not_how_python_writes_them(
+    home, tmp_path, column, operator, value, kept
+):
+    cells = [{"flag": True, "n": 4, "tags": ["a", "b"]}, {"flag": False, "n": 4.5}, {"n": 4.0}]
+    rows = [{"question": f"q{n}", "answer": "a", **cell} for n, cell in enumerate(cells)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    import_dataset(home, DataSource(path=str(path)))
+    made = apply_step(home, "a", Filter(column=column, operator=operator, value=value))
+
+    assert [int(row.values["question"][1:]) for row in made.rows()] == kept
+
+
+def test_a_column_may_appear_late(home, tmp_path):
+    rows = [{"question": f"q{n}", "answer": "a"} for n in range(300)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "topic": "t"}]))
+    import_dataset(home, DataSource(path=str(path)))
+
+    assert apply_step(home, "a", Filter(column="topic")).meta.rows == 1
+
+
 def test_a_corrected_mapping_is_a_step_too(home, numbers):
     brought_in(home, numbers)
     mapping = Mapping(
