@@ -17,7 +17,7 @@ chosen?.addEventListener('click', () => {
 
 /** The queue in the header: 1 running · 2 queued, or that the server does not respond. */
 function queueIndicator(node) {
-  const dot = h('i', {}), words = h('span', {});
+  const dot = h('i'), words = h('span');
   node.append(dot, words);
   let away = false, summary = '';
   const show = () => {

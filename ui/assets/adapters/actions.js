@@ -157,8 +157,8 @@ function exported({ check, out }) {
 
 function mixed({ how, error, adapter }) {
   const exact = how === 'concatenate';
-  return h('p', {}, t`"${short(adapter)}" is ${exact ? t`exactly the weighted sum` : how.toUpperCase()}, `,
-    h('b', {}, percent(error, 2)),
+  return h('p', t`"${short(adapter)}" is ${exact ? t`exactly the weighted sum` : how.toUpperCase()}, `,
+    h('b', percent(error, 2)),
     exact ? t` away from it by rounding.` : t` away from the weighted sum (truncation included).`);
 }
 

@@ -91,7 +91,7 @@ function readable(call) {
 
 function difference(before, after) {
   return diff(before, after).map(([kind, words]) =>
-    kind === '=' ? document.createTextNode(words) : h(kind === '+' ? 'ins' : 'del', {}, words));
+    kind === '=' ? document.createTextNode(words) : h(kind === '+' ? 'ins' : 'del', words));
 }
 
 /** A token tinted by its uncertainty; the title lists the alternatives. */

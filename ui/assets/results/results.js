@@ -16,9 +16,9 @@ class ResultsPage extends Page {
     Object.assign(this, { data: query().get('data') ?? '', pins: new Set(query().getAll('pin')),
       off: new Set(query().getAll('hide')), ended: null });
     this.search = searchField(t`Search adapters and methods`, () => this.draw());
-    this.datasets = h('select', { 'aria-label': t`Trained on`,
+    this.datasets = h('select', { label: t`Trained on`,
       onchange: () => { this.data = this.datasets.value; this.keep(); } });
-    this.columns = h('details.s-columns-choice', {});
+    this.columns = h('details.s-columns-choice');
     this.body = h('div.s-stack');
     this.append(h('h1.s-hidden', t`Results`), h('div.s-library', { testid: 'results' },
       h('div.s-library-bar', this.search, this.datasets, this.columns, h('span.s-actions',

@@ -74,7 +74,7 @@ export class Train extends Page {
     const groups = Map.groupBy(more, ({ field }) => field.heading || PARTS[partOf(field.name)]);
     this.search = searchField(t`Search settings`);
     this.onlyChanged = h('input', { type: 'checkbox', class: 's-box' });
-    this.moreOfMethod = h('div.s-fields', {});
+    this.moreOfMethod = h('div.s-fields');
     this.none = quiet(t`No setting is like this.`);
     const group = (title, body) => h('div.s-group', h('h3', title), body);
     const sift = (event) => { event.stopPropagation(); this.sift(); };

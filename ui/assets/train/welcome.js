@@ -63,8 +63,8 @@ export async function openHelp() {
   if (!found) return;
   let node = null;
   const start = () => { const page = document.querySelector('studio-train'); return page ? page.start() : go('/'); };
-  node = dialog(t`Help`, h('div.s-first', {}, machine(found), doors(start, () => node.close()),
-    h('h3', {}, t`Keys`), pairs(KEYS.map(([keys, words]) => [h('kbd', {}, keys), words])),
-    quiet(t`In a terminal: `, h('code', {}, 'studio --help'), t` lists the commands, `, h('code', {}, 'studio doctor'),
+  node = dialog(t`Help`, h('div.s-first', machine(found), doors(start, () => node.close()),
+    h('h3', t`Keys`), pairs(KEYS.map(([keys, words]) => [h('kbd', keys), words])),
+    quiet(t`In a terminal: `, h('code', 'studio --help'), t` lists the commands, `, h('code', 'studio doctor'),
       t` examines this machine.`)), t`Close`);
 }
