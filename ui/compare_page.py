@@ -126,8 +126,7 @@ def _answers(router: APIRouter, home: Home, store: JobStore) -> None:
 
     @router.post("/stop")
     def stop(request: StopRequest) -> dict[str, Any]:
-        chat_client.stop(home, request.id)
-        return {"stopped": request.id}
+        return {"stopped": chat_client.stop(home, request.id)}
 
     @router.post("/weigh")
     def weigh(weights: NewWeights) -> dict[str, Any]:

@@ -69,6 +69,11 @@ def test_a_lane_that_answers_is_not_removed(page, host):
     expect(page.get_by_test_id("answer-0")).to_have_text("left")
     expect(page.get_by_test_id("answer-1")).to_have_text("right")
 
+    # Its answers go with it, so it asks.
+    page.once("dialog", lambda asked: asked.dismiss())
+    remove.first.click()
+    expect(page.get_by_test_id("answer-0")).to_have_text("left")
+    page.once("dialog", lambda asked: asked.accept())
     remove.first.click()
     expect(page.get_by_test_id("lane-1")).to_have_count(0)
     expect(page.get_by_test_id("answer-0")).to_have_text("right")
@@ -259,6 +264,32 @@ def test_a_prompt_that_is_being_typed_survives_an_edit(page, host):
     page.get_by_test_id("prompt").fill("half of")
     page.get_by_role("button", name="Edit").click()
     expect(page.get_by_test_id("prompt")).to_have_value("one?\n\nhalf of")
+
+
+def test_a_lane_without_answers_is_removed_at_once(page, host):
+    page.get_by_role("button", name="Remove this lane").first.click()
+    expect(page.get_by_test_id("lane-1")).to_have_count(0)
+
+
+def test_a_prompt_may_begin_with_a_number_although_a_vote_is_open(page, host):
+    host.asked("one?")
+    host.answer("a", "b")
+    expect(page.get_by_test_id("vote")).to_be_visible()
+    page.get_by_test_id("prompt").focus()
+    page.keyboard.type("2 pigs")
+    expect(page.get_by_test_id("prompt")).to_have_value("2 pigs")
+    expect(page.get_by_test_id("vote")).to_contain_text("Which is better?")
+
+
+def test_stop_ends_an_answer_that_the_host_does_not_know_of_yet(page, host):
+    host.asked("one?")
+    page.get_by_test_id("stop").click()
+    expect(page.get_by_test_id("stop")).to_be_hidden()
+    expect(page.get_by_test_id("answer-0")).to_have_text("(stopped before the first token)")
+    host.held.clear()
+    host.asked("two?")
+    host.answer("a", "b")
+    expect(page.get_by_test_id("answer-1").last).to_have_text("b")
 
 
 def test_keys_vote_only_on_the_chat_that_is_seen(page, host):

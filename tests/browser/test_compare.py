@@ -220,6 +220,7 @@ def test_a_deleted_adapter_costs_its_lane_a_sentence(page, studio):
 
     # Ten thousand characters: a sentence, and what was written is still there.
     expect(page.get_by_test_id("stop")).to_be_hidden(timeout=SLOW)
+    page.once("dialog", lambda asked: asked.accept())
     page.get_by_role("button", name="Remove this lane").last.click()
     ask(page, "once upon a time " * 600)
     turn = page.locator(".s-turn").last

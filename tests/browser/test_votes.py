@@ -23,7 +23,7 @@ def votes_for_the_pirate(page, prompts) -> list[str]:
         page.keyboard.press("Enter")
         expect(page.get_by_test_id("vote")).to_have_count(number)
         turn = page.locator(".s-turn").last
-        expect(turn.get_by_test_id("vote")).to_be_visible(timeout=SLOW)
+        expect(turn.get_by_test_id("vote")).to_be_focused(timeout=SLOW)
         cells = sorted(turn.locator(".s-cell").all(), key=lambda cell: cell.evaluate(order))
         texts = [cell.locator("[data-testid^=answer-]").inner_text() for cell in cells]
         pirates = [is_in_style("pirate", text) for text in texts]

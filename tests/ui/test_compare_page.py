@@ -56,3 +56,9 @@ def test_the_host_is_started_ahead_only_where_nothing_trains(client, store, monk
     while not asked and time.monotonic() < deadline:
         time.sleep(0.01)
     assert asked == [str(store.home.path)]
+
+
+def test_a_stop_says_whether_the_host_knew_what_to_stop(client, monkeypatch):
+    assert client.post("/api/chat/stop", json={"id": "early"}).json() == {"stopped": False}
+    monkeypatch.setattr("jobs.chat_client.stop", lambda home, request: request == "running")
+    assert client.post("/api/chat/stop", json={"id": "running"}).json() == {"stopped": True}

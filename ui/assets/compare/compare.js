@@ -42,8 +42,8 @@ export class Compare extends Page {
   }
 
   draw() {
-    this.heads = h('div.s-lane-heads', {});
-    this.scroll = h('div.s-turns', { 'data-testid': 'turns' });
+    this.heads = h('div.s-lane-heads');
+    this.scroll = h('div.s-turns', { testid: 'turns' });
     this.votes = new Votes(this);
     this.composer = new Composer(this.choices.sampling, {
       send: (prompt) => this.send(prompt),
@@ -131,7 +131,11 @@ export class Compare extends Page {
       },
       refresh: async () => { this.choices = await api('/api/chat/choices'); this.show(); this.tabs.refresh(); },
       remove: this.conversation.lanes.length > 1 ? () => {
-        if (this.free()) { this.conversation.dropLane(i); this.redo(); } } : null,
+        if (!this.free() || (this.conversation.turns.length
+          && !window.confirm(t`Remove this lane and all of its answers?`))) return;
+        this.conversation.dropLane(i);
+        this.redo();
+      } : null,
     }).element;
   }
 

@@ -69,6 +69,7 @@ export class Conversation {
         messages: [...this.before(number, lane), { role: 'user', content: turn.prompt }, ...tail] };
     }) };
     this.asking = asked.id;
+    this.dropped = new AbortController();
     this.answering = wanted;
     this.unsaved = number;
     try {
@@ -77,7 +78,8 @@ export class Conversation {
     } catch (error) {
       for (const lane of wanted) {
         const answer = turn.answers[lane];
-        if (!answer.reason && !this.leaving) Object.assign(answer, { reason: 'error', error: error.message });
+        if (!answer.reason && !this.leaving) Object.assign(answer, this.dropped.signal.aborted ? { reason: 'stopped' }
+          : { reason: 'error', error: error.message });
       }
     }
     for (const lane of wanted) turn.answers[lane].reason ??= 'interrupted';
@@ -93,7 +95,7 @@ export class Conversation {
   }
 
   async stream(asked, turn, lanes) {
-    const response = await request('/api/chat/generate', asked);
+    const response = await request('/api/chat/generate', asked, this.dropped.signal);
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = '', saved = Date.now();
     for (;;) {
@@ -107,8 +109,10 @@ export class Conversation {
     }
   }
 
-  stop() {
-    if (this.asking) send('/api/chat/stop', { id: this.asking });
+  /** Stop the answers; a host that does not know of them yet is never asked for them. */
+  async stop() {
+    const { asking, dropped } = this;
+    if (asking && !(await send('/api/chat/stop', { id: asking }))?.stopped) dropped.abort();
   }
 
   /** Weights changed while the lane answers: apply them from its next token on. */

@@ -34,7 +34,8 @@ export class Votes {
     bar.key = key;
     const won = verdicts.indexOf('won');
     text(bar.words, !voted ? t`Which is better?` : won >= 0 ? t`You chose ${this.label(turn, won)}.`
-      : verdicts.includes('bad') ? t`You rejected all of them.` : t`You called it a tie.`);
+      : verdicts.includes('bad') ? t`You rejected all of them.` : verdicts.includes('tie') ? t`You called it a tie.`
+        : t`The lane that you chose was removed.`);
     redraw(bar.choices, ...(voted ? [button(t`Vote again`, () => this.takeBack(turn), 's-tool')]
       : [...this.order(turn).map((lane, i) => choice(this.label(turn, lane), i < 8 ? i + 1 : null,
         () => this.cast(turn, lane))),
@@ -59,12 +60,10 @@ export class Votes {
     bar?.element.scrollIntoView({ block: 'nearest' });
   }
 
-  /** Number keys vote on the last turn, outside text fields and in a prompt that is still empty. */
+  /** Number keys vote on the last turn, outside text fields: a prompt may begin with a number. */
   key(event) {
     const turn = this.page.conversation.turns.at(-1);
-    const field = event.target.closest?.('input, textarea, select');
-    const typing = field && (field !== this.page.composer.prompt || field.value);
-    if (!turn || typing || !/^\d$/.test(event.key)) return;
+    if (!turn || event.target.closest?.('input, textarea, select') || !/^\d$/.test(event.key)) return;
     const bar = this.bars.get(turn);
     const wanted = bar && !bar.element.hidden && bar.element.isConnected
       && bar.choices.querySelector(`[data-key="${event.key}"]`);

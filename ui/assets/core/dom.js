@@ -183,9 +183,9 @@ export function clock(time, exact = false) {
 }
 
 /** GET, or POST `body` as JSON. A refusal is thrown as an Error with the server's sentence. */
-export async function request(path, body) {
+export async function request(path, body, signal) {
   const options = body === undefined ? { cache: 'no-store' } : {
-    method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body),
+    method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body), signal,
   };
   const response = await fetch(at(path), options);
   if (response.ok) return response;

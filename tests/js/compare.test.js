@@ -1,0 +1,81 @@
+import './dom_stub.js';
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+const { Conversation } = await import('../../ui/assets/compare/conversation.js');
+const { Votes } = await import('../../ui/assets/compare/votes.js');
+
+const settings = { system: '', sampling: { seed: 0 } };
+
+/** A conversation whose host knows nothing of what it is asked, or `knows`; answers come only through `write`. */
+async function asking(knows) {
+  const asked = {};
+  globalThis.fetch = async (path, { body, signal }) => {
+    if (path === '/api/chat/stop') return { ok: true, json: async () => ({ stopped: knows }) };
+    if (path !== '/api/chat/generate') return { ok: true, json: async () => ({}) };
+    assert.deepEqual(JSON.parse(body).lanes.length, 1);
+    const stream = new TransformStream();
+    asked.write = stream.writable.getWriter();
+    signal.addEventListener('abort', () => { asked.aborted = true; asked.write.abort(signal.reason); });
+    asked.begun?.();
+    return { ok: true, body: stream.readable };
+  };
+  const one = new Conversation(null, settings, () => {});
+  await one.open([{ model: 'starter', stack: [] }]);
+  const begun = new Promise((done) => { asked.begun = done; });
+  const answered = one.ask('Who?');
+  await begun;
+  return { one, asked, answered };
+}
+
+const line = (event) => new TextEncoder().encode(`${JSON.stringify(event)}\n`);
+
+test('an answer is stopped while the host that would write it still starts', async () => {
+  const { one, asked, answered } = await asking(false);
+  await one.stop();
+  await answered;
+  assert.equal(asked.aborted, true);
+  assert.equal(one.turns[0].answers[0].reason, 'stopped');
+  assert.equal(one.asking, null);
+});
+
+test('a host that knows the request ends it itself, with its figures', async () => {
+  const { one, asked, answered } = await asking(true);
+  await one.stop();
+  asked.write.write(line({ type: 'done', lane: 0, reason: 'stopped', tokens: 3 }));
+  asked.write.close();
+  await answered;
+  assert.equal(asked.aborted, undefined);
+  const { reason, tokens_count: tokens } = one.turns[0].answers[0];
+  assert.deepEqual([reason, tokens], ['stopped', 3]);
+});
+
+/** A bar of votes on a turn, and how often each of its keys was pressed. */
+function voting(verdicts) {
+  const turn = { answers: verdicts.map((verdict) => ({ verdict, reason: 'stop', text: 'a' })) };
+  const votes = new Votes({ conversation: { turns: [turn] } });
+  votes.bar(turn);
+  votes.refresh(turn);
+  return { turn, votes, bar: votes.bars.get(turn) };
+}
+
+test('a number that begins a prompt is no vote, elsewhere it is', () => {
+  const { votes, bar } = voting([undefined, undefined]);
+  let pressed = 0;
+  Object.assign(bar.element, { isConnected: true });
+  bar.choices.querySelector = () => ({ click() { pressed += 1; } });
+  const press = (field) => votes.key({ key: '2', target: { closest: () => field }, preventDefault() {} });
+  press({ value: '' });
+  press({ value: '1' });
+  assert.equal(pressed, 0);
+  press(null);
+  assert.equal(pressed, 1);
+});
+
+test('a vote is said as it was cast, also when the lane of its choice is gone', () => {
+  const said = (...verdicts) => voting(verdicts).bar.words.textContent;
+  assert.equal(said('lost', 'won'), 'You chose B.');
+  assert.equal(said('tie', 'tie'), 'You called it a tie.');
+  assert.equal(said('bad', 'bad'), 'You rejected all of them.');
+  assert.equal(said('lost', 'lost'), 'The lane that you chose was removed.');
+});
