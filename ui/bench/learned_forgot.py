@@ -52,14 +52,13 @@ def bench_forgetting(
         folder: An empty folder.
         model: Model folder or hub id.
         data: Datasets, comma-separated.
-        methods: Names, comma-separated; empty takes all that train a model of this precision.
+        methods: Names, comma-separated; empty takes all.
         steps: Optimizer steps of each run.
         seeds: Runs of each method, the one that finds the rate included.
         out: A JSON file that keeps the runs as they end, and is continued.
         docs: A Markdown page whose table is written anew.
     """
-    chosen = [word for word in methods.split(",") if word]
-    chosen = chosen or [name for name in registered() if name != "qlora"]  # LoRA on a CPU
+    chosen = [word for word in methods.split(",") if word] or list(registered())
     kept = Path(out) if out else folder / "runs.json"
     runs: list[Row] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
     bench = _Bench(folder, model, steps, runs, kept)
@@ -130,15 +129,17 @@ class _Bench:
         return run
 
     def _loaded(self, spec: RunSpec) -> tuple[Loaded, Backbone]:
-        """Return the base, which stays in memory; a fresh one for a method that changes it."""
+        """Return the base, which stays in memory; a fresh one if trained or quantised."""
         from studio.backbone import Backbone
         from studio.models.loading import load
         from studio.training.base_precision import base_model
 
-        if self._base is None or spec.method.trains_base:
-            loaded = load(base_model(spec), "cpu")
+        source = base_model(spec)
+        own = spec.method.trains_base or source.quantization != "none"
+        if own or self._base is None:
+            loaded = load(source, "cpu")
             made = loaded, Backbone(loaded.model)
-            self._base = self._base if spec.method.trains_base else made
+            self._base = self._base if own else made
             return made
         return self._base
 
