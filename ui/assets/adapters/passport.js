@@ -37,7 +37,7 @@ export class Passport {
     const words = JSON.stringify(one);
     if (this.page.chosen !== id || (this.shown === words && !this.element.hidden)) return;
     const field = document.activeElement; // what is typed there stays
-    if (field.localName === 'input' && this.element.contains(field) && field.value !== field.defaultValue) {
+    if (field?.localName === 'input' && this.element.contains(field) && field.value !== field.defaultValue) {
       field.onblur = () => field.value === field.defaultValue && this.show(id);
       return;
     }
