@@ -124,7 +124,7 @@ def export_adapter(
         base = base or found.base
         if found.is_model:
             stack, base = (), str(found.path)
-    source = ModelSource(path=base or "starter")
+    source = ModelSource(path=base)
     return GgufRequest(model=source, stack=stack, precision=precision, out=out)
 
 

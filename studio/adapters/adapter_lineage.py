@@ -9,16 +9,19 @@ can be moved.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from studio.adapter_stack import Stack, StackItem
 from studio.adapters import library
 from studio.adapters.library import StoredAdapter
-from studio.errors import AdapterError
+from studio.errors import AdapterError, StudioError
 from studio.home import Home
-from studio.spec import RunSpec
+from studio.models.find_model import ModelFacts, facts, origin_of
+from studio.spec import ModelSource, RunSpec
+
+OTHER_BASE = "{adapter} was trained on another base than {model}: its answers may be poor."
 
 
 class Needs(NamedTuple):
@@ -116,6 +119,40 @@ def resolve_stack(home: Home, stack: Stack) -> Stack:
         named, lambda name: Needs(Path(name), frozen_below(library.describe(Path(name)))),
         lambda adapter: str(adapter.path),
     )  # fmt: skip
+
+
+def base_of(model: ModelSource, stack: Stack) -> ModelSource:
+    """Return the base of a stack whose items are folders: by default that of its first adapter.
+
+    Raises:
+        AdapterError: No base was chosen, and that of the adapter is unknown.
+    """
+    if model.path or not stack:
+        return model if model.path else ModelSource()
+    adapter = library.describe(Path(stack[0].name))
+    if not adapter.base:
+        raise AdapterError(f'The base of "{adapter.name}" is unknown: choose one.')
+    return model.model_copy(update={"path": adapter.base})
+
+
+def base_fingerprint(adapter: StoredAdapter) -> str:
+    """Return the fingerprint of an adapter's base; empty if unknown and the base is not here."""
+    known, base = adapter.base_fingerprint, adapter.base
+    if known or not base or origin_of(base).kind not in ("embedded", "folder"):
+        return known
+    try:
+        return facts(ModelSource(path=base)).fingerprint
+    except StudioError:
+        return ""
+
+
+def of_other_bases(folders: Iterable[Path], model: str, known: ModelFacts) -> list[str]:
+    """Return a warning for each adapter that was trained on another base than a model."""
+    found = map(library.describe, folders)
+    return [
+        OTHER_BASE.format(adapter=one.name, model=model)
+        for one in found if base_fingerprint(one) not in ("", known.fingerprint)
+    ]  # fmt: skip
 
 
 def _folder(adapter: StoredAdapter, one: dict[str, Any]) -> Path:

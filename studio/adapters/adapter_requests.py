@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from studio import atomic
 from studio.adapter_stack import Stack
-from studio.adapters.adapter_lineage import resolve_stack
+from studio.adapters.adapter_lineage import base_of, of_other_bases, resolve_stack
 from studio.adapters.export import export_adapter, refuse_form
 from studio.adapters.import_adapter import import_adapter, locate
 from studio.adapters.library import describe, name_of, refuse_place, resolve
@@ -24,6 +24,7 @@ from studio.models.find_model import facts
 from studio.spec import ModelSource
 from studio.training.training_events import Event, Finished, Loading
 
+OWN_BASE = "Folder, hub id, or starter; that of the first adapter by default."
 BASE: dict[str, Any] = {"title": "Base model", "of": "model"}
 WAYS = {
     "concatenate": "Exact weighted sum (the ranks add up)",
@@ -40,9 +41,8 @@ class MergeRequest(Request):
     kind: ClassVar[str] = "merge"
     stack: Stack = knob((), "Adapters in stack order; repeat for several.", **STACK)
     model: ModelSource = knob(
-        ModelSource(), "Folder, hub id, or starter.", inner=("path", "quantization", "dtype"),
-        **BASE,
-    )  # fmt: skip
+        ModelSource(path=""), OWN_BASE, inner=("path", "quantization", "dtype"), **BASE
+    )
     out: str = knob("", "New folder; in the home's models by default.", advanced=True)
     name: str = knob("", "Name of the merged model.", title="Name", max_length=120)
     device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True, flag="-")
@@ -53,10 +53,11 @@ class MergeRequest(Request):
         Raises:
             StudioError: An adapter or the model is missing, or the result exists already.
         """
-        facts(self.model)
+        stack = _adapters(home, self.stack)
+        facts(model := base_of(self.model, stack))
         out = self.folder(home)
         refuse_place(out)
-        return self.model_copy(update={"stack": _adapters(home, self.stack), "out": str(out)})
+        return self.model_copy(update={"stack": stack, "model": model, "out": str(out)})
 
     def folder(self, home: Home) -> Path:
         """Return the folder of the merged model."""
@@ -81,7 +82,7 @@ class MixRequest(Request):
     kind: ClassVar[str] = "mix"
     name: str = knob("", "Name of the new adapter.", title="Name", max_length=120)
     stack: Stack = knob((), "Adapters in stack order; repeat for several.", **STACK)
-    model: ModelSource = knob(ModelSource(), "Folder, hub id, or starter.", **BASE)
+    model: ModelSource = knob(ModelSource(path=""), OWN_BASE, **BASE)
     how: Literal["concatenate", "svd", "ties", "dare"] = knob(
         "concatenate", "Exact weighted sum, its best rank-r approximation, TIES, or DARE.",
         title="Way", labels=WAYS,
@@ -102,12 +103,13 @@ class MixRequest(Request):
         Raises:
             StudioError: An adapter or the model is missing, or the name is empty or taken.
         """
-        facts(self.model)
+        stack = _adapters(home, self.stack)
+        facts(model := base_of(self.model, stack))
         if not self.name.strip():
             raise InputError("A mix needs a name for the new adapter (--name).")
         if (home.adapters / slug(self.name)).exists():
             raise AdapterError(f'There is already an adapter "{slug(self.name)}"; choose another.')
-        return self.model_copy(update={"stack": _adapters(home, self.stack)})
+        return self.model_copy(update={"stack": stack, "model": model})
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Load, mix, publish."""
@@ -117,18 +119,24 @@ class MixRequest(Request):
         yield Loading(text="Loading the base")
         loaded = load(self.model, "cpu")
         backbone = Backbone(loaded.model)
+        parents = [(describe(Path(item.name)), item.weight) for item in self.stack]
         stack = []
-        for item in self.stack:
-            name = describe(Path(item.name)).name
-            backbone.load(name, Path(item.name))
-            stack.append((name, item.weight))
+        for place, (adapter, weight) in enumerate(parents, 1):
+            taken = adapter.name in backbone.adapters
+            name = f"{adapter.name} ({place})" if taken else adapter.name
+            backbone.load(name, adapter.path)
+            stack.append((name, weight))
         yield Loading(text="Mixing")
+        out = ""  # a name that no adapter has
         mixed = mix(
-            backbone, stack, "mix", how=self.how, r=self.r, density=self.density, seed=self.seed
+            backbone, stack, out, how=self.how, r=self.r, density=self.density, seed=self.seed
         )
         folder = home.adapters / slug(self.name)
         base = {"path": self.model.path, "fingerprint": loaded.facts.fingerprint}
-        publish_mix(backbone, "mix", folder, base=base, parents=stack, mixed=mixed, how=self.how)
+        publish_mix(
+            backbone, out, folder, base=base, parents=parents, mixed=mixed, how=self.how,
+            notes=of_other_bases([one.path for one, _ in parents], self.model.path, loaded.facts),
+        )  # fmt: skip
         yield Finished(adapter=str(folder))
 
     def target(self, home: Home) -> Path | None:

@@ -222,11 +222,15 @@ def _fit_vllm(adapter: StoredAdapter, original: Loaded, out: Path) -> int:
     """Adapt the config to vLLM, or refuse; return the smallest rank limit that admits it."""
     config = json.loads((out / CONFIG).read_text(encoding="utf-8"))
     outside = sorted({site.key for site in original.sites if site.layer < 0})
-    limit = next((rank for rank in VLLM_RANKS if rank >= config["r"]), 0)
+    inside = sorted({*original.beside} - {*outside})
+    largest = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    limit = next((rank for rank in VLLM_RANKS if rank >= largest), 0)
     why = (
         "DoRA" if config.get("use_dora")
         else f"LoRA outside the layers ({', '.join(outside)})" if outside
-        else f"rank {config['r']}, only up to {VLLM_RANKS[-1]}" if not limit
+        else f"modules trained in full ({', '.join(inside)})" if inside
+        else "biases of LoRA (lora_bias)" if config.get("lora_bias")
+        else f"rank {largest}, only up to {VLLM_RANKS[-1]}" if not limit
         else ""
     )  # fmt: skip
     if why:

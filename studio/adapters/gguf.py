@@ -19,12 +19,12 @@ from typing import Any, ClassVar, Self
 
 from studio import atomic
 from studio.adapter_stack import Stack
-from studio.adapters.adapter_lineage import resolve_stack
-from studio.adapters.adapter_requests import BASE, STACK
+from studio.adapters.adapter_lineage import base_of, resolve_stack
+from studio.adapters.adapter_requests import BASE, OWN_BASE, STACK
 from studio.adapters.gguf_families import numbers_of
 from studio.adapters.gguf_write import PRECISION_LABELS, Precision, package, verify_tensors, write
 from studio.adapters.library import name_of, refuse_place
-from studio.adapters.merge import merge
+from studio.adapters.merge import merge, read_certificate
 from studio.adapters.model_card import stack_card, write_card
 from studio.adapters.ollama import modelfile
 from studio.adapters.verify_logits import (
@@ -69,7 +69,7 @@ class GgufRequest(Request):
     kind: ClassVar[str] = "gguf"
     name: str = knob("", "What to call it.", title="Name", max_length=120)
     stack: Stack = knob((), "Adapters in stack order; repeat for several.", **STACK)
-    model: ModelSource = knob(ModelSource(), "Folder, hub id, or starter.", **BASE)
+    model: ModelSource = knob(ModelSource(path=""), OWN_BASE, **BASE)
     precision: Precision = knob(
         "f16", "Precision of the weights; smaller files answer less exactly.", title="Precision",
         labels=PRECISION_LABELS,
@@ -83,15 +83,17 @@ class GgufRequest(Request):
             StudioError: The model or an adapter is missing, or the folder exists.
         """
         package()
-        known = facts(self.model)
         stack = resolve_stack(home, self.stack)
+        known = facts(model := base_of(self.model, stack))
         called = [name_of(Path(item.name)) for item in stack]
         made_up = cleaned(" ".join([known.path.name, *called, self.precision]))
         name = self.name.strip() or made_up
         out = Path(self.out).expanduser().absolute() if self.out.strip() else None
         out = out or home.path / "exports" / slug(f"{name} gguf")
         refuse_place(out)
-        return self.model_copy(update={"stack": stack, "out": str(out), "name": name})
+        return self.model_copy(
+            update={"stack": stack, "model": model, "out": str(out), "name": name}
+        )
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Fold, write, read back."""
@@ -113,7 +115,8 @@ class GgufRequest(Request):
                 found, differ = verify_gguf(folder, file, self.precision)
                 text, more = modelfile(folder, f"./{file.name}")
                 (temporary / "Modelfile").write_text(text, "utf-8")
-                notes += [*more, *([RETOKENISED] if differ else []), *([] if found else [UNREAD])]
+                notes += [*read_certificate(folder).get("notes", ()), *more]
+                notes += [*([RETOKENISED] if differ else []), *([] if found else [UNREAD])]
                 report = {
                     "precision": self.precision,
                     **(asdict(found) if found else {"max_error": None}),

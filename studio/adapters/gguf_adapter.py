@@ -69,6 +69,7 @@ def halves_of(adapter: Adapter) -> tuple[Halves, float]:
         method.title if not isinstance(method, Lora)
         else "DoRA" if method.use_dora
         else "LoRA of embeddings" if {s.kind for s in adapter.sites} - {"linear", "experts"}
+        else "modules trained in full" if adapter.beside
         else "LoRA with biases" if any("lora_bias" in p for p in adapter.params.values())
         else ""
     )  # fmt: skip

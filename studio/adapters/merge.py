@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio import atomic
+from studio.adapters.adapter_lineage import of_other_bases
 from studio.adapters.library import describe, name_of, refuse_place
 from studio.adapters.model_card import stack_card, write_card
 from studio.adapters.verify_logits import (
@@ -96,6 +97,7 @@ def merge(
             "base_fingerprint": loaded.facts.fingerprint,
             "merged": [name_of(parts[name][0]) for name in folded.merged],
             "left": [str(path) for path, _ in left],
+            "notes": of_other_bases((path for path, _ in stack), source.path, loaded.facts),
         }
         write_report(temporary, CERTIFICATE, certificate)
         write_card(temporary, _card(out.name, source, stack, certificate, found))
@@ -123,6 +125,7 @@ def _card(
         "Precision": certificate["merged_precision"],
         "Checked": "reloaded in a fresh process and compared with the base and its adapters: "
         + found.summary(),
+        "Note": " ".join(certificate["notes"]),
         "Not folded in": ", ".join(name_of(Path(path)) for path in certificate["left"]),
     }
     parts = [(name_of(path), weight) for path, weight in stack]

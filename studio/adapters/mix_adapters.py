@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from studio.adapters.library import PASSPORT
+from studio.adapters.library import PASSPORT, StoredAdapter
+from studio.adapters.merge import trained_template
 from studio.errors import AdapterError, MethodError
 from studio.home import publishing
 from studio.methods.lora import Lora
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from studio.backbone import Adapter, Backbone
+    from studio.backbone.sites import Site
+    from studio.methods.method import Method, Params
 
 How = Literal["concatenate", "svd", "ties", "dare"]
+Parts = Sequence[tuple["Tensor", float]]
+MAX_RANK = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +74,8 @@ def mix(
     """
     import torch
 
+    from studio.backbone.saved_modules import SavedModules
+
     adapters = [(_lora(backbone, name), weight) for name, weight in stack if weight != 0]
     if how not in get_args(How):
         raise MethodError(f'Unknown mix "{how}"; known: {", ".join(get_args(How))}.')
@@ -77,43 +84,89 @@ def mix(
     if not 0 < density <= 1:
         raise MethodError(f"density must be above 0 and at most 1, not {density}.")
     sites = {site.key: site for adapter, _ in adapters for site in adapter.sites}
+    beside: dict[str, Method] = {
+        key: SavedModules() for key in sites if any(key in a.beside for a, _ in adapters)
+    }
     rank = sum(a.method.r for a, _ in adapters) if how == "concatenate" else r  # type: ignore[attr-defined]
-    linears = [site for site in sites.values() if not site.num_experts]
+    if rank > MAX_RANK:
+        raise MethodError(
+            f"The ranks add up to {rank}, more than {MAX_RANK}: choose svd with a rank of its own."
+        )
+    linears = [s for key, s in sites.items() if not s.num_experts and key not in beside]
     widest = min((min(s.in_features, s.out_features) for s in linears), default=rank)
     if how != "concatenate" and rank > widest:
         raise MethodError(f"r = {rank} is larger than the smallest layer; take at most {widest}.")
     generator = torch.Generator().manual_seed(seed)
     params, missed, whole = [], 0.0, 0.0
     for key, site in sites.items():
-        parts = [(a.method.fold(a.params[key], site, 1.0)["weight"].detach().cpu(), w)
-                 for a, w in adapters if key in a.params]  # fmt: skip
-        exact = torch.stack([w * delta for delta, w in parts]).sum(0)
-        if how == "concatenate":
-            a, b = _concatenated(adapters, key)
-        else:
-            target = exact if how == "svd" else _TARGETS[how](parts, density, generator)
-            a, b = _low_rank(target, Lora(r=rank).rank(site))
-        params.append({"lora_A": a, "lora_B": b})
-        missed += float((b @ a - exact).square().sum())
-        whole += float(exact.square().sum())
-    method = Lora(r=rank, lora_alpha=rank, target_modules=tuple(sites))
-    backbone.add(out, method, list(sites.values()), params)
+        own = [(a, w) for a, w in adapters if key in a.params]
+        p, parts = _changes(own, site)
+        for name, changes in parts.items():
+            exact = torch.stack([w * delta for delta, w in changes]).sum(0)
+            found = _TARGETS[how](changes, density, generator) if how in _TARGETS else exact
+            if name == "weight" and key not in beside:
+                a, b = _concatenated(own, key) if how == "concatenate" else _low_rank(
+                    found, Lora(r=rank).rank(site)
+                )  # fmt: skip
+                p |= {"lora_A": a, "lora_B": b}
+                found = b @ a
+            else:
+                p["lora_bias" if key not in beside else name] = found
+            missed += float((found - exact).square().sum())
+            whole += float(exact.square().sum())
+        params.append(p)
+    targets = tuple(key for key in sites if key not in beside) or "all-linear"
+    method = Lora(r=rank, lora_alpha=rank, target_modules=targets)
+    backbone.add(out, method, list(sites.values()), params, beside)
     return Mixed(method=method, error=(missed / whole) ** 0.5 if whole else 0.0)
+
+
+def _changes(
+    adapters: Sequence[tuple[Adapter, float]], site: Site
+) -> tuple[Params, dict[str, Parts]]:
+    """Return fixed parameters of a site, and what each adapter changes there, by parameter.
+
+    Changed rows of the embeddings stay rows: of all tokens that one of the adapters trained.
+    """
+    import torch
+
+    every = [{name: tensor.detach().cpu() for name, tensor in a.params[site.key].items()}
+             for a, _ in adapters]  # fmt: skip
+    parts: dict[str, list[tuple[Tensor, float]]] = {}
+    if all("tokens" in p for p in every):
+        index = torch.cat([p["_index"] for p in every]).unique()
+        for p, (_, weight) in zip(every, adapters, strict=True):
+            rows = torch.zeros(len(index), p["tokens"].shape[-1])
+            rows[torch.searchsorted(index, p["_index"])] = p["tokens"].float()
+            parts.setdefault("tokens", []).append((rows, weight))
+        return {"_index": index}, {**parts}
+    for adapter, weight in adapters:
+        folded = adapter.method_at(site.key).fold(adapter.params[site.key], site, 1.0)
+        for name, delta in folded.items():
+            parts.setdefault(name, []).append((delta.detach().cpu(), weight))
+    return {}, {**parts}
 
 
 def publish_mix(
     backbone: Backbone, name: str, folder: Path, *, base: dict[str, str],
-    parents: Sequence[tuple[str, float]], mixed: Mixed, how: How,
+    parents: Sequence[tuple[StoredAdapter, float]], mixed: Mixed, how: How,
+    notes: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Publish a mixed adapter with a passport that names its parents."""
+    """Publish a mixed adapter with a passport that names its parents and keeps their template."""
+    template = trained_template(parent.path for parent, _ in parents)
+    settings = next(filter(None, (one.chat_template_kwargs for one, _ in parents)), "")
     passport: dict[str, Any] = {
         "name": folder.name,
         "base": base,
         "ended": "mixed",
-        "mix": {"how": how, "error": mixed.error},
-        "parents": [f"{parent}:{weight:g}" for parent, weight in parents],
+        "mix": {"how": how, "error": mixed.error, "notes": list(notes)},
+        "parents": [f"{parent.name}:{weight:g}" for parent, weight in parents],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "spec": {"method": mixed.method.model_dump(mode="json")},
+        "data": {"template": template},
+        "spec": {
+            "method": mixed.method.model_dump(mode="json"),
+            "data": {"chat_template_kwargs": settings},
+        },
     }
     if folder.exists():
         raise AdapterError(f'There is already an adapter "{folder.name}"; choose another name.')
@@ -144,10 +197,9 @@ def _concatenated(adapters: Sequence[tuple[Adapter, float]], key: str) -> tuple[
     rows, columns = [], []
     for adapter, weight in adapters:
         method: Lora = adapter.method  # type: ignore[assignment]
-        p = adapter.params.get(key)
-        if p is not None:
-            rows.append(p["lora_A"].detach().float().cpu())
-            columns.append(p["lora_B"].detach().float().cpu() * (weight * method.scaling))
+        p = adapter.params[key]
+        rows.append(p["lora_A"].detach().float().cpu())
+        columns.append(p["lora_B"].detach().float().cpu() * (weight * method.scaling))
     return torch.cat(rows, dim=-2), torch.cat(columns, dim=-1)
 
 
@@ -159,9 +211,6 @@ def _low_rank(target: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     root = s[..., :rank].sqrt()
     a, b = root[..., None] * v[..., :rank, :], u[..., :rank] * root[..., None, :]
     return a.contiguous(), b.contiguous()
-
-
-Parts = Sequence[tuple["Tensor", float]]
 
 
 def _ties(parts: Parts, density: float, generator: Any) -> Tensor:

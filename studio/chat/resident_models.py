@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from studio.chat.chat_engine import ChatEngine, Stopped, WeightChanges
 
 MAX_ADAPTERS = 64  # per base; beyond that the least recently used one is dropped
-OTHER_BASE = "{adapter} was trained on another base than {model}: its answers may be poor."
 NEEDS_MEMORY = (
     "{model} needs about {need}, but only {free} are free: close other programs, pause running "
     "jobs, or choose a smaller model."
@@ -251,7 +250,7 @@ class ResidentModels:
                 )
             base.adapters[name] = known
             if known.fingerprint and known.fingerprint != base.facts.fingerprint:
-                note = OTHER_BASE.format(adapter=name, model=lane.model)
+                note = adapter_lineage.OTHER_BASE.format(adapter=name, model=lane.model)
                 yield Delta(lane=number, note=note)
 
     def _drop_unused(self, base: _Base, lanes: Sequence[Lane]) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 
 from studio.adapter_stack import Stack
-from studio.adapters.adapter_lineage import resolve_stack
+from studio.adapters.adapter_lineage import of_other_bases, resolve_stack
 from studio.adapters.library import describe
 from studio.errors import DataError, SpecError
 from studio.evaluation.answer_scores import SCORES, scorers
@@ -109,6 +109,8 @@ class EvaluateRequest(Request):
             backbone.load(f"adapter-{place}", Path(item.name))
             stack.append((f"adapter-{place}", item.weight))
         report = yield from self.measured(home, loaded, backbone, tuple(stack))
+        folders = [] if self._is_model() else [Path(item.name) for item in self.stack]
+        report["notes"] = of_other_bases(folders, self.model.path, loaded.facts)
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1), "utf-8")
         check(report, self.min, self.max, "The evaluation")

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.adapters import library
-from studio.adapters.adapter_lineage import below_run, frozen_below, lineage
+from studio.adapters.adapter_lineage import base_fingerprint, below_run, frozen_below, lineage
 from studio.device_setting import CLUSTER
-from studio.errors import AdapterError, MethodError, SpecError, StudioError
+from studio.errors import AdapterError, MethodError, SpecError
 from studio.methods import Method, named
 from studio.methods.method_of_config import method_in
-from studio.models.find_model import ModelFacts, facts, origin_of
-from studio.spec import ModelSource
+from studio.models.find_model import ModelFacts
 
 if TYPE_CHECKING:
     from studio.backbone import Adapter, Backbone
@@ -127,16 +126,6 @@ def attach(
     return adapter, start
 
 
-def _fingerprint_of(base: str) -> str:
-    """Return the fingerprint of a base in a folder; empty if it is not there."""
-    if not base or origin_of(base).kind not in ("embedded", "folder"):
-        return ""
-    try:
-        return facts(ModelSource(path=base)).fingerprint
-    except StudioError:
-        return ""
-
-
 def _check(spec: RunSpec, parent: library.StoredAdapter, known: ModelFacts) -> None:
     if parent.is_model:
         raise AdapterError(
@@ -148,8 +137,7 @@ def _check(spec: RunSpec, parent: library.StoredAdapter, known: ModelFacts) -> N
             "Full fine-tuning trains the base and cannot start from an adapter: merge "
             f'"{parent.name}" into the base first (studio merge), or use an adapter method.'
         )
-    fingerprint = parent.base_fingerprint or _fingerprint_of(parent.base)
-    if fingerprint and fingerprint != known.fingerprint:
+    if base_fingerprint(parent) not in ("", known.fingerprint):
         raise AdapterError(
             f'"{parent.name}" was made for {parent.base or "another base"}, not for '
             f"{spec.model.path}: choose that base, or another train.init_adapter."

@@ -19,6 +19,8 @@ def merged(answer: Answer) -> None:
     )
     if found["left"]:
         print("Not merged, still adapters: " + ", ".join(found["left"]))
+    for note in found.get("notes") or ():
+        print(note)
 
 
 def exported(answer: Answer) -> None:
@@ -61,6 +63,8 @@ def evaluated(report: Mapping[str, Any]) -> None:
         print(f"answered        {report['answered']} of {report['rows']} rows; no prompt in others")
     for name, value in report.get("scores", {}).items():
         print(f"{name:15} {number(value, '{:.1%}')}")
+    for note in report.get("notes") or ():
+        print(note)
 
 
 def tasks(report: Mapping[str, Any]) -> None:

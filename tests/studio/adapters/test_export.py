@@ -11,10 +11,12 @@ from studio.adapters.adapter_requests import ExportRequest, MergeRequest
 from studio.adapters.export import export_adapter
 from studio.adapters.gguf import GgufRequest
 from studio.adapters.library import resolve
+from studio.adapters.mix_adapters import mix
 from studio.adapters.verify_logits import EXPORT_REPORT
 from studio.atomic import read_object
 from studio.backbone import Backbone, adapter_files
 from studio.errors import AdapterError, InputError, StudioError
+from studio.home import publishing
 from studio.methods.bottleneck import Bottleneck
 from studio.methods.lora import Lora
 from tests.studio.tiny import tiny_folder, tiny_model
@@ -71,6 +73,38 @@ def test_a_vllm_folder_names_short_modules_and_its_rank_limit(home, base, tmp_pa
     assert "--max-lora-rank 32" in card and f'vllm serve "{base}"' in card
 
 
+def test_the_rank_limit_of_vllm_is_that_of_the_widest_module(home, base, tmp_path):
+    backbone = Backbone(tiny_model("llama"))
+    for name, targets, r in (("a", ("q_proj",), 20), ("b", ("q_proj", "v_proj", "k_proj"), 4)):
+        backbone.attach(name, Lora(r=r, target_modules=targets))
+    mix(backbone, [("a", 1.0), ("b", 1.0)], "mixed")
+    with publishing(home.adapters / "wide") as temporary:
+        backbone.save("mixed", temporary, base=str(base))
+    ranks = json.loads((home.adapters / "wide" / "adapter_config.json").read_text())
+    assert ranks["r"] == 24 and set(ranks["rank_pattern"].values()) == {4}
+    ranks |= {"r": 4, "lora_alpha": 4, "rank_pattern": {"q_proj": 24}}
+    ranks["alpha_pattern"] = {"q_proj": 24}
+    (home.adapters / "wide" / "adapter_config.json").write_text(json.dumps(ranks))
+
+    out = export_adapter(home, "wide", tmp_path / "out", form="vllm")
+
+    assert "--max-lora-rank 32" in (out / "README.md").read_text()
+
+
+def test_biases_of_lora_have_no_place_in_vllm(home, tmp_path):
+    base = tiny_folder(tmp_path / "qwen", "qwen2")
+    adapter = (backbone := Backbone(tiny_model("qwen2"))).attach(
+        "x", Lora(target_modules=("q_proj",))
+    )
+    for own in adapter.params.values():
+        own["lora_bias"] = torch.nn.Parameter(torch.ones(32))
+    with publishing(home.adapters / "x") as temporary:
+        backbone.save("x", temporary, base=str(base))
+
+    with pytest.raises(AdapterError, match=r"vLLM cannot serve biases of LoRA"):
+        export_adapter(home, "x", tmp_path / "no", form="vllm")
+
+
 def test_an_adapterhub_folder_is_read_back(home, base, tmp_path):
     put(home, base, "b", Bottleneck(bottleneck_dim=4))
 
@@ -106,6 +140,11 @@ def test_the_card_tells_the_training_and_runs_nothing(home, base, tmp_path):
             Lora(r=2, target_modules=("lm_head", "q_proj")),
             "vllm",
             "outside the layers .lm_head",
+        ),
+        (
+            Lora(r=2, target_modules=("q_proj",), modules_to_save=("up_proj",)),
+            "vllm",
+            r"modules trained in full \(model.layers.0.mlp.up_proj, ",
         ),
         (Lora(r=2), "adapterhub", "LoRA cannot be written in AdapterHub"),
     ],

@@ -196,6 +196,10 @@ def test_what_a_gguf_adapter_cannot_hold_is_a_sentence(tmp_path):
     attach_random(backbone, "dora", Lora(r=4, use_dora=True))
     with pytest.raises(AdapterError, match=r"cannot hold DoRA: export it merged \(gguf\)"):
         halves_of(backbone.adapters["dora"])
+    whole = Lora(r=2, target_modules=("q_proj",), modules_to_save=("up_proj",))
+    attach_random(backbone, "whole", whole)
+    with pytest.raises(AdapterError, match="cannot hold modules trained in full: export it merged"):
+        halves_of(backbone.adapters["whole"])
     folder = write_family("gpt2", tmp_path / "gpt2")
     with pytest.raises(ModelError, match=r"GPT2LMHeadModel has no entry in the GGUF export"):
         write(folder, tmp_path / "x.gguf", precision="f32", name="x")

@@ -5,13 +5,16 @@ import json
 import pytest
 import torch
 
+from studio.adapters.adapter_lineage import OTHER_BASE
+from studio.adapters.adapter_requests import MergeRequest, MixRequest
 from studio.adapters.library import describe
 from studio.adapters.mix_adapters import mix, publish_mix
 from studio.backbone import Backbone
 from studio.errors import AdapterError, MethodError
+from studio.home import publishing
 from studio.methods.ia3 import IA3
 from studio.methods.lora import Lora
-from tests.studio.tiny import tiny_model
+from tests.studio.tiny import tiny_folder, tiny_model
 
 IDS = torch.arange(12)[None]
 
@@ -83,6 +86,63 @@ def test_dare_keeps_the_mean_and_the_seed_decides(backbone):
     assert not torch.equal(answer(backbone, ("one", 1.0)), answer(backbone, ("other", 1.0)))
 
 
+def rich(backbone: Backbone, name: str, seed: int, **options) -> None:
+    """Attach a LoRA that changes more than A and B: tokens, whole modules, biases."""
+    adapter = backbone.attach(name, Lora(r=2, **options), seed=seed)
+    for site in adapter.sites:
+        if site.key not in adapter.beside and getattr(site.module, "bias", None) is not None:
+            adapter.params[site.key]["lora_bias"] = torch.nn.Parameter(
+                torch.zeros(site.out_features)
+            )
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in adapter.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen2"])
+def test_what_loras_train_beside_their_products_is_mixed_too(model, tmp_path):
+    """Tokens, modules in full, biases; some at a site where the other has a low-rank product."""
+    backbone = Backbone(tiny_model(model))
+    rich(backbone, "a", 1, trainable_token_indices=(3, 5, 9), target_modules=("q_proj", "up_proj"))
+    rich(backbone, "b", 2, trainable_token_indices=(5, 2), target_modules=("q_proj",),
+         modules_to_save=("up_proj", "norm", "lm_head"))  # fmt: skip
+    stack = [("a", 0.7), ("b", -0.5)]
+    expected = answer(backbone, *stack)
+
+    for how, options in (("concatenate", {}), ("svd", {"r": 4})):
+        mixed = mix(backbone, stack, how, how=how, **options)
+        assert mixed.error < 1e-5
+        torch.testing.assert_close(answer(backbone, (how, 1.0)), expected, atol=2e-4, rtol=1e-3)
+        (tmp_path / how).mkdir()
+        backbone.save(how, tmp_path / how)
+        backbone.load(f"{how} again", tmp_path / how)
+        again = answer(backbone, (f"{how} again", 1.0))
+        torch.testing.assert_close(again, expected, atol=2e-4, rtol=1e-3)
+    assert mix(backbone, stack, "ties", how="ties", r=4).error > 0.1
+    mix(backbone, stack, "dare", how="dare", r=4)
+
+
+def test_adapters_of_one_name_on_their_own_base_are_mixed_by_default(home, tmp_path):
+    """Two adapters called alike; nothing says on which base but their passports."""
+    base = tiny_folder(tmp_path / "base")
+    own = Backbone(tiny_model("llama"))
+    own.attach("a", Lora(r=2))
+    for folder in ("one", "two"):
+        with publishing(home.adapters / folder) as temporary:
+            own.save("a", temporary, base=str(base))
+            known = {"name": "same", "base": {"path": str(base), "fingerprint": "0-0"}}
+            (temporary / "passport.json").write_text(json.dumps(known))
+    stack = [{"name": "one"}, {"name": "two", "weight": 0.5}]
+
+    request = MixRequest.parse({"name": "same", "stack": stack}).checked(home)
+    assert request.model.path == str(base)
+    assert MergeRequest.parse({"stack": stack}).checked(home).model.path == str(base)
+    list(request.perform(home))
+    found = describe(home.adapters / "same")
+    assert found.parents == ("same:1", "same:0.5")
+    assert found.passport["mix"]["notes"] == [OTHER_BASE.format(adapter="same", model=base)] * 2
+
+
 @pytest.mark.parametrize(
     ("stack", "options", "says"),
     [
@@ -92,6 +152,7 @@ def test_dare_keeps_the_mean_and_the_seed_decides(backbone):
         ([("a", 1.0)], {"how": "linear"}, 'Unknown mix "linear"'),
         ([("a", 1.0)], {"how": "svd", "r": 99}, "larger than the smallest layer"),
         ([("a", 1.0)], {"how": "ties", "density": 0.0}, "density"),
+        ([("b", 1.0)] * 205, {}, "ranks add up to 1025"),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(backbone, stack, options, says):
@@ -102,11 +163,18 @@ def test_what_cannot_be_mixed_is_refused(backbone, stack, options, says):
 
 def test_a_published_mix_names_its_parents(backbone, tmp_path):
     mixed = mix(backbone, [("a", 0.7), ("b", 0.3)], "mix")
-    parents = [("a", 0.7), ("b", 0.3)]
+    parents = []
+    for name, weight, template in (("a", 0.7, "auto"), ("b", 0.3, "alpaca")):
+        (tmp_path / name).mkdir()
+        backbone.save(name, tmp_path / name)
+        own = {"data": {"template": template}, "spec": {"data": {"chat_template_kwargs": "x: 1"}}}
+        (tmp_path / name / "passport.json").write_text(json.dumps(own))
+        parents.append((describe(tmp_path / name), weight))
     options = dict(base={"path": "starter"}, parents=parents, mixed=mixed, how="concatenate")
     publish_mix(backbone, "mix", tmp_path / "both", **options)
     found = describe(tmp_path / "both")
     assert found.parents == ("a:0.7", "b:0.3") and found.ended == "mixed"
+    assert (found.chat_template, found.chat_template_kwargs) == ("alpaca", "x: 1")
     assert json.loads((tmp_path / "both" / "adapter_config.json").read_text())["r"] == 8
     with pytest.raises(AdapterError, match="already an adapter"):
         publish_mix(backbone, "mix", tmp_path / "both", **options)
