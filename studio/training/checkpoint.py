@@ -140,13 +140,16 @@ def load(
     from safetensors.torch import load_file
 
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    _check_origin(path, CheckpointOrigin(**state["origin"]), origin)
+    then = CheckpointOrigin(**state["origin"])
+    _check_origin(path, then, origin)
     adapter.load_state(load_file(path / "adapter.safetensors"))
     tensors = load_file(path / "optimizer.safetensors")
     optimizers.restore(optimizer, tensors, state["optimizer"])
     values = state["progress"]
     values.pop("watch", None)  # of earlier versions
     values["evaluations"] = [(int(step), float(loss)) for step, loss in values["evaluations"]]
+    if then.total_steps != origin.total_steps:
+        values["waited"] = 0  # extended: early stopping begins anew
     return RunProgress(**values)
 
 

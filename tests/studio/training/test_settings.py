@@ -103,6 +103,20 @@ def test_early_stopping_ends_the_run_and_keeps_the_best(session, tmp_path, monke
     assert again.progress.step == 10  # it does not train on after a kill before the end
 
 
+def test_a_run_that_stopped_early_trains_on_when_it_is_extended(session, tmp_path, monkeypatch):
+    settings = {"max_steps": 20, "eval_steps": 2, "save_steps": 2, "early_stopping_patience": 2}
+    own = session(train=settings)
+    worsening(own, [2.0, 2.5, 2.1], monkeypatch)
+    run_all(own, tmp_path)
+    assert own.progress.step == 6
+
+    longer = session(train=settings | {"max_steps": 30})
+    worsening(longer, [2.5, 2.4], monkeypatch)
+    run_all(longer, tmp_path)
+
+    assert longer.progress.step == 10  # as many evaluations as its patience
+
+
 def test_the_best_checkpoint_is_saved_when_it_is_found(session, tmp_path, monkeypatch):
     own = session(
         train={"max_steps": 8, "eval_steps": 2, "save_steps": -1, "load_best_model_at_end": True}
