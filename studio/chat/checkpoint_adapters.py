@@ -27,7 +27,7 @@ NAME = re.compile(r"(\d{1,9})@(\d{1,9})")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A complete checkpoint on disk."""
+    """A checkpoint on disk; loading it checks its files."""
 
     run: int
     step: int
@@ -38,6 +38,17 @@ class Checkpoint:
     def name(self) -> str:
         """Its name in a stack."""
         return f"{self.run}@{self.step}"
+
+    def check(self) -> None:
+        """Read its files, as its adapter is about to be loaded.
+
+        Raises:
+            AdapterError: They are damaged.
+        """
+        if not is_whole(self.path):
+            raise AdapterError(
+                f"The checkpoint {self.name} is damaged: its files differ from its manifest."
+            )
 
 
 def find_if_named(home: Home, name: str) -> Checkpoint | None:
@@ -56,7 +67,7 @@ def find(home: Home, name: str) -> Checkpoint:
     """Return the checkpoint of this name.
 
     Raises:
-        AdapterError: It does not exist or is damaged.
+        AdapterError: It does not exist.
     """
     found = NAME.fullmatch(name)
     if not found:
@@ -67,8 +78,6 @@ def find(home: Home, name: str) -> Checkpoint:
     if step not in steps:
         hint = nearest(str(step), [str(one) for one in steps]) if steps else " It has none."
         raise AdapterError(f"Run {run} has no checkpoint of step {step}.{hint}")
-    if not is_whole(path):
-        raise AdapterError(f"The checkpoint {name} is damaged: its files differ from its manifest.")
     return Checkpoint(run=run, step=step, path=path, spec=_spec(home, run))
 
 
@@ -113,6 +122,9 @@ def attach(
 ) -> None:
     """Load a checkpoint as an adapter of the backbone.
 
+    A run that trained an adapter further has that one's parameters, which its method alone does
+    not describe: a rank per module, modules in full, what an initialisation left.
+
     Args:
         backbone: The backbone of the run's base.
         checkpoint: The checkpoint.
@@ -120,7 +132,8 @@ def attach(
         tokenize: For methods that are initialized from a text.
 
     Raises:
-        AdapterError: The run trained the whole model, or another shape of model.
+        AdapterError: It is damaged, the run trained the whole model or another shape of model, or
+            the adapter that it started from is missing.
     """
     from safetensors.torch import load_file
 
@@ -130,8 +143,12 @@ def attach(
             f"Run {checkpoint.run} trained the whole model: its checkpoints are models, not "
             "adapters, and cannot be stacked."
         )
-    name = name or checkpoint.name
-    adapter = backbone.attach(name, method, seed=checkpoint.spec.seed, tokenize=tokenize)
+    checkpoint.check()
+    name, start = name or checkpoint.name, checkpoint.spec.train
+    if start.init_adapter and start.init_mode == "continue":
+        adapter = backbone.load(name, Path(start.init_adapter))
+    else:
+        adapter = backbone.attach(name, method, seed=checkpoint.spec.seed, tokenize=tokenize)
     try:
         adapter.load_state(load_file(checkpoint.path / "adapter.safetensors"))
     except AdapterError:

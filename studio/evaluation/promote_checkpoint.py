@@ -50,11 +50,12 @@ class PromoteRequest(Request):
         """Return the request as the queue stores it.
 
         Raises:
-            AdapterError: The checkpoint does not exist, or the run trained the whole model.
+            AdapterError: The checkpoint is missing or damaged, or the run trained the whole model.
         """
         found = checkpoint_adapters.find(home, self.checkpoint)
         if found.spec.method.trains_base:
             raise AdapterError(f"Run {found.run} trained the whole model: it has no adapter.")
+        found.check()
         self._measurement(found.spec).checked(home)
         name = self.name.strip() or f"promote {found.name}"
         return self.model_copy(update={"name": name})

@@ -31,7 +31,7 @@ UNSUPPORTED = ("phm_layer", "inv_adapter", "use_gating", "cross_adapter", "ln_be
 
 
 def method_in(folder: Path) -> Method:
-    """Return the method of the adapter in a folder.
+    """Return the method of the adapter in a folder, with the modules that it names.
 
     Raises:
         AdapterError: The config is missing, invalid, or of a method that is not supported.
@@ -39,7 +39,25 @@ def method_in(folder: Path) -> Method:
     config = read_config(folder)
     if is_adapterhub(config):
         return read_bottleneck(config, int(config.get("hidden_size") or 0))
-    return read_method(config)
+    method, own = read_method(config), dict[str, Any]()
+    if "target_modules" in type(method).model_fields and (
+        named := _names(config, "target_modules")
+    ):
+        own["target_modules"] = named
+    if isinstance(method, Lora):
+        tokens = config.get("trainable_token_indices") or []
+        lists = tokens.values() if isinstance(tokens, dict) else [tokens]
+        ids = tuple(dict.fromkeys(i for one in lists for i in one if isinstance(i, int)))
+        own |= {"trainable_token_indices": ids or "none",
+                "modules_to_save": _names(config, "modules_to_save") or "none"}  # fmt: skip
+    return method.model_copy(update=own)
+
+
+def _names(config: dict[str, Any], field: str) -> tuple[str, ...]:
+    """Return the names in a list; PEFT also takes regular expressions, which nothing here runs."""
+    found = config.get(field)
+    names = found if isinstance(found, list) else []
+    return tuple(name for name in names if isinstance(name, str))
 
 
 def is_adapterhub(config: dict[str, Any]) -> bool:

@@ -8,9 +8,12 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from studio import starter
+from studio.adapter_stack import StackItem
 from studio.adapters.library import describe
 from studio.backbone import Backbone
 from studio.chat import checkpoint_adapters
+from studio.chat.lanes import Lane, Message, Sampling
+from studio.chat.resident_models import ResidentModels
 from studio.errors import AdapterError, GateFailed, SpecError
 from studio.evaluation.promote_checkpoint import BEFORE, PromoteRequest
 from studio.home import is_whole, publishing
@@ -67,7 +70,28 @@ def test_what_is_no_checkpoint_is_said(home, run):
         checkpoint_adapters.find(home, "last")
     (home.run(7) / "checkpoints" / "step-00000004" / "state.json").write_text("{}")
     with pytest.raises(AdapterError, match="damaged"):
-        checkpoint_adapters.find(home, "7@4")
+        checkpoint_adapters.attach(
+            Backbone(LlamaForCausalLM.from_pretrained(run[0])),
+            checkpoint_adapters.find(home, "7@4"),
+        )
+    with pytest.raises(AdapterError, match="damaged"):
+        PromoteRequest(checkpoint="7@4").checked(home)
+
+
+def test_a_checkpoint_is_hashed_when_it_is_loaded_and_not_at_every_question(home, run, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(
+        checkpoint_adapters, "is_whole", lambda path: hashed.append(path.name) or is_whole(path)
+    )
+    models = ResidentModels(home, device="cpu")
+    lane = Lane(
+        model=str(run[0]), stack=(StackItem(name="7@4"),), sampling=Sampling(max_new_tokens=1),
+        messages=(Message(role="user", content="Hi"),),
+    )  # fmt: skip
+    for _ in range(3):
+        last = [*models.stream([lane])][-1]
+        assert last.active is not None, last.error
+    assert hashed == ["step-00000004"]
 
 
 def test_a_checkpoint_of_another_shape_of_model_is_refused(home, run):

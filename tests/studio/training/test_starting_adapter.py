@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from studio.adapter_stack import StackItem
 from studio.adapters import adapter_lineage, library
 from studio.backbone import Backbone
+from studio.chat import checkpoint_adapters
 from studio.chat.lanes import Lane, Message, Sampling
 from studio.chat.resident_models import ResidentModels
 from studio.device_setting import CLUSTER
@@ -20,6 +21,9 @@ from studio.evaluation import bakeoff_measurements, promote_checkpoint
 from studio.evaluation.evaluate_on_dataset import EvaluateRequest
 from studio.evaluation.promote_checkpoint import PromoteRequest
 from studio.home import Home
+from studio.methods.lora import Lora
+from studio.methods.p_tuning import PTuning
+from studio.methods.prefix_tuning import PrefixTuning
 from studio.models.find_model import facts
 from studio.models.loading import load
 from studio.spec import RunSpec
@@ -79,6 +83,50 @@ def test_a_run_trains_an_adapter_further(world):
     assert len(third) == 4
     lineage = library.describe(home.run(3) / "adapter").passport["lineage"]
     assert [one["name"] for one in lineage] == ["first", "second"]
+
+
+PARENTS = {
+    "modules of its own": Lora(r=3, target_modules=("q_proj", "v_proj"), modules_to_save=("norm",),
+                               trainable_token_indices=(4, 5)),
+    "PiSSA": Lora(r=3, target_modules=("q_proj",), init_lora_weights="pissa"),
+    "P-tuning": PTuning(num_virtual_tokens=3, encoder_hidden_size=8),
+    "prefix tuning": PrefixTuning(num_virtual_tokens=3, prefix_projection=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARENTS)
+def test_a_checkpoint_of_an_adapter_that_was_trained_further_is_read(world, name, tmp_path):
+    """The adapter is from elsewhere: no passport, and no method says all that its files hold."""
+    spec, home = world
+    own = Backbone(load(base_model(spec), "cpu").model)
+    own.attach("parent", PARENTS[name], seed=1)
+    own.save("parent", tmp_path, base=spec.model.path)
+    number = 20 + [*PARENTS].index(name)
+    trained(spec, home, number, **{
+        "train.loss": "sft", "data.path": str(Path(spec.model.path).parent / "rows.jsonl"),
+        "train.init_adapter": str(tmp_path), "train.max_steps": 2, "train.save_steps": 2,
+        "method.name": PARENTS[name].name, "train.self_test": False,
+    })  # fmt: skip
+    written = RunSpec.parse(library.describe(home.run(number) / "adapter").section("spec"))
+    (home.run(number) / "spec.yaml").write_text(written.to_yaml())
+
+    checkpoint_adapters.attach(own, checkpoint_adapters.find(home, f"{number}@2"), name="point")
+
+    own.load("published", home.run(number) / "adapter")
+    ids = torch.arange(3, 12)[None]
+    answers = []
+    for one in ("point", "published"):
+        own.use([(one, 1.0)])
+        with own.evaluating():
+            answers.append(own.model(ids).logits)
+    torch.testing.assert_close(*answers)
+    if isinstance(PARENTS[name], Lora):
+        assert written.method.target_modules == PARENTS[name].target_modules
+        own_saved = {"modules of its own": ("model.norm",)}  # PEFT's files have whole names
+        assert written.method.modules_to_save == own_saved.get(name, "none")
+        assert written.method.trainable_token_indices in (
+            PARENTS[name].trainable_token_indices, "none"
+        )  # fmt: skip
 
 
 def test_a_fresh_adapter_is_stacked_on_a_frozen_one(world):
