@@ -5,7 +5,6 @@ best checkpoints and the curve, with the learning-rate schedule of the longer ru
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -159,7 +158,7 @@ def _longer(job: Job, *, epochs: float, steps: int, name: str) -> RunSpec:
 def _copy_checkpoint(checkpoint: Path, run_dir: Path) -> None:
     """Copy a checkpoint into a new run, completely or not at all."""
     target = run_dir / "checkpoints" / checkpoint.name
-    temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+    temporary = atomic.beside(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         shutil.copytree(checkpoint, temporary)

@@ -53,7 +53,7 @@ def restore(home_path: Path, file: Path) -> dict[str, Any]:
 
 
 def _restore_database(home: Home, file: Path) -> dict[str, Any]:
-    temporary = home.state / f".restored-{os.getpid()}.db"
+    temporary = atomic.beside(home.state / "restored.db")
     refuse_too_large(home.path, file.stat().st_size)
     try:
         with (
@@ -75,7 +75,7 @@ def _restore_database(home: Home, file: Path) -> dict[str, Any]:
 
 
 def _restore_home(home_path: Path, file: Path) -> dict[str, Any]:
-    temporary = home_path.with_name(f".tmp-{home_path.name}-{os.getpid()}")
+    temporary = atomic.beside(home_path)
     temporary.mkdir(mode=0o700, parents=True)
     try:
         manifest = _unpack(file, temporary)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ def discarding(path: Path) -> Iterator[None]:
 
     Entered last in a transaction and left after it, it deletes what was committed to be deleted.
     """
-    aside = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    aside = atomic.beside(path)
     shutil.rmtree(aside, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
         atomic.replace(path, aside)

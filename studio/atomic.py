@@ -6,11 +6,17 @@ scanner too, so renames are tried again for a while; and it flushes writable han
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 WAIT_SECONDS = 5.0
+
+
+def beside(path: Path) -> Path:
+    """Return where this thread writes what becomes `path`; `home.sweep` reads the pid in it."""
+    return path.with_name(f".tmp-{path.name}-{threading.get_native_id()}-{os.getpid()}")
 
 
 def write(path: Path, content: str, *, durable: bool = False, private: bool = False) -> None:
@@ -25,7 +31,7 @@ def write(path: Path, content: str, *, durable: bool = False, private: bool = Fa
     Raises:
         OSError: As the system reports it; an older file is untouched.
     """
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    temporary = beside(path)
     temporary.unlink(missing_ok=True)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
     try:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from studio import atomic
 from studio.errors import DiskFull, HomeError, is_disk_full
 
 MANIFEST = "MANIFEST.json"
+_replacing = threading.Lock()  # one thread at a time has a folder between its two names
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def open_home(path: str | Path | None = None) -> Home:
             folder.mkdir(exist_ok=True, mode=0o700)
         probe = home.state / f".probe-{os.getpid()}"
         probe.write_bytes(b"ok")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another thread's too
     except OSError as error:
         if is_disk_full(error):
             raise DiskFull(f"The disk that holds {home.path} is full. Free some room.") from None
@@ -109,19 +111,20 @@ def publishing(target: Path) -> Iterator[Path]:
     Raises:
         DiskFull: No room; nothing of the new folder stays, an old one is untouched.
     """
-    temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+    temporary = atomic.beside(target)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         yield temporary
         _write_manifest(temporary)
         retired = target.with_name(f".old-{target.name}-{os.getpid()}")
-        if target.exists():
-            shutil.rmtree(retired, ignore_errors=True)  # of a time when the last sync failed
-            atomic.replace(target, retired)
-        atomic.replace(temporary, target)
-        atomic.flush_folder(target.parent)
-        shutil.rmtree(retired, ignore_errors=True)
+        with _replacing:
+            if target.exists():
+                shutil.rmtree(retired, ignore_errors=True)  # of a time when the last sync failed
+                atomic.replace(target, retired)
+            atomic.replace(temporary, target)
+            atomic.flush_folder(target.parent)
+            shutil.rmtree(retired, ignore_errors=True)
     except Exception as error:
         if is_disk_full(error):
             raise DiskFull(

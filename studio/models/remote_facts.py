@@ -5,6 +5,7 @@ headers. So estimates, the X-ray and the form work on it as on a model that is h
 gives `headers.read_header` the lengths of the files.
 """
 
+import contextlib
 import json
 import shutil
 import time
@@ -48,24 +49,34 @@ def look(source: ModelSource, home: Home) -> Path:
         ModelError: The hub does not have it, refuses it, or it cannot be trained here.
         Unreached: The hub does not answer.
     """
+    from filelock import FileLock
+
     folder, hub = _folder(source, home), endpoint()
-    if known(source, home) and time.time() - folder.stat().st_mtime < FRESH_SECONDS:
+    if _fresh(folder):
         return folder
-    for when, failure in (_failures.get((hub, key), (0.0, None)) for key in ("", folder.name)):
-        if failure is not None and time.monotonic() - when < ANSWER_SECONDS:
-            raise failure
-    try:
-        found = look_up(source.path, source.revision)
-        if found.why_not:
-            raise ModelError(found.why_not)
-        _write(found, folder)
-    except InputError as error:
-        _failures[hub, "" if isinstance(error, Unreached) else folder.name] = (
-            time.monotonic(),
-            error,
-        )
-        raise
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):  # one looks, the others wait for it
+        if _fresh(folder):
+            return folder
+        for when, failure in (_failures.get((hub, key), (0.0, None)) for key in ("", folder.name)):
+            if failure is not None and time.monotonic() - when < ANSWER_SECONDS:
+                raise failure
+        try:
+            found = look_up(source.path, source.revision)
+            if found.why_not:
+                raise ModelError(found.why_not)
+            _write(found, folder)
+        except InputError as error:
+            key = "" if isinstance(error, Unreached) else folder.name
+            _failures[hub, key] = (time.monotonic(), error)
+            raise
     return folder
+
+
+def _fresh(folder: Path) -> bool:
+    with contextlib.suppress(OSError):  # it was never looked at
+        return time.time() - (folder / SIZES).stat().st_mtime < FRESH_SECONDS
+    return False
 
 
 def _folder(source: ModelSource, home: Home) -> Path:
@@ -78,8 +89,9 @@ def _write(found: Repository, folder: Path) -> None:
     small = [file for file in found.files if not file.name.endswith(WEIGHTS)]
     if sum(file.size for file in small) > MOST_BYTES:
         raise ModelError(f"The configuration and tokenizer of {found.id} are unusually large.")
-    made = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(made, ignore_errors=True)
+    made, before = (folder.with_name(f"{folder.name}.{end}") for end in ("new", "old"))
+    for left in (made, before):
+        shutil.rmtree(left, ignore_errors=True)
     made.mkdir(parents=True)
     try:
         with ThreadPoolExecutor(WORKERS) as pool:
@@ -88,8 +100,10 @@ def _write(found: Repository, folder: Path) -> None:
         raise refused(found.id, error, found.branch) from None
     sizes = {file.name: file.size for file in found.files if file.name.endswith(WEIGHTS)}
     atomic.write(made / SIZES, json.dumps(sizes))
-    shutil.rmtree(folder, ignore_errors=True)
-    made.replace(folder)
+    if folder.exists():
+        atomic.replace(folder, before)
+    atomic.replace(made, folder)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _fetch(found: Repository, file: RemoteFile, folder: Path) -> None:

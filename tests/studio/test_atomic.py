@@ -1,6 +1,9 @@
 import errno
 import fcntl
 import os
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -84,6 +87,35 @@ def test_what_is_not_a_json_object_reads_as_an_empty_one(tmp_path, text):
     assert atomic.read_object(file) == {}
     file.write_text('{"a": 1}')
     assert atomic.read_object(file) == {"a": 1}
+
+
+def test_threads_of_one_process_write_the_same_place_at_the_same_time(tmp_path):
+    """Each has its own temporary file or folder, also of a name that ends in a number."""
+    file, folder, meet = tmp_path / "state-1", tmp_path / "data-1", threading.Barrier(8, timeout=30)
+
+    def write(number: int) -> None:
+        for _ in range(20):
+            meet.wait()
+            atomic.write(file, str(number) * 1000)
+            with home.publishing(folder) as made:
+                (made / "rows").write_text(str(number) * 1000)
+                meet.wait()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert home.is_whole(folder) and len(set((folder / "rows").read_text())) == 1
+    assert len(file.read_text()) == 1000 and len(set(file.read_text())) == 1
+    assert sorted(tmp_path.iterdir()) == [folder, file]
+
+
+def test_what_a_dead_process_left_is_swept_and_what_a_living_one_writes_stays(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    mine = atomic.beside(tmp_path / "state-1").name
+    for pid in (dead.pid, os.getppid()):
+        (tmp_path / mine.replace(f"-{os.getpid()}", f"-{pid}")).mkdir()
+    home.sweep(tmp_path)
+    assert [one.name.rpartition("-")[2] for one in tmp_path.iterdir()] == [str(os.getppid())]
 
 
 def test_private_files_are_for_their_user_alone(tmp_path):

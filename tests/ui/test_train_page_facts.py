@@ -1,14 +1,19 @@
 """The lines beside the form."""
 
 import json
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from jobs.job_queue import JobStore
 from studio.data.import_dataset import import_dataset
 from studio.errors import DataError, ModelError
-from studio.models import model_list
+from studio.models import find_model, model_list, remote_facts
 from studio.models.hub_cache import repository_folder
 from studio.names import readable
 from studio.spec import DataSource, ModelSource, RunSpec
@@ -64,6 +69,29 @@ def test_a_hub_model_is_estimated_and_its_rows_are_seen_before_its_download(
         nowhere = RunSpec(model=ModelSource(path="org/none"))
         assert "org/none" in train_page_facts.forecast(nowhere, home, store)["unknown"]
         assert not list((tmp_path / "cache").glob("models--*/snapshots/*"))
+
+
+def test_looks_at_one_hub_model_at_the_same_time_are_one(monkeypatch, tmp_path, home):
+    with hub.running() as server:
+        hub.use(monkeypatch, server, tmp_path / "cache")
+        server.repos[hub.NAME], server.repos["org/other"] = [hub.repo_of(MODEL_DIR)] * 2
+        source = ModelSource(path=hub.NAME)
+        remote_facts.look(ModelSource(path="org/other"), home)
+        alone, begin = len(server.asked), threading.Barrier(4, timeout=30)
+
+        def look(_: int) -> Path:
+            begin.wait()
+            return remote_facts.look(source, home)
+
+        with ThreadPoolExecutor(4) as pool:
+            (folder,) = set(pool.map(look, range(4)))
+        assert len(server.asked) == 2 * alone
+        assert find_model.facts(ModelSource(path=str(folder))).parameters > 0
+        old = time.time() - 2 * remote_facts.FRESH_SECONDS
+        os.utime(folder / "sizes.json", (old, old))
+        assert remote_facts.look(source, home) == folder and len(server.asked) == 3 * alone
+        left = {one.suffix for one in folder.parent.iterdir()} & {".new", ".old"}
+        assert not left
 
 
 def test_rows_are_counted_before_launch(tmp_path, home):
