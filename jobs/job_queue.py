@@ -283,9 +283,10 @@ class JobStore:
     def shift(self, job_id: int | str, places: int) -> Job:
         """Move a queued job towards the front (negative places) or the end."""
         job = self.get(job_id)
-        if job.state not in ("queued", "paused"):
-            raise QueueError(f'"{job.name}" is {job.state}; only waiting jobs can be ordered.')
         waiting = [row["id"] for row in self.database.rows(_IN_ORDER)]
+        if job.id not in waiting:
+            job = self.get(job.id)
+            raise QueueError(f'"{job.name}" is {job.state}; only waiting jobs can be ordered.')
         place = waiting.index(job.id)
         others = [other for other in waiting if other != job.id]
         target = min(max(0, place + places), len(others))

@@ -96,11 +96,16 @@ def submit_sweep(
     )  # fmt: skip
 
 
-def for_sweep(store: JobStore, sweep: str, action: Literal["hold", "release", "cancel"]) -> int:
-    """Hold, release or cancel the runs of a sweep whose state allows it; return their number.
+def for_sweep(
+    store: JobStore, sweep: str, action: Literal["hold", "release", "cancel"]
+) -> dict[str, Any]:
+    """Hold, release or cancel the runs of a sweep whose state allows it.
+
+    Returns:
+        How many changed, and the sentence of each that refused.
 
     Raises:
-        QueueError: The sweep does not exist, or none of its runs is in such a state.
+        QueueError: The sweep does not exist, or none of its runs changed.
     """
     rows = store.database.rows("SELECT id, state FROM jobs WHERE sweep = ?", (sweep,))
     if not rows:
@@ -113,9 +118,18 @@ def for_sweep(store: JobStore, sweep: str, action: Literal["hold", "release", "c
     chosen = [job["id"] for job in rows if job["state"] in able]
     if not chosen:
         raise QueueError(f'No run of "{sweep}" is in a state to {action}.')
+    refused: list[QueueError] = []
     for job in chosen:
-        act(job)
-    return len(chosen)
+        try:
+            act(job)
+        except QueueError as error:  # one without a checkpoint, or that has just ended
+            refused.append(error)
+    if len(refused) == len(chosen):
+        raise refused[0]
+    return {
+        "sweep": sweep, "changed": len(chosen) - len(refused),
+        "refused": [error.text for error in refused],
+    }  # fmt: skip
 
 
 @cache

@@ -1,8 +1,9 @@
 """Webhook: POST a small JSON document to the user's address when a job ends, at least once.
 
 The supervisor finds ended jobs and a thread sends, so that a slow address delays nothing. The last
-event sent is a setting: if the supervisor dies in between, the same `event` is sent again. The
-address is a secret (`secret_store.py`). Redirects are not followed.
+event sent is a setting: if the supervisor dies in between, the same `event` is sent again. One that
+is not accepted is tried again, ever more rarely, until it is a day old; later ones wait behind it.
+The address is a secret (`secret_store.py`). Redirects are not followed.
 """
 
 import logging
@@ -15,13 +16,14 @@ from urllib.parse import urlsplit
 from jobs import queue_settings, secret_store
 from jobs.job_queue import JobStore
 from studio import offline
-from studio.errors import QueueError, StudioError
+from studio.errors import QueueError
 from studio.home import Home
 
 logger = logging.getLogger(__name__)
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 TRIES, WAIT_SECONDS, TIMEOUT_SECONDS = 3, 2.0, 10.0
+AGAIN_SECONDS, MOST_SECONDS, AGE_SECONDS = 60.0, 3600.0, 86_400.0
 
 
 def choose(store: JobStore, url: str) -> None:
@@ -49,6 +51,7 @@ class Webhook:
     def __init__(self, store: JobStore) -> None:
         self._store = store
         self._thread: threading.Thread | None = None
+        self._failures, self._rests_until, self._rests_at = 0, 0.0, -1
 
     def look(self) -> None:
         """Start sending the jobs that ended since the last time, unless a thread does."""
@@ -59,6 +62,8 @@ class Webhook:
         with self._store.database.reading() as db:
             sent = queue_settings.read(self._store, "ends_told")
             ends = list(db.query(_ENDS, (sent,)))
+        if sent == self._rests_at and time.monotonic() < self._rests_until:
+            return  # unless another address was set, which passes over what ended before
         url = secret_store.read(self._store.home, "webhook") if ends else ""
         if url:
             self._thread = threading.Thread(target=self._send, args=(url, ends), daemon=True)
@@ -68,10 +73,19 @@ class Webhook:
         offline.apply(self._store.home)  # it may have been switched since the supervisor's start
         try:
             for end in ends:
-                send(url, end)
+                if time.time() - end["time"] > AGE_SECONDS:
+                    logger.warning("the webhook was not sent event %d in time", end["event"])
+                elif not send(url, end):
+                    break
                 queue_settings.write(self._store, "ends_told", end["event"])
-        except StudioError as error:
-            logger.error("the webhook waits: %s", error.text)
+                self._failures = 0
+            else:
+                return
+        except Exception as error:  # its text may hold the address
+            logger.error("the webhook waits: %s", type(error).__name__)
+        wait = min(MOST_SECONDS, AGAIN_SECONDS * 2 ** min(self._failures, 10))
+        self._failures, self._rests_until = self._failures + 1, time.monotonic() + wait
+        self._rests_at = queue_settings.read(self._store, "ends_told")
 
 
 def send(url: str, message: dict[str, Any]) -> bool:
@@ -89,7 +103,7 @@ def send(url: str, message: dict[str, Any]) -> bool:
             if answer.is_success:
                 return True
             reason = f"it answered {answer.status_code}"
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except Exception as error:  # of httpx, or ImportError for a proxy of an unknown kind
             reason = type(error).__name__  # its text may hold the address
         if attempt + 1 < TRIES:
             time.sleep(WAIT_SECONDS * 2**attempt)

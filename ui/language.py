@@ -59,6 +59,7 @@ OURS: dict[str, str] = {
     r"outcome/\d+": f"{JOB} outcome.reason outcome.titles.* outcome.check.note "
     f"outcome.check.notes outcome.why {_under('outcome.report', REPORT)}",
     "do/conversations": "",
+    "do/(hold|release|cancel)": f"{JOB} refused",
     "do/bakeoff": f"{JOB} rows.title",
     "do/cluster": "trouble",
     r"do/data\.check": REPORT,

@@ -107,9 +107,8 @@ def move(
         moved = store.shift(job, by)
     else:
         moved = store.move(job, before=before or None)
-    place = 0
-    if moved.state == "queued":
-        place = [one.id for one in store.queue()].index(moved.id) + 1
+    places = {one.id: number for number, one in enumerate(store.queue(), 1)}
+    place = places.get(moved.id, 0) if moved.state == "queued" else 0
     return {**summary(moved), "place": place}
 
 
@@ -125,7 +124,7 @@ def job_or_sweep(
     if bool(job) == bool(sweep):
         raise QueueError(f"Give the job to {change}, or a sweep with --sweep.")
     if sweep:
-        return {"sweep": sweep, "changed": sweeps.for_sweep(store, sweep, change)}
+        return sweeps.for_sweep(store, sweep, change)
     changes = {"hold": store.pause, "release": store.resume, "cancel": store.cancel}
     return changes[change](job, **options)
 
@@ -211,7 +210,7 @@ def extend(
     return extend_run(store, job, epochs=epochs, steps=steps, name=name)
 
 
-@action("then", title="Queue a next stage", starts=True)
+@action("then", title="Then …", starts=True)
 def next_stage(
     store: JobStore,
     job: JobId,

@@ -148,6 +148,18 @@ def test_resume_goes_on_from_a_checkpoint_or_says_that_there_is_none(store):
     assert store.resume(job).why == "goes on from step 5"
 
 
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**30])
+def test_a_number_with_too_many_digits_for_the_database_is_refused(store, number):
+    for ask in (
+        lambda: store.get(number), lambda: store.get(str(number)), lambda: store.list(limit=number),
+        lambda: store.metrics([number], ["loss"], after_seq=number), lambda: store.cancel(number),
+        lambda: store.samples(number), lambda: store.submit(a_spec(), parent=number),
+    ):  # fmt: skip
+        with pytest.raises(QueueError, match=r"too many digits|no job"):
+            ask()
+    assert store.list() == []
+
+
 def test_restart_forgets_what_was_done(store):
     job = store.submit(a_spec()).id
     claim = begin(store)

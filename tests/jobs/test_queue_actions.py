@@ -7,14 +7,15 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from jobs import ended_jobs, queue_settings, webhook
+from jobs import ended_jobs, queue_settings, sweeps, webhook
+from jobs.actions import queue as queue_actions
 from jobs.copy_and_extend_runs import duplicate, extend, settled_spec, then
 from jobs.job_queue import JobStore
 from jobs.save_and_sample_requests import request
 from jobs.start_conditions import parse_time
 from studio import offline
 from studio.errors import QueueError
-from tests.jobs.conftest import a_spec, curve, run_one, supervising, until
+from tests.jobs.conftest import a_spec, begin, curve, run_one, supervising, until
 from tests.jobs.fake_runner import fake_loss
 from tests.jobs.test_disk_usage import checkpoint
 
@@ -221,6 +222,99 @@ def test_a_webhook_that_does_not_answer_is_given_up_and_holds_nothing(store, mon
             webhook.choose(store, wrong)
 
 
+def test_a_message_that_is_not_accepted_is_sent_again_before_those_after_it(store, monkeypatch):
+    answers, heard = [True, False, False, True, True], []
+
+    def send(url: str, end: dict[str, object]) -> bool:
+        heard.append((end["name"], url[-1]))
+        return answers[len(heard) - 1]
+
+    def look() -> list[tuple[object, str]]:
+        """Look once, and return what was sent, with the end of the address."""
+        before = len(heard)
+        hook.look()
+        if hook._thread:
+            hook._thread.join()
+        return heard[before:]
+
+    monkeypatch.setattr(webhook, "send", send)
+    webhook.choose(store, "http://127.0.0.1:9/1")
+    for name in "abc":
+        store.submit(a_spec(name=name))
+        run_one(store)
+    hook = webhook.Webhook(store)
+    assert look() == [("a", "1"), ("b", "1")]
+    assert look() == [], "it rests for a minute"
+    monkeypatch.setattr(webhook, "AGAIN_SECONDS", 0.0)
+    hook._rests_until = 0.0
+    assert look() == [("b", "1")]
+    assert look() == [("b", "1"), ("c", "1")]
+
+    answers = [False] * 99
+    monkeypatch.setattr(webhook, "AGAIN_SECONDS", 60.0)
+    store.submit(a_spec(name="d"))
+    run_one(store)
+    assert look() == [("d", "1")]
+    webhook.choose(store, "http://127.0.0.1:9/2")
+    store.submit(a_spec(name="e"))
+    run_one(store)
+    assert look() == [("e", "2")], "another address does not wait for what one refused"
+    hook._rests_until = 0.0
+    monkeypatch.setattr(webhook, "AGE_SECONDS", -1.0)
+    assert look() == [], "too old"
+    assert queue_settings.read(store, "ends_told") == queue_settings.last_event(store)
+
+
+@pytest.mark.parametrize("error", [
+    ImportError("Using SOCKS proxy, but the 'socksio' package is not installed."),
+    ValueError("Unknown scheme for proxy URL"), RuntimeError("secret"),
+])  # fmt: skip
+def test_a_proxy_that_cannot_be_used_does_not_end_the_webhook(store, monkeypatch, caplog, error):
+    def post(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(webhook, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("httpx.post", post)
+    assert webhook.send("http://127.0.0.1:9/hook", {}) is False
+    assert type(error).__name__ in caplog.text and str(error) not in caplog.text
+
+
+def test_a_run_of_a_group_that_refuses_does_not_stop_the_others(store, monkeypatch):
+    jobs = store.submit_many([a_spec(name=name) for name in "abcd"], sweep="group")
+    hold = store.pause
+
+    def pause(job: int) -> None:
+        if job == jobs[1].id:
+            raise QueueError("no checkpoint")
+        hold(job)
+
+    monkeypatch.setattr(store, "pause", pause)
+    answer = sweeps.for_sweep(store, "group", "hold")
+    assert answer == {"sweep": "group", "changed": 3, "refused": ["no checkpoint"]}
+    with pytest.raises(QueueError, match="no checkpoint"):
+        sweeps.for_sweep(store, "group", "hold")
+
+
+def test_a_job_that_is_claimed_while_it_is_moved_is_refused_in_a_sentence(store, monkeypatch):
+    job = store.submit(a_spec(name="mine")).id
+    get = store.get
+
+    def claimed_meanwhile(job: int) -> object:
+        found = get(job)
+        if found.state == "queued":
+            begin(store)
+        return found
+
+    monkeypatch.setattr(store, "get", claimed_meanwhile)
+    with pytest.raises(QueueError, match="is running; only waiting jobs"):
+        store.shift(job, 1)
+    monkeypatch.undo()
+    store.claims.finish(store.active_claims()[0], "succeeded")
+    other = store.submit(a_spec()).id
+    monkeypatch.setattr(store, "queue", list)  # as if it had been claimed just after the move
+    assert queue_actions.move(store, other, last=True)["place"] == 0
+
+
 def test_offline_nobody_outside_is_told(store, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("httpx.post", lambda *_, **__: pytest.fail("a request"))
@@ -229,4 +323,4 @@ def test_offline_nobody_outside_is_told(store, monkeypatch):
         monkeypatch.setenv(name, "")
     monkeypatch.setattr(offline, "_GIVEN", "")
     (store.home.state / "offline").touch()  # while the supervisor runs
-    webhook.Webhook(store)._send("https://example.org/hook", [{"event": 1}])
+    webhook.Webhook(store)._send("https://example.org/hook", [{"event": 1, "time": time.time()}])

@@ -177,6 +177,8 @@ def changed(answer: Answer) -> None:
     """Print the new state of a job, or how many runs of a sweep changed."""
     if "changed" in answer:
         print(f'{answer["changed"]} runs of "{answer["sweep"]}" changed.')
+        for text in answer["refused"]:
+            print(say(text))
     else:
         print(f'"{answer["name"]}" is {answer["state"]}{schedule_of(answer)}.')
 

@@ -2,8 +2,8 @@
 // address holds the selection (?adapter=run-3). Long work is a queued job; its progress and outcome
 // are shown here and on the Runs page.
 
-import { actOn, ago, api, badge, button, bytes, changed, dots, go, h, keyed, matcher, newest, number, Page, query,
-  redraw, remember, searchField, send, short, sureButton, t, text, toast, word } from '../core/dom.js';
+import { actOn, ago, api, badge, button, bytes, changed, dots, go, h, keyed, matcher, number, Page, query, redraw,
+  remember, searchField, send, short, sureButton, t, text, toast, word } from '../core/dom.js';
 import { list } from '../core/form.js';
 import { compareAdapters } from '../core/lanes.js';
 import { isLive, subscribe } from '../core/live.js';
@@ -37,7 +37,7 @@ export class Adapters extends Page {
 
   draw() {
     this.search = searchField(t`Search adapters, tags, bases`, () => this.list());
-    this.order = h('select', { label: t`Order`, onchange: () => this.list() },
+    this.order = h('select', { 'aria-label': t`Order`, onchange: () => this.list() },
       Object.keys(ORDERS).map((name) => h('option', { value: name }, name)));
     this.merge = button(t`Merge …`, () => askMerge(this, this.selection()));
     this.mix = button(t`Mix …`, () => askMix(this, this.selection()));
@@ -65,7 +65,7 @@ export class Adapters extends Page {
   }
 
   async refresh() {
-    Object.assign(this, await newest(this, send('/api/adapters')));
+    Object.assign(this, await send('/api/adapters'));
     this.list();
   }
 
@@ -218,7 +218,8 @@ export class Adapters extends Page {
     redraw(node, badge(job.state), job.name.startsWith(KINDS[job.kind].toLowerCase()) ? ''
       : h('b', `${KINDS[job.kind]} `),
       h('a', { href: `/runs?run=${job.id}` }, job.name),
-      h('span.s-quiet', isLive(job) && job.phase),
+      h('span.s-quiet', isLive(job) ? job.phase || (job.state === 'queued'
+        ? 'queued' : '') : ''),
       isLive(job) ? sureButton(t`Cancel`, t`Really cancel?`, () => actOn(job.id, 'cancel'), 's-tool')
         : button('×', () => this.putAway(job.id, node), 's-tool', { label: t`Put ${job.name} away` }),
       result);

@@ -195,11 +195,11 @@ export async function actionForm(name, { fixed = {}, only = null, choices = {}, 
     submit: (more = {}) => api(`/api/do/${name}`, { ...fixed, ...form.value(), ...more }) };
 }
 
-/** A dialog that asks for an action; `label` is on its button. `done` (text, or a function of the answer) is shown on
- *  success. */
-export async function askAction(name, { title, label, note, done, ...settings } = {}) {
-  const form = await actionForm(name, settings);
-  return dialog(title ?? form.title, [quiet(note ?? form.help), form.element], label ?? form.title, async () => {
+/** A dialog that asks for an action; its button has the first word of the title. `done` (text, or a function of
+ *  the answer) is shown on success. */
+export async function askAction(name, { title, note, done, ...settings } = {}) {
+  const form = await actionForm(name, settings), words = title ?? form.title;
+  return dialog(words, [quiet(note ?? form.help), form.element], words.split(' ')[0], async () => {
     const answer = await form.submit();
     const said = typeof done === 'function' ? done(answer) : done;
     if (said) toast(said);

@@ -190,7 +190,7 @@ export function stateName(job) {
 export function showJobs(list, jobs) {
   const recent = jobs.filter((job) => isOpen(job) || (job.state === 'failed'
     && Date.now() / 1000 - (job.finished ?? 0) < 3600));
-  keyed(list, recent.slice(0, 8), (job) => job.id, (job) => h('li', { testid: `job-${job.id}` }), jobRow);
+  keyed(list, recent.slice(0, 8), (job) => job.id, (job) => h('li', { 'data-testid': `job-${job.id}` }), jobRow);
 }
 
 /** Its buttons are drawn again only with the state, so that a question and the focus stay. */
@@ -199,12 +199,12 @@ function jobRow(node, job) {
   if (changed(node, `${job.state} ${job.actions} ${error}`)) {
     node.phase = h('span.s-quiet');
     node.track = bar('s-wide', { role: 'progressbar', label: job.name });
-    redraw(node, badge(job.state), h('a', { href: `/runs?run=${job.id}` }, h('b', job.name)), node.phase,
-      h('span.s-actions', job.actions.filter((name) => acts[name]).map((name) =>
+    redraw(node, badge(job.state), h('a', { href: `/runs?run=${job.id}` }, h('b', {}, job.name)), node.phase,
+      h('span.s-actions', {}, job.actions.filter((name) => acts[name]).map((name) =>
         button(acts[name], () => actOn(job.id, name).then(poke), 's-tool')),
       isOpen(job) ? sureButton(t`Cancel`, t`Really cancel?`,
         () => actOn(job.id, 'cancel').then(poke), 's-tool') : ''),
-      h('div', error ? h('p.s-error', error) : node.track));
+      h('div', {}, error ? h('p.s-error', {}, error) : node.track));
   }
   text(node.phase, job.state === 'queued' ? t`waits for what is before it` : job.phase);
   fill(node.track, share(job));
@@ -236,7 +236,7 @@ function notify(before, job) {
   const worked = before && ['starting', 'running', 'stopping'].includes(before.state);
   if (!worked || !ENDS[job.state] || !wantsNotifications()) return;
   const shown = new Notification(`${job.name} ${ENDS[job.state]}`, {
-    body: job.error?.text ?? (job.last_loss == null ? '' : t`loss ${number(job.last_loss)}`),
+    body: job.error?.text ?? (job.last_loss == null ? '' : t`loss ${job.last_loss.toPrecision(4)}`),
     tag: `studio-${job.id}-${job.attempt}-${job.state}`,
   });
   shown.onclick = () => { window.focus(); go(`/runs?run=${job.id}`); };

@@ -33,7 +33,7 @@ export class RankedTable {
     const cell = (row, one) => {
       const value = one.value(row), text = one.show ? one.show(row) : value ?? '–';
       const first = best.get(one) != null && value === best.get(one);
-      return h('td', { class: one.words && 's-plain' }, first ? h('b', { title: t`best` }, text) : text);
+      return h('td', { class: one.words && 's-plain' }, first ? h('b', { title: 'best' }, text) : text);
     };
     redraw(this.element, h('table.s-table.s-numbers',
       h('thead', h('tr', shown.map(head))),

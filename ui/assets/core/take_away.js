@@ -8,7 +8,7 @@ const SHARP = 2; // pixels of a PNG per unit of its drawing
 
 export const colour = (name) => getComputedStyle(document.body).getPropertyValue(`--s-${name}`).trim();
 
-export const fileName = (title) => title.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, '-');
+const fileName = (title) => title.toLowerCase().replace(/[^a-z0-9]+/g, '-');
 
 /** Call `draw` while the document is light; nothing is painted in between. */
 export function inLight(draw) {
@@ -20,14 +20,16 @@ export function inLight(draw) {
 /** The menu of a chart. `drawing()`: {markup, width, height, title, unit, legend}, or null without
  *  values; `rows()`: the table behind it, headings first, or a promise of it. */
 export function takeAway(title, { drawing, rows }) {
+  const file = fileName(title);
   const svg = () => inLight(() => {
     const made = drawing();
-    if (!made) throw new Error(t`${title}: no values in view.`);
+    if (!made) throw new Error(t`${title}: no values yet.`);
     return framed(made.markup, { title, ...made, colours: colours() });
   });
-  const file = fileName(title);
-  return taken(title, async () => save(await png(svg()), `${file}.png`), rows,
-    item('SVG', () => save(svg(), `${file}.svg`, 'image/svg+xml')));
+  return own(menu(t`save`, item('PNG', async () => save(await png(svg()), `${file}.png`)),
+    item('SVG', async () => save(new Blob([svg()], { type: 'image/svg+xml' }), `${file}.svg`)),
+    item('CSV', async () => save(new Blob([csv(await rows())], { type: 'text/csv' }), `${file}.csv`)),
+    item(t`Copy as Markdown`, async (node) => copy(markdown(await rows()), node))), t`Save ${title}`);
 }
 
 const colours = () => ({ ground: colour('surface'), text: colour('text'), muted: colour('muted') });
@@ -44,21 +46,23 @@ export async function saveTable(title, element) {
 }
 
 /** The menu of a table in the document. */
-export const takeTable = (title, element) => taken(title, () => saveTable(title, element),
-  () => cells(element.querySelector('table') ?? element));
+export function takeTable(title, element) {
+  const rows = () => cells(element.querySelector('table') ?? element);
+  const file = fileName(title);
+  return own(menu(t`save`, item('PNG', () => saveTable(title, element)),
+    item('CSV', async () => save(new Blob([csv(rows())], { type: 'text/csv' }), `${file}.csv`)),
+    item(t`Copy as Markdown`, async (node) => copy(markdown(rows()), node))), t`Save ${title}`);
+}
 
 /** The texts of a table's rows. */
 export const cells = (table) => [...table.querySelectorAll('tr')].map((row) => [...row.children]
   .flatMap((cell) => [cell.textContent.replace(/^[☆★]| [↑↓]$/g, ''), ...Array(cell.colSpan - 1).fill('')]));
 
-function taken(title, drawn, rows, ...more) {
-  const node = menu(t`save`, item('PNG', drawn), ...more,
-    item('CSV', async () => save(csv(await rows()), `${fileName(title)}.csv`, 'text/csv')),
-    item(t`Copy as Markdown`, async (words) => copy(markdown(await rows()), words)));
+function own(node, label) {
   const [summary] = node.children;
   node.className += ' s-take';
   summary.className = 's-tool';
-  summary.ariaLabel = t`Save ${title}`;
+  summary.ariaLabel = label;
   return node;
 }
 
@@ -72,12 +76,12 @@ function item(label, act) {
 /** Save jobs or a conversation as one HTML file. */
 export async function saveReport(values) {
   const { name, html } = await api('/api/do/report', values);
-  save(html, name, 'text/html');
+  save(new Blob([html], { type: 'text/html' }), name);
 }
 
-/** Download a blob, or a text of this type, as a file. */
-export function save(content, name, type) {
-  const url = URL.createObjectURL(type ? new Blob([content], { type }) : content);
+/** Download a blob as a file. */
+export function save(blob, name) {
+  const url = URL.createObjectURL(blob);
   h('a', { href: url, download: name }).click();
   const open = document.activeElement?.closest('.s-take');
   if (open) open.open = false;

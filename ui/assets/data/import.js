@@ -2,7 +2,7 @@
 // is which part, and the first rows rendered with that mapping.
 
 import { api, bar, button, bytes, compact, count, dots, errorLine, fill, h, newest, quiet, redraw, say, t, table, text,
-  toast, word } from '../core/dom.js';
+  toast } from '../core/dom.js';
 import { actionForm, labelled, list, select } from '../core/form.js';
 import { sendFile } from '../core/upload.js';
 import { drawn } from './xray.js';
@@ -267,7 +267,7 @@ export class Mapping {
     const used = Object.values(this.mapping.columns);
     const names = [...new Set([...used, ...Object.keys(this.columns ?? {})])].slice(0, MOST_COLUMNS);
     const hidden = Object.keys(this.columns ?? {}).length - names.length;
-    const parts = [['', t`not used`], ...needed.map((part) => [part, t`${part} (needed)`]), ...optional];
+    const parts = [['', t`not used`], ...needed.map((part) => [part, `${part} (needed)`]), ...optional];
     const chosen = (column) => Object.keys(this.mapping.columns).find((part) => this.mapping.columns[part] === column);
     const choose = (column) => (part) => this.change((mapping) => {
       for (const old in mapping.columns) if (mapping.columns[old] === column) delete mapping.columns[old];
@@ -286,8 +286,7 @@ export class Mapping {
   }
 
   systemPrompt() {
-    const input = h('input', { placeholder: t`none`, testid: 'system-prompt',
-      value: this.mapping.constants.system ?? '', oninput: () =>
+    const input = h('input', { placeholder: t`none`, testid: 'system-prompt', oninput: () =>
       this.change((mapping) => {
         if (input.value) {
           mapping.constants.system = input.value;
@@ -295,6 +294,7 @@ export class Mapping {
           delete mapping.templates.system;
         } else delete mapping.constants.system;
       }) });
+    input.value = this.mapping.constants.system ?? '';
     return labelled(t`System prompt for every row`, input);
   }
 
@@ -334,7 +334,7 @@ export function rendered(row) {
   if (row.text !== undefined) return h('p.s-said', row.text);
   return h('div.s-stack', messages(row.messages),
     row.rejected && h('div.s-sides', ['chosen', 'rejected'].map((side) =>
-      h('section', { 'data-side': side }, h('h4', word(side)), messages(row[side])))),
+      h('section', { 'data-side': side }, h('h4', side), messages(row[side])))),
     row.good !== undefined && quiet(row.good ? t`Judged as good` : t`Judged as bad`),
     row.tools?.length > 0 && quiet(t`${row.tools.length} tools may be called`));
 }

@@ -81,8 +81,7 @@ const blocked = ({ label, why, command }) => deviceRow(label, '', t`not used`, 0
 
 /** Who holds a device: a run with its estimated memory, chat with what it keeps resident. */
 const heldBy = (name, holders) => table([t`Held by`, t`State`, t`Since`, t`Memory`], holders.map((one) => [
-  one.job ? h('a', { href: `/runs?run=${one.job}` }, one.name) : t`Compare`,
-  one.job ? badge(one.state) : word(one.state),
+  one.job ? h('a', { href: `/runs?run=${one.job}` }, one.name) : t`Compare`, one.job ? badge(one.state) : one.state,
   duration(one.seconds), one.bytes ? `${one.job ? t`about ` : ''}${bytes(one.bytes)}` : '–']),
 { testid: `holders-${name}` });
 
@@ -96,7 +95,7 @@ const processes = (rows) => table([t`Process`, t`State`, 'PID', t`Since`, 'CPU',
 /** The cluster among the devices: how many of its devices are free, or why that is unknown. */
 function clusterDevice({ devices, free, kind, machines, version, holders, trouble }) {
   const known = devices != null;
-  const facts = known ? [t`${machines} machines, Ray ${version}`, holders.length ? t`held by ${holders.join(', ')}`
+  const facts = known ? [t`${machines} machines, Ray ${version}`, holders.length ? t`held by ${holders.join(' and ')}`
     : t`free`]
     .join(' · ') : t`connecting …`;
   return deviceRow(t`Ray cluster`, 'ray', known ? t`${free} of ${devices} ${kind}s free` : '',
@@ -115,7 +114,7 @@ function clusterCard(cluster, refresh) {
     queue and train there; their adapters are copied back here.`),
   cluster && pairs([[t`Ray dashboard`, cluster.address], [t`Storage that all machines write`, cluster.storage]]),
   h('div.s-actions', button(cluster ? t`Change …` : t`Use a cluster …`, () => askAction('cluster', {
-    title: t`Use a Ray cluster`, label: t`Use`, only: ['address', 'storage'], done: described,
+    title: t`Use a Ray cluster`, only: ['address', 'storage'], done: described,
     values: { address: cluster?.address, storage: cluster?.storage } })),
   cluster && button(t`Use none`, () => send('/api/do/cluster', { off: true }, described))));
 }
@@ -130,9 +129,8 @@ class Storage {
     this.rules = h('div');
     this.element = card(t`Storage`, this.parts, this.runs, this.rules, h('div.s-actions',
       button(t`What can be removed?`, () => this.clean(false)),
-      button(t`Rules …`, () => askAction('clean', { title: t`Set what to keep`, label: t`Set`,
-        only: ['keep_checkpoints', 'keep_days'], values: this.kept,
-        note: t`What the new rules would remove is listed first.`,
+      button(t`Rules …`, () => askAction('clean', { title: t`Set what to keep`, only: ['keep_checkpoints', 'keep_days'],
+        note: t`What the new rules would remove is listed first.`, values: this.kept,
         done: (found) => { this.list(found); this.refresh(); } })),
       button(t`Back up …`, () => askAction('backup', { done: ({ file, files, bytes: size }) =>
         t`${file} holds ${files} files, ${bytes(size)}.` }))), this.items,
@@ -156,7 +154,7 @@ class Storage {
       row(word(part.name), fill(bar(''), part.bytes / most), part.bytes)),
       row(t`Free on this disk`, h('span'), free));
     redraw(this.runs, runs.length ? h('details', h('summary', t`Largest runs`), table(null,
-      runs.map((run) => [run.id ? h('a', { href: `/runs?run=${run.id}` }, run.name) : run.name, word(run.state),
+      runs.map((run) => [run.id ? h('a', { href: `/runs?run=${run.id}` }, run.name) : run.name, run.state,
         bytes(run.bytes)]))) : '');
   }
 
