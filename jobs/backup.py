@@ -44,8 +44,7 @@ def backup(home: Home, file: Path) -> dict[str, Any]:
         raise HomeError(f"{file} exists already. Choose another name, or remove it first.")
     if file.is_relative_to(home.path):
         raise HomeError(f"{file} lies inside the home itself. Choose a place outside {home.path}.")
-    partial = file.with_name(f".tmp-{file.name}-{os.getpid()}")
-    copy = home.state / f".backup-{os.getpid()}.db"
+    partial, copy = atomic.beside(file), atomic.beside(home.state / "backup.db")
     try:
         copy_database(home, copy)
         with open(partial, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
@@ -93,8 +92,8 @@ def copy_daily(home: Home, database: Database, *, now: float) -> Path | None:
     Raises:
         HomeError: The database is damaged; it was not copied.
     """
-    kept = daily_copies(home.path)
-    if kept and now - kept[-1].stat().st_mtime < DAILY_SECONDS:
+    # One of a time when the clock was ahead counts for nothing.
+    if any(0 <= now - one.stat().st_mtime < DAILY_SECONDS for one in daily_copies(home.path)):
         return None
     with database.reading() as db:
         found = damage(db.conn)
@@ -103,7 +102,7 @@ def copy_daily(home: Home, database: Database, *, now: float) -> Path | None:
     folder = home.path / "backups"
     folder.mkdir(mode=0o700, exist_ok=True)
     target = folder / time.strftime("studio-%Y%m%d-%H%M%S.db", time.gmtime(now))
-    temporary = folder / f".tmp-{target.name}-{os.getpid()}"
+    temporary = atomic.beside(target)
     try:
         copy_database(home, temporary)
         atomic.replace(temporary, target)

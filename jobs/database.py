@@ -24,7 +24,7 @@ from typing import Any
 from jobs.database_schema import Tables, sqlite_library, unknown_migration
 from jobs.file_locks import FileLock, refuse_unsafe
 from jobs.supervisor_wakeup import wake
-from studio.errors import DiskFull, HomeError, is_disk_full
+from studio.errors import DiskFull, HomeError, QueueError, is_disk_full
 from studio.home import Home
 
 BUSY_SECONDS = 30.0
@@ -194,6 +194,10 @@ def plain_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.IntegrityError:
         raise
+    except OverflowError as error:
+        if "SQLite" not in str(error):
+            raise
+        raise QueueError("A number has too many digits.") from error
     except sqlite3.DatabaseError as error:
         text = str(error)
         failed = "disk I/O error" in text  # of an exhausted quota too

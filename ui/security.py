@@ -34,6 +34,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""All cards of this machine, and its own address among them."""
 
 
 class HeldAnswer:
@@ -262,14 +264,15 @@ def own_names(host: str, allowed: list[str]) -> frozenset[str]:
             for card in cards
             if card.family in (socket.AF_INET, socket.AF_INET6)
         }
-    return frozenset(names - {"0.0.0.0", "::"})
+    return frozenset(names - EVERYWHERE.keys())
 
 
 def shown_host(host: str) -> str:
     """Return the host as an address names it; for all cards at once, the first that has one."""
-    if host == "0.0.0.0":
+    if host in EVERYWHERE:  # which is no address to go to
         cards = sorted(own_names(host, []) - LOOPBACK)
-        host = next((name for name in cards if name.count(".") == 3), "127.0.0.1")
+        fits = [name for name in cards if (":" in name) is (":" in host) and name[:4] != "fe80"]
+        host = fits[0] if fits else EVERYWHERE[host]
     return f"[{host}]" if ":" in host else host
 
 

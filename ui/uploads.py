@@ -16,7 +16,7 @@ from jobs.job_queue import JobStore
 from jobs.job_record import OPEN
 from studio.data.dataset_requests import uploads
 from studio.data.readers import data_suffix
-from studio.errors import DataError
+from studio.errors import DataError, DiskFull, is_disk_full
 from studio.home import Home, slug
 
 MAX_UPLOAD_BYTES = 64 * 1024**3
@@ -33,15 +33,16 @@ async def receive(store: JobStore, pieces: AsyncIterator[bytes], name: str) -> s
 
     Raises:
         DataError: It is too large.
+        DiskFull: The home has no room for it.
     """
     sweep(store)
     leaf = name.replace("\\", "/").split("/")[-1]
     suffix = data_suffix(leaf) or Path(leaf).suffix
     stem, suffix = leaf[: len(leaf) - len(suffix)], _safe(suffix)
     target = uploads(store.home) / secrets.token_hex(8) / f"{slug(stem, fallback='data')}{suffix}"
-    target.parent.mkdir(parents=True, mode=0o700)
     size = 0
     try:
+        target.parent.mkdir(parents=True, mode=0o700)
         with target.open("wb") as handle:
             async for piece in pieces:
                 size += len(piece)
@@ -49,8 +50,12 @@ async def receive(store: JobStore, pieces: AsyncIterator[bytes], name: str) -> s
                     raise DataError("The upload is larger than 64 GiB; import it by its path.")
                 handle.write(piece)
         return str(target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(target.parent, ignore_errors=True)
+        if is_disk_full(error):
+            raise DiskFull(
+                f"The disk that holds {store.home.path} is full. Free some room."
+            ) from error
         raise
 
 

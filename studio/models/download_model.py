@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import huggingface_hub
-from huggingface_hub import utils
+from huggingface_hub import constants, utils
 
 from studio import atomic, offline
 from studio.errors import DiskFull, ModelError, Unreached
@@ -58,7 +58,7 @@ def check(found: Repository) -> None:
     """Refuse a model that cannot be trained here, or that the disk has no room for.
 
     Raises:
-        ModelError: The reason why it cannot be trained.
+        ModelError: The reason why it cannot be trained or downloaded.
         DiskFull: How much room is missing.
     """
     if found.why_not:
@@ -71,6 +71,14 @@ def check(found: Repository) -> None:
             f"{found.id} needs {readable(needed)} in {folder.parent}, where "
             f"{readable(free)} are free: free some room, or set HF_HUB_CACHE to another disk."
         )
+    for file in missing(found):
+        if file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+            more = " --repo-type dataset" if found.kind == "dataset" else ""
+            raise ModelError(
+                f"{file.name} of {found.id} has {readable(file.size)}, more than the hub sends in "
+                "one answer. Install hf_xet and download it into the same cache with "
+                f"`hf download {found.id}{more}`, then use it by its name."
+            )
 
 
 def free_bytes() -> int:

@@ -17,6 +17,7 @@ import pytest
 from jobs import backup as backups
 from jobs.backup import MANIFEST, backup, copy_daily
 from jobs.claims import Claim
+from jobs.database import daily_copies
 from jobs.job_queue import JobStore
 from jobs.restore import restore
 from jobs.run_curves import Progress
@@ -211,6 +212,18 @@ def test_a_spoiled_backup_is_refused_and_changes_nothing(store, tmp_path, spoile
         restore(tmp_path / "other", file)
     assert not (tmp_path / "other").exists()
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_copy_of_a_time_when_the_clock_was_ahead_stops_no_later_one(store):
+    ahead = copy_daily(store.home, store.database, now=2_000_000_000.0)
+    os.utime(ahead, (2_000_000_000.0,) * 2)
+    copies = []
+    for day in range(9):
+        now = 1_800_000_000.0 + 86_401 * day
+        copies.append(copy_daily(store.home, store.database, now=now))
+        os.utime(copies[-1], (now, now))
+        assert copy_daily(store.home, store.database, now=now + 60) is None
+    assert daily_copies(store.home.path) == [*copies[-6:], ahead]
 
 
 def test_a_damaged_database_comes_back_from_its_daily_copy(home):

@@ -3,7 +3,6 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 const { combinations } = await import('../../ui/assets/runs/queue.js');
-const { askAction } = await import('../../ui/assets/core/form.js');
 const { readPairs, writePairs } = await import('../../ui/assets/data/import.js');
 
 test('pairs are read as they were written', () => {
@@ -16,14 +15,4 @@ test('pairs are read as they were written', () => {
 test('a sweep runs every combination of its lines', () => {
   assert.equal(combinations(['method.r = 4, 8, 16', 'seed=0,1']), 6);
   assert.equal(combinations([]), 0);
-});
-
-test('the button of a dialog has the title of its action, whatever name is in the heading', async () => {
-  HTMLElement.prototype.showModal = () => {};
-  globalThis.fetch = async () => ({ ok: true, json: async () => [{ name: 'sweep', title: '排入参数扫描', help: '',
-    fields: [] }] });
-  const button = async (settings) => (await askAction('sweep', settings)).all((one) => one.attributes.type === 'submit'
-    || one.type === 'submit')[0].textContent;
-  assert.equal(await button({ title: '由 my first run 排入参数扫描' }), '排入参数扫描');
-  assert.equal(await button({ label: '使用' }), '使用');
 });

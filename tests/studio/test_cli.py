@@ -136,6 +136,16 @@ def test_an_unforeseen_error_is_one_sentence_too(own_home, capsys, monkeypatch):
     assert "Traceback" in (own_home.state / "crash.log").read_text()
 
 
+@pytest.mark.parametrize("given", ["--home {}", "--home={}"])
+def test_its_details_are_in_the_home_that_was_given(own_home, tmp_path, capsys, monkeypatch, given):
+    monkeypatch.setattr("jobs.job_queue.JobStore.list", lambda *a, **k: 1 / 0)
+    other = tmp_path / "other"
+    _, out, _ = run(capsys, "runs", "--json", *given.format(other).split())
+    assert str(other) in json.loads(out)["error"]["text"]
+    assert "Traceback" in (other / "state" / "crash.log").read_text()
+    assert not (own_home.state / "crash.log").exists()
+
+
 # -- looking ---------------------------------------------------------------------------------------
 
 

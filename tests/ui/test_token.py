@@ -2,14 +2,16 @@
 
 import json
 import os
+import socket
 import stat
+from types import SimpleNamespace
 
 import pytest
 
 from tests.served import Served, served
 from tests.ui.test_security import ask
 from ui import security
-from ui.security import TokenCheck, is_local, own_names, shown_host, token_of
+from ui.security import OriginCheck, TokenCheck, is_local, own_names, shown_host, token_of
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +121,27 @@ def test_only_own_numbers_and_allowed_names_are_ours():
     names = own_names("0.0.0.0", ["Box.local"])
     assert "box.local" in names and "0.0.0.0" not in names and "evil.test" not in names
     assert shown_host("::1") == "[::1]" and shown_host("0.0.0.0") != "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    ("host", "cards", "shown"),
+    [("::", ["192.168.1.7", "fe80::1%eth0", "2001:db8::7"], "[2001:db8::7]"),
+     ("::", ["192.168.1.7", "fe80::1%eth0"], "[::1]"), ("::", [], "[::1]"),
+     ("0.0.0.0", ["2001:db8::7", "192.168.1.7"], "192.168.1.7"), ("0.0.0.0", [], "127.0.0.1"),
+     ("2001:db8::7", ["2001:db8::7"], "[2001:db8::7]"), ("box.lan", [], "box.lan")],
+)  # fmt: skip
+def test_the_address_that_is_printed_is_answered(monkeypatch, host, cards, shown):
+    found = [
+        SimpleNamespace(
+            address=card, family=socket.AF_INET6 if ":" in card else socket.AF_INET
+        )
+        for card in cards
+    ]  # fmt: skip
+    monkeypatch.setattr(security.psutil, "net_if_addrs", lambda: {"eth0": found})
+    assert shown_host(host) == shown
+    guarded = OriginCheck(None, hosts=own_names(host, []))
+    named = {"headers": [(b"host", f"{shown}:7860".encode())], "type": "http", "method": "GET"}
+    assert guarded.refusal(named) == ""
+    for foreign in ("[::]", "0.0.0.0", "evil.test"):
+        named["headers"] = [(b"host", f"{foreign}:7860".encode())]
+        assert "only to its own address" in guarded.refusal(named)

@@ -1,6 +1,8 @@
 """Uploads: their names, what is refused, what is kept and what is deleted a day later."""
 
 import asyncio
+import errno
+import io
 import json
 import os
 import time
@@ -11,6 +13,7 @@ import pytest
 
 from jobs.job_queue import JobStore
 from studio.data.dataset_requests import ImportRequest, uploads
+from studio.errors import DiskFull
 from studio.home import Home
 from studio.spec import DataSource
 from ui import train_page_facts
@@ -41,6 +44,25 @@ def test_a_file_lies_under_a_safe_name_in_a_folder_of_its_own_and_is_no_dataset_
     assert json.loads(file.read_text()) == {"text": "x"}
     assert file.parent.parent == uploads(store.home)
     assert str(file) not in [path for _, path in train_page_facts.data_choices(store.home)]
+
+
+@pytest.mark.parametrize("at", ["mkdir", "open", "write"])
+def test_an_upload_onto_a_full_disk_is_a_sentence_and_leaves_nothing(store, monkeypatch, at):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Full(io.BytesIO):
+        write = full
+
+    sweep(store)
+    monkeypatch.setattr(Path, "open" if at == "write" else at, lambda *_, **__: Full())
+    if at != "write":
+        monkeypatch.setattr(Path, at, full)
+    monkeypatch.setattr("ui.uploads.sweep", lambda _: None)
+    with pytest.raises(DiskFull, match="is full. Free some room"):
+        sent(store, "rows.jsonl")
+    monkeypatch.undo()
+    assert list(uploads(store.home).iterdir()) == []
 
 
 def upload(home: Home, name: str, age: float) -> Path:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from subprocess import Popen
 from typing import Annotated, Any
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(0) from None
     except Exception as error:
         if not hasattr(error, "format_message"):
-            raise SystemExit(_unforeseen(error, as_json)) from None
+            raise SystemExit(_unforeseen(error, words, as_json)) from None
         text = _usage_sentence(error, words)
         raise SystemExit(_tell({"kind": "usage", "text": text}, 2, as_json)) from None
     raise SystemExit(code if isinstance(code, int) else 0)
@@ -95,11 +96,19 @@ def _give_streams(words: Sequence[str]) -> None:
     A pipe of Windows has the system's code page: characters that it lacks become question marks.
     """
     if sys.stdout is None or sys.stderr is None:
-        home = words[words.index("--home") + 1] if "--home" in words[:-1] else None
-        log = (open_home(home).state / "window.log").open("a", encoding="utf-8", buffering=1)
+        log = (open_home(_home_in(words)).state / "window.log").open(
+            "a", encoding="utf-8", buffering=1
+        )
         sys.stdout, sys.stderr = sys.stdout or log, sys.stderr or log
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")
+
+
+def _home_in(words: Sequence[str]) -> str | None:
+    """Return the home that a command line names, also where it cannot be parsed."""
+    given = [after for word, after in pairwise(words) if word == "--home"]
+    joined = [word.removeprefix("--home=") for word in words if word.startswith("--home=")]
+    return next(iter(given + joined), None)
 
 
 # -- the page --------------------------------------------------------------------------------------
@@ -287,12 +296,12 @@ def _usage_sentence(error: Any, words: Sequence[str]) -> str:
     return f"{text}. `studio {words[0]} --help` shows how it is used."
 
 
-def _unforeseen(error: Exception, as_json: bool) -> int:
+def _unforeseen(error: Exception, words: Sequence[str], as_json: bool) -> int:
     import traceback
 
     where = ""
     try:
-        log = open_home().state / "crash.log"
+        log = open_home(_home_in(words)).state / "crash.log"
         with log.open("a", encoding="utf-8") as file:
             traceback.print_exception(error, file=file)
         where = f" Details are in {log}."

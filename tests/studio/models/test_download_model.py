@@ -171,6 +171,18 @@ def test_a_range_that_is_ignored_or_a_partial_file_of_other_bytes_does_no_harm(h
     )
 
 
+@pytest.mark.parametrize(("kind", "more"), [("model", ""), ("dataset", " --repo-type dataset")])
+def test_a_file_that_the_hub_does_not_send_whole_is_refused_before_any_is_fetched(
+    hub, home, monkeypatch, kind, more
+):
+    found = look_up(NAME)
+    most = max(file.size for file in found.files) - 1  # in place of 50 GB
+    monkeypatch.setattr("huggingface_hub.constants.MAX_HTTP_DOWNLOAD_SIZE", most)
+    with pytest.raises(ModelError, match=rf"model.safetensors of .*`hf download {NAME}{more}`"):
+        fetch(replace(found, kind=kind))
+    assert not arrived_bytes(found)
+
+
 def test_a_full_disk_is_said_before_and_while_it_fills(hub, home, monkeypatch):
     found = look_up(NAME)
     with pytest.raises(DiskFull, match="needs .* are free"):
