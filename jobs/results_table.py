@@ -54,8 +54,9 @@ def table(store: JobStore) -> dict[str, Any]:
         and (report := atomic.read_object(store.home.run(job.id) / REPORT))
     }  # fmt: skip
     about = _abouts({job.id: job.spec for job in jobs if job.id in reports})
+    times = {job.id: job.started or job.created for job in jobs}
     for job in jobs:
-        at = job.started or job.created
+        at = times[job.id]
         if job.id in reports:
             report, model, stack = reports[job.id], job.spec["model"]["path"], job.spec.get("stack")
             row = found.row(_place(store.home, model, stack or ()), at)
@@ -72,7 +73,7 @@ def table(store: JobStore) -> dict[str, Any]:
         elif (
             job.kind == judgements.KIND and (judged := judgements.table(store, job.id))["evidence"]
         ):
-            answered = {one.id: one.started or one.created for one in jobs}.get(judged["suite"], at)
+            answered = times.get(judged["suite"], at)
             for one in judged["standings"]:
                 rate = {"judged": _win_rate(one)}
                 found.put(found.of_lane(one["lane"], answered), job.name, rate, job.id)
@@ -91,6 +92,8 @@ class _Table:
         self.home, self.database = store.home, store.database
         self.rows: dict[str, dict[str, Any]] = {}
         self._since: dict[str, float] = {}
+        self._keys: dict[tuple[str, ...], str] = {}
+        self._places: dict[str, Place] = {}
         for one in library.adapters(self.home):
             known = methods().get(one.method)
             self.rows[str(one.path)] = {
@@ -118,9 +121,12 @@ class _Table:
         if place is None:
             return None
         model, adapter = (*place, "")[:2]
-        key = adapter or (model if model in self.rows else f"base {model}")  # a whole model
-        with suppress(AdapterError):
-            key = str(library.resolve(self.home, adapter)) if adapter else key
+        if place not in self._keys:
+            found = adapter or (model if model in self.rows else f"base {model}")  # a whole model
+            with suppress(AdapterError):
+                found = str(library.resolve(self.home, adapter)) if adapter else found
+            self._keys[place] = found
+        key = self._keys[place]
         if at < self._since.get(key, 0.0):
             return None
         fresh = {"name": Path(adapter or model).name, "id": "", "base": model, "data": ""}
@@ -134,7 +140,14 @@ class _Table:
 
     def of_lane(self, lane: str, at: float) -> dict[str, Any]:
         """Return the row of a lane."""
-        return self.row(_place_of_lane(self.home, lane), at)
+        return self.row(self.place(lane), at)
+
+    def place(self, lane: str) -> Place:
+        """Return the place of a lane; one with settings of its own has none."""
+        if lane not in self._places:
+            read, own = read_lane(lane), lane_note(lane)
+            self._places[lane] = None if own else _place(self.home, read["model"], read["stack"])
+        return self._places[lane]
 
     def put(
         self, row: dict[str, Any], about: str, figures: Mapping[str, Any], job: int,
@@ -179,7 +192,7 @@ def _put_votes(found: _Table) -> None:
     matches = []
     for vote in Votes(found.database).list():
         at = vote["created"]
-        places = [_place_of_lane(found.home, lane) for lane in vote["lanes"]]
+        places = [found.place(lane) for lane in vote["lanes"]]
         keys = [found.key(place, at) for place in places]
         if not any(place and key is None for place, key in zip(places, keys, strict=True)):
             lanes = tuple(key or lane for key, lane in zip(keys, vote["lanes"], strict=True))
@@ -217,12 +230,6 @@ def _put_tasks(found: _Table, job: Job, at: float) -> None:
             figures = {one["metric"]: one["values"][number]}
             about = f"{one['task']} ({how})" if how else one["task"]
             found.put(row, about, figures, job.id, known)
-
-
-def _place_of_lane(home: Home, lane: str) -> Place:
-    """Return the place of a lane; one with settings of its own has none."""
-    read = read_lane(lane)
-    return None if lane_note(lane) else _place(home, read["model"], read["stack"])
 
 
 def _place(home: Home, model: str, stack: Sequence[Mapping[str, Any]]) -> Place:
