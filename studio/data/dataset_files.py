@@ -88,30 +88,49 @@ def from_files(
     )
 
 
-def files_in(folder: Path) -> list[Path]:
-    """Return the data files of a folder and its subfolders, sorted; links leading out are left.
+def files_in(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """Return the data files of a folder and its subfolders, sorted, and a note on links left out.
+
+    Links may not lead out of the folder, but for those of the hub's cache to its own blobs.
 
     Raises:
         DataError: There is none, or there are far too many.
     """
     root = folder.resolve()
+    roots = [root]
+    if root.parent.name == "snapshots":
+        roots.append(root.parents[1] / "blobs")
     found: list[Path] = []
+    left: list[str] = []
     for base, folders, names in os.walk(root):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
+        linked = [f for f in folders if (Path(base) / f).is_symlink()]  # which os.walk leaves out
+        left += [f for f in linked if not (Path(base) / f).resolve().is_relative_to(root)]
         for name in sorted(names):
             file = Path(base) / name
             if name.startswith(".") or not data_suffix(name) or name in _METADATA:
                 continue
             if name == "state.json" and "dataset_info.json" in names:
                 continue
-            if file.is_file() and file.resolve().is_relative_to(root):
-                found.append(file)
+            if file.is_file():
+                place = file.resolve()
+                inside = any(place.is_relative_to(one) for one in roots)
+                (found if inside else left).append(file if inside else name)
         if len(found) > MAX_FILES:
             raise DataError(f"{folder} holds more than {MAX_FILES:,} data files.")
     found = [f for f in found if f.stem.lower() not in ("readme", "license", "changelog")]
+    if not found and left:
+        raise DataError(
+            f"The folder {folder} holds no data files, only links that lead out of it: copy the "
+            "files into it."
+        )
     if not found:
         raise DataError(f"The folder {folder} holds no data files. Known: {KNOWN}.")
-    return found
+    if not left:
+        return found, ()
+    return found, (
+        f"Links that lead out of the folder are not read: {len(left):,}, such as {left[0]}.",
+    )
 
 
 def hash_files(files: list[Path], home: Home | None = None) -> str:

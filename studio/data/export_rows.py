@@ -63,4 +63,4 @@ def harmless(value: Any) -> str:
 def _csv_line(cells: list[str]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text).writerow(cells)
-    return text.getvalue().encode()
+    return text.getvalue().encode("utf-8", "replace")

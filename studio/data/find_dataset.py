@@ -64,7 +64,6 @@ def find(source: DataSource, home: Home | None = None, *, first: int = 0) -> Ori
         )
     if kind != "folder":
         return from_files(path if kind == "embedded" else place.name, [place], home)
-    files, notes = choose_split(
-        place.resolve(), files_in(place), subset=source.subset, split=source.split
-    )
-    return from_files(place.name, files, home, notes=notes)
+    found, links = files_in(place)
+    files, notes = choose_split(place.resolve(), found, subset=source.subset, split=source.split)
+    return from_files(place.name, files, home, notes=(*links, *notes))

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from huggingface_hub import HfApi, constants, errors
 from studio.data.conversation_records import Problem, Row
 from studio.data.dataset_files import Origin
 from studio.data.readers import data_suffix
-from studio.data.readers.arrow import has_structs, without_nulls
+from studio.data.readers.arrow import BATCH_ROWS, rows_of
 from studio.errors import DataError, InputError, Unreached, is_transient
 from studio.models.hub_models import ANSWER_SECONDS, Repository, remote_file, summary
 from studio.spec import DataSource
@@ -67,12 +68,12 @@ def from_hub(source: DataSource, *, first: int = 0) -> Origin:
     loaded = load(source.path, source.subset, source.split or "train", first, minutes)
 
     def rows() -> Iterator[Row | Problem]:
-        nested = [f.name for f in loaded.features.arrow_schema if has_structs(f.type)]
-        for index, found in enumerate(loaded):
-            values = dict(found)
-            for column in nested:
-                values[column] = without_nulls(values[column])
-            yield Row(index + 1, values)
+        schema = loaded.features.arrow_schema
+        read = rows_of(schema, schema.names)
+        tables = loaded.with_format("arrow").iter(batch_size=BATCH_ROWS)  # images stay as they are
+        batches = (batch for table in tables for batch in table.to_batches())
+        for number, values in enumerate(chain.from_iterable(map(read, batches)), 1):
+            yield Row(number, values)
 
     name = "/".join(filter(None, [source.path, source.subset, source.split]))
     key = f"{name}@{loaded._fingerprint}"
@@ -89,9 +90,20 @@ def _loaded(path: str, subset: str, split: str, first: int, _minutes: int) -> An
             loaded = datasets.load_dataset(
                 path, subset or None, split=split, streaming=bool(first)
             )  # fmt: skip
-            return datasets.Dataset.from_list(list(loaded.take(first))) if first else loaded
+            return _first_rows(loaded, first) if first else loaded
     except Exception as error:  # the library raises dozens of kinds, some of them undocumented
         raise _meaning(DataSource(path=path, subset=subset, split=split), error) from None
+
+
+def _first_rows(streamed: Any, count: int) -> Any:
+    """Return the first rows of a stream; images and sounds stay bytes, classes keep their names."""
+    import datasets
+
+    known = streamed.features or {}
+    rows = list((streamed.decode(False) if known else streamed).take(count))
+    made = datasets.Dataset.from_list(rows)
+    classes = {name: known[name] for name in made.features if "ClassLabel(" in str(known.get(name))}
+    return made.cast(datasets.Features({**made.features, **classes})) if classes else made
 
 
 def to_fetch(source: DataSource) -> Repository | None:

@@ -169,12 +169,11 @@ def as_read(made: list[AnyRecord] | Problem) -> dict[str, Any]:
 def shortened(value: Any, limit: int = MAX_SHOWN) -> Any:
     """Return plain values with long texts and lists cut, so that a page stays small."""
     if isinstance(value, str):
-        if len(value) <= limit:
-            return value
-        return f"{value[:limit]} … ({len(value):,} characters)"
+        shown = value[:limit].encode("utf-8", "replace").decode()  # half a character is none
+        return shown if len(value) <= limit else f"{shown} … ({len(value):,} characters)"
     if isinstance(value, dict):
         kept = list(value.items())[:MAX_ITEMS]
-        return {str(key)[:200]: shortened(inner, limit) for key, inner in kept}
+        return {shortened(str(key)[:200]): shortened(inner, limit) for key, inner in kept}
     if isinstance(value, list | tuple):
         return [shortened(inner, limit) for inner in value[:MAX_ITEMS]]
     return value if isinstance(value, int | float | bool | None) else str(value)[:limit]

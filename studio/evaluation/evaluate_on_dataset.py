@@ -179,13 +179,11 @@ class EvaluateRequest(Request):
         from studio.data.template.template import IGNORED
 
         held = self.rows == "held_out"
-        whole = {"validation_fraction": 0.0, "validation_path": "", "validation_split": ""}
         prepared = prepare(
-            self.data if held else self.data.model_copy(update=whole), loaded.tokenizer,
-            seed=self.seed, home=home, context_length=room,
+            self.data, loaded.tokenizer, seed=self.seed, home=home, context_length=room, split=held,
             rows="answers" if self.learned == "auto" else self.learned,
         )  # fmt: skip
-        rows = [*(() if held else prepared.train), *prepared.validation]
+        rows = prepared.validation if held else prepared.train
         usable = [
             row for row in rows
             if row.good and (row.labels != IGNORED).any() and len(row.input_ids) <= room

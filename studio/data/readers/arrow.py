@@ -10,8 +10,9 @@ column with empty cells come back as floats (pandas writes them so) and are made
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -90,12 +91,86 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def has_structs(arrow_type: Any) -> bool:
-    """Return True if values of an Arrow type hold structs."""
-    if pa.types.is_struct(arrow_type):
-        return True
-    inner = [arrow_type.field(i).type for i in range(arrow_type.num_fields)]
-    return any(has_structs(each) for each in inner)
+def rows_of(schema: Any, columns: Sequence[str]) -> Callable[[Any], list[dict[str, Any]]]:
+    """Return the function that turns record batches of a schema into rows with these columns.
+
+    Cells are what JSON has a form for, so that rows read alike here and after an import: dates and
+    decimals are text, bytes too where they are UTF-8, and classes (`ClassLabel`) have their names.
+    """
+    fields = [*zip(columns, schema, strict=True)]
+    nested = [name for name, field in fields if _holds(field.type, pa.types.is_struct)]
+    odd = [name for name, field in fields if _holds(field.type, _has_no_json)]
+    classes = _class_names(schema, columns)
+
+    def rows(batch: Any) -> list[dict[str, Any]]:
+        batch = batch.rename_columns(columns)
+        with_nulls = [name for name in nested if _has_null_fields(batch.column(name))]
+        found: list[dict[str, Any]] = batch.to_pylist()
+        for values in found:
+            for name in odd:
+                values[name] = _plain(values[name])
+            for name in with_nulls:
+                values[name] = without_nulls(values[name])
+            for name, names in classes.items():
+                values[name] = _named(values[name], names)
+        return found
+
+    return rows
+
+
+def _holds(arrow_type: Any, test: Callable[[Any], bool]) -> bool:
+    """Return True if a type or one inside it is of some kind."""
+    if pa.types.is_dictionary(arrow_type):
+        return _holds(arrow_type.value_type, test)
+    inner = (arrow_type.field(i).type for i in range(arrow_type.num_fields))
+    return test(arrow_type) or any(_holds(each, test) for each in inner)
+
+
+def _has_no_json(arrow_type: Any) -> bool:
+    is_json = (
+        pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer,
+        pa.types.is_floating, pa.types.is_boolean, pa.types.is_null, pa.types.is_struct,
+        pa.types.is_list, pa.types.is_large_list,
+    )  # fmt: skip
+    return not any(test(arrow_type) for test in is_json)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _class_names(schema: Any, columns: Sequence[str]) -> dict[str, list[str]]:
+    """Return the names of the classes of columns, from what `datasets` writes beside a schema."""
+    try:
+        known = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    found = {}
+    for column, name in zip(columns, schema.names, strict=True):
+        feature = known.get(name)
+        while isinstance(feature, dict) and "feature" in feature:  # a list of classes
+            feature = feature["feature"]
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+            found[column] = [str(one) for one in feature.get("names") or ()]
+    return {column: names for column, names in found.items() if names}
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """Return the name of a class, or those of a list; None for -1, an unknown one."""
+    if isinstance(value, list):
+        return [_named(one, names) for one in value]
+    if not isinstance(value, int) or value >= len(names):
+        return value
+    return names[value] if value >= 0 else None
 
 
 def _has_null_fields(column: Any) -> bool:
@@ -113,8 +188,7 @@ def _rows(opened: Opened, schema: Any, batches: Iterator[Any]) -> Iterator[Row]:
         raise DataError(
             f"{opened.path.name} has {len(schema):,} columns: at most {MAX_COLUMNS:,} are read."
         )
-    columns = unique_names(list(schema.names))
-    nested = [name for name, field in zip(columns, schema, strict=True) if has_structs(field.type)]
+    read = rows_of(schema, unique_names(list(schema.names)))
     whole = whole_columns(opened.path)
     row = unpacked = 0
     while True:
@@ -123,14 +197,10 @@ def _rows(opened: Opened, schema: Any, batches: Iterator[Any]) -> Iterator[Row]:
             if batch is None:
                 return
             unpacked = _bounded(opened, batch, unpacked)
-            batch = batch.rename_columns(columns)
-            with_nulls = [name for name in nested if _has_null_fields(batch.column(name))]
-            rows = batch.to_pylist()
+            rows = read(batch)
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             raise _damaged(opened, row, error) from None
         for values in rows:
-            for name in with_nulls:
-                values[name] = without_nulls(values[name])
             for name in whole:
                 values[name] = _whole(values[name])
             row += 1

@@ -89,14 +89,19 @@ def read_jsonl(opened: Opened) -> Iterator[Row | Problem]:
 
 
 def loads(data: bytes) -> Any:
-    """Parse JSON; integers of any size stay integers, where orjson makes large ones floats.
+    """Parse JSON; integers of any size and half characters stay as they were written.
 
     Raises:
         orjson.JSONDecodeError: It is not JSON.
         ValueError: An integer has thousands of digits.
         RecursionError: It is nested too deeply.
     """
-    return _parsed(data)[0]
+    try:
+        return _parsed(data)[0]
+    except orjson.JSONDecodeError:
+        if b"\\u" not in data:
+            raise
+        return json.loads(data)  # half of a surrogate pair
 
 
 def _parsed(data: bytes) -> tuple[Any, int]:
@@ -139,15 +144,20 @@ def count_keys(value: Any, floats: list[float], depth: int = 0) -> int:
 
 
 def dumps(value: Any) -> bytes:
-    """Return a row as JSON; what JSON has no form for is written as text."""
+    """Return a row as JSON, from which `loads` reads it as it is; bytes become their number."""
     try:
-        return orjson.dumps(value, default=_as_json, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # an integer beyond 64 bits
-        return json.dumps(value, default=_as_json, ensure_ascii=False).encode("utf-8", "replace")
+        how = orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATETIME
+        return orjson.dumps(value, default=_as_json, option=how)
+    except TypeError:  # an integer beyond 64 bits, or half of a surrogate pair
+        text = json.dumps(value, default=_as_json, ensure_ascii=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, default=_as_json).encode()
 
 
-def _as_json(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+def _as_json(value: Any) -> Any:
+    return {"bytes": len(value)} if isinstance(value, bytes) else str(value)
 
 
 def why_not_json(data: bytes, error: orjson.JSONDecodeError) -> tuple[str, str]:

@@ -154,3 +154,27 @@ def test_a_split_that_is_missing_is_refused_before_the_run(tmp_path):
         admit(RunSpec.parse({"data": data}), home)
     write(tmp_path / "data/test.jsonl", "b")
     assert admit(RunSpec.parse({"data": data}), home).data.validation_split == "test"
+
+
+def test_links_of_the_hub_cache_are_read_and_others_are_counted_in_a_note(tmp_path):
+    cache = tmp_path / "datasets--org--rows"
+    blobs, snapshot = cache / "blobs", cache / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (blobs / "1f").write_text('{"question": "q", "answer": "a"}\n')
+    (snapshot / "train.jsonl").symlink_to("../../blobs/1f")
+    secret = tmp_path / "secret.jsonl"
+    secret.write_text('{"question": "secret", "answer": "a"}\n')
+    (tmp_path / "more").mkdir()
+
+    origin = find(DataSource(path=str(snapshot)))
+    assert [item.values["question"] for item in origin.rows()] == ["q"] and not origin.notes
+
+    (snapshot / "other.jsonl").symlink_to(secret)
+    (snapshot / "folder").symlink_to(tmp_path / "more")
+    origin = find(DataSource(path=str(snapshot)))
+    assert [item.values["question"] for item in origin.rows()] == ["q"]
+    assert any("Links that lead out of the folder are not read: 2" in note for note in origin.notes)
+    (snapshot / "train.jsonl").unlink()
+    with pytest.raises(DataError, match="only links that lead out of it"):
+        find(DataSource(path=str(snapshot)))

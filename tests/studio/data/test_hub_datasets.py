@@ -91,6 +91,32 @@ def test_first_rows_are_streamed_and_nothing_more_is_loaded(monkeypatch):
     assert max(taken) < 1000
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+def test_sounds_and_images_are_not_decoded_and_classes_have_their_names(monkeypatch, streamed):
+    media = [{"bytes": bytes([n, 255]), "path": None} for n in range(3)]
+    rows = datasets.Dataset.from_dict({
+        "sentence": ["good", "bad", "new"], "label": [1, 0, -1], "tags": [[0, 1], [], [1]],
+        "sound": media, "image": media,
+    })  # fmt: skip
+    classes = datasets.ClassLabel(names=["negative", "positive"])
+    for name, feature in (("label", classes), ("tags", datasets.List(classes)),
+                          ("sound", datasets.Audio()), ("image", datasets.Image())):  # fmt: skip
+        rows = rows.cast_column(name, feature)
+
+    def load(*_, streaming, **__):
+        return rows.to_iterable_dataset() if streaming else rows
+
+    monkeypatch.setattr("studio.data.hub_datasets.is_reached", lambda _: True)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+
+    found = list(from_hub(DataSource(path=f"org/media-{streamed}"), first=3 * streamed).rows())
+
+    assert [row.line for row in found] == [1, 2, 3]
+    assert [row.values["label"] for row in found] == ["positive", "negative", None]
+    assert [row.values["tags"] for row in found] == [["negative", "positive"], [], ["positive"]]
+    assert found[2].values["sound"] == found[2].values["image"] == {"bytes": b"\x02\xff"}
+
+
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     with hub.running() as running:

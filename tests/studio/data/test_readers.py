@@ -2,14 +2,22 @@
 
 import gzip
 import json
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from studio.data.conversation_records import Row
+from studio.data import mapping_preview
+from studio.data.check_dataset import check_file
+from studio.data.column_mapping import as_text
+from studio.data.conversation_records import Dropped, Row
+from studio.data.find_dataset import find
+from studio.data.import_dataset import import_dataset
 from studio.data.readers import look, read
 from studio.errors import DataError
+from studio.spec import DataSource
 
 ROWS = [{"question": "a, b", "answer": 'say "hi"\nthere'}, {"question": "c", "answer": "d"}]
 
@@ -151,6 +159,70 @@ def test_keys_that_arrow_adds_to_structs_are_taken_out(tmp_path):
     pq.write_table(pa.Table.from_pylist(CALLS), tmp_path / "a.parquet")
 
     assert values(tmp_path / "a.parquet") == CALLS
+
+
+ODD = {
+    "time": pa.array([datetime(2024, 1, 2), datetime(2024, 1, 2, 3, 4, 5, 600)]),
+    "zone": pa.array([datetime(2024, 1, 2, tzinfo=UTC)] * 2),
+    "day": pa.array([date(2024, 1, 2)] * 2),
+    "price": pa.array([Decimal("1.50"), Decimal("2.00")]),
+    "span": pa.array([timedelta(hours=1)] * 2),
+    "text": pa.array(["größer".encode(), b"plain"]),
+    "noise": pa.array([b"\xff\xfe", b"\x00\xff"]),
+    "nested": pa.array([[{"at": datetime(2024, 1, 2), "raw": b"abc"}]] * 2),
+    "pairs": pa.array([[("a", datetime(2024, 1, 2))]] * 2, pa.map_(pa.string(), pa.timestamp("s"))),
+    "class": pa.array([1, 0]),
+}
+
+
+def as_read(row, name):
+    try:
+        return as_text(row.values[name], name)
+    except Dropped as dropped:
+        return dropped.kind
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_cells_that_json_has_no_form_for_read_alike_before_and_after_an_import(
+    home, tmp_path, suffix
+):
+    classes = {"class": {"names": ["no", "yes"], "_type": "ClassLabel"}}
+    table = pa.table({"prompt": ["p", "q"], "completion": ["a", "b"], **ODD})
+    table = table.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": classes}})}
+    )
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as file:
+            file.write_table(table)
+    import_dataset(home, DataSource(path=str(path)), name="a")
+
+    rows = [list(read(look(path))), list(find(DataSource(path="a"), home).rows())]
+    direct, imported = (
+        {name: [as_read(row, name) for row in some] for name in table.column_names} for some in rows
+    )
+
+    assert direct == imported
+    assert direct["time"] == ["2024-01-02 00:00:00", "2024-01-02 03:04:05.000600"]
+    assert direct["text"] == ["größer", "plain"] and direct["class"] == ["yes", "no"]
+    assert direct["noise"] == ["type"] * 2
+
+
+@pytest.mark.parametrize("where", ["answer", "other"])
+def test_half_a_character_is_dropped_before_and_after_an_import(home, tmp_path, where):
+    rows = [{"question": f"q{n}", "answer": "a", "other": "b"} for n in range(3)]
+    rows[1][where] = "half \ud83d"
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(rows))
+    made = import_dataset(home, DataSource(path=str(path)), name="a").snapshot
+
+    kept = made.meta.findings.rows.kept
+    assert kept == check_file("a", home=home).rows.kept == (2 if where == "answer" else 3)
+    assert [row.values for row in made.rows()] == rows
+    page = mapping_preview.preview("a", None, home=home)
+    assert json.dumps(page, ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize("form", ["file", "stream", "compressed"])
