@@ -210,15 +210,6 @@ class Claims:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def claim(
-        self, device: str, *, owner: Identity, more: Iterable[str] = (),
-        wanted: Collection[str] | None = None, room: Mapping[str, int] | None = None,
-        start_when: Iterable[str] = ("idle", "night"),
-    ) -> Claim | None:  # fmt: skip
-        """Take the next queued job that a single slot may start now, or None; see `claim_next`."""
-        slot = Slot(device, tuple(more), wanted)
-        return self.claim_next([slot], owner=owner, room=room, start_when=start_when)
-
     def claim_next(
         self,
         slots: Sequence[Slot],

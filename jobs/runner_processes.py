@@ -104,11 +104,6 @@ class Runners:
             self._spare.wait()
             self._spare = None
 
-    @property
-    def spare_pid(self) -> int | None:
-        """Return the pid of the waiting spare."""
-        return self._spare.pid if self._spare is not None and self._spare.poll() is None else None
-
     def _use_spare(self, text: str) -> subprocess.Popen[bytes] | None:
         spare, self._spare = self._spare, None
         if spare is None:

@@ -11,7 +11,7 @@ from jobs.process_identity import me
 from jobs.run_curves import Progress
 from studio.home import open_home
 from studio.spec import RunSpec
-from tests.jobs.conftest import held_queue
+from tests.jobs.conftest import held_queue, take
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 SHARED_STUDIO = True
@@ -27,7 +27,7 @@ class Growing:
             self._claim()
 
     def _claim(self) -> None:
-        claim = self.store.claims.claim(self.device, owner=me(), wanted=[self.device])
+        claim = take(self.store, self.device, wanted=[self.device])
         assert claim is not None and claim.job == self.job.id
         self.claim = claim
         self.store.claims.register(claim, me())

@@ -6,14 +6,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs import queue_settings
-from jobs.claims import Claim
+from jobs.claims import Claim, Slot
 from jobs.database import Database
 from jobs.job_queue import JobStore
 from jobs.process_identity import me
@@ -47,9 +47,17 @@ def a_spec(
     )
 
 
+def take(
+    store: JobStore, device: str, *, more: Iterable[str] = (),
+    wanted: Collection[str] | None = None, **may: Any,
+) -> Claim | None:  # fmt: skip
+    """Claim the next job that a single slot may start, for this process."""
+    return store.claims.claim_next([Slot(device, tuple(more), wanted)], owner=me(), **may)
+
+
 def begin(store: JobStore, device: str = "cpu", **may: Any) -> Claim:
     """Claim the next job and register its process: this one."""
-    claim = store.claims.claim(device, owner=me(), **may)
+    claim = take(store, device, **may)
     assert claim is not None
     store.claims.register(claim, me())
     return claim

@@ -14,6 +14,7 @@ from jobs.job_record import ACTIVE, LEGAL
 from jobs.process_identity import me
 from jobs.run_curves import Progress
 from studio.errors import QueueError
+from tests.jobs.conftest import take
 
 DEVICES = ("cpu", "cuda:0")
 LIMIT = 3
@@ -54,7 +55,7 @@ class Queue:
     def claim(self, device: str) -> None:
         busy = any(one.device == device for one in self.jobs.values())
         first = next((job for job in self.order if self.jobs[job].state == "queued"), None)
-        claim = self.store.claims.claim(device, owner=me())
+        claim = take(self.store, device)
         if busy or first is None:
             assert claim is None, "a claim on a busy device or from an empty queue"
             return

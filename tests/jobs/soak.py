@@ -24,6 +24,7 @@ from jobs.process_identity import me
 from jobs.run_curves import Progress
 from studio.home import open_home
 from studio.spec import RunSpec
+from tests.jobs.conftest import take
 from ui.live_queue import routes
 
 STEPS_A_REPORT, REPORTS_A_RUN, POLLS_A_RUN, KEPT_RUNS = 20, 12, 6, 200
@@ -65,7 +66,7 @@ def _one_run(
     cursors: dict[str, Any], done: list[int],
 ) -> float:  # fmt: skip
     job = store.submit(RunSpec(name=f"soak {number}")).id
-    claim = store.claims.claim("cpu", owner=me())
+    claim = take(store, "cpu")
     assert claim is not None and claim.job == job
     store.claims.register(claim, me())
     worst, poll_at = 0.0, set(dice.sample(range(REPORTS_A_RUN), POLLS_A_RUN))

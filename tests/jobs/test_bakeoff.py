@@ -22,6 +22,7 @@ from studio.models.loading import load
 from studio.spec import RunSpec
 from studio.training.base_precision import base_model
 from studio.training.train_run import train
+from tests.jobs.conftest import take
 from tests.studio.tiny import tiny_spec, verifying_here
 
 
@@ -63,7 +64,7 @@ def test_seeds_become_means_with_intervals(store, spec):
     assert [job.spec["seed"] for job in jobs[:6]] == [0, 1, 2] * 2
     assert all(job.spec["train"]["find_learning_rate"] for job in jobs[:6])
     for job, loss in zip(jobs[:3], (0.5, 0.6, 0.7), strict=True):
-        claim = store.claims.claim("cpu", owner=me())
+        claim = take(store, "cpu")
         assert claim.job == job.id
         store.claims.register(claim, me())
         store.claims.finish(claim, "succeeded", result={"eval_loss": loss, "learning_rate": 0.01})
@@ -78,7 +79,7 @@ def test_the_mean_is_that_of_the_seeds_that_succeeded(store, spec, end):
     bakeoff.submit(store, spec, ["lora"], name="duel", seeds=3)
     ends = [(end, 9.0), ("succeeded", 0.5), ("succeeded", 0.7)]
     for state, loss in ends if end else ends[::-1]:  # one that still runs holds the device
-        claim = store.claims.claim("cpu", owner=me())
+        claim = take(store, "cpu")
         store.claims.register(claim, me())
         store.claims.report(claim, Progress(result={"eval_loss": loss}, step=1))
         if state == "cancelled":
@@ -105,7 +106,7 @@ def test_the_measuring_job_fills_the_table(home, spec):
             (home.run(job.id) / "spec.yaml").write_text(RunSpec.parse(job.spec).to_yaml())
             events = list(train(RunSpec.parse(job.spec), run_dir=home.run(job.id), home=home))
             forgot[job.spec["method"]["name"]] = events[-1].facts["forgetting"]["forgetting"]
-            claim = store.claims.claim("cpu", owner=me())
+            claim = take(store, "cpu")
             store.claims.register(claim, me())
             result = {"forgetting": events[-1].facts["forgetting"]}
             store.claims.finish(claim, "succeeded", result=result)
@@ -194,7 +195,7 @@ def test_the_time_to_an_equal_loss_is_what_each_needs_alone(store, spec):
     jobs = bakeoff.submit(store, spec, ["lora", "ia3"], name="duel")
     curves = ({10: 0.9, 20: 0.7, 30: 0.8}, {10: 1.5, 20: 1.0, 30: 0.9})
     for curve in curves:
-        claim = store.claims.claim("cpu", owner=me())
+        claim = take(store, "cpu")
         store.claims.register(claim, me())
         points = [("eval_loss", step, loss, 0.0) for step, loss in curve.items()]
         store.claims.report(claim, Progress(metrics=points, step=30))

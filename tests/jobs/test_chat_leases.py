@@ -4,10 +4,9 @@ import pytest
 
 from jobs.chat_worker import Leases
 from jobs.job_queue import JobStore
-from jobs.process_identity import me
 from studio import hardware
 from studio.hardware import Device
-from tests.jobs.conftest import a_spec
+from tests.jobs.conftest import a_spec, take
 
 
 class Board(JobStore):
@@ -63,7 +62,7 @@ def test_a_run_and_lanes_have_a_gpu_each(home, store, monkeypatch):
     cards = [Device(name=f"cuda:{n}", label="", total_bytes=8, free_bytes=8) for n in (0, 1)]
     monkeypatch.setattr(hardware, "devices", lambda: cards)
     first = store.submit(a_spec(device="auto")).id
-    claim = store.claims.claim("cuda:0", owner=me())
+    claim = take(store, "cuda:0")
     assert claim is not None and claim.job == first
 
     leases = Leases(home)
@@ -76,7 +75,7 @@ def test_a_run_and_lanes_have_a_gpu_each(home, store, monkeypatch):
     second = store.submit(a_spec(device="cuda:1")).id
     assert store.ask_chat_to_leave("cuda:1") and leases.wanted()
     leases.give_back()
-    assert store.claims.claim("cuda:1", owner=me()).job == second
+    assert take(store, "cuda:1").job == second
     assert leases.device() == "cpu"
 
 

@@ -8,7 +8,7 @@ from jobs.claims import Claim, Fenced
 from jobs.job_queue import JobStore
 from jobs.process_identity import Identity, boot_id, me
 from jobs.run_curves import Progress
-from tests.jobs.conftest import a_spec, begin, curve, run_workers
+from tests.jobs.conftest import a_spec, begin, curve, run_workers, take
 
 
 def test_eight_processes_claim_every_job_exactly_once(home):
@@ -26,17 +26,17 @@ def test_eight_processes_claim_every_job_exactly_once(home):
 
 def test_claims_follow_the_order_and_wait_for_the_device(store):
     first, second = store.submit(a_spec()).id, store.submit(a_spec()).id
-    claim = store.claims.claim("cpu", owner=me())
+    claim = take(store, "cpu")
     assert claim == Claim(first, 1, "cpu")
-    assert store.claims.claim("cpu", owner=me()) is None
-    assert store.claims.claim("cuda:0", owner=me()) == Claim(second, 1, "cuda:0")
+    assert take(store, "cpu") is None
+    assert take(store, "cuda:0") == Claim(second, 1, "cuda:0")
 
 
 def test_a_slot_takes_only_the_wishes_it_serves(store):
     store.submit(a_spec(device="cpu"))
     gpu = store.submit(a_spec(device="cuda:1")).id
-    assert store.claims.claim("cuda:0", owner=me(), wanted=["auto", "cuda", "cuda:0"]) is None
-    claim = store.claims.claim("cuda:1", owner=me(), wanted=["auto", "cuda", "cuda:1"])
+    assert take(store, "cuda:0", wanted=["auto", "cuda", "cuda:0"]) is None
+    claim = take(store, "cuda:1", wanted=["auto", "cuda", "cuda:1"])
     assert claim is not None
     assert claim.job == gpu
 
@@ -68,7 +68,7 @@ def test_a_stale_attempt_changes_nothing(store):
 
 def test_a_stop_is_obeyed_unless_the_end_comes_first(store):
     early = store.submit(a_spec()).id
-    claim = store.claims.claim("cpu", owner=me())
+    claim = take(store, "cpu")
     store.cancel(early)
     assert store.claims.register(claim, me()) == "cancel"
     assert store.claims.stopped(claim) == "cancelled"
@@ -83,7 +83,7 @@ def test_a_stop_is_obeyed_unless_the_end_comes_first(store):
     claim = begin(store)
     store.cancel(dying)
     assert store.claims.lost(claim, why="killed", newest_step=3) == "cancelled"
-    assert store.claims.claim("cpu", owner=me()) is None
+    assert take(store, "cpu") is None
 
 
 def test_three_deaths_without_progress_wait_for_a_person(store):

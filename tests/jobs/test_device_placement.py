@@ -13,11 +13,11 @@ from jobs.claims import Slot
 from jobs.device_placement import CHAT_SECONDS, END_CHAT_SECONDS, Placement
 from jobs.job_queue import JobStore
 from jobs.needed_memory import needed_by_each, needed_bytes
-from jobs.process_identity import me, of
+from jobs.process_identity import of
 from studio.errors import QueueError
 from studio.hardware import Device
 from studio.spec import RunSpec
-from tests.jobs.conftest import end, supervising, until
+from tests.jobs.conftest import end, supervising, take, until
 
 GB = 10**9
 CARD = 24 * GB
@@ -40,7 +40,7 @@ class Machine:
         self.placement.look([Slot(self.name)], start_when=[])
         if not self.placement.may_claim(self.name):
             return None
-        claim = self.store.claims.claim(self.name, owner=me(), room=self.placement.left)
+        claim = take(self.store, self.name, room=self.placement.left)
         return claim.job if claim else None
 
 
@@ -156,7 +156,7 @@ def test_a_wide_job_takes_the_devices_that_have_room_for_it(store):
     slots = ["cuda:0", "cuda:1", "cuda:2"]
 
     def claim(room: dict[str, int]) -> Any:
-        return store.claims.claim("cuda:0", owner=me(), more=slots[1:], room=room)
+        return take(store, "cuda:0", more=slots[1:], room=room)
 
     assert claim({"cuda:0": 2 * GB}) is None
     assert claim({"cuda:1": 2 * GB, "cuda:2": 2 * GB}) is None

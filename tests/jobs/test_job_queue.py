@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from jobs import ended_jobs, job_names, job_queue, run_folder
-from jobs.process_identity import me
 from jobs.run_curves import Progress
 from studio.errors import DiskFull, QueueError
 from studio.home import publishing
 from studio.spec import RunSpec
-from tests.jobs.conftest import a_spec, begin, run_one
+from tests.jobs.conftest import a_spec, begin, run_one, take
 
 
 def test_a_submitted_spec_comes_back_whole(store):
@@ -32,7 +31,7 @@ def test_what_no_job_or_its_state_allows_is_one_sentence(store):
     held, cancelled = store.submit(a_spec()).id, store.submit(a_spec()).id
     assert store.pause(held).state == "paused"
     assert store.cancel(cancelled).state == "cancelled"
-    assert store.claims.claim("cpu", owner=me()) is None
+    assert take(store, "cpu") is None
     store.submit(a_spec())
     done = run_one(store).job
     for action, job, words in (

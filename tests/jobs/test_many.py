@@ -12,9 +12,8 @@ from jobs import ended_jobs
 from jobs.database import Database
 from jobs.database_schema import Tables
 from jobs.job_queue import JobStore
-from jobs.process_identity import me
 from studio.home import open_home
-from tests.jobs.conftest import begin
+from tests.jobs.conftest import begin, take
 
 MANY = 10_000
 MOST_STEPS, PER_CALL = 500_000, 100  # about 15 ms
@@ -63,7 +62,7 @@ ASK: dict[str, Callable[[JobStore], object]] = {
     "submit without a name": lambda s: s.submit({"name": ""}),
     "settle": ended_jobs.follow_up,
     "what lacks memory": lambda s: s.claims.waiting_for_memory(1000),
-    "a claim that fits nothing": lambda s: s.claims.claim("x", owner=me(), wanted=["x"]),
+    "a claim that fits nothing": lambda s: take(s, "x", wanted=["x"]),
 }
 
 

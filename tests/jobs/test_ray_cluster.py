@@ -18,7 +18,7 @@ from studio.cluster.submit import submit
 from studio.errors import InputError, QueueError, SpecError
 from studio.spec import RunSpec
 from tests.dashboard import Dashboard, node, nodes
-from tests.jobs.conftest import a_spec, until
+from tests.jobs.conftest import a_spec, take, until
 
 MOODS = ("idle", "night")
 
@@ -84,9 +84,9 @@ def test_slots_are_claimed_in_the_queues_order_and_wide_jobs_take_several(
     assert claims[0].device == "ray:0,ray:1,ray:2,ray:3" and ray_cluster.is_slot(claims[0].device)
     assert not any(map(ray_cluster.is_slot, ("cpu", "cuda:0", "files")))
     assert list(watch.claims(me(), MOODS)) == []
-    here = store.claims.claim("cpu", owner=me())
+    here = take(store, "cpu")
     assert here is not None and here.job == 6  # a processor here is no cluster
-    assert store.claims.claim("cpu", owner=me()) is None
+    assert take(store, "cpu") is None
 
 
 def test_sweeps_and_bakeoffs_go_out_as_separate_jobs_and_are_measured_at_the_end(
@@ -117,11 +117,11 @@ def test_sweeps_and_bakeoffs_go_out_as_separate_jobs_and_are_measured_at_the_end
     assert len(set(names)) == len(set(places)) == 4
     assert [name.rsplit("-", 2)[0] for name in names][2:] == ["duel-lora", "duel-bitfit"]
     for run in runs:
-        assert store.claims.claim("cpu", owner=me()) is None, "the table waits for its runs"
+        assert take(store, "cpu") is None, "the table waits for its runs"
         claim = next(one for one in claims if one.job == run.id)
         store.claims.register(claim, me())
         store.claims.finish(claim, "failed", error=("run", "It failed."))
-    last = store.claims.claim("cpu", owner=me())
+    last = take(store, "cpu")
     assert last is not None and last.job == table.id
 
 

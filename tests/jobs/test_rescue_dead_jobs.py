@@ -10,10 +10,10 @@ import psutil
 import pytest
 
 from jobs import process_identity, rescue_dead_jobs
-from jobs.process_identity import kill_session, me, of, session_members
+from jobs.process_identity import kill_session, of, session_members
 from jobs.rescue_dead_jobs import Rescue
 from jobs.runner_processes import Runners
-from tests.jobs.conftest import a_spec, until
+from tests.jobs.conftest import a_spec, take, until
 
 SLEEP = "import time; time.sleep(600)"
 WITH_A_CHILD = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}])"
@@ -30,7 +30,7 @@ def sleeper():
 @pytest.mark.parametrize("other", [{"boot_id": "restored"}, {"started": 1}])
 def test_a_stranger_who_has_the_pid_of_a_dead_runner_is_left_alone(store, sleeper, other):
     job = store.submit(a_spec()).id
-    claim = store.claims.claim("cpu", owner=me())
+    claim = take(store, "cpu")
     assert claim is not None
     store.claims.register(claim, replace(of(sleeper.pid), **other))
 
@@ -59,7 +59,7 @@ def siblings(store, sleeper, monkeypatch):
     monkeypatch.setitem(rescue_dead_jobs.KILL_SECONDS, "cancel", -1.0)
     jobs = [job.id for job in store.submit_many([a_spec(), a_spec()])]
     for device in ("cpu", "cpu#2"):
-        claim = store.claims.claim(device, owner=me())
+        claim = take(store, device)
         assert claim is not None
         store.claims.register(claim, of(sleeper.pid))
     return jobs

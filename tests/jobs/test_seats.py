@@ -12,7 +12,7 @@ from jobs.job_queue import JobStore
 from jobs.process_identity import me
 from jobs.sibling_claims import claim_siblings
 from studio.spec import RunSpec
-from tests.jobs.conftest import a_spec, curve, supervising, until
+from tests.jobs.conftest import a_spec, curve, supervising, take, until
 from tests.jobs.fake_runner import fake_loss
 
 
@@ -29,7 +29,7 @@ def claimed(store: JobStore, device: str = "cpu", beside: tuple[str, ...] = ()) 
 
 
 def claims_of(store: JobStore, device: str = "cpu", beside: tuple[str, ...] = ()) -> list[Claim]:
-    first = store.claims.claim(device, owner=me(), more=beside)
+    first = take(store, device, more=beside)
     assert first is not None
     return [first, *claim_siblings(store.database, first, owner=me(), slot=Slot(device, beside))]
 
@@ -43,14 +43,14 @@ def test_a_sweep_sits_on_one_device_until_its_last_run_has_ended(store):
     assert [store.get(run).state for run in runs] == ["starting"] * 3
     later = store.submit(a_spec()).id
     for number, claim in enumerate(claims):
-        assert store.claims.claim("cpu", owner=me()) is None
+        assert take(store, "cpu") is None
         placed = Placement(store)
         placed.look([Slot("cpu")], start_when=())
         assert not placed.left  # the slot is busy
         store.claims.register(claim, me())
         store.claims.finish(claim, "succeeded")
         assert len(store.leases()) == 2 - number
-    after = store.claims.claim("cpu", owner=me())
+    after = take(store, "cpu")
     assert after is not None and after.job == later
     why = [event["why"] for event in store.events(runs[1])]
     assert f'together with "{store.get(runs[0]).name}"' in why

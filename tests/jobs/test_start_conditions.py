@@ -11,7 +11,7 @@ from jobs.run_curves import Progress
 from jobs.save_and_sample_requests import request, take_request
 from studio.errors import QueueError, SpecError
 from studio.home import publishing
-from tests.jobs.conftest import a_spec, begin, run_one, supervising, until
+from tests.jobs.conftest import a_spec, begin, run_one, supervising, take, until
 
 
 def test_a_grid_is_every_combination_and_a_random_sweep_is_drawn_from_its_seed():
@@ -75,7 +75,7 @@ def test_a_scheduled_job_starts_when_its_time_comes(store):
     start_conditions.schedule(store, first, start_conditions.Start(after=time.time() + 3600))
     start_conditions.schedule(store, third, start_conditions.Start(when="night"))
     assert run_one(store).job == second
-    assert store.claims.claim("cpu", owner=me(), start_when=["idle"]) is None
+    assert take(store, "cpu", start_when=["idle"]) is None
     assert run_one(store, start_when=["night"]).job == third
     start_conditions.schedule(store, first, start_conditions.Start())
     assert run_one(store).job == first
@@ -152,7 +152,7 @@ def test_nothing_starts_without_room_and_what_paused_for_it_goes_on(store, monke
     monkeypatch.setattr(supervisor, "free_bytes", lambda _: free)
     waiting = store.submit(a_spec(steps=3)).id
     paused = store.submit(a_spec(steps=3)).id
-    claim = store.claims.claim("cpu", owner=me())
+    claim = take(store, "cpu")
     assert claim.job == waiting
     store.claims.register(claim, me())
     store.claims.report(claim, Progress(step=2))

@@ -178,16 +178,18 @@ def test_a_silent_runner_is_not_taken_for_dead(store):
 
 
 def test_a_spare_takes_the_job(store, monkeypatch):
+    def spares():
+        return {row["pid"] for row in store.processes() if row["role"] == "spare"}
+
     monkeypatch.setattr(runner_processes, "SPARE_NEEDS_BYTES", 0)
-    with supervising(store.home, spare=True) as running:
-        pid = until(lambda: running.runners.spare_pid)
-        until(lambda: any(row["role"] == "spare" for row in store.processes()))
+    with supervising(store.home, spare=True):
+        (pid,) = until(spares)
         job = store.submit(a_spec(steps=200)).id
         until(lambda: store.get(job).state == "running")
         assert store.get(job).pid == pid
         store.cancel(job)
         until(lambda: store.get(job).state == "cancelled")
-        until(lambda: running.runners.spare_pid not in (None, pid))
+        until(lambda: spares() - {pid})
 
 
 def test_a_killed_supervisor_is_replaced_and_adopts(store):

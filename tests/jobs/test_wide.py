@@ -6,8 +6,7 @@ import pytest
 
 from jobs.claims import Claim
 from jobs.job_queue import JobStore
-from jobs.process_identity import me
-from tests.jobs.conftest import end
+from tests.jobs.conftest import end, take
 
 pytestmark = [pytest.mark.usefixtures("no_power_cuts"), pytest.mark.timeout(900)]
 
@@ -18,7 +17,7 @@ def _submit(store: JobStore, width: int) -> int:
 
 def _claim(store: JobStore, device: str, slots: list[str]) -> Claim | None:
     more = [slot for slot in slots if slot != device]
-    return store.claims.claim(device, owner=me(), more=more)
+    return take(store, device, more=more)
 
 
 def test_a_wide_job_holds_every_device_it_got_and_returns_all(store):

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from jobs.claims import Slot
 from jobs.job_queue import JobStore
 from jobs.process_identity import me
 from studio.errors import StudioError
@@ -18,7 +19,7 @@ from studio.home import open_home
 def claim_all(store: JobStore, slot: str) -> list[int]:
     """Claim and finish until nothing is queued."""
     taken = []
-    while claim := store.claims.claim(slot, owner=me()):
+    while claim := store.claims.claim_next([Slot(slot)], owner=me()):
         store.claims.register(claim, me())
         store.claims.finish(claim, "succeeded")
         taken.append(claim.job)

@@ -6,6 +6,7 @@ import pytest
 
 from jobs.process_identity import me
 from studio.spec import RunSpec
+from tests.jobs.conftest import take
 from tests.ui.conftest import client_of
 from ui.compare_page import compare_routes
 
@@ -46,7 +47,7 @@ def test_the_host_is_started_ahead_only_where_nothing_trains(client, store, monk
     asked: list[str] = []
     monkeypatch.setattr("jobs.chat_client.ensure_host", lambda home: asked.append(str(home.path)))
     store.submit(RunSpec())
-    claim = store.claims.claim("cpu", owner=me())
+    claim = take(store, "cpu")
 
     assert client.post("/api/chat/warm", json={}).json() == {"warming": False}
     store.claims.register(claim, me())

@@ -4,10 +4,9 @@ import pytest
 
 from jobs import ray_cluster, supervisor
 from jobs.doctor import examine
-from jobs.process_identity import me
 from studio import gpus
 from studio.spec import RunSpec
-from tests.jobs.conftest import begin, until
+from tests.jobs.conftest import begin, take, until
 from tests.ui.conftest import client_of
 from ui import page_frame
 from ui.action_routes import action_routes
@@ -26,7 +25,7 @@ def test_a_cluster_is_one_more_device_with_who_holds_it(page, store, dashboard, 
     wanted = {"address": dashboard.address, "storage": str(tmp_path / "s")}
     assert page.post("/api/do/cluster", json=wanted).json()["devices"] == 6
     store.submit(RunSpec.parse({"name": "far", "train": {"device": "ray", "num_processes": 2}}))
-    store.claims.claim("ray:0", owner=me(), more=["ray:1"], wanted=["ray"])
+    take(store, "ray:0", more=["ray:1"], wanted=["ray"])
 
     found = until(lambda: (s := page.get("/api/system").json()["cluster"]).get("devices") and s)
 

@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
+from jobs.claims import Slot
 from jobs.job_queue import JobStore
 from jobs.process_identity import me
 from jobs.run_curves import Progress
@@ -94,7 +95,7 @@ def _claims(home: Home, store: JobStore, workers: int = 8, jobs: int = 1000) -> 
     for _ in range(20):
         store.submit({"name": ""})
         begun = time.perf_counter()
-        claim = store.claims.claim("cpu", owner=me())
+        claim = store.claims.claim_next([Slot("cpu")], owner=me())
         waited.append(time.perf_counter() - begun)
         assert claim is not None
         store.claims.register(claim, me())
@@ -104,7 +105,7 @@ def _claims(home: Home, store: JobStore, workers: int = 8, jobs: int = 1000) -> 
 
     def work(number: int) -> None:
         with closing(JobStore(home)) as own:
-            while claim := own.claims.claim(f"slot {number}", owner=me()):
+            while claim := own.claims.claim_next([Slot(f"slot {number}")], owner=me()):
                 own.claims.register(claim, me())
                 own.claims.finish(claim, "succeeded")
                 taken.append(claim.job)
@@ -122,7 +123,7 @@ def _claims(home: Home, store: JobStore, workers: int = 8, jobs: int = 1000) -> 
 
 def _curves(store: JobStore, points: int, times: int) -> list[Figure]:
     store.submit({"name": "curve"})
-    claim = store.claims.claim("cpu", owner=me())
+    claim = store.claims.claim_next([Slot("cpu")], owner=me())
     assert claim is not None
     job = claim.job
     store.claims.register(claim, me())
