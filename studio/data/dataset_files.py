@@ -112,10 +112,10 @@ def files_in(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
                 continue
             if name == "state.json" and "dataset_info.json" in names:
                 continue
-            if file.is_file():
-                place = file.resolve()
-                inside = any(place.is_relative_to(one) for one in roots)
-                (found if inside else left).append(file if inside else name)
+            if file.is_file() and any(file.resolve().is_relative_to(one) for one in roots):
+                found.append(file)
+            elif file.is_file():
+                left.append(name)
         if len(found) > MAX_FILES:
             raise DataError(f"{folder} holds more than {MAX_FILES:,} data files.")
     found = [f for f in found if f.stem.lower() not in ("readme", "license", "changelog")]

@@ -9,7 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +101,8 @@ class _Tokeniser:
         """Yield what rows became; `counter.read` is the number of the newest."""
         columns = columns_read(guess.mapping)
         for item in items:
-            if made := self.counter.take(item, columns, convert):
+            made = cast(Made | None, self.counter.take(item, columns, convert))
+            if made is not None:
                 yield made
 
     def write_prompts(
