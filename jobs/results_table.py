@@ -24,6 +24,7 @@ from studio.adapters import library
 from studio.adapters.adapter_lineage import frozen_below
 from studio.errors import AdapterError
 from studio.evaluation.evaluate_on_dataset import REPORT
+from studio.evaluation.html_page import text_of
 from studio.evaluation.vote_ranking import Match, leaderboard
 from studio.home import Home
 from studio.methods import methods
@@ -276,7 +277,7 @@ def written(found: dict[str, Any], form: Form) -> str:
             continue
         cells = [word.replace("|", "\\|").replace("\n", " ") for word in words]
         for key, value in values.items():
-            shown = "–" if value is None else f"{value:.4g}" if isinstance(value, float) else value
+            shown = text_of(value) if value is None or isinstance(value, float) else value
             is_best = value is not None and value == best.get(key)
             cells.append(f"**{shown}**" if is_best else str(shown))
         text.write("| " + " | ".join(cells) + " |\n")

@@ -62,9 +62,9 @@ def text_of(value: Any) -> str:
         return "–"
     if isinstance(value, bool):
         return say("yes") if value else say("no")
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u202f")
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        value = round(value) if 9999.5 <= abs(value) < math.inf else f"{value:.4g}"
+    return f"{value:,}".replace(",", "\u202f") if isinstance(value, int) else str(value)
 
 
 def table(heading: str, head: Sequence[str], rows: Sequence[Sequence[Any]], **more: Any) -> Section:
@@ -101,7 +101,7 @@ def chart(title: str, curves: Curves) -> dict[str, Any] | None:
         "title": title, "lines": drawn, "left": LEFT, "right": RIGHT, "base": BASE,
         "width": WIDTH, "height": HEIGHT,
         "x": [(across(mark), text_of(round(mark))) for mark in ticks(first, last, 7, whole=True)],
-        "y": [(up(mark), f"{mark:.4g}") for mark in ticks(low, high, 5)],
+        "y": [(up(mark), f"{mark:,.10g}".replace(",", "\u202f")) for mark in ticks(low, high, 5)],
     }  # fmt: skip
 
 
