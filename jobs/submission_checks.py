@@ -44,7 +44,9 @@ def admit(spec: RunSpec, home: Home, *, here: bool = True, may_wait: bool = Fals
     )
     if spec.train.device == CLUSTER:
         ray_cluster.admit(spec, home)
-    distributed.check_sharding(spec.on_this_machine())
+    processes = {"num_processes": spec.train.num_devices}
+    placed = spec.on_this_machine() if here else spec.with_parts(train=processes)
+    distributed.check_sharding(placed)
     objectives.check(spec)
     trackers.check(spec.train.report_to)
     if find_model.origin_of(spec.model.path, spec.model.revision).kind != "hub":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from typing import Any
 
 from studio import hardware
@@ -72,8 +73,20 @@ def device_names(device: str, num_processes: int, rows_per_step: int) -> tuple[s
         rows_per_step: Upper bound for the CPU processes of `all`: each needs a row.
 
     Raises:
-        SpecError: A device does not exist, there are too few, or the two settings contradict.
+        SpecError: A device does not exist, there are too few, the two settings contradict, or
+            Windows would need several processes.
     """
+    names = _names(device, num_processes, rows_per_step)
+    if len(names) > 1 and device != CLUSTER and sys.platform == "win32":
+        raise _invalid(
+            f"The run needs {len(names)} processes, and Windows supports only one: use one device "
+            "with train.num_processes=1, or WSL2.",
+            field="train.num_processes",
+        )
+    return names
+
+
+def _names(device: str, num_processes: int, rows_per_step: int) -> tuple[str, ...]:
     if device == CLUSTER or (device in (AUTO, CPU, "mps") and num_processes == 1):
         return (device,) * num_processes
     if device not in WORDS and not all(map(GPU.fullmatch, device.split(","))):
@@ -86,7 +99,8 @@ def device_names(device: str, num_processes: int, rows_per_step: int) -> tuple[s
     if device == ALL:
         names = tuple(gpus)
         if not gpus:
-            count = min(hardware.physical_cores(), rows_per_step, MAX_PROCESSES)
+            most = 1 if sys.platform == "win32" else MAX_PROCESSES
+            count = min(hardware.physical_cores(), rows_per_step, most)
             names = ("mps",) if "mps" in here else (CPU,) * count
         what = f"train.device is all ({len(names)} {'GPUs' if gpus else 'processes'} here)"
     elif GPU.match(device):

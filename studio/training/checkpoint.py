@@ -74,11 +74,15 @@ class RunProgress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointOrigin:
-    """Data and base that a checkpoint belongs to; resuming with others is refused."""
+    """Data and base that a checkpoint belongs to; resuming with others is refused.
+
+    `learning_rate` is the run's, which a search may have found.
+    """
 
     data_hash: str
     base_fingerprint: str
     total_steps: int
+    learning_rate: float = 0.0  # of earlier versions
 
 
 def save(
@@ -116,6 +120,14 @@ def newest(folder: Path) -> Path | None:
         return None
     sweep(folder)
     return next((path for path in _newest_first(folder) if is_whole(path)), None)
+
+
+def learning_rate(folder: Path) -> float | None:
+    """Return the learning rate with which a run was at its newest checkpoint; None without one."""
+    if (path := newest(folder)) is None:
+        return None
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return float(state["origin"].get("learning_rate", 0)) or None
 
 
 def load_adapter(folder: Path, step: int, adapter: Adapter) -> bool:

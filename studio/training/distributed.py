@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from studio.backbone import Backbone
     from studio.job_request import Control
+    from studio.methods.method import Method
 
 POLL_SECONDS, END_SECONDS = 0.1, 5.0
 CAUSE_SECONDS = 15.0  # a rank that fails makes others fail: wait for the first cause
@@ -96,6 +97,22 @@ def shard_base(backbone: Backbone, device: torch.device) -> None:
         # reshard_after_forward would keep a root's layers whole.
         fully_shard(layer, reshard_after_forward=True, ignored_params=small)
     backbone.model.to(device)  # embeddings, head, last norm
+
+
+def check_saved_modules(backbone: Backbone, method: Method) -> None:
+    """Check that nothing of a sharded base is trained in full: rank 0 alone could not write it.
+
+    Raises:
+        MethodError: `method.modules_to_save` names a linear layer inside the decoder layers.
+    """
+    names = getattr(method, "modules_to_save", "none")
+    ends = tuple(f".{name}" for name in names) if isinstance(names, tuple) else ()
+    for site in backbone.anatomy.all_linears():
+        if hasattr(site.parameter, "full_tensor") and f".{site.key}".endswith(ends):
+            raise MethodError(
+                f"method.modules_to_save names {site.key}, which train.fsdp shards: leave it out "
+                "there, or set train.fsdp=false."
+            )
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from studio import atomic
 from studio.errors import Diverged, SpecError
 from studio.spec import RunSpec
 from studio.training.open_session import open_session
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 FACTORS = tuple(10 ** (place / 2) for place in (-1, 0, 1, 2))
 TRIAL_SHARE = 4  # a trial takes this part of the run's steps
 FEWEST_STEPS = 5
-NAME = "trial"
+NAME, TRIALS = "trial", "learning_rate_trials.json"
 
 
 def find_rate(
@@ -31,7 +33,8 @@ def find_rate(
 
     Each trial is a whole schedule over a quarter of the run's steps with a fresh adapter on the
     base, or the one that the run starts from; both are as before afterwards. A trial that diverges
-    loses. The reference of a loss is kept in `run_dir`, like that of the run.
+    loses. The reference of a loss is kept in `run_dir`, like that of the run, and so is the loss of
+    each trial: a run that was interrupted or retried repeats none, and keeps its rate.
 
     Raises:
         SpecError: No row is held out, or the run uses several processes.
@@ -54,8 +57,12 @@ def find_rate(
     steps = min(total, max(FEWEST_STEPS, total // TRIAL_SHARE))
     weights = backbone.model.named_parameters() if spec.method.trains_base else ()
     kept = [(weight, weight.detach().clone()) for _, weight in weights]
-    losses: dict[float, float] = {}
-    for number, rate in enumerate(own * factor for factor in FACTORS):
+    key, losses = [own, steps, spec.seed, prepared.data_hash], list[float | None]()
+    stored = atomic.read_object(run_dir / TRIALS)
+    if stored.get("key") == key:
+        losses = stored["losses"]
+    rates = [own * factor for factor in FACTORS]
+    for number, rate in [*enumerate(rates)][len(losses) :]:
         yield Loading(text=f"Learning rate {rate:.2g}: trial {number + 1} of {len(FACTORS)}")
         changes = {"learning_rate": rate, "max_steps": steps, "neftune_noise_alpha": 0.0}
         trial = spec.with_parts(train=changes)
@@ -69,14 +76,15 @@ def find_rate(
                 session.step()
             found = session.evaluate()
             loss = -(found.reward or 0.0) if found.eval_loss is None else found.eval_loss
-            losses[rate] = loss if math.isfinite(loss) else math.inf
+            losses.append(loss if math.isfinite(loss) else None)
         except Diverged:
-            losses[rate] = math.inf
+            losses.append(None)
         finally:
             for name in {NAME, *(name for name, _ in session.start.reference)}:
                 backbone.detach(name)
             for weight, values in kept:
                 weight.data.copy_(values)
-    best = min(losses, key=losses.__getitem__)
+        atomic.write(run_dir / TRIALS, json.dumps({"key": key, "losses": losses}))
+    best = rates[min(range(len(rates)), key=lambda i: math.inf if losses[i] is None else losses[i])]
     yield Loading(text=f"Learning rate {best:.2g}, the best of {len(FACTORS)}")
     return best

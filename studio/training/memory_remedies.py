@@ -102,10 +102,12 @@ def pick(found: Sequence[Remedy], name: str = "") -> Remedy:
 
 def runs_on_gpu(spec: RunSpec) -> bool:
     """Return True if the run's device is a GPU of this machine with memory of its own."""
+    return hardware.is_card(_device(spec))
+
+
+def _device(spec: RunSpec) -> str:
     device = spec.train.device
-    if device in ("auto", "all"):
-        return hardware.is_card(hardware.devices()[0].name)
-    return hardware.is_card(device)
+    return hardware.devices()[0].name if device in ("auto", "all") else device
 
 
 def _exact(spec: RunSpec, on_gpu: bool) -> Iterator[Remedy]:
@@ -131,7 +133,7 @@ def _exact(spec: RunSpec, on_gpu: bool) -> Iterator[Remedy]:
             "longer.",
             changes=recompute,
         )  # fmt: skip
-    if on_gpu and not args.activation_offloading:
+    if on_gpu and not args.activation_offloading and not _device(spec).startswith("xpu"):
         also = "Gradient checkpointing, and the" if recompute else "The"
         yield Remedy(
             name="offloading", title="Activation offloading", same_result=True,

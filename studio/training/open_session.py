@@ -13,7 +13,7 @@ from studio.data.prepare_run_data import prepare
 from studio.errors import SpecError
 from studio.training.allocator import give_back_freed_memory, keep_few_kernels, reuse_freed_memory
 from studio.training.checkpoint import CheckpointOrigin, RunProgress
-from studio.training.distributed import shard_base
+from studio.training.distributed import check_saved_modules, shard_base
 from studio.training.grpo_rollouts import Rollouts
 from studio.training.neftune import Neftune
 from studio.training.optimizer import make_optimizer
@@ -65,6 +65,7 @@ def open_session(
     backbone = backbone or Backbone(loaded.model)
     if spec.train.fsdp:
         shard_base(backbone, loaded.device)
+        check_saved_modules(backbone, spec.method)
     adapter, start = attach(spec, backbone, loaded, name, prepared.train[0].input_ids.tolist())
     parameters = backbone.train(name)
     if spec.train.activation_offloading and loaded.device.type != "cuda":
@@ -84,7 +85,7 @@ def open_session(
         accelerator=Accelerator(cpu=loaded.device.type == "cpu"), progress=RunProgress(),
         origin=CheckpointOrigin(
             data_hash=prepared.data_hash, base_fingerprint=loaded.facts.fingerprint,
-            total_steps=plan.total_steps,
+            total_steps=plan.total_steps, learning_rate=plan.learning_rate,
         ),
         name=name, parameters=parameters, start=start,
         neftune=Neftune(backbone, adapter, alpha) if alpha else None,

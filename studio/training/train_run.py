@@ -11,13 +11,13 @@ from pathlib import Path
 
 from studio.backbone import Backbone
 from studio.backbone.experts import not_adapted
-from studio.errors import OutOfMemory, WeightsTooLarge
+from studio.errors import InputError, OutOfMemory, WeightsTooLarge
 from studio.evaluation.forgetting import general_set_of
 from studio.home import Home
 from studio.job_request import Control
 from studio.models.loading import load
 from studio.spec import RunSpec
-from studio.training import kernel_check, objectives
+from studio.training import checkpoint, kernel_check, objectives
 from studio.training.allocator import trim
 from studio.training.base_check import check_base
 from studio.training.base_precision import base_model
@@ -49,19 +49,24 @@ def train(
     """
     if not in_process_group and spec.train.may_use_several_processes:
         spec = spec.on_this_machine()
+    failed: OutOfMemory | None = None
     while True:
         try:
             yield from _train(
                 spec, run_dir=run_dir, home=home, control=control, in_process_group=in_process_group
             )
             return
+        except InputError:
+            if failed is not None:  # the remedy is not possible here
+                raise failed from None
+            raise
         except OutOfMemory as error:
             single = spec.train.num_processes == 1
             helps = single and not isinstance(error, WeightsTooLarge)
             changes = next_remedy(spec) if spec.train.retry_when_out_of_memory and helps else None
             if changes is None:
                 raise
-            spec = spec.with_values(changes)
+            spec, failed = spec.with_values(changes), error
         trim()
         listed = ", ".join(f"{field.removeprefix('train.')} {v}" for field, v in changes.items())
         yield Loading(text=f"Out of memory; retrying with {listed}")
@@ -97,8 +102,10 @@ def _train(
             yield Loading(text=text)
         backbone = Backbone(loaded.model)
         if spec.train.find_learning_rate:
-            rate = yield from find_rate(
-                spec, run_dir=run_dir, loaded=loaded, prepared=prepared, backbone=backbone
+            rate = checkpoint.learning_rate(run_dir / "checkpoints") or (
+                yield from find_rate(
+                    spec, run_dir=run_dir, loaded=loaded, prepared=prepared, backbone=backbone
+                )
             )
             spec = spec.with_parts(train={"learning_rate": rate})
         yield Loading(text=f"Attaching {spec.method.title}")

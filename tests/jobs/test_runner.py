@@ -17,7 +17,7 @@ from studio.data.import_dataset import import_dataset
 from studio.data.model_tokenizer import backend_from_folder
 from studio.data.prepare_run_data import prepare
 from studio.data.tokenise_first_rows import first_report
-from studio.errors import DataError, Unreached
+from studio.errors import DataError, SpecError, Unreached
 from studio.models.find_model import facts
 from studio.spec import DataSource, RunSpec
 
@@ -107,6 +107,15 @@ def test_a_file_that_changed_is_hashed_again(home, tmp_path, read):
     assert hash_files([file], home) == first
     (home.state / "file-hashes.json").write_text('{"broken": [1]}')
     assert hash_files([file], home) == first
+
+
+def test_a_run_that_is_packed_may_need_more_processes_than_this_machine_has(home):
+    many = RunSpec().with_values({"train.num_processes": 64, "train.fsdp": True})
+    with pytest.raises(SpecError, match="num_processes is 64, but this machine has"):
+        admit(many, home)
+    assert admit(many, home, here=False).train.num_processes == 64
+    with pytest.raises(SpecError, match="set train.num_processes to two or more"):
+        admit(many.with_values({"train.num_processes": 1}), home, here=False)
 
 
 @pytest.mark.parametrize("path", ["README", "nobody/nothing"])

@@ -106,3 +106,15 @@ def test_what_this_machine_has_not_is_refused(monkeypatch, device, num_processes
 def test_runs_that_may_be_spread_share_no_base():
     assert sibling_key(_spec("auto")) is not None
     assert sibling_key(_spec("cuda:0,cuda:1")) is None and sibling_key(_spec("all")) is None
+
+
+def test_windows_has_one_process(monkeypatch):
+    monkeypatch.setattr(device_setting.sys, "platform", "win32")
+    _machine(monkeypatch, "cuda:0", "cuda:1")
+    for wanted in (("all",), ("cuda:0,cuda:1",), ("auto", 2), ("cpu", 2)):
+        with pytest.raises(SpecError, match="Windows supports only one: use one device") as error:
+            _resolved(*wanted)
+        assert error.value.field == "train.num_processes"
+    assert _resolved("ray", 8) == ("ray", 8), "the cluster has another system"
+    _machine(monkeypatch)
+    assert _resolved("all") == ("cpu", 1)

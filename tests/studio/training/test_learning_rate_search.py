@@ -35,6 +35,32 @@ def test_the_best_trial_trains_as_if_it_had_been_given(method, tmp_path):
     assert one == other
 
 
+def test_a_search_that_was_interrupted_repeats_no_trial_and_a_run_under_way_none(tmp_path):
+    home, trials = open_home(tmp_path / "home"), []
+
+    def events(folder, *, until=("never",), control=lambda: None):
+        wanted = spec("lora", find_learning_rate=True)
+        for event in train(wanted, run_dir=tmp_path / folder, home=home, control=control):
+            yield event
+            if isinstance(event, Loading) and ": trial " in event.text:
+                trials.append(event.text.partition(": ")[2])
+                if event.text.endswith(until):
+                    return
+
+    def rate(found):
+        return next(one.learning_rate for one in found if isinstance(one, Started))
+
+    whole = rate(events("whole"))
+    trials.clear()
+    list(events("cut", until="trial 3 of 4"))
+    list(events("cut", control=lambda: "stop"))  # after a step, with a checkpoint
+    assert [text[:7] for text in trials] == [f"trial {n}" for n in (1, 2, 3, 3, 4)]
+    assert rate(events("cut")) == whole
+    (tmp_path / "cut" / learning_rate_search.TRIALS).unlink()  # a run on a cluster brings none
+    assert rate(events("cut")) == whole
+    assert len(trials) == 5
+
+
 def test_the_search_needs_held_out_rows_and_one_process(tmp_path):
     home = open_home(tmp_path / "home")
     none_held = spec("lora", find_learning_rate=True).with_values({"data.validation_fraction": 0})

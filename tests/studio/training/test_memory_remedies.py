@@ -3,9 +3,11 @@
 import pytest
 
 from studio import hardware
-from studio.errors import OutOfMemory, SpecError
+from studio.errors import MethodError, OutOfMemory, SpecError
+from studio.hardware import Device
 from studio.spec import RunSpec
 from studio.training import memory_remedies as room
+from studio.training import train_run
 from studio.training.memory_remedies import pick, remedies, runs_on_gpu
 
 
@@ -76,3 +78,27 @@ def test_the_first_that_keeps_the_result_is_taken_else_one_is_named():
 )
 def test_where_a_run_goes_is_told_from_its_wish(wish, expected):
     assert runs_on_gpu(make_spec(train__device=wish)) is expected
+
+
+def test_offloading_is_offered_where_it_is_possible(monkeypatch):
+    assert "offloading" in names(on_gpu=True, train__device="cuda:0")
+    assert "offloading" not in names(on_gpu=True, train__device="xpu:0")
+    made = Device(name="xpu:0", label="", total_bytes=8, free_bytes=8)
+    monkeypatch.setattr(hardware, "devices", lambda: [made])
+    assert "offloading" not in names(on_gpu=True)
+
+
+def test_a_retry_that_is_not_possible_here_leaves_the_first_error(monkeypatch, tmp_path, home):
+    """Such as gradient checkpointing of an architecture that has none."""
+    errors = iter([OutOfMemory("no room"), MethodError("no checkpointing"), MethodError("wrong")])
+
+    def fails(*_, **__):
+        raise next(errors)
+        yield
+
+    monkeypatch.setattr(train_run, "_train", fails)
+    spec = make_spec(train__retry_when_out_of_memory=True)
+    with pytest.raises(OutOfMemory, match="no room"):
+        list(train_run.train(spec, run_dir=tmp_path, home=home))
+    with pytest.raises(MethodError, match="wrong"):
+        list(train_run.train(spec, run_dir=tmp_path, home=home))

@@ -188,6 +188,10 @@ def _evaluations(events: list[Event]) -> list[float]:
         ({"train.num_processes": 1}, "set train.num_processes to two or more"),
         ({"model.quantization": "nf4"}, "cannot shard a base in 4 or 8 bit"),
         ({"method": "full"}, "set train.fsdp=false"),
+        (
+            {"method.target_modules": ["q_proj"], "method.modules_to_save": ["norm", "up_proj"]},
+            r"modules_to_save names \S+up_proj, which train\.fsdp shards",
+        ),
         ({"method": "prompt_tuning"}, "set train.fsdp=false"),
         (
             {"train.num_processes": 64, "train.fsdp": False},
