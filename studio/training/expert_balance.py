@@ -21,29 +21,35 @@ if TYPE_CHECKING:
 
 
 class ExpertBalance:
-    """Counts the tokens per expert, step by step."""
+    """Counts the tokens per expert in the steps of one session; others may share the experts."""
 
     def __init__(self, experts: Sequence[Experts]) -> None:
         self._experts = experts
-        self._seen = [one.tokens_E.cpu().clone() for one in experts]
-        self._start = list(self._seen)
+        self._counts = [torch.zeros_like(one.tokens_E) for one in experts]
+        self._seen = [counts_E.cpu().clone() for counts_E in self._counts]
+
+    def begin_step(self) -> None:
+        """Let the experts count on from this session's last step."""
+        for one, counts_E in zip(self._experts, self._counts, strict=True):
+            one.tokens_E = counts_E
 
     def of_step(self) -> float | None:
-        """Return the evenness since the last call: the layers' mean entropy, as a part of log E."""
+        """Return the evenness since the step began: the layers' mean entropy, in parts of log E."""
         if not self._experts:
             return None
-        before, self._seen = self._seen, [one.tokens_E.cpu().clone() for one in self._experts]
+        self._counts = [one.tokens_E for one in self._experts]
+        before, self._seen = self._seen, [counts_E.cpu().clone() for counts_E in self._counts]
         layers = [evenness(now - old) for now, old in zip(self._seen, before, strict=True)]
         return sum(layers) / len(layers)
 
     def warning(self, adapter: Adapter) -> str:
-        """Return a sentence on adapted experts that saw no token since the start; empty if none."""
+        """Return a sentence on adapted experts that saw no token in any step; empty if none."""
         adapted = {site.key.rpartition(".")[0] for site in adapter.sites if site.num_experts}
         unused = total = 0
-        for one, start in zip(self._experts, self._start, strict=True):
+        for one, seen in zip(self._experts, self._seen, strict=True):
             if one.key in adapted:
-                unused += int((one.tokens_E.cpu() == start).sum())
-                total += len(start)
+                unused += int((seen == 0).sum())
+                total += len(seen)
         if not unused:
             return ""
         return (

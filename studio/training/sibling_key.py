@@ -11,7 +11,10 @@ import json
 from studio.device_setting import CLUSTER
 from studio.spec import RunSpec
 
-SHARED_TRAIN = ("device", "gradient_checkpointing", "activation_offloading", "attn_implementation")
+SHARED_TRAIN = (  # of the base, or of the whole process
+    "device", "gradient_checkpointing", "activation_offloading", "attn_implementation", "tf32",
+    "triton_kernels",
+)  # fmt: skip
 
 
 def sibling_key(spec: RunSpec) -> str | None:

@@ -231,7 +231,12 @@ class SiblingGroup:
         return members
 
     def _may_share(self, session: Session) -> bool:
-        """Return True if the run's rows may share a pass: packed, and nothing in it is random."""
+        """Return True if the run's rows may share a pass: packed, and nothing in it is random.
+
+        Routed experts count the tokens of a pass, which says how one run uses them.
+        """
+        if self.backbone.experts:
+            return False
         random, args = bool(session.spec.method.input_dropout), session.spec.train
         return args.packing and args.loss == "sft" and not random and not self._ran_out_of_memory
 

@@ -153,6 +153,7 @@ class Session:
         """
         rate, seconds, tokens = self.plan.lr(self.progress.step), 0.0, 0
         set_learning_rate(self.optimizer, rate)
+        self.balance.begin_step()
         for _ in range(self.preference.updates if self.preference else 1):
             passed, started = self.forward_backward(self), time.perf_counter()
             norm = self._reduce_and_clip(passed.scale).float()

@@ -16,14 +16,21 @@ def test_evenness_is_the_entropy_as_a_part_of_its_largest_value():
 
 def test_each_step_counts_its_own_tokens_and_unused_experts_are_named_at_the_end():
     layer = SimpleNamespace(key="layers.0.experts", tokens_E=torch.tensor([3, 3]))
-    balance = ExpertBalance([layer])
+    balance, sibling = ExpertBalance([layer]), ExpertBalance([layer])
+    balance.begin_step()
     layer.tokens_E += torch.tensor([2, 0])
     assert balance.of_step() == 0
+    sibling.begin_step()
+    layer.tokens_E += torch.tensor([0, 7])
+    assert sibling.of_step() == 0
+    balance.begin_step()
     layer.tokens_E += torch.tensor([4, 0])
     assert balance.of_step() == 0
     site = SimpleNamespace(key="layers.0.experts.down_proj", num_experts=2)
     assert "1 of 2 experts saw no token" in balance.warning(SimpleNamespace(sites=[site]))
+    balance.begin_step()
     layer.tokens_E += torch.tensor([0, 1])
+    assert balance.of_step() == 1 - 1
     assert balance.warning(SimpleNamespace(sites=[site])) == ""
 
 
