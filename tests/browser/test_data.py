@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.browser.conftest import surely
 
@@ -144,3 +144,27 @@ def test_the_same_file_twice_is_said_and_a_deletion_asks_first(page, studio):
     surely(page, "Delete", "Really delete?")
     expect(page.get_by_test_id("dataset-terse")).to_have_count(0)
     assert "terse" not in [one["name"] for one in studio.json("/api/data")["datasets"]]
+
+
+def test_a_new_dataset_does_not_replace_what_is_open_by_then(page, studio, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(f'{{"prompt": "say {n}", "completion": "{n}"}}\n' for n in range(9)))
+    studio.json("/api/do/data.import", {"source": str(file), "name": "going on"})
+    held: list[Route] = []
+    page.goto("/data")
+    page.get_by_test_id("dataset-going-on").click()
+    page.get_by_role("tab", name="Change").click()
+    page.locator("form", has=page.get_by_test_id("change-split")).locator("[name=count]").fill("2")
+    page.route("**/api/outcome/*", lambda route: held.append(route))
+    page.get_by_test_id("change-split").click()
+    expect(page.get_by_text("The step is queued")).to_be_visible()
+    page.get_by_role("tab", name="Mapping").click()
+    page.get_by_test_id("system-prompt").fill("Be brief.")
+    while not held:  # it is asked for as soon as the split has ended
+        page.wait_for_timeout(50)
+    held.pop().continue_()
+    made = page.locator(".s-toast").get_by_role("link", name="going-on-2 is ready.")
+    expect(made).to_be_visible()
+    expect(page.get_by_test_id("system-prompt")).to_have_value("Be brief.")
+    made.click()
+    expect(page.get_by_test_id("family")).to_contain_text("of going-on")

@@ -45,6 +45,26 @@ def test_train_and_compare_stand_as_they_were_left(page, studio):
     expect(page).not_to_have_url(re.compile("max_steps"))
 
 
+def test_a_model_or_dataset_chosen_elsewhere_joins_the_form_as_it_was_left(page, studio):
+    job = studio.json("/api/do/data.import", {"source": "starter:terse", "name": "joined"})
+    page.goto("/?set=method.r=5")
+    page.get_by_label("Steps", exact=True).fill("7")
+    expect(page).to_have_url(re.compile("max_steps=7"))
+    go(page, "Data")
+    page.get_by_test_id("dataset-joined").click()
+    page.get_by_test_id("train-on-this").click()
+    expect(page).to_have_url(re.compile("data.path=joined"))
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("7")
+    go(page, "Models")
+    page.get_by_test_id("model-starter").get_by_role("link", name="Train").click()
+    expect(page.locator("#data-note")).to_contain_text("hash")
+    form = parse_qs(urlsplit(page.url).query)["set"]
+    assert sorted(form) == ["data.path=joined", "method.r=5", "train.max_steps=7"]
+    page.goto("about:blank")
+    studio.json("/api/do/data.delete", {"name": "joined"})
+    studio.json("/api/do/delete", {"job": job["id"]})
+
+
 def test_the_form_shows_what_is_cut_and_only_what_applies(page):
     page.goto("/?set=data.max_length=20")
     cut = page.get_by_test_id("cut")
@@ -225,6 +245,16 @@ def test_an_upload_ends_when_its_import_is_deleted(page):
     expect(page.locator("#upload")).to_contain_text("There is no job 9.")
     page.wait_for_timeout(700)
     assert len(asked) == 1
+
+
+@pytest.mark.refused("/api/data/upload")
+def test_an_upload_ends_when_a_proxy_answers_with_a_page(page):
+    too_large = {"status": 413, "content_type": "text/html", "body": "<h1>413 Too Large</h1>"}
+    page.route("**/api/data/upload?*", lambda route: route.fulfill(**too_large))
+    page.goto("/")
+    file = {"name": "few.jsonl", "mimeType": "application/json", "buffer": b"{}"}
+    page.get_by_test_id("train-file").set_input_files(file)
+    expect(page.locator("#upload")).to_contain_text("The server answered 413.")
 
 
 def test_the_guide_keeps_the_newest_goal_and_fills_the_form_with_it(page):

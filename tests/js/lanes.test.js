@@ -2,7 +2,7 @@ import './dom_stub.js';
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-const { clientName, compareAddress, isCheckpoint, laneName, parseLane, writeLane } =
+const { clientName, compareAddress, isCheckpoint, laneName, parseLane, trainWith, writeLane } =
   await import('../../ui/assets/core/lanes.js');
 
 const LANES = [
@@ -45,4 +45,20 @@ test('jobs and checkpoints link to their lanes', () => {
     name: '50% ~x' }).slice(9)).getAll('lane');
   assert.deepEqual(parseLane(lane), { model: 'm', stack: [{ name: '50% ~x', weight: 1 }] });
   assert.deepEqual(['7@100', 'run-7', '7@'].map(isCheckpoint), [true, false, false]);
+});
+
+test('a link to Train replaces fields of the form as it was left, and keeps all others', () => {
+  let left = '?set=model.path%3Dme%2Fit&set=train.loss%3Ddpo&set=train.max_steps%3D7&run=3';
+  globalThis.sessionStorage = { getItem: (key) => (key === 'studio.left/' ? left : null) };
+  const shown = (...asked) => {
+    const { pathname, searchParams } = new URL(trainWith(...asked), 'http://here');
+    assert.equal(pathname, '/');
+    return [searchParams.getAll('set'), searchParams.get('run')];
+  };
+  const steps = 'train.max_steps=7';
+  assert.deepEqual(shown(['data.path=a b+c']), [['model.path=me/it', 'train.loss=dpo', steps, 'data.path=a b+c'], '3']);
+  assert.deepEqual(shown(['model.path=x', 'train.loss=kto']), [[steps, 'model.path=x', 'train.loss=kto'], '3']);
+  assert.deepEqual(shown(['data.path=y'], /^train\.loss=/), [['model.path=me/it', steps, 'data.path=y'], '3']);
+  left = '';
+  assert.deepEqual(shown(['data.path=y']), [['data.path=y'], null]);
 });

@@ -1,6 +1,6 @@
-// Lanes of Compare as text (MODEL~NAME:WEIGHT+NAME:WEIGHT), links to them, and checkpoints as lanes.
+// Lanes of Compare as text (MODEL~NAME:WEIGHT+NAME:WEIGHT), links to them and to Train, and checkpoints as lanes.
 
-import { count, go, h, send, short, sureButton, t, toast } from './dom.js';
+import { at, count, go, h, leftAt, send, short, sureButton, t, toast } from './dom.js';
 
 const NAME = /^(\d+)@(\d+)$/;
 
@@ -98,4 +98,14 @@ export function promoteButton(name) {
     (made) => t`Queued as “${made.name}”. The current adapter stays beside it.`), 's-tool');
   node.title = t`Make this checkpoint the run's adapter`;
   return node;
+}
+
+/** The address of the Train page as it was left, with these assignments of fields; `without` drops others. */
+export function trainWith(assigned, without = /^$/) {
+  const address = new URLSearchParams(leftAt(at('/'))), field = (one) => one.split('=')[0];
+  const kept = address.getAll('set').filter((one) => !without.test(one)
+    && !assigned.some((other) => field(other) === field(one)));
+  address.delete('set');
+  for (const one of [...kept, ...assigned]) address.append('set', one);
+  return `/?${address}`;
 }

@@ -17,11 +17,12 @@ function transfer(file, onProgress) {
     request.upload.onprogress = (event) => onProgress(
       t`Uploading ${file.name}: ${bytes(event.loaded)} of ${bytes(file.size)}`,
       event.loaded / Math.max(1, file.size));
-    request.onerror = () => reject(new Error(t`The upload failed. Is the server still running?`));
+    request.responseType = 'json'; // null where it is none, such as the error page of a proxy
+    request.onerror = request.onabort = () => reject(new Error(t`The upload failed. Is the server still running?`));
     request.onload = () => {
-      const answer = JSON.parse(request.responseText || '{}');
-      if (request.status === 200) resolve(answer.path);
-      else reject(new Error(answer.error?.text ?? t`The server answered ${request.status}.`));
+      const { response, status } = request;
+      if (response?.path) resolve(response.path);
+      else reject(new Error(response?.error?.text ?? t`The server answered ${status}.`));
     };
     request.send(file);
   });

@@ -3,6 +3,7 @@
 
 import { ago, api, badge, button, bytes, choose, count, dots, h, keyed, matcher, menu, Page, query, quiet, redraw,
   remember, searchField, send, sureButton, t, tabs, toast, word } from '../core/dom.js';
+import { trainWith } from '../core/lanes.js';
 import { isLive, isOpen, poke, showJobs, subscribe } from '../core/live.js';
 import { askAction, weighted } from '../core/form.js';
 import { Import, Mapping } from './import.js';
@@ -19,6 +20,7 @@ export class Data extends Page {
     this.tab = query().get('tab') in TABS ? query().get('tab') : 'report';
     this.datasets = [];
     this.waiting = new Map(); // job id -> what to do with its outcome
+    this.acts = 0; // of the user on what is open
     this.draw();
     this.refresh().then(() => this.open(this.name));
     addEventListener('popstate', () => this.open(query().get('name'), query().get('tab') ?? 'report'));
@@ -27,10 +29,10 @@ export class Data extends Page {
 
   draw() {
     this.search = searchField(t`Search datasets`, () => this.list());
-    this.rows = h('ol.s-rows', { 'data-testid': 'datasets' });
-    this.jobs = h('ol.s-activity', { 'aria-label': t`Work on datasets` });
+    this.rows = h('ol.s-rows', { testid: 'datasets' });
+    this.jobs = h('ol.s-activity', { label: t`Work on datasets` });
     this.none = quiet(t`No dataset is imported yet.`);
-    this.main = h('div.s-main');
+    this.main = h('div.s-main', { oninput: () => { this.acts += 1; } });
     this.append(this.jobs, h('div.s-runs.s-data',
       h('aside.s-list',
         h('div.s-list-head',
@@ -81,7 +83,7 @@ export class Data extends Page {
   /** Show a dataset, or the import where there is no name. */
   async open(name, tab = this.tab) {
     const other = name !== this.name;
-    Object.assign(this, { name, tab });
+    Object.assign(this, { name, tab, acts: this.acts + 1 });
     remember({ name, tab: name && tab !== 'report' ? tab : null, ...(other ? { row: null } : {}) }, other);
     this.list();
     if (!this.datasets.some((one) => one.name === name)) {
@@ -112,6 +114,7 @@ export class Data extends Page {
   }
 
   fill() {
+    this.acts += 1;
     choose(this.tabs, this.tab);
     const Panel = { report: Report, xray: XRay, rows: Rows, mapping: Remap, change: Change }[this.tab];
     redraw(this.panel, ...(['report', 'xray'].includes(this.tab) ? [this.lens.element] : []),
@@ -126,8 +129,8 @@ export class Data extends Page {
     return h('section.s-detail',
       h('div.s-detail-head', h('h1', found.name), badge('queued', found.format.replace('_', ' ')),
         h('div.s-actions',
-          h('a.s-button.s-primary', { testid: 'train-on-this',
-            href: `/?set=data.path=${encodeURIComponent(found.name)}${LOSS[found.format] ?? ''}` }, t`Train on this`),
+          h('a.s-button.s-primary', { testid: 'train-on-this', href: trainWith([`data.path=${found.name}`,
+            ...(LOSS[found.format] ?? [])], OF_PAIRS) }, t`Train on this`),
           exports,
           sureButton(t`Delete`, t`Really delete?`, () => this.remove(found.name)))),
       h('p.s-meta', t`from `, dots(found.original.name, found.original.container, found.original.encoding),
@@ -143,16 +146,19 @@ export class Data extends Page {
 
   family(found) {
     if (!found.step && !found.children.length) return null;
-    const link = (name) => h('a', { href: `/data?name=${name}`, onclick: (event) => {
-      event.preventDefault();
-      this.open(name);
-    } }, name);
     const here = this.datasets.some((one) => one.name === found.parent);
     return h('p.s-meta', { testid: 'family' },
       found.step && (found.parent ? t`${step(found.step)}, made of ` : step(found.step)),
-      found.parent && (here ? link(found.parent) : t`${found.parent} (deleted)`),
+      found.parent && (here ? this.link(found.parent) : t`${found.parent} (deleted)`),
       found.step && found.children.length > 0 && ' · ', found.children.length > 0 && t`led to `,
-      found.children.flatMap((name, at) => [at ? ', ' : '', link(name)]));
+      found.children.flatMap((name, at) => [at ? ', ' : '', this.link(name)]));
+  }
+
+  link(name, words = name, tab = this.tab) {
+    return h('a', { href: `/data?name=${name}`, onclick: (event) => {
+      event.preventDefault();
+      this.open(name, tab);
+    } }, words);
   }
 
   async remove(name) {
@@ -161,12 +167,14 @@ export class Data extends Page {
     this.open(this.datasets[0]?.name ?? null, 'report');
   }
 
-  /** Open the dataset that a queued job makes. */
+  /** Open the dataset that a queued job makes, or link to it if the user has gone on by then. */
   openResult(job, failed) {
+    const { acts } = this;
     this.await(job, async ({ name, already, parent }) => {
       if (already && !parent) toast(t`This file was imported before, as ${name}.`);
       await this.refresh();
-      this.open(name, 'report');
+      if (acts === this.acts) this.open(name, 'report');
+      else toast(this.link(name, t`${name} is ready.`, 'report'));
     }, failed);
   }
 
@@ -211,8 +219,9 @@ class Remap {
   }
 }
 
-/** The loss that learns from all that rows of a format say. */
-const LOSS = { preference: '&set=train.loss=dpo', scored: '&set=train.loss=dpo', judged: '&set=train.loss=kto' };
+/** The loss that learns from all that rows of a format say, and those that other rows cannot be trained with. */
+const LOSS = { preference: ['train.loss=dpo'], scored: ['train.loss=dpo'], judged: ['train.loss=kto'] };
+const OF_PAIRS = /^train\.loss=(?!sft|grpo)/;
 
 const NAMES = { part: t`Taken in part`, filter: t`Filtered`, dedupe: t`Deduplicated`, split: t`Split`,
   drop: t`Rows dropped`, remap: t`Remapped` };

@@ -54,6 +54,7 @@ export class Import {
 
   /** What `ask` returns; null if it is refused, which is shown, undefined if something newer has begun. */
   async newest(ask, words) {
+    this.page.acts += 1;
     const turn = this.turn = {}, progress = (...said) => turn === this.turn && this.progress(...said);
     progress(words);
     try {

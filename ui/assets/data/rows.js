@@ -1,6 +1,6 @@
 // Rows page by page, with ticks to drop or keep; and the steps that make a new dataset of this one.
 
-import { api, button, count, errorLine, h, newest, quiet, redraw, say, send, t, text } from '../core/dom.js';
+import { api, button, count, errorLine, h, newest, quiet, redraw, say, send, t, text, toast } from '../core/dom.js';
 import { actionForm } from '../core/form.js';
 import { rendered } from './import.js';
 
@@ -63,7 +63,7 @@ export class Change {
     this.error = errorLine({ testid: 'change-error' });
     this.status = h('p.s-quiet', { role: 'status' });
     this.cards = h('div.s-changes');
-    this.element = h('div.s-stack',
+    this.element = h('div.s-stack', { oninput: () => text(this.status, '') },
       quiet(t`Each step makes a new dataset and leaves this one unchanged, so this one is the undo. The command line
         has the same steps: `, h('code', 'studio data'), '.'), this.status, this.error, this.cards);
     this.draw();
@@ -78,7 +78,10 @@ export class Change {
       event.preventDefault();
       say(this.error, '');
       try {
-        this.page.openResult(await form.submit(), (words) => { text(this.status, ''); say(this.error, words); });
+        this.page.openResult(await form.submit(), (words) => {
+          text(this.status, '');
+          if (this.error.isConnected) say(this.error, words); else toast(words, 'error');
+        });
         text(this.status, t`The step is queued; the new dataset opens when it is made.`);
       } catch (error) { say(this.error, error.message); }
     } }, h('h2', form.title), quiet(form.help), form.element,

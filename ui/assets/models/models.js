@@ -4,6 +4,7 @@
 import { ago, api, badge, button, bytes, compact, count, dots, h, matcher, newest, Page, pairs, query, quiet, redraw,
   remember, searchField, send, sureButton, t, text, toast } from '../core/dom.js';
 import { askAction, dialog, labelled, select } from '../core/form.js';
+import { trainWith } from '../core/lanes.js';
 import { isLive, showJobs, subscribe } from '../core/live.js';
 
 const JOBS = new Set(['download', 'extend_model']);
@@ -33,8 +34,8 @@ export class Models extends Page {
       this.found = null;
       this.list();
     }, { value: query().get('q') ?? '', onkeydown: ({ key }) => { if (key === 'Enter') this.searchHub(); } });
-    this.sort = select(SORTS, 'downloads', () => this.found && this.searchHub(), { 'aria-label': t`Order of the hub` });
-    this.device = h('select', { 'aria-label': t`Device`, hidden: true, onchange: () => this.refresh() });
+    this.sort = select(SORTS, 'downloads', () => this.found && this.searchHub(), { label: t`Order of the hub` });
+    this.device = h('select', { label: t`Device`, hidden: true, onchange: () => this.refresh() });
     this.notice = h('p.s-notice', { role: 'status', hidden: true });
     this.jobs = h('ol.s-activity', { label: t`Downloads`, testid: 'downloads' });
     this.body = h('div.s-model-groups', { testid: 'models' });
@@ -118,7 +119,7 @@ export class Models extends Page {
       one.context && t`context ${count(one.context)}`, one.license, one.last_used && t`used ${ago(one.last_used)}`,
       one.adapters.length && t`${one.adapters.length} adapter${one.adapters.length > 1 ? 's' : ''}`);
     return this.row(one, one.name, meta, [
-      !one.why_not && h('a.s-button', { href: `/?set=model.path=${encodeURIComponent(one.path)}` }, t`Train`),
+      !one.why_not && h('a.s-button', { href: trainWith([`model.path=${one.path}`]) }, t`Train`),
       !one.why_not && button(t`Add tokens …`, () => askAction('models.extend', { fixed: { 'model.path': one.path },
         title: t`Add tokens to ${one.name}`, values: { name: `${one.name} extended` } }), 's-tool',
       { title: t`As a new model; runs on it train their embeddings` }),
