@@ -83,7 +83,7 @@ def _awaited(job: Job, other: Job) -> int:
             f'"{job.name}" can only wait for jobs older than itself, and "{other.name}" is '
             "not: submit it again after that one."
         )
-    if other.state in ("failed", "cancelled"):
+    if other.state in ("failed", "cancelled") and other.id not in job.needs:
         raise QueueError(f'"{other.name}" is {other.state}, so the job would never start.')
     return other.id
 

@@ -12,6 +12,7 @@ from jobs.actions import ACTIONS, ask, outcome
 from jobs.actions.adapters import best_losses, card, trashed
 from jobs.actions.registry import find, schema
 from jobs.job_queue import JobStore
+from studio.adapter_stack import MAX_LANES
 from studio.adapters import library
 from studio.errors import QueueError
 from studio.home import Home
@@ -50,6 +51,7 @@ def action_routes(home: Home, store: JobStore) -> APIRouter:
             "adapters": [card(one, best) for one in library.adapters(home)],
             "trash": [trashed(one) for one in library.trash(home)],
             "models": train_page_facts.labelled_models(home),
+            "max_lanes": MAX_LANES,
         }
 
     return router

@@ -8,8 +8,10 @@ with what is new since the cursors it was given, and with 204 if there is nothin
 import hashlib
 import json
 from collections import OrderedDict
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from fastapi import APIRouter, Query, Response
@@ -50,15 +52,16 @@ def routes(home: Home, store: JobStore) -> APIRouter:
         names: str = "loss",
         after: int = 0,
         bins: int = Query(600, ge=10, le=5000),
-        detail: int | None = None,
+        detail: Annotated[int | None, Query(lt=2**63)] = None,
         view: View = "log",
         seen: str = "",
     ) -> Response:
         news: dict[str, Any] = {}
-        changes = listing.since(jobs)
+        wanted = _ids(runs)
+        changes = listing.since(jobs, wanted if detail is None else [*wanted, detail])
         if changes:
             news["jobs"] = changes
-        metrics = _metrics(store, runs, names, after, bins)
+        metrics = _metrics(store, wanted, names, after, bins)
         if metrics and (metrics["data"] or metrics["seq"] != after):
             news["metrics"] = metrics
         if detail is not None:
@@ -72,7 +75,7 @@ def routes(home: Home, store: JobStore) -> APIRouter:
         runs: str, names: str = "loss", low: int = 0, high: int = 2**53,
         bins: int = Query(1000, ge=10, le=5000),
     ) -> Response:  # fmt: skip
-        return _json(_metrics(store, runs, names, 0, bins, window=(low, high)) or {})
+        return _json(_metrics(store, _ids(runs), names, 0, bins, window=(low, high)) or {})
 
     return router
 
@@ -115,7 +118,7 @@ def job_row(job: Job) -> dict[str, Any]:
     }
 
 
-_SHOWN = ("phase", "created", "started", "finished", "attempt", "intent")
+_SHOWN = ("phase", "created", "started", "finished", "attempt", "intent", "device_wanted")
 
 
 def stage_of(job: Job) -> int | None:
@@ -137,19 +140,23 @@ class Listing:
         self.sent: OrderedDict[str, dict[int, str]] = OrderedDict()
         self.rows: dict[str, Rows] = {}  # by language
 
-    def since(self, digest: str) -> dict[str, Any] | None:
+    def since(self, digest: str, asked: Iterable[int] = ()) -> dict[str, Any] | None:
         """Return what changed since the listing of that digest; None where nothing did.
+
+        `asked` are jobs that are listed however old they are.
 
         `items` are the changed jobs, `removed` the ids that are gone; `whole` says that the tab
         must forget what it had, because its listing is not known here (any more).
         """
         spoken = language.current.get()
         kept = self.rows.get(spoken, {})
-        made = self.rows[spoken] = {job.id: _row(job, kept.get(job.id)) for job in self._shown()}
+        made = self.rows[spoken] = {
+            job.id: _row(job, kept.get(job.id)) for job in self._shown(asked)
+        }
         rows = [row for _, row, _ in made.values()]
         now = {job_id: digest for job_id, (_, _, digest) in made.items()}
         supervised = self.store.supervisor() is not None
-        queue = queue_state(self.home, self.store)
+        queue = queue_state(self.home, self.store) | {"unlisted": self._unlisted(len(made))}
         current = _digest([now, supervised, queue])
         if current == digest:
             return None
@@ -167,12 +174,18 @@ class Listing:
             "removed": [job_id for job_id in known if job_id not in now],
         }
 
-    def _shown(self) -> list[Job]:
-        """Return the newest jobs and the front of the queue."""
+    def _shown(self, asked: Iterable[int]) -> list[Job]:
+        """Return the newest jobs, the front of the queue, and those that are asked for."""
         jobs = {job.id: job for job in self.store.list(limit=MOST_JOBS)}
         if len(jobs) == MOST_JOBS:
             jobs |= {job.id: job for job in self.store.queue(limit=MOST_QUEUED)}
+            for job_id in set(asked) - jobs.keys():
+                with suppress(QueueError):  # it was deleted
+                    jobs[job_id] = self.store.get(job_id)
         return sorted(jobs.values(), key=lambda job: -job.id)
+
+    def _unlisted(self, listed: int) -> int:
+        return 0 if listed < MOST_JOBS else sum(self.store.counts().values()) - listed
 
 
 def _row(job: Job, kept: Shown | None) -> Shown:
@@ -183,15 +196,18 @@ def _row(job: Job, kept: Shown | None) -> Shown:
     return job, row, _digest(row)
 
 
+def _ids(runs: str) -> list[int]:
+    return [int(part) for part in runs.split(",") if part.isdecimal() and len(part) < 19][:20]
+
+
 def _metrics(
     store: JobStore,
-    runs: str,
+    ids: list[int],
     names: str,
     after: int,
     bins: int,
     window: tuple[int, int] | None = None,
 ) -> dict[str, Any] | None:
-    ids = [int(part) for part in runs.split(",") if part.isdigit()][:20]
     wanted = [name for name in names.split(",") if name in SERIES]
     if not ids or not wanted:
         return None

@@ -24,7 +24,8 @@ def held(studio):
         jobs = [store.submit(RunSpec(name=name)).id for name in ("alpha", "beta", "gamma")]
         yield store
         for job in reversed(jobs):  # a later one may wait for an earlier one
-            store.cancel(job)
+            if store.get(job).state != "cancelled":
+                store.cancel(job)
             store.delete(job)
     store.close()
 
@@ -82,6 +83,23 @@ def test_only_what_draws_is_overlaid(held, page):
     expect(page).to_have_url(re.compile(rf"run={errand}\b"))
     held.cancel(errand)
     held.delete(errand)
+
+
+def test_more_runs_than_are_overlaid_are_said(held, page):
+    more = [held.submit(RunSpec(name=f"more {n}")).id for n in range(8)]
+    ids = sorted(job.id for job in held.queue())
+    page.goto(f"/runs?run={','.join(map(str, ids))}")
+    said = page.locator(".s-toast", has_text="At most 10 runs are overlaid.")
+    expect(said).to_be_visible()
+    expect(page.get_by_text("with 9 other runs overlaid")).to_be_visible()
+    said.get_by_role("button").click()
+    page.get_by_test_id(f"overlay-{ids[-1]}").click()
+    expect(said).to_be_visible()
+    expect(page.get_by_test_id(f"overlay-{ids[-1]}")).not_to_be_checked()
+    page.goto("about:blank")
+    for job in reversed(more):
+        held.cancel(job)
+        held.delete(job)
 
 
 def drop(held, sweep: str) -> list[RunSpec]:
@@ -143,6 +161,15 @@ def test_a_plan_is_refused_in_its_dialog_and_then_taken(held, page):
     expect(page.get_by_test_id("detail")).to_contain_text(f"waits for {first.name}")
     planned = held.get(second.id)
     assert (planned.start_when, list(planned.needs)) == ("night", [first.id])
+
+    # What it waits for stays, also where it was cancelled meanwhile.
+    held.cancel(first.id)
+    page.get_by_text("More", exact=True).click()
+    page.get_by_role("button", name="When it starts …").click()
+    dialog.locator("[name=retries]").fill("2")
+    dialog.get_by_role("button", name="Schedule").click()
+    expect(page.get_by_test_id("detail")).to_contain_text("up to 2 retries")
+    assert held.get(second.id).needs == [first.id]
 
 
 def test_no_page_scrolls_sideways(held, page):

@@ -111,6 +111,11 @@ def test_what_waits_for_a_job_that_is_not_tried_again_is_held(store, end):
     ended_jobs.follow_up(store)
     assert store.get(waiting).state == "paused"
     assert f"which is {end}" in store.get(waiting).why
+    # Other conditions may change while it is kept; a new one cannot be such a job.
+    planned = start_conditions.schedule(store, waiting, needs=[first], retries=3)
+    assert (planned.needs, planned.retries_left) == ([first], 3)
+    with pytest.raises(QueueError, match="would never start"):
+        start_conditions.schedule(store, store.submit(a_spec()).id, needs=[first])
 
 
 def test_what_waits_for_a_job_that_is_tried_again_goes_on_waiting(store):

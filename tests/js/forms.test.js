@@ -2,7 +2,7 @@ import './dom_stub.js';
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-const { combinations } = await import('../../ui/assets/runs/queue.js');
+const { combinations, localTime } = await import('../../ui/assets/runs/queue.js');
 const { readPairs, writePairs } = await import('../../ui/assets/data/import.js');
 
 test('pairs are read as they were written', () => {
@@ -15,4 +15,10 @@ test('pairs are read as they were written', () => {
 test('a sweep runs every combination of its lines', () => {
   assert.equal(combinations(['method.r = 4, 8, 16', 'seed=0,1']), 6);
   assert.equal(combinations([]), 0);
+});
+
+test('a time is written as the clock shows it then, not with the offset of today', () => {
+  process.env.TZ = 'Europe/Berlin';
+  assert.equal(localTime(Date.parse('2026-07-01T10:30Z') / 1000), '2026-07-01 12:30');
+  assert.equal(localTime(Date.parse('2026-12-01T10:30Z') / 1000), '2026-12-01 11:30');
 });

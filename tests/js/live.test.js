@@ -2,7 +2,7 @@ import './dom_stub.js';
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-const { append, hues, progress, showJobs, stages, stateName } = await import('../../ui/assets/core/live.js');
+const { append, hues, progress, showJobs, stages, stateName, subscribe } = await import('../../ui/assets/core/live.js');
 
 test('new points replace the steps that a resumed run repeats', () => {
   const runs = new Map();
@@ -43,4 +43,31 @@ test('the question of a row stays while its phase and bar change, and goes with 
   assert.match(list.textContent, /Reading 20/);
   assert.equal(list.all((one) => one.attributes.role === 'progressbar')[0].firstChild.style.width, '50%');
   assert.notEqual(drawn({ state: 'stopping', phase: 'Reading 20', step: 2 }), cancel);
+});
+
+test('a job that is selected counts as gone only by an answer to a question that names it', async () => {
+  const told = [], next = [];
+  const listed = { digest: 'a', whole: true, removed: [], queue: {}, items: [{ id: 9, state: '' }] };
+  const soon = () => new Promise((done) => { setTimeout(done, 1); });
+  globalThis.fetch = (path) => new Promise((done) => { next.push({ path, done }); });
+  const asked = async () => {
+    while (!next.length) await soon();
+    return next.pop();
+  };
+  const give = (news) => ({ ok: true, status: news ? 200 : 204, json: async () => news });
+  const hear = (name, selection) => subscribe({ ...selection, onJobs: (jobs, _, __, all) =>
+    told.push([name, jobs.map(({ id }) => id).join(), all]), onDetail: ({ id }) => told.push([name, 'detail', id]) });
+  hear('bar', {});
+  (await asked()).done(give({ jobs: listed }));
+  while (!told.length) await soon();
+  assert.deepEqual(told.splice(0), [['bar', '9', true]]);
+
+  hear('page', { detail: () => [3, 'log', ''] });
+  assert.deepEqual(told.splice(0), [['page', '9', false]]);
+  const { path, done } = await asked();
+  assert.match(path, /detail=3/);
+  document.hidden = true; // the last poll
+  done(give({ detail: { id: 3 } }));
+  while (told.length < 4) await soon();
+  assert.deepEqual(told.filter(([name]) => name === 'page'), [['page', '9', true], ['page', 'detail', 3]]);
 });

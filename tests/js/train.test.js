@@ -62,3 +62,28 @@ test('a form is judged once more for a model that was just looked at, however of
   }
   assert.equal(judged.length, 3);
 });
+
+const { before } = await import('../../ui/assets/train/launch.js');
+
+test('a queued run starts after those before it in the line of its device and one that is running there', () => {
+  const job = (id, state, position, wanted = 'auto') => ({ id, state, position, device_wanted: wanted });
+  const mine = job(5, 'queued', 3), others = [job(2, 'queued', 7), job(9, 'queued', 1), job(4, 'queued', 3),
+    job(1, 'succeeded', 0), job(3, 'running', 2, 'network'), job(6, 'queued', 2, 'cuda:1'), job(7, 'paused', 2)];
+  assert.equal(before(mine, [mine, ...others]), 2);
+  assert.equal(before(mine, [mine, ...others, job(10, 'running', 9), job(11, 'starting', 9)]), 3);
+});
+
+const { Adapters } = await import('../../ui/assets/adapters/adapters.js');
+
+test('as many adapters are compared as there are lanes beside the base, and more are refused with a reason', () => {
+  const page = Object.assign(Object.create(Adapters.prototype), { max_lanes: 4, picked: new Set(),
+    count: document.createElement('span'), merge: {}, mix: {}, give: {}, together: {} });
+  page.adapters = [1, 2, 3, 4].map((id) => ({ id, base: 'starter', mergeable: true }));
+  const pick = (many) => {
+    page.picked = new Set(page.adapters.slice(0, many).map(({ id }) => id));
+    page.chose();
+    return [page.together.disabled, page.count.textContent];
+  };
+  assert.deepEqual(pick(3), [false, '3 selected']);
+  assert.deepEqual(pick(4), [true, '4 selected · Compare takes up to 3 adapters.']);
+});

@@ -8,6 +8,7 @@ from fastapi.testclient import TestClient
 from jobs import supervisor
 from jobs.run_curves import Progress
 from jobs.votes import Votes
+from studio.adapter_stack import MAX_LANES
 from studio.spec import RunSpec
 from tests.jobs.conftest import begin
 from tests.ui.conftest import client_of, put_adapter
@@ -42,6 +43,7 @@ def test_a_card_tells_what_a_person_sorts_by(page, home, store):
     assert (card["id"], card["run"], card["method_title"]) == (f"run-{job.id}", job.id, "LoRA")
     assert (card["eval_loss"], card["best_eval_loss"], card["size_bytes"]) == (1.5, 1.25, 5)
     assert card["data"] == "starter:pirate" and found["trash"] == []
+    assert found["max_lanes"] == MAX_LANES
     assert card["is_low_rank"] and card["formats"] == [
         "peft",
         "vllm",

@@ -218,11 +218,11 @@ def test_tabs_of_two_languages_do_not_share_rows(home, store, monkeypatch):
         language.current.reset(token)
         return found
 
-    def interrupted(shown=listing._shown):
+    def interrupted(ids, shown=listing._shown):
         if not inner:
             inner.append("")
             inner[0] = asked("en")
-        return shown()
+        return shown(ids)
 
     monkeypatch.setattr(listing, "_shown", interrupted)
     assert (asked("zh_CN"), *inner, asked("en")) == ("zh_CN", "en", "en")

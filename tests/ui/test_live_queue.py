@@ -115,7 +115,8 @@ def test_a_zoomed_part_comes_at_full_detail(page, store):
 def test_the_whole_queue_is_held_and_its_state_reaches_every_tab(page, store):
     store.submit(RunSpec())
     first = page.get("/api/live").json()["jobs"]
-    assert first["queue"] == {"held": None, "on_error": "continue", "short": None}
+    calm = {"held": None, "on_error": "continue", "short": None, "unlisted": 0}
+    assert first["queue"] == calm
     page.post("/api/do/queue", json={"hold": True, "on_error": "stop"})
     news = page.get("/api/live", params={"jobs": first["digest"]}).json()["jobs"]
     assert news["queue"]["held"] and news["items"] == []
@@ -129,3 +130,25 @@ def test_the_front_of_a_long_queue_is_shown(page, store):
     store.submit_many({"name": f"job {n}"} for n in range(600))
     ids = {row["id"] for row in page.get("/api/live").json()["jobs"]["items"]}
     assert first in ids and len(ids) >= 600
+
+
+def test_a_job_that_is_asked_for_is_listed_however_old_it_is(page, store, monkeypatch):
+    monkeypatch.setattr("ui.live_queue.MOST_JOBS", 2)
+    ids = [job.id for job in store.submit_many({"name": f"job {n}"} for n in range(6))]
+    for job in ids[:4]:
+        store.cancel(job)
+
+    def asked(**values: Any) -> dict[str, Any]:
+        return page.get("/api/live", params=values).json()["jobs"]
+
+    newest = asked()
+    assert {row["id"] for row in newest["items"]} == set(ids[4:])
+    assert newest["queue"]["unlisted"] == 4
+    named = asked(
+        jobs=newest["digest"], runs=f"{ids[0]},{ids[5]},999,\u00b2,{10**30}", detail=ids[1]
+    )
+    assert {row["id"] for row in named["items"]} == set(ids[:2]) and not named["whole"]
+    assert named["queue"]["unlisted"] == 2
+    again = asked(jobs=named["digest"])
+    assert set(again["removed"]) == set(ids[:2]) and again["items"] == []
+    assert page.get("/api/live", params={"detail": 10**30}).status_code == 422

@@ -37,7 +37,7 @@ export class Adapters extends Page {
 
   draw() {
     this.search = searchField(t`Search adapters, tags, bases`, () => this.list());
-    this.order = h('select', { 'aria-label': t`Order`, onchange: () => this.list() },
+    this.order = h('select', { label: t`Order`, onchange: () => this.list() },
       Object.keys(ORDERS).map((name) => h('option', { value: name }, name)));
     this.merge = button(t`Merge …`, () => askMerge(this, this.selection()));
     this.mix = button(t`Mix …`, () => askMix(this, this.selection()));
@@ -93,8 +93,10 @@ export class Adapters extends Page {
     const why = small.length < picked.length ? t`A fully fine-tuned model is not an adapter.` : unmergeable(small);
     this.merge.disabled = !small.length || Boolean(why);
     this.mix.disabled = this.merge.disabled || !small.every((one) => one.is_low_rank);
-    this.together.disabled = !picked.length || picked.length > 3;
-    text(this.count, picked.length ? dots(t`${picked.length} selected`, why)
+    const many = picked.length >= this.max_lanes; // one is for the base
+    this.together.disabled = !picked.length || many;
+    text(this.count, picked.length ? dots(t`${picked.length} selected`, why,
+      many && t`Compare takes up to ${this.max_lanes - 1} adapters.`)
       : this.adapters.length ? t`Select adapters to compare, merge or mix them.` : '');
   }
 

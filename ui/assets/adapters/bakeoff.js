@@ -6,12 +6,13 @@ import { askAction } from '../core/form.js';
 import { isLive } from '../core/live.js';
 import { RankedTable, scatter } from '../core/ranked.js';
 import { takeTable } from '../core/take_away.js';
+import { localTime } from '../runs/queue.js';
 
 /** `set`: the assignments of the Train form; without them the dialog asks for base, data and settings. */
 export async function askBakeoff({ models, set = null, impossible = [] }) {
   const all = await api('/api/do/methods', {});
   const methods = all.filter((one) => !impossible.includes(one.name));
-  const now = new Date().toISOString().slice(5, 16).replace('T', ' ').replace(':', '.');
+  const now = localTime(Date.now() / 1000).slice(5).replace(':', '.');
   askAction('bakeoff', { known: { methods, models },
     fixed: set ? { set } : {},
     only: [...(set ? [] : ['model', 'data', 'set']), 'methods', 'best_rates', 'seeds', 'prompt', 'name'],

@@ -11,12 +11,14 @@ const subscribers = new Set();
 const state = { jobs: [], digest: '', seq: 0, watched: '', supervised: true, queue: {} };
 const series = new Map(); // name -> Map(run -> {x: [], y: []})
 let timer = 0, wait = FAST, busy = false, again = false;
+let answered = null; // the selection that the last answer was asked with
 
 /** Subscribe `{element, runs: () => [ids], names: () => [...], detail: () => [id, view, digest shown], ...}`.
- *  Callbacks: onJobs(jobs, supervised, queue), onMetrics(series), onDetail(detail), onLink(ok). */
+ *  Callbacks: onJobs(jobs, supervised, queue, whether the selected ones are all there), onMetrics(series),
+ *  onDetail(detail), onLink(ok). */
 export function subscribe(subscriber) {
   subscribers.add(subscriber);
-  if (state.digest) subscriber.onJobs?.(state.jobs, state.supervised, state.queue);
+  if (state.digest) tell(subscriber);
   poke();
   return () => subscribers.delete(subscriber);
 }
@@ -43,8 +45,8 @@ async function tick() {
   busy = true;
   again = false;
   try {
-    const news = await api('/api/live?' + question());
-    if (news) take(news);
+    const asked = selected();
+    take(await api('/api/live?' + question()) ?? {}, asked);
     wait = document.hidden ? HIDDEN : state.jobs.some(isLive) ? FAST : SLOW;
     link(true);
   } catch {
@@ -55,6 +57,11 @@ async function tick() {
   clearTimeout(timer);
   timer = setTimeout(tick, again ? 0 : wait);
 }
+
+/** The jobs that are asked for, and so listed however old they are. */
+const selected = () => [...subscribers].map((s) => [s.runs?.() ?? '', s.detail?.()?.[0]]).join();
+
+const tell = (s) => s.onJobs?.(state.jobs, state.supervised, state.queue, answered === selected());
 
 function question() {
   const runs = new Set(), names = new Set();
@@ -87,7 +94,7 @@ function tooLong() {
   return false;
 }
 
-function take(news) {
+function take(news, asked) {
   if (news.jobs) {
     const { items, removed, whole, digest, supervised, queue } = news.jobs;
     startAnew(items);
@@ -95,8 +102,10 @@ function take(news) {
     for (const job of items) { notify(jobs.get(job.id), job); jobs.set(job.id, job); }
     for (const id of removed) jobs.delete(id);
     Object.assign(state, { digest, supervised, queue, jobs: [...jobs.values()].sort((a, b) => b.id - a.id) });
-    for (const s of subscribers) s.onJobs?.(state.jobs, state.supervised, state.queue);
   }
+  const more = asked !== answered;
+  answered = asked;
+  if (news.jobs || more) for (const s of subscribers) tell(s);
   if (news.metrics) {
     if (news.metrics.snapshot) series.clear();
     state.seq = news.metrics.seq;
@@ -190,7 +199,7 @@ export function stateName(job) {
 export function showJobs(list, jobs) {
   const recent = jobs.filter((job) => isOpen(job) || (job.state === 'failed'
     && Date.now() / 1000 - (job.finished ?? 0) < 3600));
-  keyed(list, recent.slice(0, 8), (job) => job.id, (job) => h('li', { 'data-testid': `job-${job.id}` }), jobRow);
+  keyed(list, recent.slice(0, 8), (job) => job.id, (job) => h('li', { testid: `job-${job.id}` }), jobRow);
 }
 
 /** Its buttons are drawn again only with the state, so that a question and the focus stay. */
@@ -199,12 +208,12 @@ function jobRow(node, job) {
   if (changed(node, `${job.state} ${job.actions} ${error}`)) {
     node.phase = h('span.s-quiet');
     node.track = bar('s-wide', { role: 'progressbar', label: job.name });
-    redraw(node, badge(job.state), h('a', { href: `/runs?run=${job.id}` }, h('b', {}, job.name)), node.phase,
-      h('span.s-actions', {}, job.actions.filter((name) => acts[name]).map((name) =>
+    redraw(node, badge(job.state), h('a', { href: `/runs?run=${job.id}` }, h('b', job.name)), node.phase,
+      h('span.s-actions', job.actions.filter((name) => acts[name]).map((name) =>
         button(acts[name], () => actOn(job.id, name).then(poke), 's-tool')),
       isOpen(job) ? sureButton(t`Cancel`, t`Really cancel?`,
         () => actOn(job.id, 'cancel').then(poke), 's-tool') : ''),
-      h('div', {}, error ? h('p.s-error', {}, error) : node.track));
+      h('div', error ? h('p.s-error', error) : node.track));
   }
   text(node.phase, job.state === 'queued' ? t`waits for what is before it` : job.phase);
   fill(node.track, share(job));

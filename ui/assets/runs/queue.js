@@ -1,7 +1,7 @@
 // The queue: hold or release it, policy after an error, notifications, and the dialogs that plan a run
 // (schedule, sweep, train longer, note and tags, webhook).
 
-import { api, button, go, h, send, t, text, toast } from '../core/dom.js';
+import { api, button, dots, go, h, send, t, text, toast } from '../core/dom.js';
 import { askAction, list } from '../core/form.js';
 import { poke, toggleNotifications, wantsNotifications } from '../core/live.js';
 
@@ -42,18 +42,20 @@ export class QueueBar {
 
 /** Dialogs on one job. */
 export function planSchedule(job, jobs) {
-  const older = jobs.filter((one) => one.id < job.id && one.state !== 'failed' && one.state !== 'cancelled').slice(0,
-    60);
+  const older = jobs.filter((one) => one.id < job.id && one.state !== 'failed' && one.state !== 'cancelled')
+    .slice(0, 60).map(({ id }) => id);
+  const choice = (id) => [String(id), dots(id, jobs.find((one) => one.id === id)?.name)];
   return askAction('schedule', { fixed: { job: job.id }, only: ['at', 'when', 'needs', 'retries'],
-    choices: { needs: older.map((one) => [String(one.id), `${one.id} · ${one.name}`]) },
-    values: { at: job.start_after > Date.now() / 1000 + 60 ? local(job.start_after) : '', when: job.start_when || 'any',
-      needs: job.needs, retries: job.retries_left ?? 0 } });
+    choices: { needs: [...new Set([...job.needs, ...older])].map(choice) },
+    values: { at: job.start_after > Date.now() / 1000 + 60 ? localTime(job.start_after) : '',
+      when: job.start_when || 'any', needs: job.needs, retries: job.retries_left ?? 0 } });
 }
 
-const local = (time) => {
-  const date = new Date(time * 1000 - new Date().getTimezoneOffset() * 60000);
-  return date.toISOString().slice(0, 16).replace('T', ' ');
-};
+/** 2026-11-25 02:53, in the local time zone. */
+export function localTime(time) {
+  const date = new Date(time * 1000);
+  return new Date(date - date.getTimezoneOffset() * 60000).toISOString().slice(0, 16).replace('T', ' ');
+}
 
 const LONGER = ({ name, step }) => t`${name} is queued, from step ${step}.`;
 

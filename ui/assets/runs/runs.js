@@ -3,8 +3,8 @@
 // &show=live lists the queue.
 
 import { board, METRICS } from '../core/chart.js';
-import { actOn, ago, badge, bar, button, changed, dots, duration, fill, h, keyed, matcher, number, query, remember,
-  Page, say, searchField, short, t, text, toast } from '../core/dom.js';
+import { actOn, ago, badge, bar, button, changed, count, dots, duration, fill, h, keyed, matcher, number, query,
+  remember, Page, say, searchField, short, t, text, toast } from '../core/dom.js';
 import { openCheckpoint } from '../core/lanes.js';
 import { hues, isLive, isOpen, isWaiting, poke, share, stateName, subscribe } from '../core/live.js';
 import { saveReport } from '../core/take_away.js';
@@ -27,7 +27,7 @@ export class Runs extends Page {
       runs: () => this.chosen(),
       names: () => METRICS.map((metric) => metric.name),
       detail: () => (this.focus ? [this.focus, this.detail.view, this.detail.digest] : null),
-      onJobs: (jobs, supervised, queue) => this.take(jobs, supervised, queue),
+      onJobs: (...told) => this.take(...told),
       onMetrics: (series) => this.board.update(series),
       onDetail: (detail) => this.detail.fill(detail),
     });
@@ -37,12 +37,19 @@ export class Runs extends Page {
   asked() {
     const asked = (query().get('run') ?? '').split(',').map(Number).filter(Boolean);
     this.focus = asked[0] ?? null;
-    this.overlaid = new Set(asked);
+    this.overlaid = this.few(asked);
+  }
+
+  /** The first of these runs, as many as are overlaid; says so where that leaves some out. */
+  few(ids) {
+    const all = [...new Set(ids)].filter(Boolean);
+    if (all.length > MOST_OVERLAID) toast(t`At most ${MOST_OVERLAID} runs are overlaid.`);
+    return new Set(all.slice(0, MOST_OVERLAID));
   }
 
   /** Overlay the curves of a group. */
   overlay(ids) {
-    this.overlaid = new Set([this.focus, ...ids].filter(Boolean).slice(0, MOST_OVERLAID));
+    this.overlaid = this.few([this.focus, ...ids]);
     this.moved(true);
     this.show();
   }
@@ -52,11 +59,12 @@ export class Runs extends Page {
       openCheckpoint(this.jobs.find((job) => job.id === point.run), point.step));
     this.detail = new Detail(() => this.jobs, (ids) => this.overlay(ids));
     this.search = searchField(t`Search runs`, () => this.list());
-    this.tabs = h('div.s-segments', { role: 'group', 'aria-label': t`Which runs` },
+    this.tabs = h('div.s-segments', { role: 'group', label: t`Which runs` },
       Object.keys(FILTERS).map((name) => h('button', { 'data-filter': name,
         'aria-pressed': String(name === this.filter), onclick: () => this.choose(name) })));
     this.rows = h('ol.s-rows', { testid: 'runs' });
     this.nothing = h('p.s-quiet', { hidden: true }, t`No run matches.`);
+    this.older = h('p.s-quiet', { hidden: true, testid: 'older' });
     this.warning = h('p.s-warning', { role: 'status', hidden: true,
       testid: 'queue-notice' });
     this.bar = new QueueBar();
@@ -83,7 +91,7 @@ export class Runs extends Page {
     this.append(h('div.s-runs',
       h('aside.s-list',
         h('div.s-list-head', this.search, this.tabs, this.bar.element), this.warning,
-        this.rows, this.nothing),
+        this.rows, this.nothing, this.older),
       this.main), this.welcome);
     this.smooth(+slider.value);
   }
@@ -111,12 +119,13 @@ export class Runs extends Page {
     return [...new Set([this.focus, ...this.overlaid])].filter(Boolean);
   }
 
-  take(jobs, supervised, queue) {
+  /** `all`: the selected runs are among them, unless they are gone. */
+  take(jobs, supervised, queue, all) {
     this.jobs = jobs;
     this.queue = queue;
     const known = new Set(jobs.map((job) => job.id));
-    this.prune();
-    if (!known.has(this.focus)) {
+    if (all) this.prune();
+    if (all && !known.has(this.focus)) {
       if (this.focus && jobs.length) toast(t`Run ${this.focus} is not in the list.`);
       const next = jobs.find((job) => this.overlaid.has(job.id))
         ?? jobs.find((job) => isLive(job) && job.state !== 'queued') ?? jobs.find(draws) ?? jobs[0];
@@ -180,8 +189,7 @@ export class Runs extends Page {
   }
 
   toggle(id, on) {
-    if (on && this.chosen().length >= MOST_OVERLAID) return this.show();
-    if (on) this.overlaid.add(id);
+    if (on) this.overlaid = this.few([...this.chosen(), id]);
     else if (id !== this.focus || this.overlaid.size > 1) this.overlaid.delete(id);
     if (!this.overlaid.has(this.focus)) this.focus = [...this.overlaid][0] ?? this.focus;
     this.moved();
@@ -203,6 +211,8 @@ export class Runs extends Page {
     }
     this.bar.show(this.queue, this.filter === 'live', shown.filter(isWaiting).length > 1);
     this.nothing.hidden = shown.length > 0;
+    say(this.older, this.queue?.unlisted && t`${count(this.queue.unlisted)} older jobs are neither listed nor searched
+      here; \`studio runs --search\` finds them.`);
     keyed(this.rows, shown, (job) => job.id, (job) => this.row(job), (node, job) =>
       this.refresh(node, job));
   }

@@ -7,6 +7,13 @@ import { hues, isLive, JobProgress, poke, stateName, subscribe } from '../core/l
 
 const SHOWN = ['loss', 'eval_loss', 'reward', 'eval_reward'];
 
+/** The number of runs that end before a queued one starts: those before it in its line, one that is running. */
+export function before(job, jobs) {
+  const line = jobs.filter((one) => isLive(one) && one.id !== job.id && one.device_wanted === job.device_wanted);
+  return line.filter((one) => one.state === 'queued' && (one.position - job.position || one.id - job.id) < 0).length
+    + line.some((one) => one.state !== 'queued');
+}
+
 export class Launch {
   constructor() {
     this.board = board(SHOWN);
@@ -61,8 +68,7 @@ export class Launch {
     this.before.hidden = Boolean(job);
     if (!job) return;
     this.board.group.set({ hues: hues([job.id]), names: new Map([[job.id, job.name]]) });
-    const ahead = jobs.filter((one) => one.id !== job.id && isLive(one)
-      && (one.state !== 'queued' || one.id < job.id)).length;
+    const ahead = before(job, jobs);
     this.progress.show(job);
     const [id, , promised] = JSON.parse(sessionStorage.getItem('studio.launched') ?? '[]');
     const whole = job.seconds_left == null ? job.seconds : Date.now() / 1000 - job.started + job.seconds_left;
