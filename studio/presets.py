@@ -22,7 +22,7 @@ BUILT_IN: dict[str, tuple[str, Values]] = {
     ),
     "balanced": ("Three epochs with default settings.", {}),
     "thorough": (
-        "Up to ten epochs with early stopping on the validation loss; keeps the best checkpoint.",
+        "Up to ten epochs with early stopping on the held-out loss; keeps the best checkpoint.",
         {
             "train.num_train_epochs": 10, "train.early_stopping_patience": 3,
             "data.validation_fraction": 0.1, "train.weight_decay": 0.01,

@@ -113,7 +113,7 @@ class DataSource(Record):
         title="Maximum length", unit="tokens", ge=8, le=1_048_576, advanced=True,
     )  # fmt: skip
     validation_fraction: float = knob(
-        0.05, "Fraction of rows held out for the validation loss (at most 256 rows).",
+        0.05, "Fraction of rows held out to measure the held-out loss (at most 256 rows).",
         title="Validation fraction", ge=0, lt=1, advanced=True,
     )  # fmt: skip
     validation_path: str = knob(

@@ -181,11 +181,11 @@ class TrainArgs(Record):
         2, "Maximum number of checkpoints to keep.", title="Checkpoints to keep", ge=1, le=1000
     )
     load_best_model_at_end: bool = _evaluation(
-        False, "Publish the checkpoint with the lowest validation loss as the adapter (after "
+        False, "Publish the checkpoint with the lowest held-out loss as the adapter (after "
         "learning from preferences, with the highest reward accuracy).", title="Best checkpoint",
     )  # fmt: skip
     early_stopping_patience: int = _evaluation(
-        0, "Stop after this many evaluations without a lower validation loss, and publish the best "
+        0, "Stop after this many evaluations without a lower held-out loss, and publish the best "
         "checkpoint; 0 disables early stopping.", title="Early stopping", ge=0, le=1000,
         words={"off": 0},
     )  # fmt: skip

@@ -56,7 +56,7 @@ class RunProgress:
         self, eval_loss: float | None, score: float | None = None,
         sources: dict[str, float] | None = None,
     ) -> None:  # fmt: skip
-        """Record a validation loss, or only a score; `waited` counts evaluations since the best.
+        """Record a held-out loss, or only a score; `waited` counts evaluations since the best.
 
         The best has the highest score (reward accuracy, reward), if there is one, then the lowest
         loss. `sources` are the losses (or rewards) by source of a mix.

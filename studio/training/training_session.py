@@ -382,7 +382,7 @@ class Session:
         if not self.keeps_best or best is None or best == progress.step:
             return ""
         # Not `stopped_early`, which communicates: the other ranks have left.
-        best_of = "the lowest validation loss"
+        best_of = "the lowest held-out loss"
         if self.preference and progress.best_accuracy is not None:
             what = "reward" if isinstance(self.preference, Rollouts) else "reward accuracy"
             best_of = f"the highest {what} on held-out rows"
