@@ -263,7 +263,8 @@ def test_kin_share_base_data_and_place_and_nothing_else():
     for other in (
         {"data.path": "starter:shouting"}, {"data.max_length": 64}, {"model.dtype": "bfloat16"},
         {"train.device": "cpu"}, {"train.gradient_checkpointing": True},
-        {"train.tf32": not spec.train.tf32}, {"train.triton_kernels": not spec.train.triton_kernels},
+        {"train.tf32": not spec.train.tf32},
+        {"train.triton_kernels": not spec.train.triton_kernels},
     ):  # fmt: skip
         assert sibling_key(spec.with_values(other)) != sibling_key(spec)
     for alone_ in (
