@@ -26,7 +26,9 @@ from studio.backbone import attention
 from studio.backbone.attention import AttentionState
 
 Forward = Callable[..., Any]
-Lengths, Args, Kwargs = tuple[int, ...], tuple[Any, ...], dict[str, Any]
+Lengths = tuple[int, ...]
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
 
 
 @contextmanager

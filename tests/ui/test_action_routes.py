@@ -515,7 +515,7 @@ REFUSED: list[Row] = [
     ("merge", {"stack": ["a:heavy"]}, '"heavy" is not a weight'),
     ("merge", {"stack": ["nothing"]}, 'no adapter "nothing"'),
     ("merge", {"stack": ["a"], "name": "x" * 200}, "… (200 characters)"),
-    ("mix", {"stack": ["nothing"]}, "name"),
+    ("mix", {"stack": ["nothing"]}, 'no adapter "nothing"'),
     ("push", {"folder": "/nowhere", "repo": "a/b"}, "/nowhere"),
     ("gguf", {"stack": ["nothing"], "out": "DIR/a.gguf"}, "nothing"),
     ("evaluate", {"stack": ["nothing"]}, "nothing"),

@@ -134,11 +134,15 @@ def _peers(base: Path, answers: Sequence[Continuations]) -> dict[str, Callable[[
         range(len(answers)), key=lambda at: -len(answers[at][0]) - len(answers[at][1][0])
     )
 
-    @torch.no_grad()
     def plain() -> list[list[float]]:
+        with torch.no_grad():
+            return padded()
+
+    def padded() -> list[list[float]]:
         found = [[0.0] for _ in answers]
-        for start in range(0, len(STACKS) * len(order), PEER_ROWS):
-            part = [order[at // len(STACKS)] for at in range(start, start + PEER_ROWS)]
+        every = [at for at in order for _ in STACKS]
+        for start in range(0, len(every), PEER_ROWS):
+            part = every[start : start + PEER_ROWS]
             rows = [[*answers[at][0], *answers[at][1][0]] for at in part]
             longest = max(map(len, rows))
             ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
