@@ -183,7 +183,7 @@ def _lm_eval(
         )
         for place, one in enumerate(answers)
     ]  # fmt: skip
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, eos_token="0")  # which no text begins with
     first, second = (
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval() for _ in range(2)
     )
