@@ -210,11 +210,14 @@ def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
 
 def warnings(spec: RunSpec, home: Home) -> Iterator[str]:
     """Yield what is rarely meant of settings that are valid."""
+    from studio.training.base_precision import emulation_warning
     from studio.training.steps_and_learning_rate import lr_for
 
     words, too_little = trained_line(spec, home)
     if too_little:
         yield words
+    if slow := emulation_warning(spec):
+        yield say(slow)
     rate = spec.train.learning_rate
     if rate != "auto" and find_model.origin_of(spec.model.path, spec.model.revision).is_local:
         usual = lr_for(spec.method, find_model.facts(spec.model).hidden_size)

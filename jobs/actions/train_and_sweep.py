@@ -197,6 +197,7 @@ def estimated(
     fit: Annotated[bool, field("Change what must change for it to fit.")] = False,
 ) -> Any:
     """Estimate a run's memory by part and its time before it starts."""
+    from studio.training.base_precision import emulation_warning
     from studio.training.estimate_memory_and_time import estimate
     from studio.training.memory_remedies import make_it_fit
 
@@ -207,7 +208,8 @@ def estimated(
     changes = make_it_fit(run, store.home)[0] if fit else {}
     run = run.with_values(changes)
     if not measure:
-        return estimate(run, store.home).as_dict() | {"changes": changes}
+        found = estimate(run, store.home).as_dict()
+        return found | {"changes": changes, "warning": emulation_warning(run)}
     job = preflight_jobs.submit_measure(store, run)
     supervisor.ensure_running(store.home)
     return Reply(jobs=(job,), facts={"changes": changes})

@@ -31,7 +31,12 @@ from studio.models.quantize_on_load import QUANTISED_BYTES
 from studio.spec import RunSpec
 from studio.training.activation_sizes import Kernel, Shape, kept_activations, read_shape
 from studio.training.allocator import REUSED_BYTES, WIDE_NUMBERS, chunk_numbers
-from studio.training.base_precision import chosen_device, loaded_dtype, with_stored_precision
+from studio.training.base_precision import (
+    chosen_device,
+    emulated_slowdown,
+    loaded_dtype,
+    with_stored_precision,
+)
 from studio.training.objectives import needs_reference
 from studio.training.objectives.grpo import CACHE_TOKENS
 from studio.training.row_and_batch_lengths import (
@@ -157,6 +162,7 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
     on_gpu = hardware.is_card(device.name)  # an Apple GPU loads into the system's memory
     flops = step_flops(spec, shape, tokens=load.share_tokens, targets=load.share_targets)
     step_seconds = STEP_SECONDS * shape.layers * layer_calls(spec, shape, plan, load)
+    flops *= emulated_slowdown(spec, device)
     step_seconds += flops / speed(device, home) * slowdown(size, on_gpu=on_gpu)
     before = reference_steps(spec, plan) * step_seconds
     on_device, shared, beside = _shared_memory(spec, known, on_gpu=on_gpu)

@@ -15,7 +15,7 @@ from studio.home import Home
 from studio.spec import RunSpec
 from studio.training import kernel_check
 from studio.training.activation_sizes import read_shape
-from studio.training.base_precision import base_model
+from studio.training.base_precision import base_model, chosen_device, emulated_slowdown
 from studio.training.estimate_memory_and_time import (
     CUDA_RUNTIME_BYTES,
     START_SECONDS,
@@ -84,6 +84,7 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
             spec, read_shape(loaded.facts), tokens=guessed.longest_batch_tokens,
             targets=sum(int((row.labels != IGNORED).sum()) for row in rows),
         )  # fmt: skip
+        flops *= emulated_slowdown(spec, chosen_device(device))
         save_speed(home, guessed.device.partition(",")[0], flops / max(seconds, 1e-9))
     run_dir.mkdir(parents=True, exist_ok=True)
     report = {"guessed_bytes": guessed.total_bytes, **found.as_dict()}

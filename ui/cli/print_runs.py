@@ -79,6 +79,8 @@ def estimated(report: Mapping[str, Any]) -> None:
     )
     for field, value in report["changes"].items():
         print(f"changed: {field}={value}")
+    if report.get("warning"):
+        print(report["warning"])
 
 
 def refitted(answer: Answer) -> None:

@@ -9,8 +9,9 @@ from studio import hardware
 from studio.models import find_model
 from studio.models.find_model import facts
 from studio.spec import ModelSource, RunSpec
-from studio.training.base_precision import with_stored_precision
+from studio.training.base_precision import emulation_warning, with_stored_precision
 from studio.training.estimate_memory_and_time import estimate
+from ui import train_page_facts
 
 STARTER = facts(ModelSource(path="starter"))
 LARGE = replace(STARTER, weights_dtype="BF16", parameters=400_000_000)
@@ -74,3 +75,23 @@ def test_the_estimate_counts_and_names_the_precision_that_is_loaded(processor, h
     half = estimate(RunSpec(), home)
     assert (wide.dtype, half.dtype) == ("float32", "bfloat16")
     assert half.parts["weights"] * 2 == wide.parts["weights"]
+
+
+def test_precision_that_the_processor_emulates_is_named_and_estimated(processor, home):
+    def found(dtype, **changes):
+        spec = RunSpec().with_values({"model.dtype": dtype, "train.device": "cpu", **changes})
+        return emulation_warning(spec), estimate(spec, home).seconds
+
+    processor(False)
+    whole = found("float32")[1]
+    for dtype in ("bfloat16", "float16"):
+        warning, seconds = found(dtype)
+        assert warning.startswith(f"This processor has no instructions for {dtype}: matrix ")
+        assert warning.endswith("Set model.dtype=auto.")
+        assert seconds > 3 * whole
+    assert found("auto")[0] == found("float32")[0] == ""
+    assert "dtype=auto" in [*train_page_facts.warnings(
+        RunSpec().with_values({"model.dtype": "bfloat16", "train.device": "cpu"}), home
+    )][-1]  # fmt: skip
+    processor(True)
+    assert found("bfloat16") == ("", pytest.approx(whole, rel=0.5))
