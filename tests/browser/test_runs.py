@@ -85,6 +85,15 @@ def test_only_what_draws_is_overlaid(held, page):
     held.delete(errand)
 
 
+def test_a_run_that_is_gone_is_said_and_another_is_selected(held, page):
+    newest = max(job.id for job in held.queue())
+    page.goto(f"/runs?run={newest + 50},{newest - 1}")
+    said = page.locator(".s-toast", has_text=f"Run {newest + 50} is not in the list.")
+    expect(said).to_be_visible()
+    expect(page).to_have_url(re.compile(rf"run={newest - 1}$"))
+    expect(page.get_by_test_id("detail")).to_contain_text(f"Run {newest - 1}")
+
+
 def test_more_runs_than_are_overlaid_are_said(held, page):
     more = [held.submit(RunSpec(name=f"more {n}")).id for n in range(8)]
     ids = sorted(job.id for job in held.queue())
