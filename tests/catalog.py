@@ -51,7 +51,7 @@ Texts = dict[str, str]  # by key: the expressions of its variable parts
 
 def page_texts() -> Texts:
     """Return the texts of the pages: the tagged templates t`…`, and the words of closed sets."""
-    found = dict.fromkeys(closed_sets(), "")
+    found = dict.fromkeys((*closed_sets(), "chosen", "rejected", "chat", "asked to leave"), "")
     for file in sorted(ASSETS.rglob("*.js")):
         for key, parts in templates(file.read_text()):
             found[key] = found.get(key) or parts

@@ -210,7 +210,7 @@ def extend(
     return extend_run(store, job, epochs=epochs, steps=steps, name=name)
 
 
-@action("then", title="Then …", starts=True)
+@action("then", title="Queue a next stage", starts=True)
 def next_stage(
     store: JobStore,
     job: JobId,

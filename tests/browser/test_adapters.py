@@ -74,7 +74,7 @@ def test_an_adapter_is_exported_checked_and_not_pushed_offline(page, studio):
         page.get_by_test_id("passport").get_by_role("button", name="Export …").click()
         dialog = page.get_by_role("dialog")
         dialog.locator("[name=form]").select_option(form)
-        dialog.get_by_role("button", name="Export", exact=True).click()
+        dialog.get_by_role("button", name="Export adapter", exact=True).click()
         made = page.get_by_test_id("activity").locator("li").filter(has_text=kind).first
         check = made.get_by_test_id("export-check")
         expect(check).to_contain_text("Read back: largest logit error", timeout=SLOW)
@@ -84,7 +84,7 @@ def test_an_adapter_is_exported_checked_and_not_pushed_offline(page, studio):
 
     page.get_by_role("button", name="Push to the hub …").first.click()
     page.get_by_label("Repository").fill("me/gift")
-    page.get_by_role("button", name="Upload", exact=True).click()
+    page.get_by_role("button", name="Upload to a hub", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("this studio is offline")
 
 

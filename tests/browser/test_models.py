@@ -118,7 +118,7 @@ def test_a_dataset_is_searched_seen_as_tokens_taken_in_part_and_mixed(page, stud
     dialog = page.get_by_role("dialog")
     dialog.get_by_label("Weight 2").fill("0.25")
     dialog.get_by_label("Rows").fill("5")
-    dialog.get_by_role("button", name="Mix", exact=True).click()
+    dialog.get_by_role("button", name="Mix datasets", exact=True).click()
     expect(page.get_by_test_id("family")).to_have_text(
         "Mixed of sums (4 of 5 rows), starter:pirate (1 of 320 rows)", timeout=90_000
     )

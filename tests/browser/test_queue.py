@@ -143,7 +143,7 @@ def test_a_queue_survives_its_server(browser, held):
             dialog = page.get_by_role("dialog")
             dialog.locator("input").fill("keep, <b>bold</b>")
             dialog.locator("textarea").fill("<img src=x onerror=window.hit=1>")
-            dialog.get_by_role("button", name="Note", exact=True).click()
+            dialog.get_by_role("button", name="Write a note", exact=True).click()
             expect(page.get_by_test_id("detail")).to_contain_text("#keep")
             page.get_by_text("More", exact=True).click()
             page.get_by_role("button", name="When it starts …").click()

@@ -129,7 +129,7 @@ def test_a_sweep_is_asked_in_a_dialog(held, page):
     dialog.locator("[name=over]").fill("Rank = 4, 8\nseed = 0, 1")
     expect(dialog).to_contain_text("4 runs")
     dialog.locator("[name=on_error]").select_option(label="Hold the rest")
-    dialog.get_by_role("button", name="Queue", exact=True).click()
+    dialog.get_by_role("button", name="Queue a sweep", exact=True).click()
     expect(page).to_have_url(re.compile(r"run=\d+,\d+,\d+,\d+"))
     expect(page.get_by_test_id("group")).to_contain_text("4 runs of “ranks”")
     made = drop(held, "ranks")

@@ -74,7 +74,7 @@ def test_from_ten_votes_over_dpo_to_a_win_rate(page, studio, tmp_path):
     page.get_by_role("tab", name="Leaderboard").click()
     page.get_by_role("button", name="Make a dataset").click()
     page.locator("dialog [name=name]").fill("Liked by me")
-    page.get_by_role("button", name="Make", exact=True).click()
+    page.get_by_role("button", name="Make a dataset", exact=True).click()
     expect(page).to_have_url(re.compile(r"/data\?name=liked-by-me$"), timeout=SLOW)
     expect(page.get_by_text("from Votes on Compare.jsonl")).to_be_visible()
     page.get_by_role("tab", name="Rows").click()

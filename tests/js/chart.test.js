@@ -44,8 +44,79 @@ test('the extent covers raw values in sight and ignores what a log axis cannot s
   assert.equal(extent([], 0, 1, false), null);
 });
 
-test('axis labels are short', () => {
-  assert.deepEqual([0, 0.25, 12500, 0.00004].map(label), ['0', '0.25', '12.5k', '4e−5']);
+test('a line without a point in sight counts with the two that it joins there, none beyond its ends', () => {
+  const line = { x: [0, 10, 20], y: [1, 3, 90] };
+  const [low, high] = extent([line], 4, 6, false);
+  assert.ok(low <= 1 && high >= 3 && high < 5);
+  assert.ok(extent([line], 9, 11, false)[1] < 5); // the next point is out of sight
+  assert.equal(extent([line], 21, 30, false), null);
+  assert.equal(extent([line], -5, -1, false), null);
+});
+
+test('axis labels are short, and different where the marks are', () => {
+  assert.deepEqual([0, 0.25, 12500, 0.00004, 2e6].map(label), ['0', '0.25', '12.5k', '4e−5', '2M']);
+  assert.deepEqual([100200, 100400, 2.30012, 2.30014].map(label), ['100.2k', '100.4k', '2.30012', '2.30014']);
+});
+
+/** A chart with one curve, and its plot of no size: as it is behind its table. */
+function drawn(options = {}) {
+  const chart = new Chart(new Group(), { name: 'loss', title: 'Loss', ...options });
+  chart.group.hues = new Map([[7, 0]]);
+  chart.lines = new Map([[7, { x: [0, 10], y: [1, 2] }]]);
+  chart.scale = { x: (v) => v * 10, y: (v) => v, step: (px) => px / 10 };
+  return chart;
+}
+
+test('the table and the legend follow the values while the plot is behind them', () => {
+  const chart = drawn();
+  chart.toggleTable();
+  chart.draw();
+  assert.match(chart.table.textContent, /102\.0/); // step 10, the newest first
+  chart.lines.set(7, { x: [0, 10, 20], y: [1, 2, 0.5] });
+  chart.draw();
+  assert.match(chart.table.textContent, /200\.5/);
+  assert.match(chart.legend.textContent, /0\.5/);
+  assert.equal(chart.element.dataset.points, 3);
+});
+
+test('the keys leave a zoom in which no point is in sight, and + ends at one step', () => {
+  const chart = drawn(), press = (key) => chart.key({ key, preventDefault() {} });
+  for (const key of ['Escape', '-']) {
+    chart.group.zoom = [30, 40];
+    chart.scale = null;
+    press(key);
+    assert.equal(chart.group.zoom, null);
+  }
+  chart.scale = {};
+  for (let i = 0; i < 9; i++) press('+');
+  const [from, to] = chart.group.zoom;
+  assert.equal(to - from, 1);
+  assert.ok(from >= 0 && to <= 10);
+});
+
+test('a double click resets the zoom and selects nothing, a single one selects its point', ({ mock }) => {
+  mock.timers.enable({ apis: ['setTimeout'] });
+  const picked = [], chart = drawn({ pick: ({ step }) => picked.push(step) });
+  const { pointerdown, pointerup, dblclick } = chart.canvas.listeners;
+  const click = () => [pointerdown, pointerup].forEach((act) => act({ button: 0, pointerId: 1, clientX: 101,
+    clientY: 2 }));
+  chart.group.zoom = [0, 10];
+  click();
+  click();
+  dblclick();
+  mock.timers.tick(2000);
+  assert.deepEqual([chart.group.zoom, ...picked], [null]);
+  chart.group.zoom = [0, 10];
+  click();
+  mock.timers.tick(2000);
+  assert.deepEqual(picked, [10]);
+});
+
+test('a touch that turns into scrolling leaves no drag behind', () => {
+  const chart = drawn();
+  chart.canvas.listeners.pointerdown({ button: 0, pointerId: 1, clientX: 50, clientY: 2 });
+  chart.canvas.listeners.pointercancel({ pointerId: 1 });
+  assert.equal(chart.drag, null);
 });
 
 test('a click on a curve selects its point by the event it was given', () => {

@@ -3,7 +3,7 @@
 class Node {
   constructor(tag) {
     Object.assign(this, { tag, children: [], listeners: {}, dataset: {}, attributes: {}, style: {}, title: '',
-      checked: false });
+      checked: false, hidden: false });
     this.classList = { add() {}, remove() {}, toggle() {} };
   }
 

@@ -2,7 +2,8 @@ import './dom_stub.js';
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-const { bytes, compact, count, duration, number, short } = await import('../../ui/assets/core/dom.js');
+const { bytes, clock, compact, count, duration, number, percent, short, sureButton } = await import(
+  '../../ui/assets/core/dom.js');
 const plain = (words) => words.replaceAll('\u202f', ' ');
 
 test('numbers have four significant digits and never an exponent where digits fit', () => {
@@ -10,6 +11,37 @@ test('numbers have four significant digits and never an exponent where digits fi
   assert.equal(number(100, 2), '100');
   assert.equal(number(0.00001234), '1.23e−5');
   assert.equal(plain(number(123456)), '123 k');
+});
+
+test('rounding up to the next power of ten adds a digit or the next unit, never an exponent', () => {
+  assert.deepEqual([[99.6, 2], [999.7, 3], [0.9999, 3], [123.4, 2], [9999.6]].map((one) => plain(number(...one))),
+    ['100', '1000', '1.00', '123', '10.0 k']);
+  assert.equal(plain(percent(0.9996, 2)), '100 %');
+  assert.deepEqual([999.6, 999600, 999.6e6, 999.6e9, -999600].map((v) => plain(compact(v))),
+    ['1.00 k', '1.00 M', '1.00 B', '1.00 T', '-1.00 M']);
+  assert.equal(plain(bytes(999.7 * 2 ** 40)), '0.976 PiB');
+  for (let value = 0.0011; value < 1e14; value *= 1.0007) {
+    for (const words of [number(value, 2), number(value), compact(value), bytes(value)]) {
+      assert.doesNotMatch(words, /e/, String(value));
+    }
+  }
+});
+
+test('a date has its year unless that is the current one', () => {
+  const { year, ...rest } = { year: new Date().getFullYear(), month: 5, day: 15 };
+  const at = (of) => clock(new Date(of, rest.month, rest.day, 12).getTime() / 1000, true);
+  assert.ok(at(2021).includes('2021'), at(2021));
+  assert.ok(!at(year).includes(year), at(year));
+});
+
+test('a double click asks and does not confirm, a second click does', async () => {
+  let done = 0;
+  const node = sureButton('Delete', 'Really?', () => { done += 1; });
+  const click = (detail) => node.listeners.click({ detail });
+  for (const detail of [1, 2, 3]) await click(detail);
+  assert.deepEqual([node.textContent, done], ['Really?', 0]);
+  await click(1);
+  assert.deepEqual([node.textContent, done], ['Delete', 1]);
 });
 
 test('counts, sizes and short numbers carry units', () => {

@@ -37,7 +37,7 @@ test('the question of a row stays while its phase and bar change, and goes with 
     return list.all((one) => one.tag === 'button')[0];
   };
   const cancel = drawn({ state: 'running', phase: 'Reading 10', step: 1 });
-  cancel.listeners.click();
+  cancel.listeners.click({});
   assert.equal(drawn({ state: 'running', phase: 'Reading 20', step: 2 }), cancel);
   assert.equal(cancel.textContent, 'Really cancel?');
   assert.match(list.textContent, /Reading 20/);

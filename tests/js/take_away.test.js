@@ -2,7 +2,13 @@ import './dom_stub.js';
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
+const { fileName } = await import('../../ui/assets/core/take_away.js');
 const { csv, drawnTable, framed, markdown, SvgPen } = await import('../../ui/assets/core/svg_pen.js');
+
+test('a file is named by its title in any script', () => {
+  assert.deepEqual(['Training loss', '训练损失', 'KL to the base, per token'].map(fileName),
+    ['training-loss', '训练损失', 'kl-to-the-base-per-token']);
+});
 
 test('a pen writes the paths and texts that a canvas would show', () => {
   const pen = new SvgPen();

@@ -11,6 +11,12 @@ test('a diff keeps the longest common run of words', () => {
   assert.deepEqual(diff('same words', 'same words'), [['=', 'same words']]);
 });
 
+test('a diff of a language without blanks between words marks the signs that differ', () => {
+  assert.deepEqual(diff('今天天气很好。', '今天天气不好。'),
+    [['=', '今天天气'], ['-', '很'], ['+', '不'], ['=', '好。']]);
+  assert.deepEqual(diff('用 LoRA 训练', '用 DoRA 训练'), [['=', '用 '], ['-', 'LoRA '], ['+', 'DoRA '], ['=', '训练']]);
+});
+
 test('markdown becomes elements', () => {
   assert.equal(outline('# Head\n**bold** and *slanted*'),
     '<p>Head</p><p><strong>bold</strong> and <em>slanted</em></p>');

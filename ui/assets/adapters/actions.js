@@ -1,7 +1,7 @@
 // Dialogs that merge, mix, import, export and push adapters, each of which queues a job; and what such
 // a job made: the certificate of a merge, the error of a mix, the check of an export.
 
-import { api, button, bytes, copy, count, duration, h, number, pairs, percent, quiet, redraw, short, t,
+import { api, button, bytes, copy, count, duration, h, newest, number, pairs, percent, quiet, redraw, short, t,
   table } from '../core/dom.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { askAction } from '../core/form.js';
@@ -43,7 +43,7 @@ export function askExport(page, adapters) {
     allow: { form: one.formats }, values: { form: one.formats[0] } });
 }
 
-// -- outcomes --------------------------------------------------------------------------------------
+// -- outcomes --
 
 export const KINDS = { merge: t`Merge`, mix: t`Mix`, import_adapter: t`Import`, export_adapter: t`Export`,
   gguf: 'GGUF', push: t`Push`, picture: t`Picture`, bakeoff: t`Bake-off`, promote: t`Promote`,
@@ -60,17 +60,18 @@ const OUTCOMES = {
 export async function outcome(job, node) {
   const wrong = job.error ? [h('p.s-error', job.error.text)] : [];
   const draw = (job.state === 'succeeded' || job.error?.kind === 'gate') && (OUTCOMES[job.kind] ?? facts);
-  const found = draw && await api(`/api/outcome/${job.id}`).catch(() => null);
-  return redraw(node, ...wrong, ...(found ? draw(found.outcome) : []));
+  const found = await newest(node, draw ? api(`/api/outcome/${job.id}`).catch(() => null) : null);
+  if (found !== undefined) redraw(node, ...wrong, ...(found ? draw(found.outcome) : []));
 }
 
 /** The figures of an evaluation, and which labels were taken for which; closed among other jobs. */
 function evaluated(found) {
   const scores = Object.entries(found.scores ?? {}).map(([name, value]) => [name.replace('_', ' '), percent(value)]);
+  const [low, high] = found.accuracy_interval ?? [];
   const figures = pairs([[t`Rows`, count(found.rows)], [t`Loss`, number(found.eval_loss)],
     [t`Perplexity`, number(found.perplexity)], [t`Token accuracy`, percent(found.token_accuracy)],
     found.accuracy != null && [t`Accuracy`, t`${percent(found.accuracy)} (95\u202f%: ${
-      found.accuracy_interval.map((one) => percent(one)).join(' to ')}), ${count(found.labels.length)} labels`],
+      percent(low)} to ${percent(high)}), ${count(found.labels.length)} labels`],
     found.accuracy != null && [t`Macro F1`, number(found.macro_f1, 3)],
     found.accuracy != null && [t`Calibration error`, number(found.ece, 3)],
     found.mae != null && [t`As numbers`, t`mean absolute error ${number(found.mae, 3)}, root mean squared ${

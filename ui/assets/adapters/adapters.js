@@ -2,9 +2,9 @@
 // address holds the selection (?adapter=run-3). Long work is a queued job; its progress and outcome
 // are shown here and on the Runs page.
 
-import { actOn, ago, api, badge, button, bytes, changed, dots, go, h, keyed, matcher, number, Page, query, redraw,
-  remember, searchField, send, short, sureButton, t, text, toast, word } from '../core/dom.js';
-import { list } from '../core/form.js';
+import { actOn, ago, api, badge, button, bytes, changed, dots, go, h, keyed, matcher, newest, number, Page, query,
+  redraw, remember, searchField, send, short, sureButton, t, text, toast, word } from '../core/dom.js';
+import { box, list } from '../core/form.js';
 import { compareAdapters } from '../core/lanes.js';
 import { isLive, subscribe } from '../core/live.js';
 import { askEvaluate, askExport, askImport, askMerge, askMix, KINDS, outcome, unmergeable } from './actions.js';
@@ -65,7 +65,7 @@ export class Adapters extends Page {
   }
 
   async refresh() {
-    Object.assign(this, await send('/api/adapters'));
+    Object.assign(this, await newest(this, send('/api/adapters')));
     this.list();
   }
 
@@ -101,9 +101,9 @@ export class Adapters extends Page {
   }
 
   card(one) {
-    const box = h('input', { type: 'checkbox', class: 's-box', label: t`Choose ${one.name}`,
+    const tick = box({ label: t`Choose ${one.name}`,
       onchange: (event) => { this.picked[event.target.checked ? 'add' : 'delete'](one.id); this.chose(); } });
-    return h('li.s-adapter', { testid: `adapter-${one.id}` }, h('header', box,
+    return h('li.s-adapter', { testid: `adapter-${one.id}` }, h('header', tick,
       h('button.s-adapter-name', { onclick: () => this.open(one.id) }),
       h('span')), h('p.s-quiet.s-adapter-what'), h('dl'),
     h('footer', h('span.s-tags'), h('span.s-actions')));
@@ -148,7 +148,7 @@ export class Adapters extends Page {
     this.list();
   }
 
-  // -- one adapter ---------------------------------------------------------------------------------
+  // -- one adapter --
 
   async rename(one, name) {
     const done = await send('/api/do/adapters.rename', { adapter: one.id, name });
@@ -192,7 +192,7 @@ export class Adapters extends Page {
         button(t`Restore`, () => this.undo(one.token))))));
   }
 
-  // -- jobs ----------------------------------------------------------------------------------------
+  // -- jobs --
 
   take(jobs) {
     const ours = jobs.filter((job) => job.kind in KINDS);
@@ -220,8 +220,7 @@ export class Adapters extends Page {
     redraw(node, badge(job.state), job.name.startsWith(KINDS[job.kind].toLowerCase()) ? ''
       : h('b', `${KINDS[job.kind]} `),
       h('a', { href: `/runs?run=${job.id}` }, job.name),
-      h('span.s-quiet', isLive(job) ? job.phase || (job.state === 'queued'
-        ? 'queued' : '') : ''),
+      h('span.s-quiet', isLive(job) && job.phase),
       isLive(job) ? sureButton(t`Cancel`, t`Really cancel?`, () => actOn(job.id, 'cancel'), 's-tool')
         : button('×', () => this.putAway(job.id, node), 's-tool', { label: t`Put ${job.name} away` }),
       result);

@@ -23,7 +23,7 @@ export function heatmap(changes) {
     h('span.s-heat-words', size(one)));
   };
   const strongest = changes.reduce((a, b) => (b.norm > a.norm ? b : a), changes[0]);
-  return h('figure.s-heatmap', {},
+  return h('figure.s-heatmap',
     h('div.s-heat-scroll', table([t`Layer`, ...modules.map((module) => h('th', { scope: 'col',
       title: module },
       h('span', module.split('.').slice(-2).join('.'))))], layers.map((layer) => [

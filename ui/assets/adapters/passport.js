@@ -3,7 +3,7 @@
 
 import { board } from '../core/chart.js';
 import { badge, button, bytes, count, dots, h, number, pairs, percent, quiet, redraw, send, snippet, sureButton, t,
-  text, word } from '../core/dom.js';
+  text, when, word } from '../core/dom.js';
 import { blindTest, compareAdapters, laneName, parseLane } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { hues, poke, subscribe } from '../core/live.js';
@@ -36,9 +36,13 @@ export class Passport {
     if (!one) { this.element.hidden = true; return; }
     const words = JSON.stringify(one);
     if (this.page.chosen !== id || (this.shown === words && !this.element.hidden)) return;
+    const field = document.activeElement; // what is typed there stays
+    if (field?.localName === 'input' && this.element.contains(field) && field.value !== field.defaultValue) {
+      field.onblur = () => field.value === field.defaultValue && this.show(id);
+      return;
+    }
     this.shown = words;
     this.run = one.run;
-    this.board = null;
     const opened = this.element.hidden;
     this.element.hidden = false;
     redraw(this.element, this.head(one), this.actions(one), this.tags(one), this.facts(one),
@@ -48,13 +52,12 @@ export class Passport {
   }
 
   head(one) {
-    const name = h('input', { type: 'text', label: t`Name`, testid: 'name', onkeydown: (event) => {
+    const name = h('input', { type: 'text', value: one.name, label: t`Name`, testid: 'name', onkeydown: (event) => {
       if (event.key === 'Enter') name.blur();
       if (event.key === 'Escape') { name.value = one.name; event.stopPropagation(); name.blur(); }
     }, onchange: async () => { // a refused name is not shown as if it were the adapter's
       if (name.value.trim() !== one.name && !await this.page.rename(one, name.value)) name.value = one.name;
     } });
-    name.value = one.name;
     return h('header', name, button('×', () => this.hide(), 's-tool', { label: t`Close` }));
   }
 
@@ -70,9 +73,9 @@ export class Passport {
 
   tags(one) {
     const field = h('input', { type: 'text', placeholder: t`good, for the demo`, testid: 'tags',
+      value: one.tags.join(', '),
       onkeydown: (event) => { if (event.key === 'Enter') field.blur(); },
       onchange: () => this.page.tag(one, field.value) });
-    field.value = one.tags.join(', ');
     return h('label.s-labelled', h('span', t`Tags, separated by commas`), field);
   }
 
@@ -93,7 +96,7 @@ export class Passport {
       [t`Made from`, one.parents.join(', ')],
       [t`Mix`, mix.how && t`${mix.how}, ${percent(mix.error, 2)} from the weighted sum`],
       [t`Imported from`, imported],
-      [t`Made`, one.created ? new Date(one.created * 1000).toLocaleString() : ''],
+      [t`Made`, one.created ? when(one.created) : ''],
       [t`Size`, bytes(one.size_bytes)], [t`Folder`, one.path],
     ].filter(([, value]) => value != null && value !== '' && value !== 0);
     return h('section', h('h3', t`Passport`, ' ', badge(ENDED[one.ended] ?? 'queued',
@@ -102,8 +105,8 @@ export class Passport {
 
   curve(one) {
     if (!this.run) return '';
-    this.board = board(['loss', 'eval_loss']);
-    this.board.group.set({ hues: hues([this.run]), names: new Map([[this.run, one.name]]) });
+    this.board ??= board(['loss', 'eval_loss']);
+    this.board.group.set({ zoom: null, hues: hues([this.run]), names: new Map([[this.run, one.name]]) });
     return h('section.s-drawer-charts', this.board.charts.map((chart) => chart.element));
   }
 

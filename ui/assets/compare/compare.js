@@ -187,7 +187,7 @@ export class Compare extends Page {
     });
   }
 
-  // -- actions -------------------------------------------------------------------------------------
+  // -- actions --
 
   /** Return true if lanes and turns may change: not while an answer is being generated. */
   free() {

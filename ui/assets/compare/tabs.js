@@ -43,14 +43,14 @@ export class Tabs {
 
 async function conversations(element, page) {
   let timer = 0;
-  const list = h('ul.s-talks', { 'data-testid': 'conversations' });
+  const list = h('ul.s-talks', { testid: 'conversations' });
   const search = searchField(t`Search prompts and answers …`, () => {
     clearTimeout(timer);
     timer = setTimeout(refresh, 200);
   });
-  const item = ({ id, title, lanes, turns, updated, parent }) => h('li', {}, h('a', { href: `/compare?chat=${id}` },
-    h('b', {}, title || t`(no title)`), h('span.s-quiet', {}, lanes.map(laneName).join('  ·  '))),
-  h('span.s-quiet', {}, dots(`${turns} ${turns === 1 ? 'turn' : 'turns'}`,
+  const item = ({ id, title, lanes, turns, updated, parent }) => h('li', h('a', { href: `/compare?chat=${id}` },
+    h('b', title || t`(no title)`), h('span.s-quiet', lanes.map(laneName).join('  ·  '))),
+  h('span.s-quiet', dots(t`${turns} turn${turns === 1 ? '' : 's'}`,
     ago(updated), parent && t`a branch`)),
   sureButton(t`Delete`, t`Really delete?`, async () => {
     if (id === page.conversation.id && !page.free()) return;
@@ -101,8 +101,9 @@ export const KEPT = { recipes: t`Save a recipe …`, mix: t`Make an adapter …`
 export function keepMix(kind, { model, stack, name }, done) {
   const usual = name ?? stack.map((part) => `${short(part.name)} ${part.weight}`).join(' ');
   if (kind === 'recipes') {
-    return askAction(kind, { title: t`Save a recipe`, only: ['save'], fixed: { lane: writeLane({ model, stack }) },
-      note: t`Every lane on this base can use it.`, values: { save: usual }, done: () => { done(); } });
+    return askAction(kind, { title: t`Save a recipe`, label: t`Save`, only: ['save'],
+      fixed: { lane: writeLane({ model, stack }) }, note: t`Every lane on this base can use it.`,
+      values: { save: usual }, done: () => { done(); } });
   }
   return askAction(kind, { fixed: { 'model.path': model, stack }, values: { name: usual }, done: (made) => {
     done();

@@ -99,8 +99,12 @@ export function diff(before, after) {
   return pieces;
 }
 
+// Scripts without blanks between words are compared sign by sign.
+const SIGN = '[\\p{scx=Han}\\p{scx=Hira}\\p{scx=Kana}\\p{scx=Thai}]';
+const WORDS = new RegExp(`\\s*(?:${SIGN}|(?:(?!${SIGN})\\S)+)\\s*`, 'gu');
+
 function split(words) {
-  return words.match(/\s*\S+\s*/g) ?? [];
+  return words.match(WORDS) ?? [];
 }
 
 function lengths(rows, columns, same) {

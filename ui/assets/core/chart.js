@@ -51,7 +51,7 @@ export class Chart {
   build() {
     const { title, unit } = this.options;
     this.canvas = h('canvas', { tabindex: '0', role: 'img', label: title });
-    this.empty = h('p.s-chart-empty', this.options.empty ?? t`No values yet`);
+    this.empty = h('p.s-chart-empty');
     this.plot = h('div.s-plot', this.canvas, this.empty);
     this.legend = h('ul.s-legend');
     this.table = h('div.s-chart-table', { hidden: true, tabindex: '0' });
@@ -110,10 +110,21 @@ export class Chart {
     return [first < last * 0.1 ? 0 : first, last];
   }
 
+  /** Its steps, and the range of values in them. */
+  view(lines) {
+    const span = lines.length ? this.domain() : [0, 1];
+    return [span, extent(lines, ...span, this.log)];
+  }
+
   draw() {
     this.pending = 0;
+    const lines = this.shown();
+    this.fillLegend(lines);
+    if (!this.table.hidden) this.fillTable(lines);
+    this.resetButton.hidden = !this.group.zoom;
+    this.element.dataset.points = lines.reduce((sum, line) => sum + line.x.length, 0);
     const { clientWidth: width, clientHeight: height } = this.plot;
-    if (!width || !height) return;
+    if (!width || !height) return; // behind its table
     const ratio = devicePixelRatio || 1;
     if (this.canvas.width !== Math.round(width * ratio)
         || this.canvas.height !== Math.round(height * ratio)) {
@@ -123,21 +134,16 @@ export class Chart {
     const pen = this.canvas.getContext('2d');
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
-    const lines = this.shown();
-    const [from, to] = lines.length ? this.domain() : [0, 1];
-    const range = extent(lines, from, to, this.log);
+    const [span, range] = this.view(lines);
     this.empty.hidden = Boolean(range);
+    text(this.empty, lines.length ? t`No values in this range` : this.options.empty ?? t`No values yet`);
     this.scale = null;
     if (range) {
       const painter = new Painter(this, pen, width, height);
-      this.scale = painter.paint(lines, [from, to], range);
+      this.scale = painter.paint(lines, span, range);
       painter.drawCursor(lines);
     }
-    this.fillLegend(lines);
-    this.resetButton.hidden = !this.group.zoom;
     this.element.dataset.draws = ++this.draws;
-    this.element.dataset.points = lines.reduce((sum, line) => sum + line.x.length, 0);
-    if (!this.table.hidden) this.fillTable(lines);
   }
 
   fillLegend(lines) {
@@ -168,11 +174,10 @@ export class Chart {
 
   /** What is on screen, without the cursor, as a drawing of its own. */
   drawing(width = 960, height = 400) {
-    const lines = this.shown(), [from, to] = lines.length ? this.domain() : [0, 1];
-    const range = extent(lines, from, to, this.log);
+    const lines = this.shown(), [span, range] = this.view(lines);
     if (!range) return null;
     const pen = new SvgPen();
-    new Painter(this, pen, width, height).paint(lines, [from, to], range);
+    new Painter(this, pen, width, height).paint(lines, span, range);
     return { markup: pen.markup, width, height, unit: this.options.unit, legend: lines.map((line) => ({
       colour: colour(`run-${this.group.hues.get(line.run)}`), name: this.name(line) })) };
   }
@@ -206,7 +211,6 @@ export class Chart {
     this.table.hidden = !this.table.hidden;
     this.plot.hidden = !this.table.hidden;
     this.tableButton.ariaPressed = !this.table.hidden;
-    if (!this.table.hidden) this.fillTable(this.shown());
     this.redraw();
   }
 
@@ -232,11 +236,15 @@ export class Chart {
       const { drag } = this;
       this.drag = null;
       if (!drag || !this.scale) return this.redraw();
-      if (Math.abs(drag.now - drag.start) < 6) return this.pick(this.under(event));
+      if (Math.abs(drag.now - drag.start) < 6) return this.click(this.under(event));
       const [a, b] = [drag.start, drag.now].sort((p, q) => p - q).map(this.scale.step);
       if (b - a >= 1) this.group.set({ zoom: [Math.max(0, a), b] });
     });
-    this.canvas.addEventListener('dblclick', () => this.group.set({ zoom: null }));
+    this.canvas.addEventListener('pointercancel', () => { this.drag = null; }); // a touch that scrolls
+    this.canvas.addEventListener('dblclick', () => {
+      clearTimeout(this.picking);
+      this.group.set({ zoom: null });
+    });
     this.canvas.addEventListener('keydown', (event) => this.key(event));
     this.canvas.addEventListener('blur', () => this.group.set({ cursor: null }));
   }
@@ -257,15 +265,23 @@ export class Chart {
       Math.hypot(this.scale.x(x[i]) - left, at - top))) };
   }
 
+  /** Pick a point; in a zoomed chart only when no double click follows, which resets the zoom. */
+  click(point) {
+    clearTimeout(this.picking);
+    if (!this.group.zoom) return this.pick(point);
+    this.picking = setTimeout(() => this.pick(point), 500);
+  }
+
   pick(point) {
     if (point) this.options.pick?.(point);
     this.redraw();
   }
 
   key(event) {
-    if (!this.scale) return;
-    const { from, to } = this.scale;
+    if (!this.scale && !this.group.zoom) return; // zoomed, also where no point is in sight
+    const [from, to] = this.domain();
     const span = to - from, at = this.group.cursor ?? to;
+    const near = Math.min(span, Math.max(1, span / 2)), start = Math.min(Math.max(from, at - near / 2), to - near);
     if (event.key === 'Enter') {
       const line = this.shown()[0];
       if (line) this.pick({ run: line.run, step: line.x[nearest(line.x, at)] });
@@ -276,7 +292,7 @@ export class Chart {
       ArrowRight: () => ({ cursor: Math.min(to, at + Math.max(1, span / 50)) }),
       Home: () => ({ cursor: from }),
       End: () => ({ cursor: to }),
-      '+': () => ({ zoom: [Math.max(from, at - span / 4), Math.min(to, at + span / 4)] }),
+      '+': () => ({ zoom: [start, start + near] }),
       '-': () => ({ zoom: null }),
       Escape: () => ({ zoom: null, cursor: null }),
     };

@@ -69,13 +69,17 @@ export function nearest(x, value) {
   return Math.abs(x[low] - value) <= Math.abs(x[high] - value) ? low : high;
 }
 
-/** [low, high] of the values that are visible, with a little air; null when there are none. */
+/** [low, high] of the values that are visible, with a little air; null when there are none. A line without a
+ *  point in sight counts with the two that it joins across it. */
 export function extent(lines, from, to, log) {
   let low = Infinity, high = -Infinity;
   for (const { x, y: smoothed, raw } of lines) {
     const y = raw ?? smoothed; // a spike must stay in sight, however smooth the line
-    for (let i = 0; i < x.length; i++) {
-      if (x[i] < from || x[i] > to || !Number.isFinite(y[i]) || (log && y[i] <= 0)) continue;
+    const after = x.findIndex((step) => step >= from);
+    if (after < 0 || x[0] > to) continue; // it ends before, or begins later
+    const first = x[after] > to ? after - 1 : after;
+    for (let i = first; i < x.length && (i <= after || x[i] <= to); i++) {
+      if (!Number.isFinite(y[i]) || (log && y[i] <= 0)) continue;
       if (y[i] < low) low = y[i];
       if (y[i] > high) high = y[i];
     }
@@ -240,9 +244,10 @@ export class Painter {
   }
 }
 
+/** A mark of an axis, which is round: with all its digits, as its neighbours may share the first ones. */
 export function label(value) {
   const size = Math.abs(value);
-  if (size >= 1e4) return `${+(value / 1e3).toPrecision(3)}k`;
   if (size !== 0 && size < 1e-3) return value.toExponential().replace('e-', 'e−');
-  return String(+value.toPrecision(4));
+  const [unit, letter] = size >= 1e6 ? [1e6, 'M'] : size >= 1e4 ? [1e3, 'k'] : [1, ''];
+  return +(value / unit).toPrecision(7) + letter;
 }

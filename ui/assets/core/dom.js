@@ -124,22 +124,22 @@ const THIN = '\u202f';
 export function number(value, digits = 4) {
   if (!Number.isFinite(value)) return '–';
   if (value === 0) return '0';
-  const size = Math.abs(value);
-  if (size >= 10000) return compact(value);
-  if (size < 0.001) return value.toExponential(2).replace('e-', 'e−');
-  const whole = String(Math.trunc(size)).length; // 100 to two digits is 100, never 1.0e+2
-  return value.toPrecision(Math.max(digits, size >= 1 ? whole : 1));
+  if (Math.abs(value) < 0.001) return value.toExponential(2).replace('e-', 'e−');
+  // Rounding may add a digit: 99.6 to two digits is 100, never 1.0e+2.
+  const wide = (one) => Math.max(digits, String(Math.trunc(Math.abs(one))).length);
+  const near = +value.toPrecision(wide(value));
+  return Math.abs(near) < 10000 ? near.toPrecision(wide(near)) : compact(value);
 }
 
 export const percent = (share, digits = 3) => `${number(100 * (share ?? NaN), digits)}${THIN}%`;
 
 export function compact(value) {
   if (!Number.isFinite(value)) return '–';
-  const size = Math.abs(value);
+  const near = +value.toPrecision(3);
   for (const [limit, unit] of [[1e12, 'T'], [1e9, 'B'], [1e6, 'M'], [1e3, 'k']]) {
-    if (size >= limit) return (value / limit).toPrecision(3) + THIN + unit;
+    if (Math.abs(near) >= limit) return (near / limit).toPrecision(3) + THIN + unit;
   }
-  return size >= 100 ? value.toFixed(0) : String(+value.toPrecision(3));
+  return String(near);
 }
 
 export function count(value) {
@@ -150,8 +150,8 @@ export function count(value) {
 export function bytes(value) {
   if (value == null) return '–';
   let unit = 0;
-  while (value >= 999.5 && unit < 4) { value /= 1024; unit++; }
-  return (unit ? value.toPrecision(3) : value) + THIN + ['B', 'KiB', 'MiB', 'GiB', 'TiB'][unit];
+  while (value >= 999.5 && unit < 5) { value /= 1024; unit++; }
+  return (unit ? value.toPrecision(3) : value) + THIN + ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'][unit];
 }
 
 /** 8 s · 1:20 min · 2:05 h */
@@ -162,7 +162,7 @@ export function duration(seconds) {
   if (s < 60) return `${s}${THIN}s`;
   if (s < 3600) return `${Math.floor(s / 60)}:${two(s % 60)}${THIN}min`;
   if (s < 172800) return `${Math.floor(s / 3600)}:${two(Math.floor(s / 60) % 60)}${THIN}h`;
-  return `${Math.floor(s / 86400)}${THIN}days`;
+  return t`${Math.floor(s / 86400)}\u202fdays`;
 }
 
 /** Seconds since 1970 (UTC), shown in the local time zone. */
@@ -172,15 +172,22 @@ export function ago(time) {
   if (seconds < 45) return t`just now`;
   if (seconds < 3600) return t`${Math.max(1, Math.round(seconds / 60))} min ago`;
   if (seconds < 86400) return t`${Math.round(seconds / 3600)} h ago`;
-  return new Date(time * 1000).toLocaleDateString(undefined, { day: 'numeric', month: 'short' });
+  return when(time, day(time));
 }
 
+const OF = document.body.lang || 'en'; // as the browser prefers it: en-GB
+const SPOKEN = [...(globalThis.navigator?.languages ?? []).filter((one) => one.startsWith(OF.slice(0, 2))), OF];
+
+/** 25 Nov 2026, 02:53 */
+export const when = (time, shown = { dateStyle: 'medium', timeStyle: 'short' }) =>
+  new Date(time * 1000).toLocaleString(SPOKEN, shown);
+
+const day = (time) => ({ day: 'numeric', month: 'short',
+  year: new Date(time * 1000).getFullYear() === new Date().getFullYear() ? undefined : 'numeric' });
+
 /** 02:53; exactly 25 Nov 02:53:12. */
-export function clock(time, exact = false) {
-  const shown = { hour: '2-digit', minute: '2-digit' };
-  if (exact) Object.assign(shown, { second: '2-digit', day: 'numeric', month: 'short' });
-  return time ? new Date(time * 1000).toLocaleString([], shown) : '';
-}
+export const clock = (time, exact = false) => (time ? when(time, { hour: '2-digit', minute: '2-digit',
+  ...(exact && { second: '2-digit', ...day(time) }) }) : '');
 
 /** GET, or POST `body` as JSON. A refusal is thrown as an Error with the server's sentence. */
 export async function request(path, body, signal) {
@@ -249,7 +256,8 @@ export function button(label, onclick, kind = '', props = {}) {
 /** A button that asks for confirmation in place. */
 export function sureButton(label, question, act, kind = '') {
   let timer = 0;
-  const node = button(label, () => {
+  const node = button(label, ({ detail }) => {
+    if (timer && detail > 1) return null; // the second of a double click
     if (timer) { clearTimeout(timer); calm(); return act(); }
     node.textContent = question;
     node.classList.add('s-danger');
@@ -260,7 +268,7 @@ export function sureButton(label, question, act, kind = '') {
   return node;
 }
 
-export const quiet = (...content) => h('p.s-quiet', content);
+export const quiet = (...content) => h('p.s-quiet', ...content);
 
 /** Code with a title and a button that copies it. */
 export const snippet = (title, code) => h('div.s-snippet',
@@ -336,7 +344,7 @@ export function changed(node, key) {
 
 /** A field to search in; `oninput` is called as it changes. */
 export const searchField = (label, oninput, props = {}) => h('input', { type: 'search', placeholder: label,
-  'aria-label': label, oninput, ...props });
+  label, oninput, ...props });
 
 /** Return a function that tests whether its texts together contain every word of a search. */
 export function matcher(search) {

@@ -31,6 +31,9 @@ export function dialog(title, body, label, submit) {
 export const labelled = (title, control, note = '') => h('label.s-labelled',
   h('span', title), control, note && h('span.s-quiet', note));
 
+/** A box to tick. */
+export const box = (props) => h('input.s-box', { type: 'checkbox', ...props });
+
 const options = (choices, chosen) => choices.map((one) => {
   const [value, label] = Array.isArray(one) ? one : [one, one];
   return h('option', { value, selected: [].concat(chosen).includes(value) }, label);
@@ -53,7 +56,7 @@ function choicesOf({ choices, of, default: usual }, known, value) {
 
 /** Boxes to tick, for a comma-separated text. */
 function ticks(field, choices, value) {
-  const boxes = choices.map(([name, label]) => [h('input', { type: 'checkbox', class: 's-box', value: name,
+  const boxes = choices.map(([name, label]) => [box({ value: name,
     checked: !value || list(value).includes(name) }), label]);
   return { element: h('div.s-labelled', { role: 'group', label: field.title },
     h('span', field.title), h('div.s-ticks', boxes.map(([box, label]) =>
@@ -68,7 +71,7 @@ function ticks(field, choices, value) {
 /** The control of one field. */
 function control(field, choices, value) {
   const { name, type, step, required } = field;
-  if (type === 'switch') return h('input', { type: 'checkbox', class: 's-box', name, checked: Boolean(value) });
+  if (type === 'switch') return box({ name, checked: Boolean(value) });
   if (type === 'list' && choices.length) {
     const size = Math.min(5, Math.max(2, choices.length));
     return h('select', { multiple: true, size, name }, options(choices, [].concat(value).map(String)));
@@ -195,11 +198,11 @@ export async function actionForm(name, { fixed = {}, only = null, choices = {}, 
     submit: (more = {}) => api(`/api/do/${name}`, { ...fixed, ...form.value(), ...more }) };
 }
 
-/** A dialog that asks for an action; its button has the first word of the title. `done` (text, or a function of
- *  the answer) is shown on success. */
-export async function askAction(name, { title, note, done, ...settings } = {}) {
-  const form = await actionForm(name, settings), words = title ?? form.title;
-  return dialog(words, [quiet(note ?? form.help), form.element], words.split(' ')[0], async () => {
+/** A dialog that asks for an action; `label` is on its button. `done` (text, or a function of the answer) is shown on
+ *  success. */
+export async function askAction(name, { title, label, note, done, ...settings } = {}) {
+  const form = await actionForm(name, settings);
+  return dialog(title ?? form.title, [quiet(note ?? form.help), form.element], label ?? form.title, async () => {
     const answer = await form.submit();
     const said = typeof done === 'function' ? done(answer) : done;
     if (said) toast(said);

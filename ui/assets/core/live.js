@@ -245,7 +245,7 @@ function notify(before, job) {
   const worked = before && ['starting', 'running', 'stopping'].includes(before.state);
   if (!worked || !ENDS[job.state] || !wantsNotifications()) return;
   const shown = new Notification(`${job.name} ${ENDS[job.state]}`, {
-    body: job.error?.text ?? (job.last_loss == null ? '' : t`loss ${job.last_loss.toPrecision(4)}`),
+    body: job.error?.text ?? (job.last_loss == null ? '' : t`loss ${number(job.last_loss)}`),
     tag: `studio-${job.id}-${job.attempt}-${job.state}`,
   });
   shown.onclick = () => { window.focus(); go(`/runs?run=${job.id}`); };

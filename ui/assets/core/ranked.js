@@ -2,7 +2,7 @@
 // scatter plot of two of its columns.
 
 import { h, number, redraw, t } from './dom.js';
-import { resolved, svg, takeAway } from './take_away.js';
+import { resolved, svg, takeAway, tick } from './take_away.js';
 
 /** `columns`: {title, hint, value(row), show(row), best: 'min' | 'max', words: true for text}; `rest(row)` fills
  *  the columns after the first of a row that has no values; rows for which `first(row)` holds stay on top. The
@@ -33,7 +33,7 @@ export class RankedTable {
     const cell = (row, one) => {
       const value = one.value(row), text = one.show ? one.show(row) : value ?? '–';
       const first = best.get(one) != null && value === best.get(one);
-      return h('td', { class: one.words && 's-plain' }, first ? h('b', { title: 'best' }, text) : text);
+      return h('td', { class: one.words && 's-plain' }, first ? h('b', { title: t`best` }, text) : text);
     };
     redraw(this.element, h('table.s-table.s-numbers',
       h('thead', h('tr', shown.map(head))),
@@ -87,13 +87,10 @@ export function scatter(points, { x: xTitle, y: yTitle }) {
     .join('; ')}`;
   const drawn = svg('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': about },
     svg('path', { d: `M${left} 12V${base}H${width - 12}`, class: 's-axis' }),
-    across.ticks.map((value) => svg('text', { x: across.at(value), y: base + 16, 'text-anchor': 'middle',
-      class: 's-tick' }, number(value, 3))),
-    up.ticks.map((value) => svg('text', { x: left - 6, y: up.at(value) + 4, 'text-anchor': 'end', class: 's-tick' },
-      number(value, 3))),
-    svg('text', { x: width / 2, y: height - 8, 'text-anchor': 'middle', class: 's-tick' }, `${xTitle} →`),
-    svg('text', { x: -base / 2, y: 12, transform: 'rotate(-90)', 'text-anchor': 'middle', class: 's-tick' },
-      `${yTitle} →`),
+    across.ticks.map((value) => tick(across.at(value), base + 16, number(value, 3))),
+    up.ticks.map((value) => tick(left - 6, up.at(value) + 4, number(value, 3), 'end')),
+    tick(width / 2, height - 8, `${xTitle} →`),
+    tick(-base / 2, 12, `${yTitle} →`, 'middle', { transform: 'rotate(-90)' }),
     [...points].sort((a, b) => b.y - a.y).map(mark));
   return h('figure.s-scatter', { testid: 'scatter' }, drawn,
     h('figcaption.s-quiet.s-row-between', t`Lower left is better. Filled: no other is better on both.`,

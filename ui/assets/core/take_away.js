@@ -8,7 +8,7 @@ const SHARP = 2; // pixels of a PNG per unit of its drawing
 
 export const colour = (name) => getComputedStyle(document.body).getPropertyValue(`--s-${name}`).trim();
 
-const fileName = (title) => title.toLowerCase().replace(/[^a-z0-9]+/g, '-');
+export const fileName = (title) => title.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, '-');
 
 /** Call `draw` while the document is light; nothing is painted in between. */
 export function inLight(draw) {
@@ -20,16 +20,14 @@ export function inLight(draw) {
 /** The menu of a chart. `drawing()`: {markup, width, height, title, unit, legend}, or null without
  *  values; `rows()`: the table behind it, headings first, or a promise of it. */
 export function takeAway(title, { drawing, rows }) {
-  const file = fileName(title);
   const svg = () => inLight(() => {
     const made = drawing();
-    if (!made) throw new Error(t`${title}: no values yet.`);
+    if (!made) throw new Error(t`${title}: no values in view.`);
     return framed(made.markup, { title, ...made, colours: colours() });
   });
-  return own(menu(t`save`, item('PNG', async () => save(await png(svg()), `${file}.png`)),
-    item('SVG', async () => save(new Blob([svg()], { type: 'image/svg+xml' }), `${file}.svg`)),
-    item('CSV', async () => save(new Blob([csv(await rows())], { type: 'text/csv' }), `${file}.csv`)),
-    item(t`Copy as Markdown`, async (node) => copy(markdown(await rows()), node))), t`Save ${title}`);
+  const file = fileName(title);
+  return taken(title, async () => save(await png(svg()), `${file}.png`), rows,
+    item('SVG', () => save(svg(), `${file}.svg`, 'image/svg+xml')));
 }
 
 const colours = () => ({ ground: colour('surface'), text: colour('text'), muted: colour('muted') });
@@ -46,23 +44,21 @@ export async function saveTable(title, element) {
 }
 
 /** The menu of a table in the document. */
-export function takeTable(title, element) {
-  const rows = () => cells(element.querySelector('table') ?? element);
-  const file = fileName(title);
-  return own(menu(t`save`, item('PNG', () => saveTable(title, element)),
-    item('CSV', async () => save(new Blob([csv(rows())], { type: 'text/csv' }), `${file}.csv`)),
-    item(t`Copy as Markdown`, async (node) => copy(markdown(rows()), node))), t`Save ${title}`);
-}
+export const takeTable = (title, element) => taken(title, () => saveTable(title, element),
+  () => cells(element.querySelector('table') ?? element));
 
 /** The texts of a table's rows. */
 export const cells = (table) => [...table.querySelectorAll('tr')].map((row) => [...row.children]
   .flatMap((cell) => [cell.textContent.replace(/^[☆★]| [↑↓]$/g, ''), ...Array(cell.colSpan - 1).fill('')]));
 
-function own(node, label) {
+function taken(title, drawn, rows, ...more) {
+  const node = menu(t`save`, item('PNG', drawn), ...more,
+    item('CSV', async () => save(csv(await rows()), `${fileName(title)}.csv`, 'text/csv')),
+    item(t`Copy as Markdown`, async (words) => copy(markdown(await rows()), words)));
   const [summary] = node.children;
   node.className += ' s-take';
   summary.className = 's-tool';
-  summary.ariaLabel = label;
+  summary.ariaLabel = t`Save ${title}`;
   return node;
 }
 
@@ -76,12 +72,12 @@ function item(label, act) {
 /** Save jobs or a conversation as one HTML file. */
 export async function saveReport(values) {
   const { name, html } = await api('/api/do/report', values);
-  save(new Blob([html], { type: 'text/html' }), name);
+  save(html, name, 'text/html');
 }
 
-/** Download a blob as a file. */
-export function save(blob, name) {
-  const url = URL.createObjectURL(blob);
+/** Download a blob, or a text of this type, as a file. */
+export function save(content, name, type) {
+  const url = URL.createObjectURL(type ? new Blob([content], { type }) : content);
   h('a', { href: url, download: name }).click();
   const open = document.activeElement?.closest('.s-take');
   if (open) open.open = false;
@@ -110,6 +106,10 @@ export function svg(name, props, ...children) {
   node.append(...children.flat(Infinity));
   return node;
 }
+
+/** A text at an axis. */
+export const tick = (x, y, words, anchor = 'middle', more = {}) => svg('text', { x, y, 'text-anchor': anchor,
+  class: 's-tick', ...more }, words);
 
 /** The inside of an SVG element with its styles written into each part. */
 export function resolved(element) {

@@ -1,8 +1,8 @@
 // The Data page: datasets on the left, the selected one (or the import) on the right. Long work is a
 // queued job; this tab follows the ones it submitted. The address holds the selection.
 
-import { ago, api, badge, button, bytes, choose, count, dots, h, keyed, matcher, menu, Page, query, quiet, redraw,
-  remember, searchField, send, sureButton, t, tabs, toast, word } from '../core/dom.js';
+import { ago, api, badge, button, bytes, choose, count, dots, h, keyed, matcher, menu, newest, Page, query, quiet,
+  redraw, remember, searchField, send, sureButton, t, tabs, toast, when, word } from '../core/dom.js';
 import { trainWith } from '../core/lanes.js';
 import { isLive, isOpen, poke, showJobs, subscribe } from '../core/live.js';
 import { askAction, weighted } from '../core/form.js';
@@ -47,7 +47,7 @@ export class Data extends Page {
   }
 
   async refresh() {
-    Object.assign(this, await send('/api/data'));
+    Object.assign(this, await newest(this, send('/api/data')));
     this.list();
   }
 
@@ -139,7 +139,7 @@ export class Data extends Page {
       h('dl.s-figures', [
         [t`Rows`, count(found.rows)], [t`Dropped at import`, count(found.findings.rows.dropped)],
         [t`Held out`, count(found.validation_rows)], [t`Size`, bytes(found.bytes)],
-        [t`Imported`, ago(Date.parse(found.created) / 1000), new Date(found.created).toLocaleString()],
+        [t`Imported`, ago(Date.parse(found.created) / 1000), when(Date.parse(found.created) / 1000)],
         [t`Hash`, found.hash.slice(0, 12), found.hash],
       ].map(([name, value, title]) => h('div', { title }, h('dt', name), h('dd', h('b', value))))));
   }

@@ -2,7 +2,7 @@
 // is which part, and the first rows rendered with that mapping.
 
 import { api, bar, button, bytes, compact, count, dots, errorLine, fill, h, newest, quiet, redraw, say, t, table, text,
-  toast } from '../core/dom.js';
+  toast, word } from '../core/dom.js';
 import { actionForm, labelled, list, select } from '../core/form.js';
 import { sendFile } from '../core/upload.js';
 import { drawn } from './xray.js';
@@ -19,7 +19,7 @@ export class Import {
       onchange: () => this.upload(this.file.files[0]) });
     this.error = errorLine({ testid: 'import-error' });
     this.track = bar('s-wide', { hidden: true });
-    this.going = h('p.s-quiet', { hidden: true, role: 'status' });
+    this.going = quiet({ hidden: true, role: 'status' });
     this.looked = h('div.s-stack');
     const drop = h('div.s-drop', { ondragover: (event) => { event.preventDefault(); drop.dataset.over = ''; },
       ondragleave: () => delete drop.dataset.over,
@@ -150,7 +150,7 @@ export class Import {
 
   /** The first rows as the trainer would see them, drawn when it is opened and after each change. */
   xray(source, part, mapping) {
-    const words = h('p.s-quiet', { role: 'status' }), tokens = h('div.s-tokens');
+    const words = quiet({ role: 'status' }), tokens = h('div.s-tokens');
     const model = select(this.page.models.map(([label, value]) => [value, label]), 'starter', () => show());
     const show = async () => {
       if (!element.open) return;
@@ -188,7 +188,7 @@ export const writePairs = (pairs) => Object.entries(pairs).map(([name, value]) =
 export class Mapping {
   constructor(page, path, { found = null, save = null, onchange = null, part = {} } = {}) {
     Object.assign(this, { page, path, part, onchange, changed: false });
-    this.why = h('p.s-quiet', { testid: 'guess' });
+    this.why = quiet({ testid: 'guess' });
     this.error = errorLine({ testid: 'mapping-error' });
     this.controls = h('div.s-stack');
     this.preview = h('div.s-preview', { testid: 'preview' });
@@ -268,7 +268,7 @@ export class Mapping {
     const used = Object.values(this.mapping.columns);
     const names = [...new Set([...used, ...Object.keys(this.columns ?? {})])].slice(0, MOST_COLUMNS);
     const hidden = Object.keys(this.columns ?? {}).length - names.length;
-    const parts = [['', t`not used`], ...needed.map((part) => [part, `${part} (needed)`]), ...optional];
+    const parts = [['', t`not used`], ...needed.map((part) => [part, t`${part} (needed)`]), ...optional];
     const chosen = (column) => Object.keys(this.mapping.columns).find((part) => this.mapping.columns[part] === column);
     const choose = (column) => (part) => this.change((mapping) => {
       for (const old in mapping.columns) if (mapping.columns[old] === column) delete mapping.columns[old];
@@ -287,7 +287,8 @@ export class Mapping {
   }
 
   systemPrompt() {
-    const input = h('input', { placeholder: t`none`, testid: 'system-prompt', oninput: () =>
+    const input = h('input', { placeholder: t`none`, testid: 'system-prompt',
+      value: this.mapping.constants.system ?? '', oninput: () =>
       this.change((mapping) => {
         if (input.value) {
           mapping.constants.system = input.value;
@@ -295,7 +296,6 @@ export class Mapping {
           delete mapping.templates.system;
         } else delete mapping.constants.system;
       }) });
-    input.value = this.mapping.constants.system ?? '';
     return labelled(t`System prompt for every row`, input);
   }
 
@@ -335,7 +335,7 @@ export function rendered(row) {
   if (row.text !== undefined) return h('p.s-said', row.text);
   return h('div.s-stack', messages(row.messages),
     row.rejected && h('div.s-sides', ['chosen', 'rejected'].map((side) =>
-      h('section', { 'data-side': side }, h('h4', side), messages(row[side])))),
+      h('section', { 'data-side': side }, h('h4', word(side)), messages(row[side])))),
     row.good !== undefined && quiet(row.good ? t`Judged as good` : t`Judged as bad`),
     row.tools?.length > 0 && quiet(t`${row.tools.length} tools may be called`));
 }

@@ -3,7 +3,7 @@
 import { api, compact, count, duration, h, newest, pairs, quiet, redraw, t, table, text } from '../core/dom.js';
 import { ticks } from '../core/chart_canvas.js';
 import { labelled, select } from '../core/form.js';
-import { resolved, svg, takeAway } from '../core/take_away.js';
+import { resolved, svg, takeAway, tick } from '../core/take_away.js';
 
 const MOST_CHARACTERS = 64 * 1024 ** 2; // more is compared in a terminal
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}\u202f%`;
@@ -25,7 +25,7 @@ export class Report {
     try {
       const made = await api(`/api/data/${name}/tokens?${this.page.lens.query()}`);
       if (!made.id) return this.show(made);
-      redraw(this.tokens, h('p.s-quiet', { role: 'status' },
+      redraw(this.tokens, quiet({ role: 'status' },
         t`The dataset is large: a queued job counts its tokens once. The list above shows its progress.`));
       this.page.await(made, () => this.measure(), failed);
     } catch (error) { failed(error.message); }
@@ -117,15 +117,14 @@ function bars({ length_histogram: { edges, counts }, limit }) {
     d: `M${x(from) + 0.5} ${base}V${Math.min(y(rows), base - 1.5)}H${Math.max(x(to) - 0.5, x(from) + 1)}V${base}z` });
   const drawn = svg('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': t`Rows by token length` },
     ticks(0, most, 4, true).map((rows) => [svg('path', { d: `M${left} ${y(rows)}H${width - 8}`, class: 's-grid' }),
-      svg('text', { x: left - 6, y: y(rows) + 4, 'text-anchor': 'end', class: 's-tick' }, compact(rows))]),
+      tick(left - 6, y(rows) + 4, compact(rows), 'end')]),
     counts.map((rows, at) => {
       const [from, to] = [edges[at], edges[at + 1]], cut = Math.min(Math.max(limit, from), to);
       return rows ? svg('g', {}, svg('title', {}, t`${count(from)} to ${count(to - 1)} tokens: ${count(rows)} rows`),
         cut > from ? bar(from, cut, rows, 's-within') : [], cut < to ? bar(cut, to, rows, 's-beyond') : []) : [];
     }),
     svg('path', { d: `M${left} ${base}H${width - 8}`, class: 's-axis' }),
-    ticks(0, last, 6, true).map((tokens) => svg('text', { x: x(tokens), y: base + 16, 'text-anchor': 'middle',
-      class: 's-tick' }, count(tokens))));
+    ticks(0, last, 6, true).map((tokens) => tick(x(tokens), base + 16, count(tokens))));
   return h('figure.s-bars', { testid: 'lengths' }, drawn, h('figcaption.s-row-between',
     t`Tokens per row`, takeAway(t`Rows by token length`, { drawing: () => ({ markup: resolved(drawn), width, height }),
       rows: () => [[t`From tokens`, t`To tokens`, t`Rows`], ...counts.map((rows, at) => [edges[at], edges[at + 1] - 1,

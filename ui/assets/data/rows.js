@@ -61,7 +61,7 @@ export class Change {
   constructor(page) {
     this.page = page;
     this.error = errorLine({ testid: 'change-error' });
-    this.status = h('p.s-quiet', { role: 'status' });
+    this.status = quiet({ role: 'status' });
     this.cards = h('div.s-changes');
     this.element = h('div.s-stack', { oninput: () => text(this.status, '') },
       quiet(t`Each step makes a new dataset and leaves this one unchanged, so this one is the undo. The command line

@@ -1,7 +1,7 @@
 // The X-ray: rows exactly as the trainer sees them, token by token; and the bar that selects the model
 // through which report and X-ray see a dataset.
 
-import { api, button, count, dots, h, query, remember, t, text } from '../core/dom.js';
+import { api, button, count, dots, h, newest, query, quiet, remember, t, text, word } from '../core/dom.js';
 import { labelled, select } from '../core/form.js';
 
 const PICKS = { first: t`First`, longest: t`Longest`, shortest: t`Shortest`, random: t`Random` };
@@ -14,7 +14,7 @@ export class XRay {
     this.row = Number(query().get('row')) || 1;
     this.number = h('input', { type: 'number', min: 1, value: String(this.row), label: t`Row number`,
       testid: 'xray-row', onchange: () => this.jump(Number(this.number.value) || 1) });
-    this.summary = h('p.s-quiet', { role: 'status', testid: 'xray-summary' });
+    this.summary = quiet({ role: 'status', testid: 'xray-summary' });
     this.tokens = h('div.s-tokens', { testid: 'tokens' });
     this.decoded = h('pre.s-decoded');
     this.other = h('div.s-tokens', { testid: 'tokens-rejected' });
@@ -40,15 +40,15 @@ export class XRay {
   }
 
   async load(what) {
-    const request = this.request = {};
     const seed = what.pick === 'random' ? { seed: Math.floor(Math.random() * 1e9) } : {};
     try {
-      const found = await api(`/api/data/${this.page.found.name}/xray?${this.page.lens.query({ ...what, ...seed })}`);
-      if (request !== this.request) return;
+      const found = await newest(this, api(`/api/data/${this.page.found.name}/xray?${
+        this.page.lens.query({ ...what, ...seed })}`));
+      if (!found) return;
       if (!found.id) return this.show(found.rows);
       this.note(t`The dataset is large: a queued job counts its tokens once. The list above shows its progress.`);
       this.page.await(found, () => this.load(what), (words) => this.note(words));
-    } catch (error) { if (request === this.request) this.note(error.message); }
+    } catch (error) { this.note(error.message); }
   }
 
   note(words) {
@@ -78,7 +78,7 @@ export class XRay {
     }
     text(this.summary, t`line ${count(row.line)} · ${rejected.length
       ? t`${count(row.shared)} tokens are equal on both sides`
-      : `${row.side && t`judged as ${row.side} · `}${figures(row)}`}${row.num_parts > 1
+      : `${row.side && t`judged as ${word(row.side)} · `}${figures(row)}`}${row.num_parts > 1
       ? t` · turn 1 of ${row.num_parts}` : ''}`);
     this.sides(mine.filter(({ side }) => side !== 'rejected'), rejected);
     return text(this.decoded, row.text);
@@ -93,7 +93,7 @@ t`${count(row.num_truncated)} cut off`, row.tokens.length < row.num_tokens
 /** The tokens of one view after the other, a side of a pair with its figures. */
 export const drawn = (views) => views.flatMap((view) => [
   ['chosen', 'rejected'].includes(view.side) && view.part === 1
-    && h('div.s-quiet', { 'data-side': view.side }, `${view.side} · ${view.problem || figures(view)}`),
+    && h('div.s-quiet', { 'data-side': view.side }, `${word(view.side)} · ${view.problem || figures(view)}`),
   view.part > 1 && h('div.s-quiet', t`Turn ${view.part} of ${view.num_parts}`),
   ...view.tokens.flatMap((one, index) => [
     ...view.lost.filter((part) => part.before === index).map(lost),

@@ -65,7 +65,7 @@ export class Models extends Page {
     if (await send('/api/do/offline', { off: true })) await this.refresh();
   }
 
-  // -- the lists -------------------------------------------------------------------------------------
+  // -- the lists --
 
   list() {
     const matches = matcher(this.search.value);
@@ -136,7 +136,7 @@ export class Models extends Page {
       : !one.why_not && button(t`Download …`, () => this.askDownload(one.id))]);
   }
 
-  // -- the hub ---------------------------------------------------------------------------------------
+  // -- the hub --
 
   async searchHub() {
     const words = this.search.value.trim();
@@ -223,7 +223,7 @@ export class Models extends Page {
     });
   }
 
-  // -- downloads -------------------------------------------------------------------------------------
+  // -- downloads --
 
   take(jobs) {
     const ours = jobs.filter((job) => JOBS.has(job.kind));

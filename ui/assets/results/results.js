@@ -2,8 +2,8 @@
 // the dataset, the order, pinned rows and hidden columns. A number opens the job that measured it.
 
 import { askEvaluate } from '../adapters/actions.js';
-import { button, bytes, h, matcher, number, Page, percent, query, quiet, redraw, remember, searchField, send, t } from
-  '../core/dom.js';
+import { button, bytes, h, matcher, newest, number, Page, percent, query, quiet, redraw, remember, searchField, send,
+  t } from '../core/dom.js';
 import { subscribe } from '../core/live.js';
 import { RankedTable, scatter } from '../core/ranked.js';
 import { save, saveTable } from '../core/take_away.js';
@@ -40,7 +40,7 @@ class ResultsPage extends Page {
   }
 
   async refresh() {
-    this.found = await send('/api/do/results', {}) ?? this.found;
+    this.found = await newest(this, send('/api/do/results', {})) ?? this.found;
     if (this.found) this.draw();
   }
 
@@ -125,7 +125,7 @@ function figure({ key, title, best, job }, mixed) {
 /** Download the whole table as a file. */
 async function saveAs(form) {
   const found = await send('/api/do/results', { form });
-  if (found) save(new Blob([found.text], { type: 'text/plain' }), `results.${form === 'csv' ? 'csv' : 'md'}`);
+  if (found) save(found.text, `results.${form === 'csv' ? 'csv' : 'md'}`, 'text/plain');
 }
 
 customElements.define('studio-results', ResultsPage);

@@ -72,7 +72,7 @@ async function planWebhook() {
   return askAction('webhook', { note: now.webhook && t`Now ${now.webhook}.` });
 }
 
-// -- sweeps ----------------------------------------------------------------------------------------
+// -- sweeps --
 
 const SWEPT = [t`Learning rate`, t`Rank`, t`Alpha`, t`Dropout`, t`Method`, t`Epochs`, t`Steps`, t`Warmup steps`,
   t`Batch size`, t`Weight decay`, t`Dataset`, t`Maximum length`, t`Model`, t`Seed`];

@@ -1,7 +1,7 @@
 // One run: progress, figures, actions, and tabs with what it wrote.
 
 import { actOn, ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, go, h, menu, number,
-  quiet, redraw, say, send, short, sureButton, t, table, tabs, text } from '../core/dom.js';
+  newest, quiet, redraw, say, send, short, sureButton, t, table, tabs, text, when } from '../core/dom.js';
 import { blindTest, compareAddress, COMPARED } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { isLive, isOpen, isWaiting, JobProgress, poke, stages, stateName } from '../core/live.js';
@@ -135,7 +135,7 @@ export class Detail {
     const waits = isWaiting(job);
     const names = job.needs.map((id) => this.jobs().find((one) => one.id === id)?.name ?? t`run ${id}`);
     say(this.remarks, dots(
-      waits && job.start_after > Date.now() / 1000 && t`starts after ${startTime(job.start_after)}`,
+      waits && job.start_after > Date.now() / 1000 && t`starts after ${when(job.start_after)}`,
       waits && { idle: t`starts when the machine is idle`, night: t`starts at night` }[job.start_when],
       waits && job.retries_left > 0 && t`up to ${job.retries_left} ${job.retries_left > 1 ? 'retries' : 'retry'}`,
         job.waits,
@@ -161,7 +161,7 @@ export class Detail {
     this.figures.hidden = !draws(job) && job.eval_loss == null;
     const rows = job.rows ?? {};
     const figures = [
-      [t`Loss`, number(job.last_loss), job.first_loss == null ? '' : t`from ${number(job.first_loss)}`],
+      [t`Loss`, number(job.last_loss), job.first_loss == null ? '' : t`${number(job.first_loss)} at first`],
       job.reward != null ? [t`Held-out reward`, number(job.reward), ''] : [t`Held-out loss`, number(job.eval_loss),
         job.reward_accuracy == null ? '' : t`accuracy ${number(100 * job.reward_accuracy, 0)}\u202f%`],
       [t`Steps`, count(job.step), job.total_steps ? t`of ${count(job.total_steps)}` : ''],
@@ -271,9 +271,6 @@ export class Detail {
   }
 }
 
-const startTime = (time) => new Date(time * 1000).toLocaleString([], { dateStyle: 'medium',
-  timeStyle: 'short' });
-
 const CURVES = new Set(['train', 'arrive']);
 const REPORTED = new Set([...CURVES, 'bakeoff', 'suite', 'merge']);
 const KIND_PAGES = {
@@ -311,5 +308,6 @@ class JobOutcome {
     redraw(this.result);
     const shown = job.kind !== 'bakeoff' && (!job.error || job.error.kind === 'gate');
     if (shown && !isLive(job)) outcome(job, this.result);
+    else newest(this.result); // nothing that is still under way
   }
 }

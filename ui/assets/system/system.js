@@ -81,7 +81,8 @@ const blocked = ({ label, why, command }) => deviceRow(label, '', t`not used`, 0
 
 /** Who holds a device: a run with its estimated memory, chat with what it keeps resident. */
 const heldBy = (name, holders) => table([t`Held by`, t`State`, t`Since`, t`Memory`], holders.map((one) => [
-  one.job ? h('a', { href: `/runs?run=${one.job}` }, one.name) : t`Compare`, one.job ? badge(one.state) : one.state,
+  one.job ? h('a', { href: `/runs?run=${one.job}` }, one.name) : t`Compare`,
+  one.job ? badge(one.state) : word(one.state),
   duration(one.seconds), one.bytes ? `${one.job ? t`about ` : ''}${bytes(one.bytes)}` : '–']),
 { testid: `holders-${name}` });
 
@@ -90,12 +91,12 @@ const processes = (rows) => table([t`Process`, t`State`, 'PID', t`Since`, 'CPU',
   badge(row.pid ? 'succeeded' : 'queued', row.pid ? word('running') : t`not running`), row.pid ? String(row.pid) : '–',
   duration(row.seconds), row.cpu == null ? '–' : `${count(row.cpu)}\u202f%`, row.pid ? bytes(row.bytes) : '–']));
 
-// -- cluster ---------------------------------------------------------------------------------------
+// -- cluster --
 
 /** The cluster among the devices: how many of its devices are free, or why that is unknown. */
 function clusterDevice({ devices, free, kind, machines, version, holders, trouble }) {
   const known = devices != null;
-  const facts = known ? [t`${machines} machines, Ray ${version}`, holders.length ? t`held by ${holders.join(' and ')}`
+  const facts = known ? [t`${machines} machines, Ray ${version}`, holders.length ? t`held by ${holders.join(', ')}`
     : t`free`]
     .join(' · ') : t`connecting …`;
   return deviceRow(t`Ray cluster`, 'ray', known ? t`${free} of ${devices} ${kind}s free` : '',
@@ -114,12 +115,12 @@ function clusterCard(cluster, refresh) {
     queue and train there; their adapters are copied back here.`),
   cluster && pairs([[t`Ray dashboard`, cluster.address], [t`Storage that all machines write`, cluster.storage]]),
   h('div.s-actions', button(cluster ? t`Change …` : t`Use a cluster …`, () => askAction('cluster', {
-    title: t`Use a Ray cluster`, only: ['address', 'storage'], done: described,
+    title: t`Use a Ray cluster`, label: t`Use`, only: ['address', 'storage'], done: described,
     values: { address: cluster?.address, storage: cluster?.storage } })),
   cluster && button(t`Use none`, () => send('/api/do/cluster', { off: true }, described))));
 }
 
-// -- storage ---------------------------------------------------------------------------------------
+// -- storage --
 
 class Storage {
   constructor() {
@@ -129,8 +130,9 @@ class Storage {
     this.rules = h('div');
     this.element = card(t`Storage`, this.parts, this.runs, this.rules, h('div.s-actions',
       button(t`What can be removed?`, () => this.clean(false)),
-      button(t`Rules …`, () => askAction('clean', { title: t`Set what to keep`, only: ['keep_checkpoints', 'keep_days'],
-        note: t`What the new rules would remove is listed first.`, values: this.kept,
+      button(t`Rules …`, () => askAction('clean', { title: t`Set what to keep`, label: t`Set`,
+        only: ['keep_checkpoints', 'keep_days'], values: this.kept,
+        note: t`What the new rules would remove is listed first.`,
         done: (found) => { this.list(found); this.refresh(); } })),
       button(t`Back up …`, () => askAction('backup', { done: ({ file, files, bytes: size }) =>
         t`${file} holds ${files} files, ${bytes(size)}.` }))), this.items,
@@ -154,7 +156,7 @@ class Storage {
       row(word(part.name), fill(bar(''), part.bytes / most), part.bytes)),
       row(t`Free on this disk`, h('span'), free));
     redraw(this.runs, runs.length ? h('details', h('summary', t`Largest runs`), table(null,
-      runs.map((run) => [run.id ? h('a', { href: `/runs?run=${run.id}` }, run.name) : run.name, run.state,
+      runs.map((run) => [run.id ? h('a', { href: `/runs?run=${run.id}` }, run.name) : run.name, word(run.state),
         bytes(run.bytes)]))) : '');
   }
 

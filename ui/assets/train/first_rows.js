@@ -1,6 +1,6 @@
 // The X-ray beside the form: the first rows as the trainer sees them, and what the context cuts.
 
-import { api, button, count, h, newest, quiet, redraw, say, t, text } from '../core/dom.js';
+import { api, button, count, h, newest, quiet, redraw, say, t, text, word } from '../core/dom.js';
 import { drawn } from '../data/xray.js';
 
 export class FirstRows {
@@ -28,7 +28,7 @@ export class FirstRows {
     const paired = ({ side }) => side === 'chosen' || side === 'rejected'; // has a line of its own on each
     redraw(this.list, ...rows.map((row) => h('div', row.side === 'rejected' && !row.problem ? null
       : quiet(row.problem ? t`Row ${row.row} is dropped: ${row.problem}` : paired(row) ? t`Row ${row.row}`
-        : t`Row ${row.row}${row.side && `, ${row.side}`}: ${count(row.num_tokens)} tokens, ${
+        : t`Row ${row.row}${row.side && `, ${word(row.side)}`}: ${count(row.num_tokens)} tokens, ${
           count(row.num_trained)} ${what}${row.num_truncated ? t`, ${count(row.num_truncated)} cut` : ''}`),
     h('div.s-tokens', { tabindex: '0', role: 'group', label: t`Row ${row.row} as tokens` },
       drawn([row]), row.tokens.length < row.num_tokens && '…'))));

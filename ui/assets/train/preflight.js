@@ -78,7 +78,7 @@ export class Preflight {
     const started = await send('/api/do/preflight', { set, measure: true });
     if (!started) return;
     const turn = ++this.turn;
-    const words = h('p.s-quiet', { role: 'status' }, t`Measuring …`);
+    const words = quiet({ role: 'status' }, t`Measuring …`);
     this.element.append(words);
     while (turn === this.turn && this.element.isConnected) {
       await later(700);

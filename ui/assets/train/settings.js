@@ -1,8 +1,8 @@
 // Fields of the Train form: a control each, whether it differs from its default, the way back, and the
 // picker of target modules.
 
-import { api, button, h, short, t, table, text } from '../core/dom.js';
-import { dialog, list, select } from '../core/form.js';
+import { api, button, h, quiet, short, t, table, text } from '../core/dom.js';
+import { box, dialog, list, select } from '../core/form.js';
 
 const OTHER = '\u0000';
 const GPU = /^(cuda|xpu):\d+$/;
@@ -45,7 +45,7 @@ export class Setting {
   }
 
   build(field, choices, named) {
-    if (field.type === 'switch') return this.input = h('input', { type: 'checkbox', class: 's-box', ...named });
+    if (field.type === 'switch') return this.input = box(named);
     this.labels = new Map(choices);
     if (field.type === 'several' && choices.filter(([name]) => GPU.test(name)).length > 1) return this.ticks(choices);
     if (field.name.endsWith('.path') && choices.length) return this.picker(choices, named);
@@ -76,7 +76,7 @@ export class Setting {
 
   ticks(choices) {
     let picked = ['auto'];
-    const boxes = choices.map(([name, label]) => [name, h('input', { type: 'checkbox', class: 's-box', value: name,
+    const boxes = choices.map(([name, label]) => [name, box({ value: name,
       onchange: ({ target }) => this.input.fill(pickedDevices([...picked.filter((one) => one !== name),
         ...target.checked ? [name] : []])) }), label]);
     this.input = { read: () => picked.join(), fill: (names) => {
@@ -130,7 +130,7 @@ export class Setting {
   }
 }
 
-// -- target modules -----------------------------------------------------------------------------
+// -- target modules --
 
 let modelPath = () => 'starter';
 export const modelsAt = (read) => { modelPath = read; };
@@ -143,7 +143,7 @@ async function pickTargets(setting) {
   const at = new Map(modules.map((one) => [`${one.layer} ${one.name}`, one]));
   const written_ = setting.input.value || setting.usual;
   const chosen = new Set(modules.filter((one) => targets(written_, one)).map((one) => one.key));
-  const words = h('p.s-quiet', { role: 'status' });
+  const words = quiet({ role: 'status' });
   const boxes = new Map();
   const show = () => {
     for (const [key, box] of boxes) box.checked = chosen.has(key);
@@ -157,11 +157,11 @@ async function pickTargets(setting) {
   };
   const cell = (one) => {
     if (!one) return h('td');
-    const box = h('input', { type: 'checkbox', class: 's-box', label: one.key,
+    const node = box({ label: one.key,
       title: `${one.key} (${one.shape.join(' × ')})`,
-      onchange: () => { chosen[box.checked ? 'add' : 'delete'](one.key); show(); } });
-    boxes.set(one.key, box);
-    return h('td', box);
+      onchange: () => { chosen[node.checked ? 'add' : 'delete'](one.key); show(); } });
+    boxes.set(one.key, node);
+    return h('td', node);
   };
   const of = (layer, name) => at.get(`${layer} ${name}`);
   const boxesOf = table([t`Layer`, ...layers.map((layer) => button(String(layer), () =>
