@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -165,7 +164,7 @@ def _offline() -> Iterator[None]:
 
 
 def _is_downloaded(path: str) -> bool:
-    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    prepared = Path(_library().config.HF_DATASETS_CACHE)
     kept = Path(constants.HF_HUB_CACHE) / f"datasets--{path.replace('/', '--')}"
     return (prepared / path.replace("/", "___")).is_dir() or kept.is_dir()
 

@@ -27,7 +27,13 @@ from studio.errors import DiskFull, ModelError, Unreached
 from studio.fields import knob
 from studio.home import Home
 from studio.job_request import Request
-from studio.models.hub_cache import PARTIAL, linking_mark, ref_file, repository_folder
+from studio.models.hub_cache import (
+    PARTIAL,
+    cache_folder,
+    linking_mark,
+    ref_file,
+    repository_folder,
+)
 from studio.models.hub_models import RemoteFile, Repository, headers, look_up, read_name, refused
 from studio.names import readable
 from studio.training.training_events import Event, Finished, Loading, Working
@@ -215,7 +221,7 @@ def _link(found: Repository) -> Path:
         mark.touch()
         made = huggingface_hub.snapshot_download(
             found.id, repo_type=found.kind, revision=found.revision,
-            allow_patterns=[file.name for file in found.files],
+            allow_patterns=[file.name for file in found.files], cache_dir=cache_folder(),
         )  # fmt: skip
     except Exception as error:  # as above
         raise refused(found.id, error, found.branch, found.kind) from None

@@ -23,9 +23,11 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def cache_folder() -> Path:
-    """Return the hub's cache: `HF_HUB_CACHE`, else `hub` in `HF_HOME` or the user's cache."""
-    root = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(root) / "hub").expanduser()
+    """Return the hub's cache as its library finds it (`huggingface_hub/constants.py`)."""
+    given = os.environ.get
+    home = given("HF_HOME", os.path.join(given("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
+    place = given("HF_HUB_CACHE", given("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub")))
+    return Path(os.path.expandvars(os.path.expanduser(place)))
 
 
 def repository_folder(name: str, kind: str = "model") -> Path:

@@ -26,7 +26,7 @@ def test_without_a_network_one_sentence_comes_at_once(monkeypatch, tmp_path, cap
         raise ConnectionError("[Errno -2] Name or service not known")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("it was tried"))
 
     with pytest.raises(Unreached, match='no file or folder "nope", and the hub cannot be reached'):
@@ -45,7 +45,7 @@ def test_without_a_network_what_was_downloaded_is_read_offline(monkeypatch, tmp_
     monkeypatch.setattr(
         huggingface_hub.HfApi, "dataset_info", lambda *_, **__: (_ for _ in ()).throw(OSError())
     )
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", load)
     (tmp_path / "org___rows").mkdir()
 

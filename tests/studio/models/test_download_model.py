@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -12,7 +14,14 @@ from studio.errors import DiskFull, ModelError, Unreached
 from studio.models import download_model
 from studio.models.download_model import DownloadRequest, arrived_bytes, fetch, free_bytes, missing
 from studio.models.find_model import facts, origin_of, resolve
-from studio.models.hub_cache import PARTIAL, cached, cached_models, remove, repository_folder
+from studio.models.hub_cache import (
+    PARTIAL,
+    cache_folder,
+    cached,
+    cached_models,
+    remove,
+    repository_folder,
+)
 from studio.models.hub_models import endpoint, look_up, read_name, search
 from studio.spec import ModelSource
 from studio.starter import MODEL_DIR
@@ -323,3 +332,25 @@ def test_what_a_user_pastes_is_read_or_refused(text, meaning):
     else:
         with pytest.raises(ModelError, match=meaning):
             read_name(text)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"XDG_CACHE_HOME": "/disk/cache"},
+        {"HF_HOME": "$DISK/hf", "XDG_CACHE_HOME": "/disk/cache"},
+        {"HUGGINGFACE_HUB_CACHE": "~/old"},
+        {"HUGGINGFACE_HUB_CACHE": "/old", "HF_HUB_CACHE": "${DISK}/hub", "HF_HOME": "/hf"},
+    ],
+)
+def test_the_cache_is_where_the_hubs_library_has_it(monkeypatch, given):
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"DISK": "/disk"} | given).items():
+        monkeypatch.setenv(name, value)
+    program = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
+    library = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert str(cache_folder()) == library
