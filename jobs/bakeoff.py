@@ -14,6 +14,7 @@ from jobs import job_table
 from jobs.job_queue import JobStore
 from jobs.job_record import ENDED, Job, summary
 from jobs.needed_memory import needed_bytes
+from jobs.submission_checks import admit_each
 from studio.errors import QueueError
 from studio.evaluation.bakeoff_measurements import REPORT, BakeoffRequest
 from studio.methods import methods, named
@@ -38,7 +39,7 @@ def submit(
 
     Args:
         store: The queue.
-        spec: What all runs have in common.
+        spec: What all runs have in common; each is checked with its own method.
         chosen: Names of methods; all that fit the loss when empty.
         name: Name of the group.
         prompts: Prompts that every adapter answers.
@@ -47,7 +48,7 @@ def submit(
 
     Raises:
         QueueError: No name, no method, or a name is taken.
-        MethodError: The loss needs a reference, and one of the methods has none.
+        StudioError: One of the runs cannot be trained.
     """
     name = name.strip()
     if not name:
@@ -66,8 +67,7 @@ def submit(
         )
         for method, seed in product(picked, range(spec.seed, spec.seed + seeds))
     ]  # fmt: skip
-    for one in specs:
-        objectives.check(one)
+    specs = admit_each(specs, store.home)
     if any(job.sweep == name for job in store.list(search=name)):
         raise QueueError(f'There is already "{name}". Give the bake-off another name.')
     memory = [needed_bytes(one, store.home) for one in specs]
@@ -77,7 +77,7 @@ def submit(
             for one, needed in zip(specs, memory, strict=True)
         ]
         request = BakeoffRequest(
-            name=f"{name} table", model=spec.model, runs=tuple(runs), prompts=tuple(prompts)
+            name=f"{name} table", model=specs[0].model, runs=tuple(runs), prompts=tuple(prompts)
         )
         measuring = {"kind": "bakeoff", "sweep": name}
         last = job_table.insert(db, request.model_dump(mode="json"), measuring)

@@ -28,13 +28,26 @@ AUTO_RATE = {"method.name", "model.path", "train.loss", "train.optim"}
 
 
 def duplicate(store: JobStore, job_id: int | str, assignments: Mapping[str, Any]) -> Job:
-    """Queue a copy of a job with some fields changed."""
+    """Queue a copy of a run with some fields changed.
+
+    Raises:
+        StudioError: The copy cannot be trained.
+    """
     job = store.get(job_id)
-    if job.kind != "train":
-        return store.submit({**job.spec, **assignments, "name": ""}, kind=job.kind, parent=job.id)
-    settled = job.spec if AUTO_RATE & assignments.keys() else settled_spec(store, job)
-    spec = RunSpec.parse({**settled, "name": ""}).with_values(dict(assignments))
+    spec = admit(copied_spec(store, job, assignments), store.home)
     return store.submit(spec, parent=job.id, memory_bytes=needed_bytes(spec, store.home))
+
+
+def copied_spec(store: JobStore, job: Job, assignments: Mapping[str, Any]) -> RunSpec:
+    """Return a run's spec, without its name, with some fields changed."""
+    settled = job.spec if AUTO_RATE & assignments.keys() else settled_spec(store, job)
+    own = RunSpec.parse({**settled, "name": ""})
+    copy = own.with_values(dict(assignments))
+    trained = copy.method.trains_base and not own.method.trains_base
+    if trained and "model.dtype" not in assignments:
+        # Earlier versions stored what auto became for frozen weights.
+        copy = copy.with_parts(model={"dtype": "auto"})
+    return copy
 
 
 def extend(

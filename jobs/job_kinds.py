@@ -50,7 +50,7 @@ def train(work: Work) -> Iterator[Event]:
     spec = RunSpec.parse(work.spec)
     if spec.train.device == CLUSTER:
         return _train_away(spec, work)
-    spec = _as_seen(spec, work.device)
+    spec = _as_here(spec, work.device)
     return train_spec(spec, run_dir=work.run_dir, home=work.home, control=work.control)
 
 
@@ -60,13 +60,17 @@ def train_together(works: Sequence[Work]) -> Iterator[tuple[int, Event | Excepti
 
     runs = []
     for work in works:
-        spec = _as_seen(RunSpec.parse(work.spec), work.device)
+        spec = _as_here(RunSpec.parse(work.spec), work.device)
         runs.append(Sibling(spec, work.run_dir, work.control))
     return train_siblings(runs, home=works[0].home)
 
 
-def _as_seen(spec: RunSpec, device: str) -> RunSpec:
-    """Return the spec with its GPUs as this process counts them, from 0."""
+def _as_here(spec: RunSpec, device: str) -> RunSpec:
+    """Return the spec in the precision of its device, its GPUs as this process counts them."""
+    from studio.models import find_model
+    from studio.training.base_precision import with_stored_precision
+
+    spec = with_stored_precision(spec, find_model.facts(spec.model), device)
     if not hardware.is_card(device):
         return spec
     kind = device.partition(":")[0]
@@ -90,8 +94,9 @@ def preflight(work: Work) -> Iterator[Event]:
     from studio.training.preflight import preflight as measure_spec
 
     spec = RunSpec.parse(work.spec)
-    here = _as_seen(spec, work.device).train.device
-    return measure_spec(spec, run_dir=work.run_dir, home=work.home, device=here)
+    here = _as_here(spec, work.device)
+    spec = spec.model_copy(update={"model": here.model})
+    return measure_spec(spec, run_dir=work.run_dir, home=work.home, device=here.train.device)
 
 
 def arrive(work: Work) -> Iterator[Event]:

@@ -25,12 +25,12 @@ TITLES = {
 }  # fmt: skip
 
 
-def submit_measure(store: JobStore, spec: RunSpec) -> Job:
+def submit_measure(store: JobStore, spec: RunSpec, *, parent: int | None = None) -> Job:
     """Queue two real steps of a run; those of a run on the cluster are taken on this machine."""
     if spec.train.device == CLUSTER:
         spec = spec.with_parts(train={"device": "auto", "num_processes": 1})
     return store.submit(
-        {**spec.model_dump(mode="json"), "name": ""}, kind="preflight",
+        {**spec.model_dump(mode="json"), "name": ""}, kind="preflight", parent=parent,
         memory_bytes=needed_bytes(spec, store.home),
     )  # fmt: skip
 

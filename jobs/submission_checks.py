@@ -5,7 +5,9 @@ error is reported at submission instead of in a log an hour later. Paths become 
 the runner has another working directory.
 """
 
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from jobs import ray_cluster
 from studio.data.find_dataset import find, origin_of
@@ -17,44 +19,65 @@ from studio.models import find_model
 from studio.spec import RunSpec
 from studio.training import distributed, objectives, starting_adapter, trackers
 
+T = TypeVar("T")
+Known = dict[Hashable, object]
+
 
 def admit(spec: RunSpec, home: Home, *, here: bool = True, may_wait: bool = False) -> RunSpec:
-    """Return the spec as the queue stores it.
+    """Return the spec as the queue stores it; see `admit_each`."""
+    return admit_each([spec], home, here=here, may_wait=may_wait)[0]
+
+
+def admit_each(
+    specs: Iterable[RunSpec], home: Home, *, here: bool = True, may_wait: bool = False
+) -> list[RunSpec]:
+    """Return runs as the queue stores them; what several have in common is checked once.
 
     Args:
-        spec: The run.
+        specs: The runs.
         home: Where datasets are.
-        here: It runs on this machine, whose processor decides what `model.dtype: auto` becomes.
-        may_wait: It may wait for the download of its model, which is checked before that.
+        here: They run on this machine.
+        may_wait: They may wait for the download of their model, which is checked before that.
 
     Raises:
-        StudioError: The model or the data cannot be used; nothing was changed.
+        StudioError: The model or the data of one cannot be used; nothing was changed.
     """
+    known: Known = {}
+    return [_admit(spec, home, here, may_wait, known) for spec in specs]
+
+
+def _once(known: Known, key: Hashable, check: Callable[[], T]) -> T:
+    if key not in known:
+        known[key] = check()
+    return known[key]  # type: ignore[return-value]
+
+
+def _admit(spec: RunSpec, home: Home, here: bool, may_wait: bool, known: Known) -> RunSpec:
     from studio.data.prepare_run_data import validation_source
     from studio.data.tokenise_first_rows import first_report  # imports numpy
-    from studio.training.base_precision import with_stored_precision
+
+    def dataset(path: str) -> str:
+        return _once(known, ("data", path), lambda: _data(path, home))
 
     spec = spec.with_parts(
         model={"path": _absolute(spec.model.path)},
         data={
-            "path": _data(spec.data.path, home),
-            "validation_path": _data(spec.data.validation_path, home),
+            "path": dataset(spec.data.path), "validation_path": dataset(spec.data.validation_path)
         },
-        train={"general_data": _data(spec.train.general_data, home)},
-    )
+        train={"general_data": dataset(spec.train.general_data)},
+    )  # fmt: skip
     if spec.train.device == CLUSTER:
-        ray_cluster.admit(spec, home)
+        _once(known, spec.train.num_processes, lambda: ray_cluster.admit(spec, home))
     processes = {"num_processes": spec.train.num_devices}
     placed = spec.on_this_machine() if here else spec.with_parts(train=processes)
     distributed.check_sharding(placed)
     objectives.check(spec)
     trackers.check(spec.train.report_to)
     if find_model.origin_of(spec.model.path, spec.model.revision).kind != "hub":
-        known = find_model.facts(spec.model)
-        if here and spec.train.device != CLUSTER:
-            spec = with_stored_precision(spec, known)
-        spec = starting_adapter.resolved(spec, home, known)
-        first_report(spec, home)  # raises where not one token would be trained
+        facts = _once(known, spec.model, lambda: find_model.facts(spec.model))
+        spec = starting_adapter.resolved(spec, home, facts)
+        rows = (spec.model, spec.data, spec.train.rows)
+        _once(known, rows, lambda: first_report(spec, home))  # raises where nothing is trained
     elif not may_wait:
         raise ModelError(
             f'The model "{spec.model.path}" is not a folder here and not downloaded: get it on the '
@@ -62,7 +85,7 @@ def admit(spec: RunSpec, home: Home, *, here: bool = True, may_wait: bool = Fals
         )
     held = validation_source(spec.data)
     if held and origin_of(held.path, home).kind != "hub":
-        find(held, home)  # raises where there is no such split
+        _once(known, held, lambda: find(held, home))  # raises where there is no such split
     return spec
 
 

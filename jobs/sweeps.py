@@ -12,6 +12,7 @@ from typing import Any, Literal
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from jobs.needed_memory import needed_by_each
+from jobs.submission_checks import admit_each
 from studio.errors import QueueError, SpecError
 from studio.fields import Record, parameter, parse_assignment
 from studio.methods import methods
@@ -80,7 +81,11 @@ def submit_sweep(
     on_error: Literal["continue", "stop"] = "continue",
     retries: int = 0,
 ) -> list[Job]:
-    """Queue one run for each point of a sweep, as a group called `name`."""
+    """Queue one run for each point of a sweep, as a group called `name`.
+
+    Raises:
+        StudioError: One of the runs cannot be trained, or a name is taken; nothing was queued.
+    """
     if not name.strip():
         raise QueueError("A sweep needs a name, which its runs begin with.")
     chosen = points(fields, count=count, seed=spec.seed)
@@ -90,6 +95,7 @@ def submit_sweep(
     ]
     if store.database.rows("SELECT 1 FROM jobs WHERE sweep = ? LIMIT 1", (name.strip(),)):
         raise QueueError(f'There is already a sweep "{name.strip()}". Choose another name.')
+    specs = admit_each(specs, store.home)
     return store.submit_many(
         specs, sweep=name.strip(), on_error=on_error, retries=retries,
         memory_bytes=needed_by_each(specs, store.home),

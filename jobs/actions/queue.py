@@ -15,7 +15,6 @@ from jobs import (
 )
 from jobs.actions.registry import action, field
 from jobs.adapter_users import refuse_needed
-from jobs.copy_and_extend_runs import duplicate as duplicate_job
 from jobs.copy_and_extend_runs import extend as extend_run
 from jobs.copy_and_extend_runs import then
 from jobs.job_queue import JobStore
@@ -148,13 +147,6 @@ def delete(store: JobStore, job: JobId) -> dict[str, Any]:
     refuse_needed(store, store.home.run(found.id) / "adapter", found.name)
     store.delete(found.id)
     return {"deleted": found.id, "name": found.name}
-
-
-@action("duplicate", starts=True)
-def duplicate(store: JobStore, job: JobId, set: Assignments = (), name: JobName = "") -> Job:
-    """Queue a copy of a job with some settings changed."""
-    change = dict(map(parse_assignment, set)) | ({"name": name} if name else {})
-    return duplicate_job(store, job, change)
 
 
 @action("schedule", starts=True)

@@ -224,7 +224,7 @@ def ask(
     return made if isinstance(made, Reply) else Reply(facts=made)
 
 
-def submit(store: JobStore, request: Request) -> Job:
+def submit(store: JobStore, request: Request, *, parent: int | None = None) -> Job:
     """Check a request, refuse what collides, queue it and start the supervisor.
 
     Raises:
@@ -234,7 +234,7 @@ def submit(store: JobStore, request: Request) -> Job:
     refuse_collision(store, checked.target(store.home))
     values = checked.model_dump(mode="json")
     values["name"] = values["name"].strip() or _made_up(store, checked)
-    job = store.submit(values, kind=request.kind, retries=request.retries)
+    job = store.submit(values, kind=request.kind, retries=request.retries, parent=parent)
     supervisor.ensure_running(store.home)
     return job
 

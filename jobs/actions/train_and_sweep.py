@@ -1,4 +1,4 @@
-"""Actions around training: train, sweep, bake-off, preflight, refit, presets, methods."""
+"""Actions around training: train, sweep, bake-off, preflight, refit, copies, presets, methods."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +7,10 @@ from typing import Annotated, Any
 from jobs import bakeoff as contests
 from jobs import preflight_jobs, supervisor, sweeps
 from jobs.actions.models import download_for
-from jobs.actions.queue import AfterError, Assignments, JobId, Retries
-from jobs.actions.registry import Reply, action, field
+from jobs.actions.queue import AfterError, Assignments, JobId, JobName, Retries
+from jobs.actions.registry import Reply, action, field, submit
+from jobs.copy_and_extend_runs import copied_spec
+from jobs.job_kinds import request_of
 from jobs.job_queue import JobStore
 from jobs.job_record import Job, summary
 from jobs.needed_memory import needed_bytes
@@ -81,7 +83,7 @@ def train(
 
 def launch(
     store: JobStore, spec: RunSpec, *, needs: Sequence[int | str] = (), retries: int = 0,
-    hold: bool = False,
+    hold: bool = False, parent: int | None = None,
 ) -> Job:  # fmt: skip
     """Check a run, queue it and start the supervisor; it waits for the download of its model.
 
@@ -94,7 +96,7 @@ def launch(
         before.append(download.id)
         admitted = admitted.with_parts(model={"path": download.spec["repo"]})
     job = store.submit(
-        admitted, needs=before, retries=retries, held=hold,
+        admitted, needs=before, retries=retries, held=hold, parent=parent,
         memory_bytes=needed_bytes(admitted, store.home),
     )  # fmt: skip
     supervisor.ensure_running(store.home)
@@ -137,9 +139,8 @@ def sweep(
         method=method, assignments=set, name="",
     )  # fmt: skip
     jobs = sweeps.submit_sweep(
-        store, admit(base, store.home), dict(map(parse_values, over)), name=name,
-        count=random, on_error=on_error,
-        retries=retries or 0,
+        store, base, dict(map(parse_values, over)), name=name,
+        count=random, on_error=on_error, retries=retries or 0,
     )  # fmt: skip
     return Reply(jobs=tuple(jobs), facts={"sweep": name, "jobs": [summary(job) for job in jobs]})
 
@@ -175,9 +176,8 @@ def bakeoff(
     if show:
         return contests.shown(store, show)
     chosen = [word.strip() for word in methods.split(",") if word.strip()]
-    spec = read_spec(store.home, model=model, data=data, assignments=set)
+    spec = read_spec(store.home, model=model, data=data, assignments=set, name="")
     prompts = [text for text in prompt if text.strip()] or contests.PROMPTS
-    spec = admit(spec.model_copy(update={"name": ""}), store.home)
     jobs = contests.submit(
         store, spec, chosen, name=name, prompts=prompts, seeds=seeds, best_rates=best_rates
     )
@@ -230,6 +230,22 @@ def refit(
         return found
     again, taken = preflight_jobs.fit_and_retry(store, job, remedy)
     return {"id": again.id, "name": again.name, "remedy": taken.as_dict(), "offers": found}
+
+
+@action("duplicate", starts=True)
+def duplicate(store: JobStore, job: JobId, set: Assignments = (), name: JobName = "") -> Job:
+    """Queue a copy of a job with some settings changed."""
+    change = dict(map(parse_assignment, set)) | ({"name": name} if name else {})
+    found = store.get(job)
+    if found.kind == "train":
+        return launch(store, copied_spec(store, found, change), parent=found.id)
+    if found.kind == "preflight":
+        run = admit(copied_spec(store, found, change), store.home)
+        return preflight_jobs.submit_measure(store, run, parent=found.id)
+    values = merge_values({**found.spec, "name": ""}, change)
+    if kind := request_of(found.kind):
+        return submit(store, kind.parse(values), parent=found.id)
+    return store.submit(values, kind=found.kind, parent=found.id)
 
 
 @action("presets.list")

@@ -27,7 +27,9 @@ from studio.evaluation.step_costs import step_costs
 from studio.fields import knob, read_yaml
 from studio.home import Home
 from studio.job_request import Request
+from studio.models.find_model import facts
 from studio.spec import ModelSource, RunSpec
+from studio.training.base_precision import with_stored_precision
 from studio.training.training_events import Event, Finished, Loading
 
 if TYPE_CHECKING:
@@ -56,7 +58,9 @@ class BakeoffRequest(Request):
 
         run_dir.mkdir(parents=True, exist_ok=True)
         yield Loading(text="Loading the base")
-        loaded = load(self.model, "auto")
+        started = _first_of_each_method(home, self.runs).values()
+        source = next((s.model for s in started if not s.method.trains_base), self.model)
+        loaded = load(source, "auto")
         backbone = Backbone(loaded.model)
         rows = []
         for number in self.runs:
@@ -73,7 +77,7 @@ class BakeoffRequest(Request):
             self._write(rows, run_dir)
         yield Loading(text="Measuring training steps of each method alone")
         specs = _first_of_each_method(home, [row["run"] for row in rows])
-        costs = step_costs(specs, self.model, loaded, backbone, home, run_dir)
+        costs = step_costs(specs, source, loaded, backbone, home, run_dir)
         for row in rows:
             row |= costs.get(row["run"], {})
         self._write(rows, run_dir)
@@ -90,6 +94,7 @@ def _first_of_each_method(home: Home, runs: Sequence[int]) -> dict[int, RunSpec]
     for number in runs:
         try:
             spec = RunSpec.parse(read_yaml(home.run(number) / "spec.yaml"))
+            spec = with_stored_precision(spec, facts(spec.model))
         except SpecError:
             continue  # it never started
         if all(spec.method != other.method for other in found.values()):

@@ -13,7 +13,7 @@ EMULATED_SLOWDOWN = 30
 bfloat16 were measured on one with AVX2, 7 for a whole step of the starter."""
 
 
-def with_stored_precision(spec: RunSpec, known: ModelFacts) -> RunSpec:
+def with_stored_precision(spec: RunSpec, known: ModelFacts, device: str = "") -> RunSpec:
     """Return the run with `model.dtype` resolved where it is not float32 beside main memory.
 
     On an Apple GPU that has bfloat16 it is that; a CPU keeps the precision of the file.
@@ -22,6 +22,14 @@ def with_stored_precision(spec: RunSpec, known: ModelFacts) -> RunSpec:
     and memory of float32 at 0.4 B parameters, losses equal to 1e-3. Small models stay in float32,
     which costs them nothing and gives the same run on every machine.
 
+    Resolved when a run is estimated or starts. The queue stores `auto`, so that a copy with another
+    method or model gets its own precision.
+
+    Args:
+        spec: The run.
+        known: Facts of its model.
+        device: The device that it has got; by default the one that it will most likely get.
+
     Raises:
         SpecError: This machine does not have the run's devices.
     """
@@ -29,7 +37,7 @@ def with_stored_precision(spec: RunSpec, known: ModelFacts) -> RunSpec:
     on_apple = not settled and hardware.apple_has_bfloat16()
     if not (kept or on_apple):
         return spec
-    name = chosen_device(spec.on_this_machine().train.device).name
+    name = device or chosen_device(spec.on_this_machine().train.device).name
     half = (kept and name == "cpu") or (on_apple and name == "mps")
     return spec.with_parts(model={"dtype": "bfloat16"}) if half else spec
 

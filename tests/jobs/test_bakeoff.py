@@ -33,7 +33,7 @@ def spec(tmp_path):
     )
 
 
-def test_a_bakeoff_queues_siblings_that_differ_only_in_the_method(store, spec):
+def test_a_bakeoff_queues_siblings_that_differ_only_in_the_method(store, spec, tmp_path):
     jobs = bakeoff.submit(store, spec, ["lora", "norm_tuning", "bitfit"], name="duel")
     assert [job.kind for job in jobs] == ["train", "train", "train", "bakeoff"]
     specs = [job.spec for job in jobs[:3]]
@@ -43,7 +43,9 @@ def test_a_bakeoff_queues_siblings_that_differ_only_in_the_method(store, spec):
         assert specs[0][key] == specs[1][key] == specs[2][key]
     with pytest.raises(InputError, match='no method called "lorra"'):
         bakeoff.submit(store, spec, ["lorra"], name="other")
-    dpo = spec.with_values({"train.loss": "dpo"})
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 8)
+    dpo = spec.with_values({"train.loss": "dpo", "data.path": str(pairs)})
     with pytest.raises(MethodError, match="full fine-tuning"):
         bakeoff.submit(store, dpo, ["lora", "full"], name="other")
     assert len(store.list()) == 4

@@ -41,7 +41,7 @@ def _submit(store: JobStore, device: str, memory: int = 0, **train: int) -> int:
 
 
 def test_a_run_on_gpus_of_intel_counts_them_from_zero():
-    seen = job_kinds._as_seen(RunSpec.parse(a_spec(device="xpu:1,xpu:3")), "xpu:1,xpu:3").train
+    seen = job_kinds._as_here(RunSpec.parse(a_spec(device="xpu:1,xpu:3")), "xpu:1,xpu:3").train
     assert (seen.device, seen.num_processes) == ("xpu:0,xpu:1", 2)
 
 

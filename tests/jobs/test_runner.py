@@ -120,7 +120,7 @@ def test_a_run_that_is_packed_may_need_more_processes_than_this_machine_has(home
 
 @pytest.mark.parametrize("path", ["README", "nobody/nothing"])
 def test_a_dataset_that_nobody_has_is_refused_at_the_door(home, tmp_path, monkeypatch, path):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     spec = RunSpec(data=DataSource(path=path))
     with pytest.raises(Unreached, match=f'no file or folder "{path}", and the hub cannot be'):
         admit(spec, home)

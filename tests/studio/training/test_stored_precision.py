@@ -1,15 +1,23 @@
 """`model.dtype: auto` on a processor: a bfloat16 file stays bfloat16 where that pays."""
 
+from contextlib import closing
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 
-from jobs import submission_checks
+from jobs import bakeoff, copy_and_extend_runs, job_kinds, submission_checks, sweeps
+from jobs.job_kinds import Work
+from jobs.job_queue import JobStore
 from studio import hardware
 from studio.models import find_model
 from studio.models.find_model import facts
 from studio.spec import ModelSource, RunSpec
-from studio.training.base_precision import emulation_warning, with_stored_precision
+from studio.training.base_precision import (
+    base_model,
+    emulation_warning,
+    with_stored_precision,
+)
 from studio.training.estimate_memory_and_time import estimate
 from ui import train_page_facts
 
@@ -55,14 +63,61 @@ def test_a_gpu_decides_for_itself_when_the_run_starts(processor, monkeypatch):
     assert with_stored_precision(on_cpu, LARGE).model.dtype == "bfloat16"
 
 
-def test_what_auto_became_is_kept_at_submit_but_not_for_another_machine(
-    processor, home, monkeypatch
+@pytest.mark.parametrize("kind", ["train", "preflight", "siblings"])
+def test_each_run_resolves_auto_for_its_own_method_when_it_starts(
+    processor, home, monkeypatch, kind
 ):
     processor(True)
-    assert submission_checks.admit(RunSpec(), home).model.dtype == "auto", "the starter is small"
     monkeypatch.setattr(find_model, "facts", lambda source: LARGE)
-    assert submission_checks.admit(RunSpec(), home).model.dtype == "bfloat16"
-    assert submission_checks.admit(RunSpec(), home, here=False).model.dtype == "auto"
+    seen: list[RunSpec] = []
+    for module, name, take in (
+        ("train_run", "train", lambda spec, **_: seen.append(spec)),
+        ("preflight", "preflight", lambda spec, **_: seen.append(spec)),
+        ("siblings", "train_siblings", lambda runs, home: seen.extend(one.spec for one in runs)),
+    ):
+        monkeypatch.setattr(import_module(f"studio.training.{module}"), name, take)
+
+    def starts(spec: RunSpec, device: str) -> str:
+        work = Work(
+            spec=spec.model_dump(mode="json"), run_dir=home.run(1), home=home,
+            control=lambda: None, device=device,
+        )  # fmt: skip
+        if kind == "siblings":
+            job_kinds.train_together([work])
+        else:
+            job_kinds.named(kind)(work)
+        return base_model(seen.pop()).dtype
+
+    admitted = submission_checks.admit(RunSpec(), home)
+    full = admitted.with_values({"method.name": "full"})
+    assert admitted.model.dtype == "auto", "the queue does not decide it"
+    assert starts(admitted, "cpu") == "bfloat16"
+    assert starts(full, "cpu") == "float32", "its weights are trained"
+    assert starts(admitted, "cuda:0") == "auto", "the GPU decides"
+    stored = admitted.with_values({"model.dtype": "bfloat16"})
+    assert starts(stored, "cpu") == "bfloat16", "a run of an earlier version keeps what it had"
+
+
+def test_bakeoffs_sweeps_and_copies_keep_auto_for_each_method(processor, home, monkeypatch):
+    processor(True)
+    monkeypatch.setattr(find_model, "facts", lambda source: LARGE)
+    both = {"method.name": ["lora", "full"]}
+    with closing(JobStore(home)) as store:
+        jobs = [
+            *bakeoff.submit(store, RunSpec(), both["method.name"], name="duel")[:2],
+            *sweeps.submit_sweep(store, RunSpec(), both, name="sweep"),
+        ]
+        jobs.append(copy_and_extend_runs.duplicate(store, jobs[0].id, {"method.name": "full"}))
+        assert {job.spec["model"]["dtype"] for job in jobs} == {"auto"}
+        old = store.submit(RunSpec().with_values({"model.dtype": "bfloat16"}))
+        copies = [
+            copy_and_extend_runs.duplicate(store, old.id, change).spec["model"]["dtype"]
+            for change in (
+                {"seed": 1}, {"method.name": "full"},
+                {"method.name": "full", "model.dtype": "float16"},
+            )
+        ]  # fmt: skip
+    assert copies == ["bfloat16", "auto", "float16"], "that of frozen weights is not for trained"
 
 
 def test_the_estimate_counts_and_names_the_precision_that_is_loaded(processor, home, monkeypatch):
