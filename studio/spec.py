@@ -117,7 +117,10 @@ class DataSource(Record):
         title="Validation fraction", ge=0, lt=1, advanced=True,
     )  # fmt: skip
     validation_path: str = knob(
-        "", "Validation file to use instead of held-out rows.", advanced=True
+        "",
+        "Validation file to use instead of held-out rows; of an imported dataset with a split, "
+        "its held-out rows.",
+        advanced=True,
     )
     validation_split: str = knob(
         "", "Split to evaluate on instead of held-out rows: of the validation file, else of the "

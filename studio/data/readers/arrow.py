@@ -95,7 +95,7 @@ def rows_of(schema: Any, columns: Sequence[str]) -> Callable[[Any], list[dict[st
     """Return the function that turns record batches of a schema into rows with these columns.
 
     Cells are what JSON has a form for, so that rows read alike here and after an import: dates and
-    decimals are text, bytes too where they are UTF-8, and classes (`ClassLabel`) have their names.
+    decimals are text, classes (`ClassLabel`) have their names; bytes stay bytes, which are refused.
     """
     fields = [*zip(columns, schema, strict=True)]
     nested = [name for name, field in fields if _holds(field.type, pa.types.is_struct)]
@@ -140,12 +140,7 @@ def _plain(value: Any) -> Any:
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return value
-    return value if isinstance(value, str | int | float | None) else str(value)
+    return value if isinstance(value, str | int | float | bytes | None) else str(value)
 
 
 def _class_names(schema: Any, columns: Sequence[str]) -> dict[str, list[str]]:

@@ -144,7 +144,7 @@ def count_keys(value: Any, floats: list[float], depth: int = 0) -> int:
 
 
 def dumps(value: Any) -> bytes:
-    """Return a row as JSON, from which `loads` reads it as it is; bytes become their number."""
+    """Return a row as JSON, from which `loads` reads it as it is; of bytes, how many there are."""
     try:
         how = orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATETIME
         return orjson.dumps(value, default=_as_json, option=how)
