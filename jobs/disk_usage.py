@@ -40,20 +40,20 @@ def usage(store: JobStore) -> dict[str, Any]:
     """Return the disk usage by part, the largest runs, and the free space."""
     home = store.home
     names = {job.id: job for job in store.list()}
-    runs, checkpoints = [], 0
+    runs, checkpoints, adapters, others = [], 0, 0, 0
     for folder in _folders(home.runs):
         job = names.get(int(folder.name)) if folder.name.isdigit() else None
-        spare = size(folder / "checkpoints")
-        checkpoints += spare
+        whole, spare, made = (size(folder / name) for name in ("", "checkpoints", "adapter"))
+        checkpoints, adapters = checkpoints + spare, adapters + made
+        others += whole - spare - made
         runs.append({
             "id": job.id if job else None, "name": job.name if job else folder.name,
-            "state": job.state if job else "deleted", "bytes": size(folder), "checkpoints": spare,
+            "state": job.state if job else "deleted", "bytes": whole, "checkpoints": spare,
         })  # fmt: skip
-    whole = sum(int(run["bytes"] or 0) for run in runs)
     parts = {
         "Checkpoints": checkpoints,
-        "Runs without checkpoints": whole - checkpoints,
-        "Adapters": size(home.adapters),
+        "Other files of runs": others,
+        "Adapters": adapters + size(home.adapters),
         "Datasets": size(home.datasets),
         "Models": size(home.models),
         "Database": sum(size(p) for p in home.path.glob("studio.db*")),

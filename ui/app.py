@@ -69,6 +69,7 @@ def build_app(
     from ui.action_routes import action_routes
     from ui.compare_page import compare_routes
     from ui.data_page import data_routes
+    from ui.downloads import download_routes
     from ui.live_queue import routes
     from ui.system_page import system_routes
     from ui.train_page import train_routes
@@ -81,6 +82,7 @@ def build_app(
     for router in (
         action_routes(home, store), routes(home, store), compare_routes(home, store),
         system_routes(home, store), data_routes(home, store), train_routes(home, store),
+        download_routes(home, store),
     ):  # fmt: skip
         app.include_router(router)
     app.mount("/studio", _assets(StaticFiles))

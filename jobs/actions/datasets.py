@@ -358,9 +358,12 @@ def split(
 @action("data.filter", here=True)
 def filter_rows(
     name: Dataset,
-    min_characters: Annotated[int, field("Shortest row to keep.", unit="characters", ge=0)] = 0,
+    min_characters: Annotated[
+        int, field("Shortest row to keep.", title="Shortest row", unit="characters", ge=0)
+    ] = 0,
     max_characters: Annotated[
-        int, field("Longest row to keep; 0 for any.", unit="characters", ge=0)
+        int,
+        field("Longest row to keep; 0 for any.", title="Longest row", unit="characters", ge=0),
     ] = 0,
     column: Annotated[str, field("Column of the condition.", of="column")] = "",
     operator: Annotated[

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class BitFit(Method):
     """`y = W x + (b + Δb)`: only the biases of linear layers and norms train, stored as `Δb`.
 
-    When to use it: on models with biases (GPT-2, Qwen2's attention, BERT-likes), for an
-    adapter of a fraction of a percent that merges exactly. Llama, Mistral and Gemma have no biases:
-    use norm tuning there, or create zero biases.
+    When to use it: on models with biases (GPT-2, Qwen2's attention), for a tiny adapter that
+    merges exactly. Llama, Mistral and Gemma have no biases: use norm tuning there, or create zero
+    biases.
     Cost: one number per output of each biased layer.
     Source: arXiv:2106.10199.
     """

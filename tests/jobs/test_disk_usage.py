@@ -119,9 +119,11 @@ def test_usage_names_the_parts_and_the_largest_runs(store):
     job = run_one(store, "succeeded").job
     checkpoint(store, job, 1)
     (store.home.models / "m").write_bytes(b"x" * 3000)
+    (store.home.run(job) / "adapter").mkdir()
+    (store.home.run(job) / "adapter" / "weights").write_bytes(b"x" * 2000)
     facts = disk_usage.usage(store)
     parts = {part["name"]: part["bytes"] for part in facts["parts"]}
     assert parts["Models"] == 3000
-    assert parts["Checkpoints"] > 1000
+    assert parts["Checkpoints"] > 1000 and parts["Adapters"] == 2000
     assert facts["runs"][0]["id"] == job
     assert facts["free_bytes"] > 0 and facts["rules"] == {"keep_checkpoints": 1, "keep_days": 0}

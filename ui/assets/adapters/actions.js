@@ -61,7 +61,7 @@ export async function outcome(job, node) {
   const wrong = job.error ? [h('p.s-error', job.error.text)] : [];
   const draw = (job.state === 'succeeded' || job.error?.kind === 'gate') && (OUTCOMES[job.kind] ?? facts);
   const found = await newest(node, draw ? api(`/api/outcome/${job.id}`).catch(() => null) : null);
-  if (found !== undefined) redraw(node, ...wrong, ...(found ? draw(found.outcome) : []));
+  if (found !== undefined) redraw(node, ...wrong, ...(found ? draw(found.outcome, job.id) : []));
 }
 
 /** The figures of an evaluation, and which labels were taken for which; closed among other jobs. */
@@ -147,13 +147,14 @@ const written = (folder, ...links) => h('p', h('span.s-path', folder), ' ', link
   button(t`Push to the hub …`, () => askAction('push', { fixed: { folder } }), 's-tool'));
 
 /** What an export wrote, and how it compared when it was read back. */
-function exported({ check, out }) {
+function exported({ check, out }, job) {
   const compared = check?.max_error != null;
   const words = [compared && t`Read back: largest logit error ${number(check.max_error, 2)} (allowed ${
     number(check.tolerance, 2)}), ${check.tokens_changed} of ${check.tokens_compared} tokens changed.`,
   check?.note, ...(check?.notes ?? [])].filter(Boolean).join(' ');
   const path = button(t`Copy path`, () => copy(out, path), 's-tool');
-  return [words ? h('p', { testid: 'export-check' }, words) : '', written(out, path)];
+  return [words ? h('p', { testid: 'export-check' }, words) : '', written(out, path, ' ',
+    h('a', { href: `/api/download/job/${job}`, download: '' }, t`Download`))];
 }
 
 function mixed({ how, error, adapter }) {

@@ -55,11 +55,11 @@ export class Adapters extends Page {
         folder or a hub id.`),
       h('a.s-button.s-primary', { href: '/' }, t`Train the first adapter`));
     this.append(h('h1.s-hidden', t`Adapters`), h('div.s-library',
-      h('div.s-library-bar', this.search, this.order, this.count,
+      h('div.s-library-bar', this.search, this.order,
         h('span.s-actions', this.together, this.merge, this.mix, this.give,
           button(t`Evaluate …`, () => askEvaluate(this, this.selection())),
           button(t`Import …`, () => askImport(this)),
-          button(t`Bake-off …`, () => askBakeoff({ models: this.models })))),
+          button(t`Bake-off …`, () => askBakeoff({ models: this.models }))), this.count),
       this.notice, this.jobs, this.results.element, this.cards, this.welcome, this.bin),
     this.passport.element);
   }

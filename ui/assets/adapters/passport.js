@@ -67,6 +67,8 @@ export class Passport {
       h('a.s-button', { href: blindTest(one),
         title: t`Against what it was trained from, without names; your votes give the win rate` }, t`Blind test`),
       one.run && h('a.s-button', { href: `/runs?run=${one.run}` }, t`Its run`),
+      h('a.s-button', { href: `/api/download/adapter/${one.id}`, download: '',
+        title: t`${bytes(one.size_bytes)}, its folder as a zip: PEFT and most tools read it` }, t`Download`),
       button(t`Export …`, () => askExport(this.page, [one])),
       sureButton(t`Delete`, t`Really delete?`, () => this.page.remove(one)));
   }

@@ -59,7 +59,7 @@ export class Methods {
     const size = h('span.s-size');
     const input = h('input', { type: 'radio', name: 'method', value: name, onchange: () => choose(name) });
     const label = h('label.s-method', { title: use }, input, picture(name, phase), h('b', title), size,
-      h('span.s-use', use));
+      h('span.s-use', use.split(/[.;]( |$)|[。；]/)[0].replaceAll('`', '')));
     return { label, input, size };
   }
 
