@@ -166,6 +166,11 @@ def as_studio_error(error: Exception, *, kind: str = "train") -> StudioError:
         return error
     if is_disk_full(error):
         return DiskFull("The disk is full. Free some room; the last checkpoint is intact.")
+    if is_out_of_memory(error) and kind != "train":
+        return OutOfMemory(
+            "The device ran out of memory: end what else uses it, choose the CPU where the job "
+            "has a device, or use a smaller model."
+        )
     if is_out_of_memory(error):
         return OutOfMemory(
             "The device ran out of memory. Halve the batch size and double the accumulation, "

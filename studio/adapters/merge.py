@@ -30,6 +30,7 @@ from studio.adapters.verify_logits import (
 )
 from studio.errors import MethodError
 from studio.home import folder_hash, publishing, slug
+from studio.models.find_model import FILE_TYPES
 from studio.spec import ModelSource
 from studio.training.training_events import Event, Finished, Loading
 
@@ -60,6 +61,7 @@ def merge(
     from studio.backbone.fold import fold
     from studio.data.template.keep_named_template import keep_template
     from studio.models.loading import load
+    from studio.training.allocator import trim
 
     refuse_place(out)
     yield Loading(text="Loading the base")
@@ -75,7 +77,7 @@ def merge(
     ids = prompt_ids(loaded.model, loaded.tokenizer, conversation)
     logits = logits_of(loaded.model, ids)
     yield Loading(text="Folding into the weights")
-    folded = fold(backbone, live)
+    folded = fold(backbone, live, to_host=True)
     if not folded.merged:
         raise MethodError(
             f"Nothing in this stack can be merged: {', '.join(folded.left)} "
@@ -85,19 +87,24 @@ def merge(
     left = [parts[name] for name in folded.left]
     with publishing(out) as temporary:
         yield Loading(text="Writing the merged model")
+        if source.quantization == "none" and source.dtype == "auto":
+            _narrow(loaded)
         precision = write_model(loaded, source, folded.tensors, temporary)
         yield Loading(text="Reloading it in a fresh process")
         is_fp32 = precision == "float32"
-        plain = source.quantization == "none"
+        plain, dtype, facts = source.quantization == "none", _name(loaded.dtype), loaded.facts
+        merged = [name_of(parts[name][0]) for name in folded.merged]
+        del loaded, backbone, folded  # the fresh process needs their room
+        trim()
         found = _verify(temporary, left, ids, logits, conversation=conversation, fp32=is_fp32)
         certificate = {
             **asdict(found),
-            "base_precision": _name(loaded.dtype) if plain else source.quantization,
+            "base_precision": dtype if plain else source.quantization,
             "merged_precision": precision,
-            "base_fingerprint": loaded.facts.fingerprint,
-            "merged": [name_of(parts[name][0]) for name in folded.merged],
+            "base_fingerprint": facts.fingerprint,
+            "merged": merged,
             "left": [str(path) for path, _ in left],
-            "notes": of_other_bases((path for path, _ in stack), source.path, loaded.facts),
+            "notes": of_other_bases((path for path, _ in stack), source.path, facts),
         }
         write_report(temporary, CERTIFICATE, certificate)
         write_card(temporary, _card(out.name, source, stack, certificate, found))
@@ -136,8 +143,6 @@ def write_model(
     loaded: Loaded, source: ModelSource, tensors: dict[str, Tensor], folder: Path
 ) -> str:
     """Write base weights with the folded tensors in their place; returns the precision."""
-    import torch
-
     from studio.backbone import Anatomy
     from studio.backbone.dense_weights import stored_weight
     from studio.models.loading import load
@@ -148,17 +153,29 @@ def write_model(
         anatomy = Anatomy(model)
         sites = [*anatomy.all_linears(), *anatomy.experts()]
         whole = {site.parameter_key: site for site in sites}
-        changed = {key: stored_weight(site) for key, site in whole.items()} | changed
-        plain = source.model_copy(update={"quantization": "none"})
-        model = load(plain, str(loaded.device)).model
-    with torch.no_grad():
-        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        for name, tensor in changed.items():
-            state[name] = tensor.to(state[name].dtype)
+        stored = {
+            key: stored_weight(site).to("cpu", loaded.dtype)
+            for key, site in whole.items() if key not in changed
+        }  # fmt: skip
+        changed = stored | changed
+        plain = source.model_copy(update={"quantization": "none", "dtype": _name(loaded.dtype)})
+        model = load(plain, "cpu").model
+    state = model.state_dict()
+    for name, tensor in changed.items():
+        state[name] = tensor.to(state[name].dtype)
     _untie(model, tensors)
     model.save_pretrained(folder, state_dict=state)
     loaded.tokenizer.save_pretrained(folder)
     return _name(model.dtype)
+
+
+def _narrow(loaded: Loaded) -> None:
+    """Give a base that a CPU loaded in float32 the precision of its file again, without loss."""
+    import torch
+
+    name = FILE_TYPES.get(loaded.facts.weights_dtype, "float32")
+    if loaded.dtype == torch.float32:
+        loaded.model.to(getattr(torch, name))
 
 
 def _untie(model: Any, changed: dict[str, Tensor]) -> None:

@@ -1,13 +1,15 @@
 """Fold a stack of adapters into new weights; adapters that cannot be folded are listed.
 
 Deltas are added first, then gains multiply, as in `composition.py`. The backbone is not changed:
-the result is a dictionary of new float32 tensors.
+the result is a dictionary of new tensors, computed in float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from studio.backbone.adapter import Adapter
@@ -35,14 +37,15 @@ def _fits(adapter: Adapter, site: Site) -> bool:
     return method.phase is Phase.GAIN
 
 
-def fold(backbone: Backbone, stack: Stack) -> Folded:
-    """Fold every adapter of a stack that can be folded.
+def fold(backbone: Backbone, stack: Stack, *, to_host: bool = False) -> Folded:
+    """Fold every adapter of a stack that can be folded, one weight after the other.
 
     Args:
         backbone: The adapters and the base weights (4-bit ones are dequantised).
         stack: (adapter, weight), in order.
+        to_host: Keep each new tensor in main memory, in the precision of the base.
     """
-    chosen, left = [], []
+    chosen, left = list[tuple[Adapter, float]](), []
     for name, weight in stack:
         adapter = backbone.adapters[name]
         if all(_fits(adapter, site) for site in adapter.sites):
@@ -50,39 +53,44 @@ def fold(backbone: Backbone, stack: Stack) -> Folded:
         else:
             left.append(name)
     tensors: dict[str, Tensor] = {}
-    for adapter, weight in chosen:
-        for site in adapter.sites:
-            if adapter.method.phase is Phase.DELTA:
-                method = adapter.method_at(site.key)
-                change = method.fold(adapter.params[site.key], site, weight)
-                for name, tensor in change.items():
-                    key = _key(site, name)
-                    tensors[key] = _current(tensors, site, name) + tensor
-    for adapter, weight in chosen:
-        for site in adapter.sites:
-            if adapter.method.phase is Phase.GAIN:
-                _multiply(tensors, adapter.method, adapter.params[site.key], site, weight)
-    oriented = {}
-    for adapter, _ in chosen:
-        for site in adapter.sites:
-            for name in ("weight", "bias"):
-                key = _key(site, name)
-                if key in tensors:
-                    turn = site.transposed and name == "weight"
-                    tensor = tensors.pop(key)
-                    oriented[key] = (tensor.mT if turn else tensor).detach().contiguous()
-    return Folded(oriented, tuple(a.name for a, _ in chosen), tuple(left))
+    for site in {site.key: site for adapter, _ in chosen for site in adapter.sites}.values():
+        for name, tensor in _folded(chosen, site).items():
+            whole = (tensor.mT if site.transposed and name == "weight" else tensor).detach()
+            if to_host:
+                whole = whole.to("cpu", _stored_dtype(backbone, site, name))
+            tensors[_key(site, name)] = whole.contiguous()
+    return Folded(tensors, tuple(a.name for a, _ in chosen), tuple(left))
+
+
+def _folded(chosen: Sequence[tuple[Adapter, float]], site: Site) -> Params:
+    """Return the changed parameters of a site's module, by their own names."""
+    own = [(adapter, weight) for adapter, weight in chosen if site.key in adapter.params]
+    tensors: Params = {}
+    for adapter, weight in own:
+        if adapter.method.phase is Phase.DELTA:
+            method = adapter.method_at(site.key)
+            for name, tensor in method.fold(adapter.params[site.key], site, weight).items():
+                tensors[name] = _current(tensors, site, name) + tensor
+    for adapter, weight in own:
+        if adapter.method.phase is Phase.GAIN:
+            _multiply(tensors, adapter.method, adapter.params[site.key], site, weight)
+    return tensors
+
+
+def _stored_dtype(backbone: Backbone, site: Site, name: str) -> torch.dtype:
+    """Return the precision of a parameter; that of the model for a quantised one."""
+    dtype = (site.parameter if name == "weight" else getattr(site.module, name)).dtype
+    return dtype if dtype.is_floating_point else backbone.model.dtype
 
 
 def _key(site: Site, name: str) -> str:
     return site.parameter_key if name == "weight" else f"{site.key}.{name}"
 
 
-def _current(tensors: dict[str, Tensor], site: Site, name: str) -> Tensor:
+def _current(tensors: Params, site: Site, name: str) -> Tensor:
     """Return the tensor as folded so far: a linear's weight as `(out, in)`."""
-    key = _key(site, name)
-    if key in tensors:
-        return tensors[key]
+    if name in tensors:
+        return tensors[name]
     if name == "weight" and site.kind in ("linear", "experts"):
         return dense_weight(site).detach()
     own = getattr(site.module, name)
@@ -90,15 +98,12 @@ def _current(tensors: dict[str, Tensor], site: Site, name: str) -> Tensor:
     return own.detach().float()
 
 
-def _multiply(
-    tensors: dict[str, Tensor], method: Method, params: Params, site: Site, weight: float
-) -> None:
+def _multiply(tensors: Params, method: Method, params: Params, site: Site, weight: float) -> None:
     gain_in, gain_out = method.gain_in(params, site), method.gain_out(params, site)
-    key = f"{site.key}.weight"
     if gain_in is not None:
-        tensors[key] = _current(tensors, site, "weight") * (1 + weight * (gain_in.float() - 1))
+        tensors["weight"] = _current(tensors, site, "weight") * (1 + weight * (gain_in.float() - 1))
     if gain_out is not None:
         factor = 1 + weight * (gain_out.float() - 1)
-        tensors[key] = _current(tensors, site, "weight") * factor[:, None]
+        tensors["weight"] = _current(tensors, site, "weight") * factor[:, None]
         if getattr(site.module, "bias", None) is not None:
-            tensors[f"{site.key}.bias"] = _current(tensors, site, "bias") * factor
+            tensors["bias"] = _current(tensors, site, "bias") * factor

@@ -85,6 +85,7 @@ def find_rate(
             for weight, values in kept:
                 weight.data.copy_(values)
         atomic.write(run_dir / TRIALS, json.dumps({"key": key, "losses": losses}))
-    best = rates[min(range(len(rates)), key=lambda i: math.inf if losses[i] is None else losses[i])]
+    ranked = [(math.inf if loss is None else loss, place) for place, loss in enumerate(losses)]
+    best = rates[min(ranked)[1]]
     yield Loading(text=f"Learning rate {best:.2g}, the best of {len(FACTORS)}")
     return best

@@ -131,6 +131,9 @@ def test_a_dataset_that_nobody_has_is_refused_at_the_door(home, tmp_path, monkey
 def test_only_a_run_that_trains_is_told_of_its_checkpoint():
     odd = NotADirectoryError(20, "Not a directory")
     assert "resume it from there" in as_studio_error(odd, kind="train").text
+    full = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert "Halve the batch size" in as_studio_error(full, kind="train").text
     for kind in ("merge", "mix", "gguf", "evaluate"):
+        assert "use a smaller model" in as_studio_error(full, kind=kind).text
         text = as_studio_error(odd, kind=kind).text
         assert text.startswith("The job stopped") and text.endswith("The log holds the details.")

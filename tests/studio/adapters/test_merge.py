@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from studio.adapters import merge as merging
 from studio.adapters.merge import merge, read_certificate
 from studio.adapters.verify_logits import VerificationError
 from studio.backbone import Backbone
+from studio.backbone.fold import fold
 from studio.errors import InputError, MethodError
 from studio.methods.bottleneck import Bottleneck
 from studio.methods.ia3 import IA3
 from studio.methods.lora import Lora
 from studio.methods.norm_tuning import NormTuning
+from studio.models.loading import load
 from studio.spec import ModelSource
 from tests.studio.tiny import tiny_folder, tiny_model, verifying_here
 
@@ -77,6 +80,44 @@ def test_bfloat16_is_merged_in_float32_and_then_cast(tmp_path):
     assert (
         load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
     )
+
+
+def test_a_base_keeps_the_precision_of_its_file_on_a_cpu_too(tmp_path):
+    base = tiny_folder(tmp_path / "base")
+    tiny_model("llama").bfloat16().save_pretrained(base)
+    source = ModelSource(path=str(base))
+    assert load(source, "cpu").dtype == torch.float32, "it is computed in float32"
+
+    run(source, saved(tmp_path, "lora"), tmp_path / "out")
+
+    assert read_certificate(tmp_path / "out")["merged_precision"] == "bfloat16"
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
+    kept = load_file(base / "model.safetensors")
+    assert torch.equal(written["model.norm.weight"], kept["model.norm.weight"])
+
+
+def test_only_what_changes_is_copied_in_the_precision_of_the_base(tmp_path, monkeypatch):
+    """So a merge needs room for the base and its changed weights, not for float32 copies of all."""
+    source = ModelSource(path=str(tiny_folder(tmp_path / "base")), dtype="bfloat16")
+    loaded, given = load(source, "cpu"), {}
+    monkeypatch.setattr(
+        type(loaded.model), "save_pretrained", lambda *_, state_dict: given.update(state_dict)
+    )
+    backbone = Backbone(loaded.model)
+    for folder, _ in (stack := saved(tmp_path, "lora", "ia3")):
+        backbone.load(folder.name, folder)
+    live = tuple((folder.name, weight) for folder, weight in stack)
+    exact, folded = fold(backbone, live).tensors, fold(backbone, live, to_host=True).tensors
+    assert all(torch.equal(exact[name].bfloat16(), tensor) for name, tensor in folded.items())
+    loaded.tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
+
+    merging.write_model(loaded, source, folded, tmp_path / "out")
+
+    own = loaded.model.state_dict()
+    for name, tensor in given.items():
+        source_of = folded.get(name, own[name])
+        assert tensor.data_ptr() == source_of.data_ptr(), name
 
 
 def test_a_nf4_base_is_dequantised_and_says_so(tmp_path):
