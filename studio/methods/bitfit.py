@@ -29,8 +29,8 @@ class BitFit(Method):
     phase: ClassVar[Phase] = Phase.DELTA
     peft_type: ClassVar[str] = "BITFIT"
     base_learning_rate: ClassVar[float] = 2e-3
-    width_exponent: ClassVar[float] = 1.2
-    largest_learning_rate: ClassVar[float] = 5e-2
+    width_exponent: ClassVar[float] = 1.7
+    largest_learning_rate: ClassVar[float] = 0.1
     peft_fields: ClassVar[tuple[str, ...]] = ("create_missing",)
     tensor_format: ClassVar[str] = "bitfit_{}"
     needs_bias: ClassVar[bool] = True

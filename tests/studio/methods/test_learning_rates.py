@@ -41,9 +41,10 @@ def test_auto_is_near_the_best_rate_on_every_model(title):
 
 
 def test_every_method_was_measured_on_five_models_and_three_datasets():
-    for title in {method.title for method in methods().values()} - {"QLoRA", "BitFit"}:
+    for title in {method.title for method in methods().values()}:
         own = [row for row in MEASURED if row["method"] == title]
-        assert len({row["model"] for row in own}) >= 5, title
+        few = title == "BitFit"  # of models with biases: a GPT-2, and two that were made for it
+        assert len({row["model"] for row in own}) >= (3 if few else 5), title
         assert len({row["data"] for row in own}) >= 3, title
 
 
