@@ -141,6 +141,20 @@ def find_call(
     return name[0], last
 
 
+def ways_out(messages: Sequence[Message]) -> str:
+    """Return what can be done about a row that a template does not write."""
+    several = any(len(message.get("tool_calls", ())) > 1 for message in messages)
+    change = "give each tool call a message of its own" if several else "change the row"
+    for index, message in enumerate(messages):
+        for call in message.get("tool_calls", ()):
+            arguments = call["function"]["arguments"]
+            if arguments and not isinstance(
+                parsed(arguments) if isinstance(arguments, str) else arguments, dict
+            ):
+                change = f"make the arguments of message {index + 1} a JSON object"
+    return f"Choose another data.chat_template, or {change}"
+
+
 def parsed(arguments: str) -> Any:
     """Return arguments given as JSON text as values; other text comes back as it is."""
     try:

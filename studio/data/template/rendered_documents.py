@@ -7,13 +7,14 @@ its control tokens are read as tokens, and its answers are found between those m
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
-from studio.data.template.jinja_sandbox import TemplateRefused
+from studio.data.template.jinja_sandbox import Guard, TemplateRefused
 from studio.data.template.lost_parts import OPEN_CLOSE, Spans
 
 if TYPE_CHECKING:
-    from studio.data.template.render_conversation import Layout
+    from studio.data.template.render_conversation import Layout, Reading
 
 ControlTokens = Literal["auto", "text", "tokens"]
 _FOREIGN = (
@@ -62,6 +63,23 @@ class Renderings:
 def has_foreign_turns(text: str) -> bool:
     """Return True if a document holds what begins a turn in the chats of well-known models."""
     return any(start in text for start in _FOREIGN)
+
+
+def line_readings(text: str, every: Guard, some: Guard, kept: Reading) -> Counter[Reading]:
+    """Count the lines with control tokens by how they are read.
+
+    `every` breaks all control tokens and `some` those read as text; others are read as `kept` says.
+    """
+    found: Counter[Reading] = Counter()
+    if every(text) is not text or has_foreign_turns(text):
+        for line in text.split("\n"):
+            if some(line) is not line:
+                found["text"] += 1
+            elif every(line) is not line:
+                found[kept] += 1
+            elif has_foreign_turns(line):
+                found["foreign"] += 1
+    return found
 
 
 def _learned(layout: Layout) -> tuple[str, str]:

@@ -21,10 +21,15 @@ from studio.data.conversation_records import Conversation, Document, Message, Pr
 from studio.data.model_tokenizer import Backend, backend_of
 from studio.data.template.adapt_conversation import Change
 from studio.data.template.jinja_sandbox import BREAK, Guard, TemplateRefused
-from studio.data.template.lost_parts import Lost, parsed
+from studio.data.template.lost_parts import Lost, ways_out
 from studio.data.template.named_templates import STYLES, NamedLayout
 from studio.data.template.render_conversation import Layout, Reading, Rendered
-from studio.data.template.rendered_documents import ControlTokens, Renderings, has_foreign_turns
+from studio.data.template.rendered_documents import (
+    ControlTokens,
+    Renderings,
+    has_foreign_turns,
+    line_readings,
+)
 from studio.data.template.template_settings import read
 from studio.data.template.token_masks import trained_ranges, without_breaks
 from studio.data.template.train_thoughts import turns, with_thoughts
@@ -146,15 +151,8 @@ class Template:
 
         The tokenizer's own end of text separates texts: `auto` reads it, and only it, as a token.
         """
-        guard, readings = self._stream_guard, Counter[Reading]()
-        if self._guard(text) is not text or has_foreign_turns(text):
-            for line in text.split("\n"):
-                if guard(line) is not line:
-                    readings["text"] += 1
-                elif self._guard(line) is not line:
-                    readings["tokens" if self.control_tokens == "tokens" else "end"] += 1
-                elif has_foreign_turns(line):
-                    readings["foreign"] += 1
+        guard, kept = self._stream_guard, self.control_tokens
+        readings = line_readings(text, self._guard, guard, "tokens" if kept == "tokens" else "end")
         return self._ids(guard(text)), readings
 
     def encode_prompt(self, messages: list[Message], tools: list[Any] | None = None) -> list[int]:
@@ -225,7 +223,9 @@ class Template:
         try:
             laid = self._layout_of(row.tools).render(row.messages, row.tools)
         except TemplateRefused as refused:
-            text = f"{self._who()} refuses it: {str(refused).rstrip('.!')}. {_ways_out(row)}."
+            text = (
+                f"{self._who()} refuses it: {str(refused).rstrip('.!')}. {ways_out(row.messages)}."
+            )
             return Problem(row.line, "template", text)
         except RecursionError:
             text = "Its tools or the arguments of a call are nested too deeply."
@@ -312,9 +312,8 @@ class Template:
         what = f"cuts the {PART_NAMES[first.kind]} of message {first.message + 1}"
         if first.kind == "end":
             what = f"writes nothing that ends message {first.message + 1}"
-        text = (
-            f"{self._who()} {what}. {_ways_out(row)}; data.accept_lost trains what is left of it."
-        )
+        ways = ways_out(row.messages)
+        text = f"{self._who()} {what}. {ways}; data.accept_lost trains what is left of it."
         return view._replace(laid=Problem(row.line, "lost", text))
 
     def _encoded(
@@ -364,12 +363,12 @@ class Template:
     @cached_property
     def _stream_guard(self) -> Guard:
         """Return what breaks the control tokens in a text file."""
-        controls, eos = self.backend.controls, self.backend.eos
+        eos, ids = self.backend.eos, self.eos_ids
         if self.control_tokens == "tokens":
             return Guard(())
-        if self.control_tokens == "text" or not eos or self._ids(eos).tolist() != self.eos_ids:
+        if self.control_tokens == "text" or not ids or self._ids(eos).tolist() != ids:
             return self._guard
-        return Guard(tuple(control for control in controls if control != eos))
+        return Guard(tuple(one for one in self.backend.controls if one != eos))
 
     @cached_property
     def _renderings(self) -> Renderings:
@@ -380,20 +379,6 @@ class Template:
         if BREAK in text:
             return np.array(without_breaks(self.backend.core, text, encoding, [])[0], np.int32)
         return np.array(encoding.ids, dtype=np.int32)
-
-
-def _ways_out(row: Conversation) -> str:
-    """Return what can be done about a row that a template does not write."""
-    several = any(len(message.get("tool_calls", ())) > 1 for message in row.messages)
-    change = "give each tool call a message of its own" if several else "change the row"
-    for index, message in enumerate(row.messages):
-        for call in message.get("tool_calls", ()):
-            arguments = call["function"]["arguments"]
-            if arguments and not isinstance(
-                parsed(arguments) if isinstance(arguments, str) else arguments, dict
-            ):
-                change = f"make the arguments of message {index + 1} a JSON object"
-    return f"Choose another data.chat_template, or {change}"
 
 
 def _without_muted(laid: Rendered, row: Conversation) -> Rendered:
