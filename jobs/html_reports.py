@@ -253,6 +253,9 @@ def _samples(store: JobStore, jobs: Sequence[Job]) -> Section | None:
     """Return answers to the sample prompts: along one run, or at the end of several."""
     told: dict[str, list[tuple[str, str, str]]] = {}
     for job in jobs:
+        for one in job.result.get("questions") or []:
+            if not one["trained"]:
+                told.setdefault(one["prompt"], [(say("Wanted answer"), one["wanted"], "")])
         by_prompt: dict[str, list[dict[str, Any]]] = {}
         for shot in store.samples(job.id):
             by_prompt.setdefault(shot["prompt"], []).append(shot)

@@ -137,6 +137,8 @@ class Reporter:
             new.samples.append((event.step, event.prompt, event.text))
             if event.answer_tokens is not None:
                 new.metrics.append((ANSWER_TOKENS, event.step, event.answer_tokens, moment))
+        elif isinstance(event, training_events.Asked):
+            self._result["questions"] = event.questions
         elif isinstance(event, training_events.Answered):
             new.metrics += [
                 (name, event.step, value, moment)

@@ -198,7 +198,7 @@ def _as_line(event: training_events.Event) -> str:
         for key, value in values.items()
         if value not in (None, "") and not isinstance(value, (dict, list))
     ]
-    return f"step {step} {kind}: " + ", ".join(parts)
+    return f"step {step} {kind}" + (": " + ", ".join(parts) if parts else "")
 
 
 logger = logging.getLogger(__name__)

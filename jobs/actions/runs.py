@@ -37,11 +37,23 @@ def show(store: JobStore, job: JobId) -> dict[str, Any]:
         for event in store.events(found.id)
     ]
     folder = str(store.home.run(found.id))
-    general = found.result.get("forgetting")
+    general, questions = found.result.get("forgetting"), found.result.get("questions") or []
     return {
         **summary(found), "general": general, "spec": found.spec, "folder": folder,
-        "reading": reading(store, found), "history": history,
+        "reading": reading(store, found), "history": history, "questions": questions,
+        "answers": _answers(store, found.id, questions),
     }  # fmt: skip
+
+
+def _answers(store: JobStore, job: int, questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the last answers to the sample prompts, with those that their rows want."""
+    asked = {one["prompt"]: one for one in reversed(questions)}  # held-out ones come first
+    shots = store.samples(job)
+    return [
+        {"step": one["step"], "answer": one["text"], "prompt": one["prompt"],
+         **{key: asked.get(one["prompt"], {}).get(key) for key in ("wanted", "trained")}}
+        for one in shots if one["step"] == shots[-1]["step"]
+    ]  # fmt: skip
 
 
 @action("cancel", starts=True)

@@ -90,7 +90,13 @@ def steps_of(home: Home, run: int) -> list[int]:
 def stackable(home: Home) -> list[dict[str, Any]]:
     """Return what a lane can stack: adapters, then the newest checkpoints of runs."""
     adapters = [
-        {"name": one.name, "base": one.base, "method": one.method, "checkpoint": False}
+        {
+            "name": one.name,
+            "base": one.base,
+            "method": one.method,
+            "checkpoint": False,
+            "run": one.path.parent.name if one.source == "run" else "",
+        }
         for one in library.adapters(home)
         if not one.is_model
     ]

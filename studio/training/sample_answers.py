@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from studio.chat.lanes import Sampling
 from studio.chat.sampling import Sampler, pick_all
 from studio.data.template.template import IGNORED, choose_for
 from studio.training.starting_adapter import num_tokens_before
-from studio.training.training_events import Answered, Sampled
+from studio.training.training_events import Answered, Asked, Sampled
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,7 @@ MAX_NEW_TOKENS, MAX_PROMPT_TOKENS = 48, 512
 MIN_SECONDS, FULL_LENGTH_SECONDS = 1.0, 15.0
 TIME_FRACTION = 0.1
 LEAST_COPY = 8  # tokens in a row
+MIN_QUESTIONS, MAX_WANTED_TOKENS = 3, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,12 @@ class PromptSampler:
         self._session = session
         self._last = time.monotonic()
         self.stop_ids: tuple[int, ...] = ()
+        self.questions: list[dict[str, Any]] = []
         self.prompts = self._choose()
+
+    def asked(self) -> Asked:
+        """Return the event with the questions that answers can be held against."""
+        return Asked(step=self._session.progress.step, questions=self.questions)
 
     def sample(self, *, full_length: bool = False) -> Iterator[Sampled | Answered]:
         """Answer every prompt with the current adapter.
@@ -86,25 +92,49 @@ class PromptSampler:
     def _choose(self) -> list[SamplePrompt]:
         session, args = self._session, self._session.spec.train
         tokenizer = session.loaded.tokenizer
-        if not args.num_samples or tokenizer is None:
+        if tokenizer is None:
             return []
         template = choose_for(tokenizer, session.spec.data)
         self.stop_ids = template.stop_ids
-        own = [part.strip() for part in args.sample_prompts.split("|") if part.strip()]
-        if own:
-            asked = [[{"role": "user", "content": text}] for text in own[: args.num_samples]]
-            found = [SamplePrompt(tuple(template.encode_prompt(turns)), turns[0]["content"])
-                     for turns in asked]  # fmt: skip
-        else:
-            rows = session.prepared.validation[: 4 * args.num_samples]
-            stops = template.stop_ids
-            found = [p for row in rows if (p := prompt_of(row, tokenizer, stops))]
+        prepared, wanted = session.prepared, max(args.num_samples, MIN_QUESTIONS)
         room = session.loaded.facts.context_length - num_tokens_before(session.spec)
-        unique: dict[str, SamplePrompt] = {}  # of a pair, the chosen answer comes first
-        for prompt in found:
-            if len(prompt.ids) + MAX_NEW_TOKENS <= room:
-                unique.setdefault(prompt.text, prompt)
-        return list(unique.values())[: args.num_samples]
+        held = self._of_rows(prepared.validation, room)[:wanted]
+        overlap = None if prepared.report.overlap else False
+        trained = self._of_rows(prepared.train, room)[:MIN_QUESTIONS]
+        self.questions = [
+            {"prompt": one.text, "wanted": self._wanted(one), "trained": known}
+            for some, known in ((held, overlap), (trained, True))
+            for one in some
+            if one.own
+        ]
+        own = [part.strip() for part in args.sample_prompts.split("|") if part.strip()]
+        if not own:
+            return held[: args.num_samples]
+        asked = [[{"role": "user", "content": text}] for text in own[: args.num_samples]]
+        return unique(
+            (SamplePrompt(tuple(template.encode_prompt(turns)), turns[0]["content"])
+             for turns in asked), room,
+        )  # fmt: skip
+
+    def _of_rows(self, rows: Sequence[Any], room: int) -> list[SamplePrompt]:
+        """Return the prompts of the first rows; of a pair, the chosen answer comes first."""
+        tokenizer = self._session.loaded.tokenizer
+        some = rows[: 4 * max(self._session.spec.train.num_samples, MIN_QUESTIONS)]
+        return unique((p for row in some if (p := prompt_of(row, tokenizer, self.stop_ids))), room)
+
+    def _wanted(self, prompt: SamplePrompt) -> str:
+        ids = prompt.own[:MAX_WANTED_TOKENS]
+        text: str = self._session.loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return text if len(ids) == len(prompt.own) else f"{text} …"
+
+
+def unique(prompts: Iterable[SamplePrompt], room: int) -> list[SamplePrompt]:
+    """Return the prompts that leave room for an answer, each text once."""
+    found: dict[str, SamplePrompt] = {}
+    for prompt in prompts:
+        if len(prompt.ids) + MAX_NEW_TOKENS <= room:
+            found.setdefault(prompt.text, prompt)
+    return list(found.values())
 
 
 def prompt_of(row: TokenRow, tokenizer: Any, stop_ids: Collection[int] = ()) -> SamplePrompt | None:

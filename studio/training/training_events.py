@@ -122,6 +122,16 @@ class Sampled(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Asked(Event):
+    """Questions of the dataset: prompt, wanted answer, and whether their rows are trained.
+
+    `trained` is None if evaluation rows are among the training rows, so that it is not known.
+    """
+
+    questions: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Answered(Event):
     """The sample answers beside the rows' own answers to the same prompts; None if not comparable.
 

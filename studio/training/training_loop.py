@@ -38,6 +38,7 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
     yield session.started()
     general = RunForgetting(session, run_dir)
     sampler = PromptSampler(session)
+    yield sampler.asked()
     threads = threads_of(session.loaded.device, session.accelerator.num_processes)
     if session.evaluates and session.progress.step == 0 and plan.eval_every <= plan.total_steps:
         yield from sampler.sample()

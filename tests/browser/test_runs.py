@@ -6,9 +6,10 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from jobs.job_queue import JobStore
+from jobs.run_curves import Progress
 from studio.home import open_home
 from studio.spec import RunSpec
-from tests.jobs.conftest import held_queue
+from tests.jobs.conftest import begin, held_queue
 from ui.pages import PAGES
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -76,7 +77,7 @@ def test_only_what_draws_is_overlaid(held, page):
     expect(page.get_by_test_id(f"overlay-{second}")).to_be_checked()
     expect(page.get_by_text("with 1 other run overlaid")).to_be_visible()
     expect(page.get_by_test_id(f"run-{errand}")).to_have_count(0)  # it stands among the others
-    page.get_by_role("button", name=re.compile("^Others 1")).click()
+    page.get_by_role("button", name=re.compile("^Other jobs 1")).click()
     expect(page.get_by_test_id(f"overlay-{errand}")).to_be_hidden()
     page.get_by_test_id(f"run-{errand}").click()
     expect(page.get_by_test_id("detail")).to_contain_text("The import of a dataset")
@@ -190,3 +191,120 @@ def test_no_page_scrolls_sideways(held, page):
             page.wait_for_timeout(200)
             wide = page.evaluate("document.scrollingElement.scrollWidth - innerWidth")
             assert wide <= 0, f"{path} is {wide} pixels too wide at {width}"
+
+
+def ended(store, name: str, state: str = "succeeded", **result) -> int:
+    """Return a run of 8 steps that is over."""
+    store.submit(RunSpec().with_values({"name": name, "train.device": "cuda:7"}))
+    claim = begin(store, "cuda:7", wanted=["cuda:7"])
+    if state == "succeeded":
+        store.claims.report(claim, Progress(
+            metrics=[("loss", step, 4 / step, 0.0) for step in range(1, 9)], step=8, total_steps=8,
+            samples=[(step, "Who?", f"At step {step}") for step in range(9)],
+        ))  # fmt: skip
+    error = None if state == "succeeded" else ("run", "It did not begin.")
+    store.claims.finish(claim, state, result=result, error=error)
+    return claim.job
+
+
+def test_a_question_waits_for_its_answer_and_deleting_says_what_goes(held, page):
+    run = ended(
+        held, "with-an-adapter-and-a-name-that-is-far-too-long", adapter="/nowhere", last_loss=0.5
+    )
+    page.goto(f"/runs?run={run}")
+    name = page.get_by_test_id(f"run-{run}").locator(".s-row-name")
+    assert name.evaluate("node => node.scrollWidth <= node.clientWidth"), "the whole name is shown"
+    page.get_by_text("More", exact=True).click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    question = page.get_by_role("button", name="Delete with its adapter?")
+    page.wait_for_timeout(3500)
+    expect(question).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(question).to_have_count(0)
+    page.get_by_role("button", name="Delete", exact=True).click()
+    question.click()
+    expect(page.locator(".s-toast")).to_have_text(
+        re.compile(f"Run {run} and its adapter were deleted")
+    )
+    expect(page.get_by_text("not in the list")).to_have_count(0)
+
+
+def test_training_longer_is_beside_compare_and_opens_the_new_run(held, page):
+    run, longer = ended(held, "short", adapter="/nowhere", last_loss=0.5), ended(held, "long")
+    page.route("**/api/do/extend", lambda route: route.fulfill(json={"id": longer, "name": "long"}))
+    page.goto(f"/runs?run={run}")
+    page.get_by_role("button", name="Train longer …").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("Epochs count while Steps is 0; else the steps do.")
+    dialog.get_by_role("button", name="Train longer").click()
+    expect(page.get_by_test_id("detail").get_by_role("heading", name="long")).to_be_visible()
+    for one in (longer, run):
+        held.delete(one)
+
+
+def test_a_run_that_never_began_is_restarted(held, page):
+    run = ended(held, "broken", "failed")
+    page.goto(f"/runs?run={run}")
+    expect(page.get_by_role("button", name="Restart", exact=True)).to_be_visible()
+    expect(page.get_by_role("button", name="Resume")).to_have_count(0)
+    held.delete(run)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_sample_is_cut_beside_the_first(held, page, width):
+    run = ended(held, "samples")
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(f"/runs?run={run}")
+    page.get_by_role("tab", name="Samples").click()
+    expect(page.locator(".s-film li")).to_have_count(9)
+    page.wait_for_timeout(300)
+    cut = page.evaluate("""() => {
+      const box = (node) => node.getBoundingClientRect();
+      const [first, ...rest] = [...document.querySelectorAll('.s-film li')].map(box);
+      const list = box(document.querySelector('.s-film ol'));
+      return rest.filter(({ left, right }) => (left < first.right - 1 && right > first.right + 1)
+        || (left < list.right - 1 && right > list.right + 1)).length;
+    }""")
+    assert cut == 0
+    held.delete(run)
+
+
+def test_what_can_be_done_with_a_launched_run_is_in_sight_and_its_bar_begins_at_its_share(
+    held, page
+):
+    held.submit(RunSpec().with_values({"name": "launched", "train.device": "cuda:7"}))
+    claim = begin(held, "cuda:7", wanted=["cuda:7"])
+    page.goto(f"/?run={claim.job}")
+    track = page.locator("#launch .s-bar-track")
+    expect(track).to_have_attribute("data-waiting", "")
+    page.get_by_test_id("launched").scroll_into_view_if_needed()
+    # The width at once, without waiting for a transition to end.
+    page.evaluate("""() => {
+      const track = document.querySelector('#launch .s-bar-track');
+      const width = (node) => node.getBoundingClientRect().width;
+      new MutationObserver(() => { window.share = width(track.firstChild) / width(track); })
+        .observe(track, { attributeFilter: ['data-waiting'] });
+    }""")
+    held.claims.report(claim, Progress(step=3, total_steps=40))
+    expect(track).not_to_have_attribute("data-waiting", "")
+    assert page.evaluate("window.share") < 0.08
+    for name in ("Pause", "Cancel", "Open in Runs"):
+        expect(page.locator("#launch").get_by_text(name, exact=True)).to_be_in_viewport(ratio=1)
+    held.claims.finish(claim, "failed", error=("run", "It is over."))
+    held.delete(claim.job)
+
+
+def test_answers_stand_beside_the_wanted_ones_and_compare_suggests_their_questions(held, page):
+    asked = [("Who?", "It is I", False), ("Why?", "Because", True)]
+    questions = [{"prompt": p, "wanted": w, "trained": t} for p, w, t in asked]
+    run = ended(held, "asked", questions=questions, last_loss=0.5)
+    page.goto(f"/runs?run={run}")
+    row = page.get_by_test_id("answers").locator("tbody tr")
+    expect(row.locator("td")).to_have_text(["Who?not trained on", "It is I", "At step 8"])
+    page.goto(f"/compare?lane=starter&lane=starter~{run}%408:1")
+    chips = page.locator(".s-welcome .s-chip")
+    expect(chips).to_have_text(["Who?", "Why?"])
+    expect(chips.first).to_have_attribute("title", "Wanted: It is I")
+    expect(page.locator(".s-welcome")).to_contain_text("Questions of its dataset, not trained on")
+    page.goto("about:blank")
+    held.delete(run)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs import bakeoff
+from jobs.actions.runs import show
 from jobs.html_reports import report
 from jobs.job_queue import JobStore
 from jobs.run_curves import Progress
@@ -41,6 +42,8 @@ def store(tmp_path_factory):
         adapter.mkdir(parents=True)
         store.claims.finish(claim, "succeeded", result={
             "adapter": str(adapter), "first_loss": 4.0, "last_loss": 0.8, "eval_loss": number,
+            "questions": [{"prompt": "Who?", "wanted": f"I, {name}", "trained": False},
+                          {"prompt": "Why?", "wanted": "Because", "trained": True}],
         })  # fmt: skip
     yield store
     store.close()
@@ -69,6 +72,15 @@ def test_a_run_shows_figures_curves_samples_rows_and_how_to_repeat_it(store):
     assert 'class="trained"' in html and html.count("<h3>Row ") == 3
     assert "studio train --model starter --data starter:pirate" in html
     assert "train.max_steps</td><td>1</td>" in html
+
+
+def test_the_last_answers_stand_beside_those_that_their_rows_want(store):
+    answers = show(store, "1")["answers"]
+    assert answers == [{
+        "step": 5, "answer": f"{EVIL} one", "prompt": "Who?", "wanted": "I, one", "trained": False,
+    }]  # fmt: skip
+    _, html = report(store, ["1"])
+    assert "I, one" in html and "Because" not in html
 
 
 def test_runs_stand_beside_each_other_with_what_differs(store):

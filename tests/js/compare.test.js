@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 const { Conversation } = await import('../../ui/assets/compare/conversation.js');
+const { runOf } = await import('../../ui/assets/compare/tabs.js');
 const { Votes } = await import('../../ui/assets/compare/votes.js');
 
 const settings = { system: '', sampling: { seed: 0 } };
@@ -78,4 +79,12 @@ test('a vote is said as it was cast, also when the lane of its choice is gone', 
   assert.equal(said('tie', 'tie'), 'You called it a tie.');
   assert.equal(said('bad', 'bad'), 'You rejected all of them.');
   assert.equal(said('lost', 'lost'), 'The lane that you chose was removed.');
+});
+
+test('questions come from the run that made the last lane', () => {
+  const lanes = (model, name) => [{ model: 'starter', stack: [] }, { model, stack: name ? [{ name, weight: 1 }] : [] }];
+  const run = (model, name) => runOf(lanes(model, name), [{ name: 'polite', run: '7' }, { name: 'mixed', run: '' }]);
+  assert.deepEqual([run('starter', 'polite'), run('starter', '12@300')], ['7', '12']);
+  assert.deepEqual([run('/home/me/runs/9/adapter'), run('C:\\me\\runs\\9\\adapter')], ['9', '9']);
+  assert.deepEqual([run('starter', 'mixed'), run('starter')], [undefined, undefined]);
 });

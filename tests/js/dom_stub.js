@@ -36,6 +36,8 @@ class Node {
 
   setPointerCapture() {}
 
+  focus() {}
+
   get textContent() { return this.children.map((one) => one.textContent ?? String(one)).join(''); }
 
   set textContent(words) { this.children = [words]; }

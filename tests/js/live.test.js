@@ -2,7 +2,8 @@ import './dom_stub.js';
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-const { append, hues, progress, showJobs, stages, stateName, subscribe } = await import('../../ui/assets/core/live.js');
+const { append, hues, progress, resumes, showJobs, stages, stateName, subscribe } =
+  await import('../../ui/assets/core/live.js');
 
 test('new points replace the steps that a resumed run repeats', () => {
   const runs = new Map();
@@ -20,6 +21,12 @@ test('progress and state in words', () => {
   assert.equal(progress({ step: 5 }), '5 steps');
   assert.equal(progress({ step: 0 }), '');
   assert.equal(stateName({ state: 'succeeded', ended: 'stopped' }), 'stopped');
+});
+
+test('a run that ended before its first step is started again, not resumed', () => {
+  assert.equal(resumes({ state: 'failed', step: 0 }), 'Restart');
+  assert.equal(resumes({ state: 'failed', step: 3 }), 'Resume');
+  assert.equal(resumes({ state: 'paused', step: 0 }), 'Resume');
 });
 
 test('the stages of a chain are what led to a run and what follows it', () => {
@@ -42,6 +49,11 @@ test('the question of a row stays while its phase and bar change, and goes with 
   assert.equal(cancel.textContent, 'Really cancel?');
   assert.match(list.textContent, /Reading 20/);
   assert.equal(list.all((one) => one.attributes.role === 'progressbar')[0].firstChild.style.width, '50%');
+  cancel.listeners.keydown({ key: 'Escape', preventDefault() {}, stopPropagation() {} });
+  assert.equal(cancel.textContent, 'Cancel');
+  cancel.listeners.click({});
+  cancel.listeners.blur();
+  assert.equal(cancel.textContent, 'Cancel');
   assert.notEqual(drawn({ state: 'stopping', phase: 'Reading 20', step: 2 }), cancel);
 });
 

@@ -44,6 +44,7 @@ class Rows:
         default_factory=lambda: SimpleNamespace(
             rows=SimpleNamespace(read=24, kept=24, dropped=0),
             truncated=0,
+            overlap=0,
             model_dump=lambda mode: {"read": 24},
         )
     )

@@ -3,7 +3,7 @@ import torch
 
 from studio.training import sample_answers, training_loop
 from studio.training.sample_answers import greedy, prompt_of
-from studio.training.training_events import Evaluated, Sampled, Step
+from studio.training.training_events import Asked, Evaluated, Sampled, Step
 from tests.studio.tiny import tiny_tokenizer
 from tests.studio.training.conftest import Example, make_session
 
@@ -74,3 +74,16 @@ def test_the_last_answers_are_not_cut_for_time(tmp_path, monkeypatch):
     _, events = told(tmp_path, sample_prompts="hello", num_samples=1)
     first, _, last = [len(e.text) for e in events if isinstance(e, Sampled)]
     assert last > 2 * first
+
+
+def test_questions_with_their_wanted_answers_are_those_held_out_then_trained_ones(tmp_path):
+    own, events = told(tmp_path, sample_prompts="hello", num_samples=1)
+    (asked,) = [e.questions for e in events if isinstance(e, Asked)]
+    rows = {False: own.prepared.validation[:3], True: own.prepared.train[:3]}
+    for trained, some in rows.items():
+        wanted = [prompt_of(row, own.loaded.tokenizer) for row in some]
+        assert [(one["prompt"], one["wanted"]) for one in asked if one["trained"] is trained] == [
+            (one.text, own.loaded.tokenizer.decode(one.own, skip_special_tokens=True).strip())
+            for one in wanted if one.own
+        ]  # fmt: skip
+    assert {one["trained"] for one in asked} == {False, True}

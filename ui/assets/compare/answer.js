@@ -74,7 +74,6 @@ export class Answer {
     else redraw(words, ...(answer.parts ? this.parts(answer.parts) : markdown(answer.text)));
   }
 
-  /** Thoughts folded, tool calls as blocks, text as markdown. */
   parts(parts) {
     return parts.flatMap(([part, words]) => {
       if (part === 'mark' || !words.trim()) return [];
@@ -94,7 +93,6 @@ function difference(before, after) {
     kind === '=' ? document.createTextNode(words) : h(kind === '+' ? 'ins' : 'del', words));
 }
 
-/** A token tinted by its uncertainty; the title lists the alternatives. */
 function token([piece, logprob, others]) {
   const share = Math.exp(logprob);
   const line = ([words, value]) => `${percent(Math.exp(value)).padStart(6)}  ${JSON.stringify(words)}`;
@@ -123,7 +121,6 @@ export function isOld(answer, lane) {
 export const answeredBy = (answer, lane) => (answer && isOld(answer, lane)
   ? { ...lane, stack: ownStack(answer) } : lane);
 
-/** 24 tokens · 31 tok/s · first after 0.2 s · pirate × 1 · … */
 export function figures({ reason, tokens_count: tokens, tokens_per_second: speed,
   first_token_seconds: first, active, original }) {
   if (!reason) return '';

@@ -10,12 +10,13 @@ import { Answer, answeredBy } from './answer.js';
 import { Composer, usualSettings } from './composer.js';
 import { Conversation } from './conversation.js';
 import { LaneHead } from './lane.js';
-import { showEndpoint, Tabs, welcome } from './tabs.js';
+import { runOf, showEndpoint, Tabs, welcome } from './tabs.js';
 import { isBlind, Votes } from './votes.js';
 
 export class Compare extends Page {
   async build() {
     this.cells = new Map();
+    this.questions = [];
     this.view = { confidence: query().has('confidence'), reference: Number(query().get('from') || NaN) - 1 };
     this.choices = await send('/api/chat/choices')
       ?? { models: [{ label: 'starter', path: 'starter' }], adapters: [], prompts: [], recipes: [], sampling: {},
@@ -28,10 +29,22 @@ export class Compare extends Page {
     if (query().has('blind') && !this.conversation.turns.length) {
       Object.assign(this.conversation, { blind: true, alone: true });
     }
+    await this.ask();
     this.root.hidden = false;
     this.show();
     this.tabs.open(query().get('view') ?? 'chat');
     api('/api/chat/warm', {}).catch(() => {}); // the first prompt shows the error
+  }
+
+  /** Get the questions of the run that the last lane is of, and suggest them before the first turn. */
+  async ask() {
+    const run = runOf(this.conversation.lanes, this.choices.adapters);
+    if (run === this.run) return;
+    this.run = run;
+    const shown = run && await api('/api/do/show', { job: run }).catch(() => null); // it may be deleted
+    if (run !== this.run) return;
+    this.questions = shown?.questions ?? [];
+    if (!this.conversation.turns.length) redraw(this.scroll, welcome(this));
   }
 
   usualLanes() {
@@ -147,12 +160,13 @@ export class Compare extends Page {
     }));
     this.cells.set(turn, cells);
     const number = this.conversation.turns.indexOf(turn);
+    const { wanted } = this.questions.find(({ prompt }) => prompt === turn.prompt) ?? {};
     const tools = h('span.s-turn-tools',
       button(t`Edit`, () => this.edit(number), 's-tool', { title: t`Send another prompt here` }),
       button(t`Branch`, () => this.branch(number + 1), 's-tool',
         { title: t`Go on from here in a copy of this conversation` }));
     const element = h('article.s-turn',
-      h('div.s-turn-head', h('p.s-prompt', turn.prompt), tools),
+      h('div.s-turn-head', h('p.s-prompt', turn.prompt), tools), wanted ? quiet(t`Wanted: ${wanted}`) : '',
       h('div.s-answers', cells.map((cell) => cell.element)), this.votes.bar(turn));
     this.refresh(turn);
     return element;
@@ -315,6 +329,7 @@ export class Compare extends Page {
   /** A lane or a setting changed: write the address, and save shortly after. */
   moved() {
     this.address();
+    this.ask();
     clearTimeout(this.saving);
     const { conversation } = this;
     this.saving = setTimeout(() => { if (conversation.saved || conversation.turns.length) conversation.save(); }, 300);

@@ -166,7 +166,6 @@ export class Conversation {
         ? whole : body(turn.answers.map((answer) => ({ ...answer, tokens: undefined }))) });
   }
 
-  /** Continue in a copy of the first turns; the original conversation is unchanged. */
   async branch(turns) {
     const id = crypto.randomUUID().slice(0, 8), { missing } = this;
     const copied = this.turns.slice(0, turns).map(({ prompt, answers }) =>

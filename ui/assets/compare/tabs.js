@@ -121,14 +121,24 @@ export function showEndpoint(lanes) {
   snippet(t`Names of these lanes, as “model”`, lanes.map(clientName).join('\n'))]);
 }
 
-/** Shown before the first turn: prompts to begin with. */
+/** The run of this home that made the last lane's adapter, checkpoint or model. */
+export function runOf(lanes, adapters) {
+  const { model, stack } = lanes.at(-1), name = stack.at(-1)?.name ?? model;
+  return adapters.find((one) => one.name === name)?.run || /(?:^|runs.)(\d+)(?:@\d+|.adapter)$/.exec(name)?.[1];
+}
+
+/** Shown before the first turn: prompts to begin with, of the run's dataset where that is known. */
 export function welcome(page) {
   const tuned = page.conversation.lanes.some((lane) => lane.stack.length);
+  const asks = (some, words) => some.length > 0 && [words && quiet(words), h('div.s-prompts', some.map(({ prompt,
+    wanted }) => button(prompt, () => page.send(prompt), 's-chip', { title: wanted && t`Wanted: ${wanted}` })))];
+  const { questions } = page;
   return h('div.s-welcome',
     h('h2', t`One prompt, answered by every lane`),
     h('p', tuned ? t`Same prompt, same seed, side by side: the difference is what the adapter changed.`
       : t`This lane is the base alone. Train an adapter, or add a lane, to see a difference.`),
-    h('div.s-prompts', page.choices.prompts.slice(0, 6).map((prompt) =>
-      button(prompt, () => page.send(prompt), 's-chip'))),
+    asks(questions.filter((one) => !one.trained), t`Questions of its dataset, not trained on`),
+    asks(questions.filter((one) => one.trained), t`Questions of its dataset, trained on`),
+    !questions.length && asks(page.choices.prompts.slice(0, 6).map((prompt) => ({ prompt }))),
     tuned ? '' : h('a.s-button', { href: '/' }, t`Train an adapter`));
 }

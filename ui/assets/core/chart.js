@@ -9,7 +9,6 @@ import { colour, takeAway } from './take_away.js';
 
 const NEAR = 24; // a click as close to a curve, in pixels, means its point
 
-/** What the charts of one page share. */
 export class Group {
   constructor() {
     this.zoom = null;
@@ -82,7 +81,6 @@ export class Chart {
     });
   }
 
-  /** The line with its zoomed part at full detail, followed by what came since. */
   detailed(run, line) {
     const { fine, zoom } = this.group;
     const part = fine && fine.zoom === zoom && fine.series.get(this.options.name)?.get(run);
@@ -110,7 +108,6 @@ export class Chart {
     return [first < last * 0.1 ? 0 : first, last];
   }
 
-  /** Its steps, and the range of values in them. */
   view(lines) {
     const span = lines.length ? this.domain() : [0, 1];
     return [span, extent(lines, ...span, this.log)];
@@ -172,7 +169,6 @@ export class Chart {
 
   name(line) { return this.group.names.get(line.run) ?? t`run ${line.run}`; }
 
-  /** What is on screen, without the cursor, as a drawing of its own. */
   drawing(width = 960, height = 400) {
     const lines = this.shown(), [span, range] = this.view(lines);
     if (!range) return null;
@@ -193,7 +189,6 @@ export class Chart {
     return this.byStep(lines);
   }
 
-  /** Headings, then the values of each step; undefined where a line has none. */
   byStep(lines) {
     const steps = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
     const values = lines.map(({ x, y, raw }) => new Map(x.map((step, i) => [step, (raw ?? y)[i]])));
@@ -325,7 +320,6 @@ export const METRICS = [
   ]),
 ];
 
-/** Charts that are shown only where a run has the curve. */
 function optional(some) {
   return some.map(([name, title]) => ({ name, title, optional: true,
     ...(name.startsWith('eval_') && { smooth: false, dots: true }) }));
@@ -354,7 +348,6 @@ export function board(names, pick = null) {
 
 const WHOLE = 1000; // shorter curves come whole
 
-/** Fetch the zoomed part again where the curve on screen is a thinned one. */
 async function refine(group, charts, zoom) {
   const thinned = charts.some((chart) => [...chart.lines.values()].some((l) => l.x.length > WHOLE));
   if (!zoom || !thinned) return;

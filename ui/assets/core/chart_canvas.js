@@ -58,7 +58,6 @@ export function smooth(x, y, amount) {
   return out;
 }
 
-/** Index of the point nearest to `value` in sorted `x`. */
 export function nearest(x, value) {
   let low = 0, high = x.length - 1;
   if (high < 0) return -1;
@@ -102,7 +101,6 @@ export class Painter {
     Object.assign(this, { chart, pen, width, height });
   }
 
-  /** Draw axes and lines, and return the scale that was used. */
   paint(lines, [from, to], range) {
     this.scale = this.makeScale(from, to, range);
     this.drawAxes();

@@ -11,13 +11,10 @@ export const word = (key) => WORDS[key] || key;
 export const t = (parts, ...values) => word(parts.reduce((all, part, i) => `${all}{${i - 1}}${part}`)
   .replace(/\n\s+/g, ' ')).replace(/\{(\d)\}/g, (_, i) => values[i]);
 
-/** Path of the studio below a reverse proxy; empty without one. */
 export const ROOT = document.documentElement.dataset.root ?? '';
 
-/** The address of a path of the studio. */
 export const at = (path) => (path.startsWith('/') ? ROOT + path : path);
 
-/** Open a page of the studio. */
 export const go = (path) => { location.href = at(path); };
 
 const NAMES = { label: 'aria-label', testid: 'data-testid' };
@@ -40,7 +37,6 @@ export function h(kind, ...children) {
   return node;
 }
 
-/** The element of a page: `build()` is called once, however often it is attached. */
 export class Page extends HTMLElement {
   connectedCallback() {
     if (!this.built) this.build();
@@ -80,7 +76,6 @@ export function keyed(parent, items, key, create, update) {
 
 const CONTROLS = 'a[href], button, input, select, textarea, summary, [tabindex]';
 
-/** The controls below a node by name, numbered. */
 function controls(parent) {
   const seen = {};
   return new Map([...parent.querySelectorAll(CONTROLS)].map((one) => {
@@ -106,7 +101,7 @@ export function redraw(parent, ...nodes) {
 
 const asked = new WeakMap();
 
-/** Return what `promise` brings, or undefined if something newer was asked for `owner` in the meantime. */
+/** Return what `promise` brings; undefined if something newer was asked for `owner` meanwhile. */
 export async function newest(owner, promise) {
   let found, wrong = null;
   asked.set(owner, promise);
@@ -154,7 +149,6 @@ export function bytes(value) {
   return (unit ? value.toPrecision(3) : value) + THIN + ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'][unit];
 }
 
-/** 8 s · 1:20 min · 2:05 h */
 export function duration(seconds) {
   if (!Number.isFinite(seconds)) return '–';
   const s = Math.max(0, Math.round(seconds));
@@ -178,7 +172,6 @@ export function ago(time) {
 const OF = document.body.lang || 'en'; // as the browser prefers it: en-GB
 const SPOKEN = [...(globalThis.navigator?.languages ?? []).filter((one) => one.startsWith(OF.slice(0, 2))), OF];
 
-/** 25 Nov 2026, 02:53 */
 export const when = (time, shown = { dateStyle: 'medium', timeStyle: 'short' }) =>
   new Date(time * 1000).toLocaleString(SPOKEN, shown);
 
@@ -222,7 +215,6 @@ export async function send(path, body, done) {
 const VARIANTS = { anyway: ['schedule', { anyway: true }], drop: ['cancel', { drop: true }],
   first: ['move', { first: true }], restart: ['resume', { restart: true }] };
 
-/** Ask for an action on a job, under the name that the state's buttons have. */
 export function actOn(job, name, values = {}, done = undefined) {
   const [action, more] = VARIANTS[name] ?? [name, {}];
   return send(`/api/do/${action}`, { job, ...more, ...values }, done);
@@ -240,7 +232,7 @@ export function toast(message, kind = 'info') {
   if (kind !== 'error') setTimeout(() => node.remove(), 4000);
 }
 
-/** A button; while its promise is pending it is marked busy and ignores a second press. A refusal is a toast. */
+/** A button, busy while its promise is pending; a refusal is a toast. */
 export function button(label, onclick, kind = '', props = {}) {
   const node = h('button', { class: `s-button ${kind}`, ...props, onclick: async (event) => {
     if (node.ariaBusy) return;
@@ -253,37 +245,38 @@ export function button(label, onclick, kind = '', props = {}) {
   return node;
 }
 
-/** A button that asks for confirmation in place. */
+/** A button that asks in place, until it is pressed again, loses the focus, or Escape. */
 export function sureButton(label, question, act, kind = '') {
-  let timer = 0;
+  let asks = false;
+  const ask = (on) => { asks = on; node.textContent = on ? question : label; node.classList.toggle('s-danger', on); };
   const node = button(label, ({ detail }) => {
-    if (timer && detail > 1) return null; // the second of a double click
-    if (timer) { clearTimeout(timer); calm(); return act(); }
-    node.textContent = question;
-    node.classList.add('s-danger');
-    timer = setTimeout(calm, 3000);
+    if (asks && detail > 1) return null;
+    ask(!asks);
+    if (!asks) return act();
+    node.focus(); // not every browser does so at a click
     return null;
-  }, kind);
-  const calm = () => { timer = 0; node.textContent = label; node.classList.remove('s-danger'); };
+  }, kind, { onblur: () => ask(false), onkeydown: (event) => {
+    if (event.key !== 'Escape' || !asks) return;
+    event.preventDefault(); // the menu or dialog around it stays
+    event.stopPropagation();
+    ask(false);
+  } });
   return node;
 }
 
 export const quiet = (...content) => h('p.s-quiet', ...content);
 
-/** Code with a title and a button that copies it. */
 export const snippet = (title, code) => h('div.s-snippet',
   h('header', title, button(t`Copy`, (e) => copy(code, e.currentTarget), 's-tool')), h('pre', code));
 
 /** An error line, hidden until `say` gives it words. */
 export const errorLine = (props = {}) => h('p.s-error', { role: 'alert', hidden: true, ...props });
 
-/** Show a line with these words, or hide it without any. */
 export function say(line, words) {
   line.hidden = !words;
   text(line, words || '');
 }
 
-/** Tables that scroll sideways are reached with Tab. */
 const scrolled = globalThis.ResizeObserver && new ResizeObserver((all) => {
   for (const { target: one } of all) one.tabIndex = one.scrollWidth > one.clientWidth ? 0 : -1;
 });
@@ -298,7 +291,6 @@ export function table(heads, rows, props = {}) {
   return node;
 }
 
-/** A list of names and values. */
 export const pairs = (rows) => h('dl.s-pairs', rows.filter(Boolean).map(([name, value]) =>
   h('div', h('dt', name), h('dd', value))));
 
@@ -322,10 +314,8 @@ export function choose(list, id) {
   for (const tab of list.children) tab.ariaSelected = tab.dataset.view === id;
 }
 
-/** Join the parts that are there with dots. */
 export const dots = (...parts) => parts.flat().filter(Boolean).join(' · ');
 
-/** A button that opens a list of buttons or links. */
 export function menu(label, ...items) {
   const node = h('details.s-menu', { onfocusout: (event) => {
     if (!node.contains(event.relatedTarget)) node.open = false;
@@ -342,11 +332,10 @@ export function changed(node, key) {
   return true;
 }
 
-/** A field to search in; `oninput` is called as it changes. */
 export const searchField = (label, oninput, props = {}) => h('input', { type: 'search', placeholder: label,
   label, oninput, ...props });
 
-/** Return a function that tests whether its texts together contain every word of a search. */
+/** A test whether texts together contain every word of a search. */
 export function matcher(search) {
   const words = search.toLowerCase().split(/\s+/).filter(Boolean);
   return (...texts) => words.every((word) => texts.join(' ').toLowerCase().includes(word));
@@ -374,10 +363,8 @@ export const query = () => new URL(location.href).searchParams;
 
 const LEFT = 'studio.left';
 
-/** The address at which a page of this tab was left. */
 export const leftAt = (path) => { try { return sessionStorage.getItem(LEFT + path) ?? ''; } catch { return ''; } };
 
-/** Note where this page stands, so that the navigation leads back to it. */
 export function stay() {
   try { sessionStorage.setItem(LEFT + location.pathname, location.search); } catch { /* private window */ }
 }
@@ -394,7 +381,6 @@ export function remember(changes, step = false) {
   stay();
 }
 
-/** The last part of a path. */
 export function short(path) {
   return path.replace(/\/+$/, '').split('/').pop() || path;
 }

@@ -31,7 +31,6 @@ export function dialog(title, body, label, submit) {
 export const labelled = (title, control, note = '') => h('label.s-labelled',
   h('span', title), control, note && h('span.s-quiet', note));
 
-/** A box to tick. */
 export const box = (props) => h('input.s-box', { type: 'checkbox', ...props });
 
 const options = (choices, chosen) => choices.map((one) => {
@@ -44,7 +43,6 @@ export const select = (choices, value, changed, props = {}) => h('select', { ...
 
 const KNOWN = { model: 'models', method: 'methods', column: 'columns' };
 
-/** The choices of a field: its own, or what `known` has of what it names. */
 function choicesOf({ choices, of, default: usual }, known, value) {
   if (choices.length || !known?.[KNOWN[of]]) return choices;
   const named = known[KNOWN[of]].map((one) => (typeof one === 'string' ? [one, one]
@@ -54,7 +52,6 @@ function choicesOf({ choices, of, default: usual }, known, value) {
   return found.some(([name]) => [].concat(value).includes(name)) ? found : [...found, [value, short(value)]];
 }
 
-/** Boxes to tick, for a comma-separated text. */
 function ticks(field, choices, value) {
   const boxes = choices.map(([name, label]) => [box({ value: name,
     checked: !value || list(value).includes(name) }), label]);
@@ -68,7 +65,6 @@ function ticks(field, choices, value) {
   } };
 }
 
-/** The control of one field. */
 function control(field, choices, value) {
   const { name, type, step, required } = field;
   if (type === 'switch') return box({ name, checked: Boolean(value) });
@@ -100,7 +96,6 @@ function read(node, { type, title, lines, default: usual }) {
   return node.valueAsNumber;
 }
 
-/** The texts of a list. */
 export const list = (words, between = ',') => words.split(between).map((one) => one.trim()).filter(Boolean);
 
 /** An ordered list of `known` adapters (or datasets) with weights, as a field that begins with `chosen`. */
@@ -161,7 +156,6 @@ class Fields {
     return labelled(unit ? `${title} (${unit})` : title, node, help);
   }
 
-  /** Hide the fields that other fields make meaningless. */
   show() {
     for (const { name, when } of this.fields) {
       this.rows.get(name).hidden = Object.entries(when).some(([other, values]) =>

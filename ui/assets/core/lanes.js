@@ -33,7 +33,6 @@ export function writeLane({ model, stack }) {
 /** An adapter's name as pages say it; a checkpoint (`7@100`) is a step of its run. */
 export const called = (name) => name.replace(NAME, t`run $1 at step $2`).split('/').pop();
 
-/** starter + pirate × 0.5 */
 export function laneName({ model, stack, note }) {
   return [short(model), ...stack.map(({ name, weight }) =>
     weight === 1 ? called(name) : `${called(name)} × ${weight}`)].join(' + ') + (note ? ` · ${note}` : '');
@@ -45,15 +44,12 @@ export const clientName = ({ model, stack }) => [model, ...stack.map(({ name, we
 
 const lane = (model, name) => ({ model, stack: name ? [{ name, weight: 1 }] : [] });
 
-/** The address of Compare with these lanes. */
 const compareLink = (...lanes) => `/compare?${lanes.map((one) =>
   `lane=${encodeURIComponent(writeLane(one))}`).join('&')}`;
 
-/** The address of a blind test of an adapter against what it was trained from. */
 export const blindTest = ({ blind_test: { lanes } }) =>
   `/compare?${lanes.map((one) => `lane=${encodeURIComponent(one)}`).join('&')}&blind=on`;
 
-/** Base and result of a job side by side. */
 export const COMPARED = new Set(['train', 'mix', 'merge']);
 export const compareAddress = ({ kind, model, adapter, name }) =>
   compareLink(lane(model), kind === 'merge' ? lane(adapter) : lane(model, name));
@@ -87,7 +83,6 @@ export async function openCheckpoint(job, step) {
   go(compareCheckpoint(job, near));
 }
 
-/** The address of Compare with the base and a checkpoint of a run. */
 export const compareCheckpoint = ({ id, model }, step) => compareLink(lane(model), lane(model, `${id}@${step}`));
 
 export const checkpointActions = (job, step) => h('span.s-actions',

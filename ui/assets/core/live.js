@@ -33,11 +33,12 @@ export function poke() {
 
 export const isLive = (job) => LIVE.has(job.state);
 
-/** Return true if a job goes on, or can. */
 export const isOpen = (job) => isLive(job) || job.state === 'paused';
 
-/** Return true if a job has not begun. */
 export const isWaiting = (job) => job.state === 'queued' || job.state === 'paused';
+
+/** A run that ended before its first step has nothing to resume. */
+export const resumes = ({ state, step }) => (step || state === 'paused' ? t`Resume` : t`Restart`);
 
 async function tick() {
   for (const s of subscribers) if (s.element && !s.element.isConnected) subscribers.delete(s);
@@ -159,7 +160,6 @@ export function hues(runs) {
   return taken;
 }
 
-/** 120 / 400 steps · 30 % */
 export function progress(job) {
   if (!job.total_steps) return job.step ? t`${count(job.step)} steps` : '';
   const percent = Math.floor((100 * job.step) / job.total_steps);
@@ -195,16 +195,16 @@ export function stateName(job) {
   return job.state === 'succeeded' && job.ended === 'stopped' ? 'stopped' : job.state;
 }
 
-/** List the jobs that work, wait or failed of late, each with its progress and what can be done to it. */
+/** List the jobs that are open or failed of late. */
 export function showJobs(list, jobs) {
   const recent = jobs.filter((job) => isOpen(job) || (job.state === 'failed'
     && Date.now() / 1000 - (job.finished ?? 0) < 3600));
   keyed(list, recent.slice(0, 8), (job) => job.id, (job) => h('li', { testid: `job-${job.id}` }), jobRow);
 }
 
-/** Its buttons are drawn again only with the state, so that a question and the focus stay. */
+/** Its buttons are drawn again only with the state: a question and the focus stay. */
 function jobRow(node, job) {
-  const error = job.error?.text, acts = { pause: t`Pause`, resume: t`Resume`, hold: t`Hold` };
+  const error = job.error?.text, acts = { pause: t`Pause`, resume: resumes(job), hold: t`Hold` };
   if (changed(node, `${job.state} ${job.actions} ${error}`)) {
     node.phase = h('span.s-quiet');
     node.track = bar('s-wide', { role: 'progressbar', label: job.name });

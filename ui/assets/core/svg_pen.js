@@ -120,7 +120,6 @@ function csvCell(value) {
   return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }
 
-/** A Markdown table; the first row is the heading. */
 export function markdown([head, ...rows]) {
   const cell = (value) => String(value ?? '').trim().replace(/\s+/g, ' ').replace(/[\\|]/g, '\\$&');
   const line = (cells) => `| ${cells.map(cell).join(' | ')} |`;

@@ -32,7 +32,6 @@ export function takeAway(title, { drawing, rows }) {
 
 const colours = () => ({ ground: colour('surface'), text: colour('text'), muted: colour('muted') });
 
-/** Save a table of the document as PNG, the best values in bold. */
 export async function saveTable(title, element) {
   const table = element.querySelector('table') ?? element;
   const best = [...table.rows].map((row) => [...row.cells].map((cell) => Boolean(cell.querySelector('b'))));
@@ -43,11 +42,9 @@ export async function saveTable(title, element) {
   save(await png(made), `${fileName(title)}.png`);
 }
 
-/** The menu of a table in the document. */
 export const takeTable = (title, element) => taken(title, () => saveTable(title, element),
   () => cells(element.querySelector('table') ?? element));
 
-/** The texts of a table's rows. */
 export const cells = (table) => [...table.querySelectorAll('tr')].map((row) => [...row.children]
   .flatMap((cell) => [cell.textContent.replace(/^[☆★]| [↑↓]$/g, ''), ...Array(cell.colSpan - 1).fill('')]));
 
@@ -69,13 +66,11 @@ function item(label, act) {
   } }, words);
 }
 
-/** Save jobs or a conversation as one HTML file. */
 export async function saveReport(values) {
   const { name, html } = await api('/api/do/report', values);
   save(html, name, 'text/html');
 }
 
-/** Download a blob, or a text of this type, as a file. */
 export function save(content, name, type) {
   const url = URL.createObjectURL(type ? new Blob([content], { type }) : content);
   h('a', { href: url, download: name }).click();
@@ -99,7 +94,6 @@ async function png(svg) {
 const SVG = 'http://www.w3.org/2000/svg';
 const DRAWN = ['fill', 'stroke', 'stroke-width', 'font-size', 'font-weight', 'opacity'];
 
-/** An SVG element of the document. */
 export function svg(name, props, ...children) {
   const node = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(props)) node.setAttribute(key, value);
@@ -107,7 +101,6 @@ export function svg(name, props, ...children) {
   return node;
 }
 
-/** A text at an axis. */
 export const tick = (x, y, words, anchor = 'middle', more = {}) => svg('text', { x, y, 'text-anchor': anchor,
   class: 's-tick', ...more }, words);
 

@@ -57,7 +57,6 @@ export class XRay {
     text(this.decoded, '');
   }
 
-  /** Show the views of one side, or of both sides of a pair next to each other. */
   sides(views, other = []) {
     this.tokens.replaceChildren(...drawn(views));
     this.other.replaceChildren(...drawn(other));
@@ -90,7 +89,6 @@ const figures = (row) => dots(t`${count(row.num_tokens)} tokens`, t`${count(row.
 t`${count(row.num_truncated)} cut off`, row.tokens.length < row.num_tokens
   && t`the first ${count(row.tokens.length)} are shown`);
 
-/** The tokens of one view after the other, a side of a pair with its figures. */
 export const drawn = (views) => views.flatMap((view) => [
   ['chosen', 'rejected'].includes(view.side) && view.part === 1
     && h('div.s-quiet', { 'data-side': view.side }, `${word(view.side)} · ${view.problem || figures(view)}`),

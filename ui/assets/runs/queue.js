@@ -40,7 +40,6 @@ export class QueueBar {
   }
 }
 
-/** Dialogs on one job. */
 export function planSchedule(job, jobs) {
   const older = jobs.filter((one) => one.id < job.id && one.state !== 'failed' && one.state !== 'cancelled')
     .slice(0, 60).map(({ id }) => id);
@@ -57,9 +56,9 @@ export function localTime(time) {
   return new Date(date - date.getTimezoneOffset() * 60000).toISOString().slice(0, 16).replace('T', ' ');
 }
 
-const LONGER = ({ name, step }) => t`${name} is queued, from step ${step}.`;
-
-export const planLonger = (job) => askAction('extend', { fixed: { job: job.id }, done: LONGER, values: { epochs: 1 } });
+export const planLonger = (job) => askAction('extend', { fixed: { job: job.id }, values: { epochs: 1 }, note:
+  t`A new run goes on from its last checkpoint. Epochs count while Steps is 0; else the steps do.`,
+done: ({ id }) => go(`/runs?run=${id}`) });
 
 export const planNext = (job) => askAction('then', { fixed: { job: job.id },
   done: ({ name }) => t`${name} is queued; it starts when ${job.name} has succeeded.` });
@@ -71,8 +70,6 @@ async function planWebhook() {
   const now = await api('/api/do/webhook', {});
   return askAction('webhook', { note: now.webhook && t`Now ${now.webhook}.` });
 }
-
-// -- sweeps --
 
 const SWEPT = [t`Learning rate`, t`Rank`, t`Alpha`, t`Dropout`, t`Method`, t`Epochs`, t`Steps`, t`Warmup steps`,
   t`Batch size`, t`Weight decay`, t`Dataset`, t`Maximum length`, t`Model`, t`Seed`];

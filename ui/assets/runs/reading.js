@@ -10,11 +10,9 @@ const READ_PARTS = 10; // times that a running run is read
 export const readAt = ({ id, state, step, total_steps: total, eval_loss: held, forgetting }) =>
   [id, state, total && isLive({ state }) ? Math.floor((READ_PARTS * step) / total) : '', held, forgetting].join();
 
-/** The arguments of the action that a remedy asks for. */
 export const asked = ({ action, values }) => (action === 'duplicate'
   ? { set: Object.entries(values).map(([name, value]) => `${name}=${value}`) } : values);
 
-/** The list of findings; empty where nothing is to be said. */
 export class Reading {
   constructor() {
     this.element = h('ul.s-reading', { label: t`What the curves say`, testid: 'reading' });

@@ -4,7 +4,7 @@ import { actOn, ago, api, badge, button, changed, choose, clock, compact, count,
   newest, quiet, redraw, say, send, short, sureButton, t, table, tabs, text, when } from '../core/dom.js';
 import { blindTest, compareAddress, COMPARED } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
-import { isLive, isOpen, isWaiting, JobProgress, poke, stages, stateName } from '../core/live.js';
+import { isLive, isOpen, isWaiting, JobProgress, poke, resumes, stages, stateName } from '../core/live.js';
 import { saveReport } from '../core/take_away.js';
 import { bySource, KINDS, outcome } from '../adapters/actions.js';
 import { Results } from '../adapters/bakeoff.js';
@@ -46,7 +46,8 @@ export class Detail {
     this.element = h('section.s-detail', { testid: 'detail' },
       h('div.s-detail-head', this.dot, this.title, this.state, this.actions),
       this.meta, this.remarks, this.failure, this.progress.element, this.outcome.element, this.figures,
-      this.reading.element, this.sources, this.forgot = h('div'), this.group_);
+      this.reading.element, this.answers = h('section.s-answered', { hidden: true, testid: 'answers' }), this.sources,
+      this.forgot = h('div'), this.group_);
     this.tabs = tabs(Object.entries(VIEWS), (id) => this.turn(id), { 'aria-controls': 's-panel' });
     choose(this.tabs, this.view);
     this.body = h('div.s-panel', { id: 's-panel', role: 'tabpanel', tabindex: '0' });
@@ -90,20 +91,31 @@ export class Detail {
     this.showActions(job);
   }
 
-  /** What the curves say, and what was forgotten. */
   async showRead(job) {
     if (!changed(this.forgot, readAt(job))) return;
-    if (this.read !== job.id) { this.reading.show(job, []); redraw(this.forgot); }
+    if (this.read !== job.id) { this.reading.show(job, []); redraw(this.forgot); this.showAnswers([]); }
     this.read = job.id;
     if (!draws(job) && job.forgetting == null) return;
     const shown = await api('/api/do/show', { job: job.id }).catch(() => null); // deleted meanwhile
     if (!shown || this.job.id !== job.id) return;
-    const { general, reading } = shown;
+    const { general, reading, answers } = shown;
+    this.showAnswers(answers);
     this.reading.show(job, reading, job.state === 'succeeded' && job.last_loss != null);
     redraw(this.forgot, ...(general ? [forgettingCard(general)] : []));
   }
 
-  /** Rows and held-out loss of each dataset of a mix. */
+  /** The last answers to its sample prompts, beside those that the dataset wants. */
+  showAnswers(answers) {
+    this.answers.hidden = !answers.length;
+    if (!answers.length) return;
+    const known = answers.some(({ wanted }) => wanted);
+    redraw(this.answers, h('h2', t`Answers after step ${count(answers[0].step)}`),
+      table([t`Question`, ...(known ? [t`Wanted answer`] : []), t`Answer`],
+        answers.map(({ prompt, wanted, answer, trained }) => [
+          h('td', prompt, trained == null ? '' : quiet(trained ? t`trained on` : t`not trained on`)),
+          ...(known ? [wanted ?? ''] : []), answer || '–'])));
+  }
+
   showSources({ id, sources }) {
     this.sources.hidden = !sources;
     if (!sources || !changed(this.sources, JSON.stringify([id, sources]))) return;
@@ -130,7 +142,6 @@ export class Detail {
         button(t`Save a report`, () => saveReport({ jobs: runs.map(({ id }) => String(id)) }))));
   }
 
-  /** What it waits for, the group it belongs to, its tags and its note. */
   showRemarks(job) {
     const waits = isWaiting(job);
     const names = job.needs.map((id) => this.jobs().find((one) => one.id === id)?.name ?? t`run ${id}`);
@@ -191,11 +202,12 @@ export class Detail {
     redraw(this.actions, ...[
       job.adapter && COMPARED.has(job.kind)
         && h('a.s-button.s-primary', { href: compareAddress(job) }, t`Compare`),
+      job.kind === 'train' && job.state === 'succeeded' && button(t`Train longer …`, () => planLonger(this.job)),
       job.adapter && job.kind === 'train' && button(t`Blind test`, async () => {
         const found = await send('/api/do/adapters.show', { adapter: `run-${job.id}` });
         if (found) go(blindTest(found));
       }, '', { title: t`Against what it was trained from, without names; your votes give the win rate` }),
-      can.has('resume') && button(t`Resume`, () => this.act('resume'),
+      can.has('resume') && button(resumes(job), () => this.act('resume'),
         FULL.has(job.error?.kind) ? '' : 's-primary'), // the failure card has a better way
       job.state === 'queued' && button(t`Run next`, () => this.act('first')),
       (can.has('pause') || can.has('hold')) && button(job.state === 'queued' ? t`Hold` : t`Pause`,
@@ -218,7 +230,6 @@ export class Detail {
       trains && button(t`Sweep …`, () => planSweep(now())),
       trains && !job.trains_base && (waits || isLive(job) || job.state === 'succeeded')
         && button(t`Then …`, () => planNext(now()), '', { title: t`A next stage, from its adapter` }),
-      trains && job.state === 'succeeded' && button(t`Train longer …`, () => planLonger(now())),
       trains && job.state === 'running' && button(t`Save now`, () => this.act('save',
         t`A checkpoint is saved after this step.`)),
       trains && job.state === 'running' && button(t`Sample now`, () => this.act('sample',
@@ -233,7 +244,11 @@ export class Detail {
         && sureButton(t`Restart from step 0`, t`Discard its steps?`, () => this.act('restart')),
       can.has('cancel') && job.intent !== 'cancel' && sureButton(t`Cancel, drop checkpoints`,
         t`Drop them for good?`, () => this.act('drop')),
-      can.has('delete') && sureButton(t`Delete`, t`Delete for good?`, () => this.act('delete')));
+      can.has('delete') && sureButton(t`Delete`, job.adapter ? t`Delete with its adapter?` : t`Delete for good?`,
+        () => this.act('delete', ({ deleted }) => {
+          this.deleted = deleted;
+          return job.adapter ? t`Run ${deleted} and its adapter were deleted.` : t`Run ${deleted} was deleted.`;
+        })));
   }
 
   async group(action) {
@@ -274,15 +289,14 @@ export class Detail {
 const CURVES = new Set(['train', 'arrive']);
 const REPORTED = new Set([...CURVES, 'bakeoff', 'suite', 'merge']);
 const KIND_PAGES = {
-  suite: [t`A prompt suite: its table and answers`, t`Compare, Suites`, () => '/compare?view=suites'],
-  judge: [t`A model that judged the answers of a suite`, t`Compare, Suites`, () => '/compare?view=suites'],
-  import: [t`The import of a dataset`, t`Data`, () => '/data'],
-  curate: [t`A step that made a new dataset`, t`Data`, () => '/data'],
-  measure: [t`Token counts of a dataset`, t`Data`, () => '/data'],
-  preflight: [t`The measurement of what a run takes`, t`Train`, () => '/'],
+  suite: [t`A prompt suite: its table and answers`, t`Compare, Suites`, '/compare?view=suites'],
+  judge: [t`A model that judged the answers of a suite`, t`Compare, Suites`, '/compare?view=suites'],
+  import: [t`The import of a dataset`, t`Data`, '/data'],
+  curate: [t`A step that made a new dataset`, t`Data`, '/data'],
+  measure: [t`Token counts of a dataset`, t`Data`, '/data'],
+  preflight: [t`The measurement of what a run takes`, t`Train`, '/'],
 };
 
-/** Return true if this job writes losses. */
 export const draws = (job) => CURVES.has(job.kind);
 
 /** A job without a curve: its purpose, its outcome, and the page that shows it. */
@@ -301,9 +315,9 @@ class JobOutcome {
       else this.contest.take(jobs);
     } else this.contest.hide();
     if (draws(job) || !changed(this.line, `${job.id} ${job.state}`)) return;
-    const adapters = KINDS[job.kind] && [t`${KINDS[job.kind]} of adapters`, t`Adapters`, () => '/adapters'];
+    const adapters = KINDS[job.kind] && [t`${KINDS[job.kind]} of adapters`, t`Adapters`, '/adapters'];
     const [what, place, address] = KIND_PAGES[job.kind] ?? adapters ?? [];
-    redraw(this.line, ...(what ? [t`${what}. See `, h('a', { href: address(job) }, place), '. '] : []),
+    redraw(this.line, ...(what ? [t`${what}. See `, h('a', { href: address }, place), '. '] : []),
       job.seconds && !isLive(job) ? t`It took ${duration(job.seconds)}.` : '');
     redraw(this.result);
     const shown = job.kind !== 'bakeoff' && (!job.error || job.error.kind === 'gate');

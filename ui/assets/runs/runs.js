@@ -33,7 +33,6 @@ export class Runs extends Page {
     });
   }
 
-  /** Take the selection from the address. */
   asked() {
     const asked = (query().get('run') ?? '').split(',').map(Number).filter(Boolean);
     this.focus = asked[0] ?? null;
@@ -47,7 +46,6 @@ export class Runs extends Page {
     return new Set(all.slice(0, MOST_OVERLAID));
   }
 
-  /** Overlay the curves of a group. */
   overlay(ids) {
     this.overlaid = this.few([this.focus, ...ids]);
     this.moved(true);
@@ -62,6 +60,7 @@ export class Runs extends Page {
     this.tabs = h('div.s-segments', { role: 'group', label: t`Which runs` },
       Object.keys(FILTERS).map((name) => h('button', { 'data-filter': name,
         'aria-pressed': String(name === this.filter), onclick: () => this.choose(name) })));
+    this.tabs.lastChild.title = t`Jobs without a loss curve: imports, merges, suites and the like`;
     this.rows = h('ol.s-rows', { testid: 'runs' });
     this.nothing = h('p.s-quiet', { hidden: true }, t`No run matches.`);
     this.older = h('p.s-quiet', { hidden: true, testid: 'older' });
@@ -126,7 +125,9 @@ export class Runs extends Page {
     const known = new Set(jobs.map((job) => job.id));
     if (all) this.prune();
     if (all && !known.has(this.focus)) {
-      if (this.focus && jobs.length) toast(t`Run ${this.focus} is not in the list.`);
+      if (this.focus && jobs.length && this.focus !== this.detail.deleted) {
+        toast(t`Run ${this.focus} is not in the list.`);
+      }
       const next = jobs.find((job) => this.overlaid.has(job.id))
         ?? jobs.find((job) => isLive(job) && job.state !== 'queued') ?? jobs.find(draws) ?? jobs[0];
       this.focus = next?.id ?? null;
@@ -202,7 +203,7 @@ export class Runs extends Page {
       job.sweep, ...job.tags, job.notes));
     for (const tab of this.tabs.children) {
       const { filter } = tab.dataset;
-      text(tab, `${{ all: t`Runs`, live: t`Queue`, ended: t`Ended`, other: t`Others` }[filter]} `
+      text(tab, `${{ all: t`Runs`, live: t`Queue`, ended: t`Ended`, other: t`Other jobs` }[filter]} `
         + matches.filter(FILTERS[filter]).length);
     }
     const shown = matches.filter(FILTERS[this.filter]);
@@ -231,7 +232,7 @@ export class Runs extends Page {
     return row;
   }
 
-  // -- order: Alt and an arrow moves a waiting run, Alt+Home puts it first; or drag it --------------
+  // -- order: Alt and an arrow moves a waiting run, Alt+Home puts it first; or drag it
 
   key(event, id) {
     const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];

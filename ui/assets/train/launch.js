@@ -3,7 +3,7 @@
 import { board } from '../core/chart.js';
 import { actOn, badge, button, duration, h, query, quiet, redraw, remember, sureButton, t, text } from '../core/dom.js';
 import { compareAddress } from '../core/lanes.js';
-import { hues, isLive, JobProgress, poke, stateName, subscribe } from '../core/live.js';
+import { hues, isLive, JobProgress, poke, resumes, stateName, subscribe } from '../core/live.js';
 
 const SHOWN = ['loss', 'eval_loss', 'reward', 'eval_reward'];
 
@@ -22,8 +22,7 @@ export class Launch {
     this.progress = new JobProgress();
     this.actions = h('div.s-actions');
     this.show = h('section.s-live', { hidden: true }, this.line, this.progress.element,
-      this.pace = quiet(),
-      this.board.charts.map((chart) => chart.element), this.actions);
+      this.pace = quiet(), this.actions, this.board.charts.map((chart) => chart.element));
     this.before = h('p.s-before', t`The loss appears here within seconds of pressing Train.`);
     this.element = h('div', { id: 'launch' }, this.show, this.before);
     this.run = Number(query().get('run')) || null;
@@ -72,7 +71,7 @@ export class Launch {
     this.progress.show(job);
     const [id, , promised] = JSON.parse(sessionStorage.getItem('studio.launched') ?? '[]');
     const whole = job.seconds_left == null ? job.seconds : Date.now() / 1000 - job.started + job.seconds_left;
-    text(this.pace, id === job.id && promised && whole ? t`Estimated ${duration(promised)}; ${
+    text(this.pace, id === job.id && promised && whole && !job.error ? t`Estimated ${duration(promised)}; ${
       isLive(job) ? t`at the pace of its steps` : t`it took`} ${duration(whole)}.` : '');
     const shown = [job.id, stateName(job), ahead, job.error?.text, job.intent, job.adapter].join(' ');
     if (this.shown !== shown) this.showState(job, ahead);
@@ -88,7 +87,7 @@ export class Launch {
     redraw(this.actions, ...[
       job.adapter && h('a.s-button.s-primary', { href: compareAddress(job) },
         t`Compare with the base`),
-      can.has('resume') && button(t`Resume`, () => act('resume'), 's-primary'),
+      can.has('resume') && button(resumes(job), () => act('resume'), 's-primary'),
       can.has('pause') && button(t`Pause`, () => act('pause')),
       can.has('cancel') && job.intent !== 'cancel'
         && sureButton(t`Cancel`, t`Really cancel?`, () => act('cancel')),
