@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from jobs import results_table
 from jobs.actions.registry import action, field, request_action
-from jobs.adapter_users import refuse_needed
 from jobs.job_queue import JobStore
+from jobs.things_in_use import refuse_needed
 from jobs.votes import Votes
 from studio.adapter_stack import Stack, StackItem, write_lane
 from studio.adapters import library

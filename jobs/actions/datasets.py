@@ -15,6 +15,7 @@ from jobs import judgements
 from jobs.actions.registry import action, field
 from jobs.dataset_from_votes import LEFT_OUT, Kind, TurnFilter, rows_of
 from jobs.job_queue import JobStore
+from jobs.things_in_use import refuse_in_use
 from studio.data.column_mapping import OPERATORS, Mapping, Operator
 from studio.data.dataset_requests import (
     CurateRequest,
@@ -329,11 +330,12 @@ def export(
 
 
 @action("data.delete")
-def delete(home: Home, name: Dataset) -> dict[str, Any]:
+def delete(store: JobStore, name: Dataset) -> dict[str, Any]:
     """Delete an imported dataset."""
-    from studio.data.snapshots import delete_snapshot
+    from studio.data.snapshots import delete_snapshot, open_snapshot
 
-    delete_snapshot(home, name)
+    refuse_in_use(store, open_snapshot(store.home, name).folder, name, error=DataError)
+    delete_snapshot(store.home, name)
     return {"deleted": name}
 
 

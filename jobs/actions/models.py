@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from jobs.actions.registry import action, field, request_action, submit
 from jobs.job_queue import JobStore
 from jobs.job_record import OPEN, Job
+from jobs.things_in_use import refuse_in_use
 from studio import hardware, offline
 from studio.adapters import library
 from studio.errors import InputError, ModelError
@@ -105,12 +106,7 @@ def remove(
     size = hub_cache.size_on_disk(name)
     if not hub_cache.repository_folder(name).is_dir():
         hub_cache.remove(name)  # raises
-    for job in store.list(OPEN):
-        about = job.spec.get("model") or job.spec.get("repo")
-        if (about["path"] if isinstance(about, dict) else about) == name:
-            raise ModelError(
-                f'"{job.name}" is {job.state} and needs {name}: wait for it or cancel it first.'
-            )
+    refuse_in_use(store, hub_cache.repository_folder(name), name, error=ModelError)
     if yes:
         size = hub_cache.remove(name)
     adapters = _adapters(store.home).get(name, [])

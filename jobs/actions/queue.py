@@ -14,12 +14,12 @@ from jobs import (
     webhook,
 )
 from jobs.actions.registry import action, field
-from jobs.adapter_users import refuse_needed
 from jobs.copy_and_extend_runs import extend as extend_run
 from jobs.copy_and_extend_runs import then
 from jobs.job_queue import JobStore
 from jobs.job_record import Job, summary
 from jobs.save_and_sample_requests import request
+from jobs.things_in_use import refuse_needed
 from studio.errors import QueueError
 from studio.fields import parse_assignment
 from studio.train_args import LOSSES
@@ -144,7 +144,7 @@ def release(store: JobStore, job: JobOrNone = "", sweep: SweepName = "") -> Any:
 def delete(store: JobStore, job: JobId) -> dict[str, Any]:
     """Delete a job that is not running, with its folder."""
     found = store.get(job)
-    refuse_needed(store, store.home.run(found.id) / "adapter", found.name)
+    refuse_needed(store, store.home.run(found.id), found.name)
     store.delete(found.id)
     return {"deleted": found.id, "name": found.name}
 

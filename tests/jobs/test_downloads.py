@@ -86,7 +86,7 @@ def test_a_model_is_found_shown_and_deleted(home, store, hub, monkeypatch, capsy
         ask(home, "train", {"model": NAME}, store=store).jobs[0],
         store.submit(export, kind="export_adapter"),
     ):
-        with pytest.raises(ModelError, match=f"and needs {NAME}"):
+        with pytest.raises(ModelError, match=f'and needs "{NAME}"'):
             value("models.remove", model=NAME, yes=True)
         store.cancel(waits.id)
     assert value("models.remove", model=NAME)["adapters"] == ["sea"] and cached(NAME)
