@@ -13,6 +13,8 @@ VARIABLE = "HF_HUB_OFFLINE"
 _SWITCHED = "STUDIO_OFFLINE_BY_SWITCH"  # a parent set the variable, no person: it may be undone
 _GIVEN = "" if os.environ.get(_SWITCHED) else os.environ.get(VARIABLE, "")
 
+_applied: bool | None = None
+
 
 def is_offline(home: Home) -> bool:
     """Return True if the switch is on, or the environment of the studio says so."""
@@ -29,8 +31,12 @@ def switch(home: Home, on: bool) -> None:
 
 
 def apply(home: Home) -> None:
-    """Let the hub's library in this process obey the switch."""
+    """Let the hub's library in this process obey the switch; quick if nothing has changed."""
+    global _applied
     on = is_offline(home)
+    if on == _applied:
+        return  # a thread may look only at what is downloaded just now
+    _applied = on
     os.environ.pop(_SWITCHED, None)
     if on:
         os.environ |= {VARIABLE: "1"} | ({} if _is_given() else {_SWITCHED: "1"})

@@ -25,6 +25,9 @@ from ui.security import (
     LOOPBACK,
     App,
     OriginCheck,
+    Receive,
+    Scope,
+    Send,
     SizeLimit,
     TokenCheck,
     is_local,
@@ -105,9 +108,23 @@ def build_app(
         warnings.simplefilter("ignore")  # it warns that it does without node, which is meant so
         _mount(app, _pages(), root)
     inner: App = Language(SizeLimit(PageFrame(app, root), larger=LARGER))
+    inner = OfflineSwitch(inner, home)
     asked = TokenCheck(inner, token=token, port=port) if token else inner
     guarded = OriginCheck(asked, hosts=hosts)
     return Below(guarded, root) if root else guarded
+
+
+class OfflineSwitch:
+    """Let each request obey the offline switch, which another process may have moved."""
+
+    def __init__(self, app: App, home: Home) -> None:
+        self._app, self._home = app, home
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Apply the switch, then answer."""
+        if scope["type"] == "http":
+            offline.apply(self._home)
+        await self._app(scope, receive, send)
 
 
 def _mount(app: Any, pages: Any, root: str) -> None:

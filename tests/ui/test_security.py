@@ -1,9 +1,13 @@
 """The guard, attacked from outside by raw HTTP against a live server, gradio's routes included."""
 
+import asyncio
 import contextlib
 import http.client
 
+from huggingface_hub import constants
+
 from tests.served import Served
+from ui.app import OfflineSwitch
 from ui.security import OriginCheck
 
 OWN = "http://{host}"
@@ -51,3 +55,22 @@ def test_a_header_that_comes_twice_is_refused():
 
     twice = [(b"host", b"127.0.0.1"), (b"host", b"evil.test")]
     assert OriginCheck(never).refusal({"type": "http", "headers": twice})
+
+
+def test_each_request_obeys_the_offline_switch_of_another_process(home, monkeypatch):
+    seen, place = [], home.state / "offline"
+    monkeypatch.setattr("studio.offline._GIVEN", "")
+    monkeypatch.setattr("studio.offline._applied", None)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    async def page(scope, receive, send) -> None:
+        seen.append(constants.HF_HUB_OFFLINE)
+
+    async def request() -> None:
+        await OfflineSwitch(page, home)({"type": "http"}, None, None)
+
+    for change in (lambda: None, place.touch, place.unlink):
+        change()
+        asyncio.run(request())
+    assert seen == [False, True, False]
