@@ -78,12 +78,15 @@ def find_host(home: Home) -> Endpoint | None:
 
 
 def ensure_host(home: Home, *, idle_seconds: float | None = None) -> Endpoint:
-    """Return the home's host; start one, which shuts down after `idle_seconds`, if none runs.
+    """Return the home's host, started if none runs; it stays for `idle_seconds` without requests.
 
     Raises:
         ChatError: It does not start; quotes the end of its log.
     """
     if endpoint := _answering(home):
+        if idle_seconds is not None:
+            with contextlib.suppress(ChatError):  # one of an earlier version
+                _call(home, "POST", "/stay", body={"idle_seconds": idle_seconds})
         return endpoint
     lock = FileLock(home.state / "chat_start.lock")
     try:

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from jobs import openai_api
 from jobs.chat_client import LEAVING_STATUS, state_path
 from jobs.chat_event_buffer import RunningRequest
-from jobs.chat_worker import ChatWorker
+from jobs.chat_worker import IDLE_SECONDS, ChatWorker
 from jobs.file_locks import FileLock
 from jobs.process_identity import exit_now, me
 from studio import atomic, gpus, offline
@@ -36,7 +36,6 @@ from studio.home import Home, open_home
 
 logger = logging.getLogger(__name__)
 
-IDLE_SECONDS = 1800.0
 PACE_SECONDS = 1 / 24  # text is sent about 24 times a second
 GATHER_SECONDS = 0.005  # the first tokens of all lanes are sent together
 MAX_BODY_BYTES = 32_000_000
@@ -107,8 +106,17 @@ def make_app(worker: ChatWorker, port: int) -> ASGIApp:
         if values.get("stream"):
             chunks = openai_api.chunks(found, running.request.id, values)
             return StreamingResponse(chunks, media_type="text/event-stream")
-        body = await openai_api.completion(found, running.request.id, values)
-        return JSONResponse(body, 400 if "error" in body else 200)
+        leaves = asyncio.create_task(_stop_when_left(request, running))
+        try:
+            body = await openai_api.completion(found, running.request.id, values)
+        finally:
+            leaves.cancel()
+        return JSONResponse(body, openai_api.status_of(body))
+
+    async def stay(request: Request) -> Response:
+        seconds = float((await read_json(request))["idle_seconds"])
+        worker.idle_seconds = max(worker.idle_seconds, seconds)
+        return JSONResponse({"idle_seconds": worker.idle_seconds})
 
     app = Starlette(
         routes=[
@@ -118,6 +126,7 @@ def make_app(worker: ChatWorker, port: int) -> ASGIApp:
             Route("/weigh", weigh, methods=["POST"]),
             Route("/release", release, methods=["POST"]),
             Route("/quit", leave, methods=["POST"]),
+            Route("/stay", stay, methods=["POST"]),
             Route("/v1/models", models),
             Route("/v1/chat/completions", completions, methods=["POST"]),
         ],
@@ -162,6 +171,13 @@ async def batches(running: RunningRequest) -> AsyncIterator[list[Event]]:
             await buffer.rest(PACE_SECONDS)
     finally:
         running.stop.set()
+
+
+async def _stop_when_left(request: Request, running: RunningRequest) -> None:
+    """Stop an answer that is not streamed when its reader disconnects."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    running.stop.set()
 
 
 async def lines(running: RunningRequest) -> AsyncIterator[bytes]:
@@ -209,7 +225,7 @@ async def _serve(home: Home, listener: socket.socket, idle_seconds: float) -> No
 
     from jobs.http_server import Server
 
-    worker = ChatWorker(home)
+    worker = ChatWorker(home, idle_seconds=idle_seconds)
     port = listener.getsockname()[1]
     config = uvicorn.Config(
         make_app(worker, port),
@@ -225,7 +241,7 @@ async def _serve(home: Home, listener: socket.socket, idle_seconds: float) -> No
     worker.warm_up()
     watchers = [
         asyncio.create_task(worker.watch()),
-        asyncio.create_task(_leave_when_idle(worker, idle_seconds)),
+        asyncio.create_task(_leave_when_idle(worker)),
         asyncio.create_task(_leave(server, worker)),
     ]
     worker.last_used = time.monotonic()
@@ -237,10 +253,10 @@ async def _serve(home: Home, listener: socket.socket, idle_seconds: float) -> No
     worker.close()
 
 
-async def _leave_when_idle(worker: ChatWorker, idle_seconds: float) -> None:
+async def _leave_when_idle(worker: ChatWorker) -> None:
     while not worker.leaving.is_set():
-        await asyncio.sleep(min(5.0, max(0.05, idle_seconds / 4)))
-        idle = not worker.requests and time.monotonic() - worker.last_used > idle_seconds
+        await asyncio.sleep(min(5.0, max(0.05, worker.idle_seconds / 4)))
+        idle = not worker.requests and time.monotonic() - worker.last_used > worker.idle_seconds
         if idle or not worker.home.state.is_dir():
             logger.info("idle: shutting down")
             worker.leaving.set()

@@ -23,7 +23,7 @@ from jobs.chat_client import log_path
 from jobs.chat_event_buffer import RunningRequest
 from jobs.claims import device_of
 from jobs.job_queue import JobStore
-from studio import hardware
+from studio import hardware, offline
 from studio.chat.lanes import (
     ChatRequest,
     NewWeights,
@@ -37,6 +37,7 @@ from studio.home import Home
 logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 1.0
+IDLE_SECONDS = 1800.0
 NO_MEMORY = "Not enough memory for this model: choose a smaller one, or wait for running jobs."
 FAILED = "The chat engine failed ({why}). Send again; if it repeats, see {log}."
 
@@ -135,8 +136,9 @@ def _without_failing(action: str) -> Iterator[None]:
 class ChatWorker:
     """Models, the thread that runs them, and the requests that wait for it."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, *, idle_seconds: float = IDLE_SECONDS) -> None:
         self.home = home
+        self.idle_seconds = idle_seconds
         self.token = secrets.token_urlsafe(32)
         self.requests: dict[str, RunningRequest] = {}
         self.leaving = asyncio.Event()
@@ -228,6 +230,7 @@ class ChatWorker:
         try:
             if self._residents is None:
                 put(status_event("Starting the chat engine…"))
+            offline.apply(self.home)  # it may have been switched since the last answer
             residents = self._get_residents()
             self._leases.share_the_cpu()
             for delta in residents.stream(

@@ -19,7 +19,11 @@ from studio.chat.thought_and_tool_parser import OpenAIMessage, Piece
 from studio.errors import ChatError, nearest
 from studio.home import Home
 
-REASONS = {"stop": "stop", "length": "length", "stopped": "stop"}
+STOPPED = {
+    "type": "error", "kind": "stopped",
+    "text": "The answer was stopped before its end, because a job needs the device or the chat "
+    "process shuts down: send again.",
+}  # fmt: skip
 IGNORED = {
     "model", "messages", "tools", "stream", "stream_options", "user", "metadata", "store", "n",
     "reasoning_effort",
@@ -139,6 +143,8 @@ async def completion(batches: Batches, request_id: str, values: Values) -> Value
                 tokens += event.get("tokens", [])
             elif event["type"] in ("done", "error"):
                 end = event
+    if end and end.get("reason") == "stopped":
+        end = STOPPED
     if end is None or end["type"] == "error":
         return error_body(end or {"kind": "chat", "text": "The answer ended without a reason."})
     whole = message.finish()
@@ -167,8 +173,8 @@ async def chunks(batches: Batches, request_id: str, values: Values) -> AsyncIter
                 piece = Piece(event.get("part", "text"), event["text"])
                 if (added := message.take(piece)) or "tokens" in event:
                     yield chunk(added, tokens=event.get("tokens", ()))
-            elif event["type"] == "error":
-                yield _sse(error_body(event))
+            elif event["type"] == "error" or event.get("reason") == "stopped":
+                yield _sse(error_body(event if event["type"] == "error" else STOPPED))
                 return
             elif event["type"] == "done":
                 if added := message.end_call():
@@ -184,14 +190,22 @@ def _gathered(request_id: str) -> OpenAIMessage:
 
 
 def _reason(done: Event, message: OpenAIMessage) -> str:
-    reason = REASONS[done["reason"]]
-    return "tool_calls" if message.calls and reason == "stop" else reason
+    reason = done["reason"]
+    return "tool_calls" if message.calls and reason == "stop" else str(reason)
 
 
 def error_body(error: Event) -> Values:
     """Return OpenAI's form of an error that has `kind` and `text`."""
-    code, kind = error["kind"], "invalid_request_error"
+    code = error["kind"]
+    kind = "server_error" if code == STOPPED["kind"] else "invalid_request_error"
     return {"error": {"message": error["text"], "type": kind, "code": code, "param": None}}
+
+
+def status_of(body: Values) -> int:
+    """Return the HTTP status of a response: 503 of an answer that the host stopped."""
+    if "error" not in body:
+        return 200
+    return 503 if body["error"]["code"] == STOPPED["kind"] else 400
 
 
 def _head(request_id: str, values: Values, kind: str) -> Values:

@@ -18,13 +18,14 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from jobs import chat_client
 from jobs.chat_client import state_path
 from jobs.chat_event_buffer import EventBuffer
-from jobs.chat_host import batches
+from jobs.chat_host import batches, make_app
 from jobs.chat_worker import ChatWorker
 from jobs.job_queue import JobStore
 from studio.backbone import Backbone
@@ -275,6 +276,68 @@ def test_a_second_request_waits_its_turn_and_is_told_so(home):
     assert second[-1]["text"] == "two"
 
 
+def test_a_running_host_obeys_the_offline_switch_of_another_process(home, monkeypatch):
+    seen, place = [], home.state / "offline"
+    monkeypatch.setattr("studio.offline._GIVEN", "")
+    monkeypatch.setattr("studio.offline._applied", None)
+
+    class Models:
+        def stream(self, lanes, stopped, wanted):
+            seen.append(constants.HF_HUB_OFFLINE)
+            place.unlink() if place.exists() else place.touch()
+            yield Delta(lane=0, text="x")
+
+        def describe(self):
+            return []
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    talk(home, Models, "a", "b", "c")
+    assert seen == [False, True, False]
+    place.unlink()
+
+
+def test_a_client_that_leaves_an_answer_that_is_not_streamed_stops_it(home):
+    sent = []
+
+    class Models:
+        def stream(self, lanes, stopped, wanted):
+            yield Delta(lane=0, text="half")
+            until(stopped, seconds=20)
+            yield Delta(lane=0, done=True, reason="stopped")
+
+        def describe(self):
+            return []
+
+        def release(self):
+            pass
+
+    async def leave() -> None:
+        worker = ChatWorker(home)
+        worker._get_residents = Models
+        body = json.dumps(completion(Path("starter"))).encode()
+        messages = iter(({"type": "http.request", "body": body}, {"type": "http.disconnect"}))
+
+        async def receive() -> dict[str, Any]:
+            return next(messages)
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"",
+            "headers": [(b"host", b"localhost:1"),
+                        (b"authorization", f"Bearer {worker.token}".encode())],
+        }  # fmt: skip
+        await make_app(worker, 1)(scope, receive, send)
+        worker.close()
+
+    asyncio.run(leave())
+    assert sent[0]["status"] == 503 and json.loads(sent[1]["body"])["error"]["code"] == "stopped"
+
+
 def test_a_fault_of_ours_is_one_sentence_and_the_host_lives_on(home):
     class Broken:
         def stream(self, lanes, stopped, wanted):
@@ -515,6 +578,18 @@ def test_a_host_has_a_session_of_its_own_and_leaves_when_told(place):
     assert not endpoint.identity.alive()
     assert chat_client.find_host(home) is None
     assert not state_path(home).exists()
+
+
+def test_a_running_host_stays_as_long_as_is_asked_for(home):
+    first = chat_client.ensure_host(home, idle_seconds=300)
+    try:
+        with first.client(read_seconds=20) as client:
+            for asked_for, stays in ((600, 600), (60, 600)):
+                assert chat_client.ensure_host(home, idle_seconds=asked_for) == first
+                answer = client.post("/stay", json={"idle_seconds": 1})
+                assert answer.json() == {"idle_seconds": stays}
+    finally:
+        chat_client.quit_host(home)
 
 
 def test_a_host_that_nobody_asks_leaves(home):

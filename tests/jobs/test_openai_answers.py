@@ -3,7 +3,7 @@
 import asyncio
 import json
 
-from jobs.openai_api import chat_request, chunks, completion
+from jobs.openai_api import chat_request, chunks, completion, status_of
 from studio.home import open_home
 
 DONE = {
@@ -77,6 +77,23 @@ def test_plain_text_is_unchanged():
     assert [choice["delta"] for choice in streamed(events)[1:-1]] == [
         {"content": " a"}, {"content": "\nb "},
     ]  # fmt: skip
+
+
+def test_an_answer_that_the_host_cut_off_is_an_error_not_a_whole_answer():
+    async def cut():
+        yield [{"type": "delta", "lane": 0, "text": "half an"}]
+        yield [DONE | {"reason": "stopped"}]
+
+    async def gather():
+        return [chunk async for chunk in chunks(cut(), "x", {"model": "m"})]
+
+    body = asyncio.run(completion(cut(), "x", {"model": "m"}))
+    *_, last = [json.loads(one.decode().removeprefix("data: ")) for one in asyncio.run(gather())]
+
+    for found in (body, last):
+        assert found["error"]["code"] == "stopped" and found["error"]["type"] == "server_error"
+    assert status_of(body) == 503
+    assert status_of({"error": {"code": "model"}}) == 400 and status_of({"choices": []}) == 200
 
 
 def test_tools_calls_and_results_of_a_request_reach_the_conversation(tmp_path):
