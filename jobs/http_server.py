@@ -16,10 +16,14 @@ class Server(uvicorn.Server):
     """A server that ticks slowly and still stops at once."""
 
     def __init__(
-        self, config: uvicorn.Config, *, on_ready: Callable[[], object] | None = None
+        self,
+        config: uvicorn.Config,
+        *,
+        on_ready: Callable[[], object] | None = None,
+        on_end: Callable[[], object] | None = None,
     ) -> None:
         super().__init__(config)
-        self._on_ready = on_ready
+        self._on_ready, self._on_end = on_ready, on_end
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
 
@@ -34,6 +38,12 @@ class Server(uvicorn.Server):
         await super().startup(sockets=sockets)
         if self.started and self._on_ready:
             self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what was asked, then call `on_end`."""
+        await super().shutdown(sockets=sockets)
+        if self._on_end:
+            self._on_end()
 
     async def main_loop(self) -> None:
         """Renew the Date header each second until `stop`."""

@@ -300,7 +300,8 @@ def stop(home: Home) -> bool:
     found = living(home)
     if found is None:
         return False
-    os.kill(found.pid, signal.SIGTERM)
+    with contextlib.suppress(OSError):  # it ends by itself
+        os.kill(found.pid, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_SECONDS + 10
     while found.alive() and time.monotonic() < deadline:
         time.sleep(0.05)

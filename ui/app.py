@@ -4,6 +4,7 @@ It never trains, loads or generates: pages write to the queue and read from it, 
 answers. It imports no torch, and nothing is lost when it ends.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -251,7 +252,14 @@ def serve(
     )
     with listener:
         ready = (lambda: on_ready(entrance)) if on_ready else None
-        Server(config, on_ready=ready).run(sockets=[listener])
+        Server(config, on_ready=ready, on_end=lambda: _end(home)).run(sockets=[listener])
+
+
+def _end(home: Home) -> None:
+    from jobs.actions.home import stop_if_idle
+
+    with contextlib.suppress(StudioError, OSError):  # what goes on ends when it is idle
+        stop_if_idle(home)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,11 +1,12 @@
 """Actions on the home folder: storage rules, clean-up, backup, restore, packed runs, stop."""
 
+import contextlib
 import os
 import signal
 from pathlib import Path
 from typing import Annotated, Any
 
-from jobs import disk_usage, queue_settings, supervisor
+from jobs import chat_client, disk_usage, queue_settings, supervisor
 from jobs import ray_cluster as clusters
 from jobs.actions.queue import Assignments
 from jobs.actions.registry import action, field
@@ -151,8 +152,23 @@ def stop(store: JobStore) -> dict[str, list[str]]:
     ended = []
     for row in store.processes():
         if row["role"] in ("web", "chat") and row["pid"] != os.getpid():
-            os.kill(row["pid"], signal.SIGTERM)
+            with contextlib.suppress(OSError):  # it ends by itself
+                os.kill(row["pid"], signal.SIGTERM)
             ended.append(row["role"])
     if supervisor.stop(store.home):
         ended.append("supervisor")
     return {"ended": ended}
+
+
+def stop_if_idle(home: Home) -> None:
+    """End the queue and the chat unless jobs wait or run, or another page is open."""
+    with contextlib.closing(JobStore(home)) as store:
+        pages = [row["pid"] for row in store.processes() if row["role"] == "web"]
+        if set(pages) - {os.getpid()} or not supervisor.WORK.isdisjoint(store.counts()):
+            return
+        host = chat_client.status(home)
+        if host and not host["answering"]:
+            chat_client.quit_host(home)
+        supervisor.stop(home)
+        if not supervisor.WORK.isdisjoint(store.counts()):  # queued meanwhile
+            supervisor.ensure_running(home)

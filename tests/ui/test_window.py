@@ -4,15 +4,23 @@ import os
 import plistlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path, PureWindowsPath
 from unittest.mock import Mock
 
 import pytest
 
+from jobs import chat_client
+from jobs.job_queue import JobStore
+from jobs.supervisor import living
 from studio.errors import ServeError
-from tests.served import ROOT
+from studio.home import open_home
+from studio.spec import RunSpec
+from tests.served import ROOT, served
 from ui.cli import main
 from ui.window import find_browser, find_window, menu_entry, remove_entry, write_entry
 
@@ -142,3 +150,24 @@ def test_closing_the_window_ends_the_page_that_has_no_streams(tmp_path, monkeypa
         assert log.startswith("Adapter Studio is at http") and "Traceback" not in log
     finally:
         subprocess.run([*command, "stop", *home], cwd=ROOT, timeout=60, check=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a console's Ctrl-C, sent as a signal")
+@pytest.mark.parametrize("waits", [False, True])
+def test_queue_and_chat_end_with_the_page_unless_a_job_waits(tmp_path, waits):
+    home = open_home(tmp_path / "home")
+    with served(home.path) as running:
+        with closing(JobStore(home)) as store:
+            if waits:  # for a device that this machine does not have
+                store.submit(RunSpec().with_values({"train.device": "cuda:7"}))
+        chat_client.ensure_host(home)
+        os.kill(running.pid, signal.SIGINT)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and _pages(home):
+            time.sleep(0.05)
+        assert (living(home) is not None, chat_client.find_host(home) is not None) == (waits, waits)
+
+
+def _pages(home):
+    with closing(JobStore(home)) as store:
+        return [row for row in store.processes() if row["role"] == "web"]
