@@ -50,9 +50,9 @@ Values = dict[str, Any]
 
 def model_names(home: Home) -> list[str]:
     """Return every name that can be requested: all bases, and all adapters of the library."""
-    from studio.models.find_model import available
+    from studio.models.model_list import usable
 
-    return [*available(home), *(adapter.name for adapter in adapters(home))]
+    return [*(model.path for model in usable(home)), *(adapter.name for adapter in adapters(home))]
 
 
 def model_list(home: Home) -> Values:

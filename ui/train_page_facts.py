@@ -5,6 +5,7 @@ line.
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -40,11 +41,12 @@ RECENT_RUNS = 100
 
 
 def model_choices(home: Home) -> list[tuple[str, str]]:
-    """Return (label, value) of the starter and the models in the home."""
-    found = [path for path in find_model.available(home) if path != starter.MODEL]
+    """Return (label, value) of the models that can be trained without a download."""
+    first, *found = [model.path for model in model_list.usable(home)]
+    times = Counter(map(_leaf, found))
     return [
-        (say("Starter · the tiny embedded model"), starter.MODEL),
-        *((_leaf(p), p) for p in found),
+        (say("Starter · the tiny embedded model"), first),
+        *((_leaf(path) if times[_leaf(path)] == 1 else path, path) for path in found),
     ]
 
 

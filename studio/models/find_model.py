@@ -13,15 +13,13 @@ from typing import Any
 
 from studio import atomic
 from studio.errors import ModelError
-from studio.home import Home
 from studio.models.download_model import fetch
-from studio.models.hub_cache import TOKENIZER_FILES, cached, cached_models
+from studio.models.hub_cache import TOKENIZER_FILES, cached
 from studio.models.hub_models import look_up
 from studio.models.quantized_checkpoints import whole_weights
 from studio.models.safetensors_headers import Header, read_headers
 from studio.models.trainability import (
     checked_architecture,
-    is_usable,
     read_config,
     stored_quantization,
 )
@@ -152,12 +150,6 @@ def num_biases(path: Path) -> int:
     tensors = [tensor for header in read_headers(path) for tensor in header.tensors]
     norms = re.compile(r"norm|\bln_")
     return sum(t.numel for t in tensors if t.name.endswith(".bias") and not norms.search(t.name))
-
-
-def available(home: Home) -> list[str]:
-    """Return the models that need no download: starter, the home's models, the hub's cache."""
-    own = [str(p) for p in sorted(home.models.iterdir()) if is_usable(p)]
-    return [STARTER, *own, *cached_models()]
 
 
 def text_part(config: dict[str, Any]) -> dict[str, Any]:

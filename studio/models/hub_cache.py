@@ -12,7 +12,6 @@ from pathlib import Path
 
 from studio.errors import ModelError
 from studio.models.safetensors_headers import weight_files
-from studio.models.trainability import is_usable
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
@@ -74,16 +73,6 @@ def is_whole(snapshot: Path) -> bool:
         return (snapshot / "config.json").is_file() and bool(weight_files(snapshot))
     except ModelError:
         return False
-
-
-def cached_models() -> list[str]:
-    """Return the ids of the whole models in the cache that can be trained here."""
-    found = []
-    for folder in sorted(cache_folder().glob("models--*")):
-        name = folder.name.removeprefix("models--").replace("--", "/")
-        if (snapshot := cached(name)) and is_usable(snapshot):
-            found.append(name)
-    return found
 
 
 def size_on_disk(name: str) -> int:

@@ -57,6 +57,17 @@ class Model:
 
 def models(home: Home) -> list[Model]:
     """Return the starter, local models and the curated ones that are not here, in this order."""
+    here = _here(home)
+    paths = {row.path for row in here}
+    return [*here, *(row for row in curated() if row.path not in paths)]
+
+
+def usable(home: Home) -> list[Model]:
+    """Return the models that can be trained without a download, the starter first."""
+    return [row for row in _here(home) if not row.why_not]
+
+
+def _here(home: Home) -> list[Model]:
     with _memory(home) as known:
         found = [
             _local(known, STARTER, MODEL_DIR, "starter", name="Starter"),
@@ -67,15 +78,12 @@ def models(home: Home) -> list[Model]:
                 for path in _folders(Path(folder))
             ),
         ]
-        names = set()
-        for folder in sorted(cache_folder().glob("models--*--*")):
+        for folder in sorted(cache_folder().glob("models--*")):
             name = folder.name.removeprefix("models--").replace("--", "/")
             if snapshot := cached(name):
                 row = _local(known, name, snapshot, "hub", name=name)
                 found.append(replace(row, bytes=size_on_disk(name)))
-                names.add(name)
-    unique = {row.path: row for row in found}
-    return [*unique.values(), *(row for row in curated() if row.path not in names)]
+    return [*{row.path: row for row in found}.values()]
 
 
 @cache

@@ -12,17 +12,6 @@ from studio.models.quantized_checkpoints import why_unreadable
 TABLES = ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
 
 
-def is_usable(folder: Path) -> bool:
-    """Return True if a folder holds a model that can be trained here."""
-    if folder.name.startswith(".") or not (folder / "config.json").is_file():
-        return False
-    try:
-        checked_architecture(folder, read_config(folder))
-    except ModelError:
-        return False
-    return any(folder.glob("*.safetensors"))
-
-
 def read_config(path: Path) -> dict[str, Any]:
     """Return the configuration in a model folder.
 

@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 
 from studio.errors import DiskFull, ModelError, Unreached
-from studio.models.find_model import available, facts, resolve
+from studio.models.find_model import facts, resolve
 from studio.spec import ModelSource
 
 
@@ -118,14 +118,6 @@ def test_a_download_that_breaks_off_says_why(monkeypatch, fault, kind, sentence)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", broken)
     with pytest.raises(kind, match=f'"org/model".*{sentence}'):
         facts(ModelSource(path="org/model"))
-
-
-def test_available_lists_starter_and_the_homes_models(home, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    make_model(home.models / "mine")
-    make_model(home.models / "odd", architectures=["Nope"])
-    make_model(tmp_path / "hub" / "models--org--small" / "snapshots" / "abc")
-    assert available(home) == ["starter", str(home.models / "mine"), "org/small"]
 
 
 def test_real_models_are_read(real):

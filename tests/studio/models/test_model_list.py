@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from jobs import openai_api
 from studio.errors import ModelError
 from studio.models import model_list
 from studio.models.hub_cache import repository_folder
 from studio.starter import MODEL_DIR
+from ui import train_page_facts
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +51,23 @@ def test_starter_made_registered_and_downloaded_models_are_listed(home, tmp_path
     assert found["Qwen/Qwen3.5-0.8B"].folder == str(snapshot)
     curated = [row.path for row in model_list.models(home) if row.kind == "curated"]
     assert "Qwen/Qwen3.5-2B" in curated and "Qwen/Qwen3.5-0.8B" not in curated
+
+
+def test_every_list_of_models_offers_the_same_ones(home, tmp_path):
+    mine, other = put(home.models / "mine"), put(tmp_path / "shelf" / "mine")
+    put(home.models / "odd", architectures=["Odd"])
+    put(repository_folder("gpt2") / "snapshots" / ("a" * 40))
+    put(repository_folder("org/small") / "snapshots" / ("b" * 40))
+    model_list.register(home, tmp_path / "shelf")
+
+    paths = ["starter", str(mine), str(other), "gpt2", "org/small"]
+    assert [row.path for row in model_list.usable(home)] == paths
+    assert [row.path for row in local(home).values() if not row.why_not] == paths
+    assert openai_api.model_names(home) == paths
+    choices = train_page_facts.model_choices(home)
+    assert [path for _, path in choices] == paths
+    assert [label for label, _ in choices[1:]] == [str(mine), str(other), "gpt2", "small"]
+    assert [one["path"] for one in train_page_facts.labelled_models(home)] == paths
 
 
 def test_facts_are_read_once_until_a_file_changes(home, tmp_path, monkeypatch):
