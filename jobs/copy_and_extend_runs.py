@@ -84,7 +84,7 @@ def extend(
     with store.database.writing() as db:
         for statement in _CURVE:
             db.conn.execute(statement, {"old": job.id, "new": child.id, "step": step})
-        kept_facts = ("first_loss", "rows", "learning_rate")
+        kept_facts = ("first_loss", "rows", "learning_rate", "questions")
         facts = {key: job.result[key] for key in kept_facts if key in job.result}
         db.conn.execute(
             "UPDATE jobs SET step = ?, result = ? WHERE id = ?",
@@ -191,5 +191,6 @@ _CURVE = (
            - ROW_NUMBER() OVER (ORDER BY name, step DESC)
        FROM metrics WHERE job = :old AND step <= :step""",
     """INSERT INTO samples(job, step, prompt, text, time)
-       SELECT :new, step, prompt, text, time FROM samples WHERE job = :old AND step <= :step""",
+       SELECT :new, step, prompt, text, time FROM samples
+       WHERE job = :old AND step <= :step ORDER BY id""",
 )

@@ -17,6 +17,7 @@ from jobs.run_folder import newest_step
 from studio.errors import DiskFull, Diverged
 from studio.home import publishing
 from studio.training.training_events import (
+    Asked,
     Evaluated,
     Event,
     Finished,
@@ -47,6 +48,7 @@ def train(work: Work) -> Iterator[Event]:
         step=done, total_steps=steps, trainable_parameters=1, total_parameters=2, device="cpu",
         dtype="float32", learning_rate=0.1, rows_read=3, rows_kept=2, rows_dropped=1,
     )  # fmt: skip
+    yield Asked(questions=[{"prompt": "say", "wanted": "word", "trained": False}])
     for step in range(done + 1, steps + 1):
         time.sleep(PACE)
         if step == int(at):

@@ -79,6 +79,7 @@ def test_a_finished_run_goes_on_where_it_ended(store):
             extend(store, first, epochs=1)
         longer = extend(store, first, steps=5)
         assert (longer.parent, longer.step) == (first, 10)
+        assert longer.result["questions"] == [{"prompt": "say", "wanted": "word", "trained": False}]
         until(lambda: store.get(longer.id).state == "succeeded")
     job = store.get(longer.id)
     assert (job.step, job.total_steps) == (15, 15)
