@@ -11,7 +11,7 @@ from studio.adapters.library import resolve
 from studio.chat.lanes import lane_notes
 from studio.errors import AdapterError, QueueError
 from studio.evaluation.export_votes_and_suites import Form, suite_as
-from studio.evaluation.suites import SuiteRequest, read_results, summarise
+from studio.evaluation.suites import FIGURES, SuiteRequest, read_results, summarise
 from studio.home import Home
 
 KIND = "suite"
@@ -40,6 +40,10 @@ def table(store: JobStore, name: int | str) -> dict[str, Any]:
     return {
         "id": job.id, "name": job.name, "state": job.state, "total": len(job.spec["cases"]),
         "error": job.error_text, "spec": job.spec, **summarise(_lanes(job), rows), "rows": rows,
+        "columns": [
+            {"key": key, "title": title, "unit": unit, "hint": hint}
+            for key, (title, unit, hint) in FIGURES.items()
+        ],
     }  # fmt: skip
 
 

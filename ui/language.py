@@ -78,6 +78,7 @@ OURS: dict[str, str] = {
     "do/results": "columns.title.:",
     "do/show": f"{JOB} history.why reading.title reading.text reading.remedy.title",
     "do/(storage|clean)": "items.what items.why spare.items.what spare.items.why",
+    "do/suite": f"{JOB} left_out.text columns.title columns.hint",
     "do/sweep": f"{JOB} {_under('jobs', JOB)}",
     "do/welcome": "findings.text device.label",
     "do/.*": JOB,

@@ -17,7 +17,7 @@ from studio.chat.lanes import LaneSettings, Sampling
 from studio.errors import ChatError
 from studio.evaluation.export_votes_and_suites import form_of, votes_as
 from studio.evaluation.judge import MAX_VOTES, RUBRIC
-from studio.evaluation.suites import SuiteRequest, parse_cases, read_cases
+from studio.evaluation.suites import Cases, SuiteRequest, parse_cases, read_cases
 from studio.home import Home
 
 LETTERS = ascii_uppercase[:MAX_LANES]
@@ -46,13 +46,20 @@ Out = Annotated[str, field("Write a .csv, .jsonl or .html file.", flag="--out")]
 def suite(
     store: JobStore,
     file: Annotated[
-        str, field("Prompts: one a line, or JSON lines.", positional=True, metavar="[FILE]")
+        str,
+        field(
+            "Prompts: one a line, or a table (csv, xlsx, jsonl, parquet …) with prompts and "
+            "expected answers.",
+            positional=True,
+            metavar="[FILE]",
+        ),
     ] = "",
     lane: Lanes = NONE,
     name: Annotated[str, field("Name of the suite.", max_length=120)] = "",
     show: Annotated[str, field("Show this suite again.", metavar="ID", of="suite")] = "",
     max_new_tokens: MaxNewTokens = DEFAULTS.max_new_tokens,
     out: Out = "",
+    check: Annotated[bool, field("Print the prompts of the file, and run nothing.")] = False,
     cases: Annotated[
         str, field("Prompts: one a line, or JSON lines.", flag="-", max_length=4_000_000, lines=6)
     ] = "",
@@ -69,8 +76,10 @@ def suite(
     if max_new_tokens != DEFAULTS.max_new_tokens:
         for one in lanes:
             one["sampling"]["max_new_tokens"] = max_new_tokens
-    found = parse_cases(cases) if cases else read_cases(Path(file))
-    values = {"name": name, "cases": found, "lanes": lanes}
+    read = Cases(parse_cases(cases), []) if cases else read_cases(Path(file))
+    if check:
+        return read._asdict()
+    values = {"name": name, "cases": read.cases, "lanes": lanes}
     job = submit(store, SuiteRequest.parse(values))
     return Reply(jobs=(job,), then=("suite", {"show": str(job.id), "out": out}))
 

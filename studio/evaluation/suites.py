@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from statistics import mean
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from pydantic import model_validator
 
@@ -20,7 +22,13 @@ from studio.adapter_stack import MAX_LANES
 from studio.adapters.library import resolve
 from studio.chat.checkpoint_adapters import find_if_named
 from studio.chat.lanes import Delta, Lane, LaneSettings, Message
-from studio.errors import ChatError
+from studio.data.column_mapping import as_text
+from studio.data.conversation_records import Conversation, Dropped, Problem, Row
+from studio.data.readers import FORMATS, look, read
+from studio.data.readers.compression_and_encoding import Opened, utf8_chunks
+from studio.data.recognise_format import SAMPLE_ROWS, recognise
+from studio.data.row_converters import prompt_converter
+from studio.errors import ChatError, DataError
 from studio.evaluation.answer_scores import (
     COMPARING,
     last_number,
@@ -38,8 +46,25 @@ from studio.training.training_events import Event, Finished, Loading, Working
 
 RESULTS = "suite.jsonl"
 MAX_CASES = 2000
+EXPECTED = frozenset(("expected", "pattern", "json_schema", "completion"))
+"""Columns beside `prompt` that say what a good answer is."""
+NO_QUESTION = "It ends without a question or an answer to one."
 SCORES = ("exact_match", "rouge_l", "contains", "number", "pattern", "json", "json_schema")
 MEASURES = ("tokens", "tokens_per_second", "first_token_seconds", "seconds")
+FIGURES = {
+    "exact_match": ("Exact", "share", "Answers equal to the expected one"),
+    "rouge_l": ("ROUGE-L", "share", "Words in common with the expected answer, in its order"),
+    "contains": ("Contains", "share", "Answers that contain the words of the expected one"),
+    "number": ("Number", "share", "Answers whose last number is that of the expected one"),
+    "pattern": ("Pattern", "share", "Answers that the regular expression matches"),
+    "json": ("JSON", "share", "Answers that are valid JSON"),
+    "json_schema": ("Schema", "share", "Answers that fit the JSON schema"),
+    "tokens": ("Tokens", "", "Mean length of an answer"),
+    "tokens_per_second": ("tok/s", "", "Tokens per second of an answer"),
+    "first_token_seconds": ("First token", "s", "Time until an answer begins"),
+    "errors": ("Errors", "", "Answers that failed"),
+}
+"""Title, unit and meaning of the means that pages show."""
 
 
 class Case(Record):
@@ -236,27 +261,81 @@ def parse_cases(text: str) -> list[dict[str, Any]]:
         ChatError: A line is invalid; gives its number.
     """
     lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    cases = [_parse_case(line, number) for number, line in lines]
+    return _counted([_parse_case(line, number) for number, line in lines])
+
+
+def _counted(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not cases:
         raise ChatError("The suite has no prompts: write one per line.")
     if len(cases) > MAX_CASES:
-        raise ChatError(f"The suite has {len(cases):,} prompts; use at most {MAX_CASES:,}.")
+        raise ChatError(f"The suite has too many prompts; use at most {MAX_CASES:,}.")
     return cases
 
 
-def read_cases(path: Path) -> list[dict[str, Any]]:
-    """Read a file of cases; see `parse_cases`.
+class Cases(NamedTuple):
+    """The cases of a file, and its rows that are none, as line and reason."""
+
+    cases: list[dict[str, Any]]
+    left_out: list[dict[str, Any]]
+
+
+def read_cases(path: Path) -> Cases:
+    """Read a file of cases: lines as `parse_cases` takes them, or rows of any data file.
+
+    Rows with `prompt` and what is expected of the answer are cases as they are; of others the
+    columns are recognised as those of a dataset are, and the last answer is the expected one.
 
     Raises:
-        ChatError: It cannot be read as text.
+        ChatError: It cannot be read, or holds no prompts.
     """
     try:
-        return parse_cases(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ChatError(f"{path} cannot be read ({why}).") from None
-    except ChatError as error:
-        raise ChatError(f"{path.name}: {error.text}") from None
+        opened = look(path)
+        first = next((row.values for row in read(opened) if isinstance(row, Row)), {})
+        own = "prompt" in first and (len(first) == 1 or not EXPECTED.isdisjoint(first))
+        lines = opened.format == "jsonl" and (own or "messages" in first or not first)
+        if FORMATS[opened.format].plain or lines:
+            text = b"".join(utf8_chunks(opened)).decode(errors="replace")
+            if "\x00" in text:
+                raise ChatError("It holds binary data, not text.")
+            return Cases(parse_cases(text), [])
+        return _read_table(opened, own=own)
+    except (ChatError, DataError) as error:
+        named = "" if path.name in error.text else f"{path.name}: "
+        raise ChatError(f"{named}{error.text}") from None
+
+
+def _read_table(opened: Opened, *, own: bool) -> Cases:
+    """Return the cases of a table's rows; `own` if its columns are named like the parts of one."""
+    made: Callable[[Row], Any] = _case_of_row
+    if not own:
+        rows = islice((one for one in read(opened) if isinstance(one, Row)), SAMPLE_ROWS)
+        made = prompt_converter(recognise(list(rows)).mapping)
+    cases: list[dict[str, Any]] = []
+    left_out: list[dict[str, Any]] = []
+    for row in read(opened):
+        found = row if isinstance(row, Problem) else made(row)
+        if isinstance(found, Conversation):
+            with suppress(TypeError, ValueError):  # it asks nothing
+                found = _case({"messages": found.messages, "tools": found.tools})
+        if isinstance(found, dict):
+            cases.append(found)
+            if len(cases) > MAX_CASES:
+                break
+        else:
+            left_out.append({"line": row.line, "text": getattr(found, "text", NO_QUESTION)})
+    return Cases(_counted(cases), left_out)
+
+
+def _case_of_row(row: Row) -> dict[str, Any] | Problem:
+    """Return the case of a row whose columns are named like its parts."""
+    texts = {"prompt", *EXPECTED} - {"json_schema"}
+    try:
+        own = {key: as_text(one, key) if key in texts else one for key, one in row.values.items()}
+    except Dropped as dropped:
+        return Problem(row.line, dropped.kind, dropped.text)
+    if not own["prompt"].strip():
+        return Problem(row.line, "empty_prompt", '"prompt" is empty.')
+    return _case({key: one for key, one in own.items() if one != ""})
 
 
 def _parse_case(line: str, number: int) -> dict[str, Any]:
@@ -267,29 +346,39 @@ def _parse_case(line: str, number: int) -> dict[str, Any]:
         prompt, arrow, answer = line.partition(" => ")
         return {"prompt": prompt.strip(), "expected": answer.strip() if arrow else None}
     try:
-        values = json.loads(line)
-        case = {key: values.get(key) for key in ("prompt", "expected", "pattern")}
-        case["expected"] = case["expected"] or values.get("completion")
-        if schema := values.get("json_schema"):
-            case["json_schema"] = schema if isinstance(schema, str) else json.dumps(schema)
-        if turns := [_turn(one) for one in values.get("messages") or values.get("before") or ()]:
-            if "messages" in values:
-                if turns[-1].role == "assistant":
-                    case["expected"] = turns.pop().content or None
-                if turns[-1].role != "user":
-                    raise TypeError
-                case["prompt"] = turns.pop().content
-            case["before"] = [turn.turn() for turn in turns]
-        if tools := values.get("tools"):
-            case["tools"] = tools
-        if not isinstance(case["prompt"], str):
-            raise TypeError
-        return {key: value for key, value in case.items() if value not in (None, [])}
+        return _case(json.loads(line))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         raise ChatError(
             f"Line {number} is not a case: write a prompt, an object with prompt and expected, or "
             "one with messages that end with a question or its answer."
         ) from None
+
+
+def _case(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the case of an object.
+
+    Raises:
+        TypeError: It has no prompt; other exceptions where its parts are of other types.
+    """
+    case = {key: values.get(key) for key in ("prompt", "expected", "pattern")}
+    case["expected"] = case["expected"] or values.get("completion")
+    if isinstance(case["expected"], int | float):
+        case["expected"] = as_text(case["expected"], "expected")
+    if schema := values.get("json_schema"):
+        case["json_schema"] = schema if isinstance(schema, str) else json.dumps(schema)
+    if turns := [_turn(one) for one in values.get("messages") or values.get("before") or ()]:
+        if "messages" in values:
+            if turns[-1].role == "assistant":
+                case["expected"] = turns.pop().content or None
+            if turns[-1].role != "user":
+                raise TypeError
+            case["prompt"] = turns.pop().content
+        case["before"] = [turn.turn() for turn in turns]
+    if tools := values.get("tools"):
+        case["tools"] = tools
+    if not isinstance(case["prompt"], str):
+        raise TypeError
+    return {key: value for key, value in case.items() if value not in (None, [])}
 
 
 def _turn(message: dict[str, Any]) -> Message:

@@ -7,6 +7,7 @@ import json
 import re
 
 import pytest
+from openpyxl import Workbook
 from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import surely
@@ -361,7 +362,7 @@ SUITE = {"id": 7, "name": "quiz", "created": 1, "error": None, "total_steps": 3,
 SHOWN = {"rows": [{"case": 0, "prompt": "Hi.", "expected": None, "pattern": None,
                    "answers": [{"text": "x", "error": None}] * 2}],
          "means": [{"tokens": 1}, {"tokens": 1}], "cases": 1, "total": 3, "wins": [[0, 0], [0, 0]],
-         "spec": {"cases": [{"prompt": "Hi."}]}}  # fmt: skip
+         "columns": [], "spec": {"cases": [{"prompt": "Hi."}]}}  # fmt: skip
 SHARE = {"count": 1, "of": 2, "low": 0, "high": 1}
 JUDGED = {"id": 8, "suite": 7, "name": "judged", "state": "running", "created": 1, "error": None,
           "total_steps": 9, "lanes": [], "wins": [], "agreement": SHARE, "self_agreement": SHARE,
@@ -397,3 +398,25 @@ def test_suites_keep_what_is_typed_focused_and_open(page, host):
     page.get_by_role("tab", name="Chat").click()
     page.get_by_role("tab", name="Suites").click()
     expect(page.get_by_test_id("suite-cases")).to_have_value("Typed => kept")
+
+
+@pytest.mark.refused("/api/do/suite")
+def test_a_suite_takes_its_prompts_from_a_table_and_refuses_what_is_none(page, host, tmp_path):
+    page.get_by_role("tab", name="Suites").click()
+    cases, picked = page.get_by_test_id("suite-cases"), page.get_by_test_id("suite-file")
+    book = Workbook()
+    for row in (("question", "answer"), ("Do you sell seeds?", "Yes."), (None, "Lost"),
+                ("Why?\nTell me.", None)):  # fmt: skip
+        book.active.append(row)
+    book.save(tmp_path / "shop.xlsx")
+    picked.set_input_files(tmp_path / "shop.xlsx")
+    expect(cases).to_have_value('Do you sell seeds? => Yes.\n{"prompt":"Why?\\nTell me."}')
+    expect(page.get_by_label("Name of the suite")).to_have_value("shop")
+    said = page.locator(".s-suite-form .s-quiet")
+    expect(said).to_contain_text("2 prompts of shop.xlsx, 1 with an expected answer. 1 rows are")
+
+    (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99))
+    picked.set_input_files(tmp_path / "photo.png")
+    expect(page.locator(".s-toast")).to_contain_text("photo.png is a PNG picture")
+    expect(cases).to_have_value(re.compile("^Do you sell seeds"))
+    expect(said).to_contain_text("One prompt per line")

@@ -88,3 +88,14 @@ test('questions come from the run that made the last lane', () => {
   assert.deepEqual([run('/home/me/runs/9/adapter'), run('C:\\me\\runs\\9\\adapter')], ['9', '9']);
   assert.deepEqual([run('starter', 'mixed'), run('starter')], [undefined, undefined]);
 });
+
+const { line: typed } = await import('../../ui/assets/compare/suites.js');
+
+test('a case is written so that it is read again as the same case', () => {
+  assert.equal(typed({ prompt: 'Hi?', expected: 'Yes.' }), 'Hi? => Yes.');
+  assert.equal(typed({ prompt: 'Hi?', pattern: '^Y' }), 'Hi? =~ ^Y');
+  assert.equal(typed({ prompt: 'Hi?' }), 'Hi?');
+  const others = [{ prompt: 'a\nb', expected: 'c' }, { prompt: 'f => g' }, { prompt: '{x}' }, { prompt: 'a =~ b',
+    expected: 'c' }, { prompt: 'a', before: [{ role: 'system', content: 's' }] }];
+  for (const one of others) assert.deepEqual(JSON.parse(typed(one)), one);
+});

@@ -326,6 +326,7 @@ ADAPTERS: list[Row] = [
 
 
 def a_conversation(studio: Studio) -> None:
+    (studio.folder / "cases.csv").write_text("prompt,expected\nHi.,Yes.\n ,Lost\n")
     kept = Conversations(studio.store.database)
     lanes = [{"model": "starter", "stack": []}, {"model": "starter", "stack": [{"name": "p"}]}]
     kept.save("abc", lanes=lanes, settings={})
@@ -384,7 +385,10 @@ COMPARE: list[Row] = [
     ("promote", {"checkpoint": "1@5"}, "has no checkpoint"),
     ("promote", {"checkpoint": "last"}, "not a checkpoint"),
     ("suite", {"show": "9"}, "9"),
-    ("suite", {"file": "/no/such/file"}, "cannot be read"),
+    ("suite", {"file": "/no/such/file"}, "There is no file"),
+    ("suite", {"file": "DIR/cases.csv", "check": True},
+     {"cases": [{"prompt": "Hi.", "expected": "Yes."}],
+      "left_out": [{"line": 3, "text": '"prompt" is empty.'}]}),
     ("suite", {}, []),
     ("judge", {}, []),
     ("judge", {"suite": "9"}, "9"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ from studio.adapter_stack import StackItem
 from studio.evaluation.export_votes_and_suites import title
 from ui.cli.print_data import Answer
 from ui.cli.terminal_tables import number, table
+from ui.language import say
 
 EXAMPLE = """\
 from openai import OpenAI
@@ -31,7 +34,13 @@ def compared(found: Mapping[str, Any]) -> None:
 
 
 def suite(found: Answer) -> None:
-    """Print the means of a suite, or the list of suites."""
+    """Print the means of a suite, the list of suites, or the cases of a file."""
+    if "left_out" in found:
+        for case in found["cases"]:
+            print(json.dumps(case, ensure_ascii=False))
+        for row in found["left_out"]:
+            print(say(f"Line {row['line']} is left out: {row['text']}"), file=sys.stderr)
+        return
     if isinstance(found, list):
         for row in found:
             lanes = " · ".join(map(title, row["lanes"]))

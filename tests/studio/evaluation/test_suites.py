@@ -1,9 +1,13 @@
 """Suites: what a person writes is read, answers are scored, and a lane that is better wins."""
 
+import csv
 import json
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from openpyxl import Workbook
 
 from studio.chat.lanes import Delta, LaneSettings, Stats
 from studio.errors import ChatError, SpecError
@@ -74,11 +78,76 @@ def test_what_is_no_suite_is_refused(text, sentence):
         parse_cases(text)
 
 
-def test_a_file_that_is_no_text_is_refused_and_a_lane_is_written_as_in_the_address(tmp_path):
-    (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
-    for name, words in (("x", "not UTF-8"), ("none", "cannot be read")):
-        with pytest.raises(ChatError, match=words):
-            read_cases(tmp_path / name)
+QUIZ = [{"prompt": "Do you sell\nseeds?", "expected": "Yes."}, {"prompt": "7 plus 5?",
+                                                                 "expected": "12"}]  # fmt: skip
+
+
+def save_table(path, columns):
+    """Write columns as the kind of file that the name says."""
+    if path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([[*columns], *zip(*columns.values(), strict=True)])
+    elif path.suffix == ".xlsx":
+        book = Workbook()
+        for row in [[*columns], *zip(*columns.values(), strict=True)]:
+            book.active.append(row)
+        book.save(path)
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.table({k: [*map(str, v)] for k, v in columns.items()}), path)
+    else:
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        path.write_text("\n".join(map(json.dumps, rows)))
+
+
+@pytest.mark.parametrize("names", [("prompt", "expected"), ("question", "answer")])
+@pytest.mark.parametrize("name", ["q.csv", "q.xlsx", "q.parquet", "q.jsonl"])
+def test_what_data_reads_is_a_suite(tmp_path, name, names):
+    prompts = [case["prompt"] for case in QUIZ]
+    save_table(tmp_path / name, dict(zip(names, (prompts, ["Yes.", 12]), strict=True)))
+    found = read_cases(tmp_path / name)
+    assert found == (QUIZ, [])
+    SuiteRequest.parse({"lanes": [{}], "cases": found.cases})
+
+
+def test_rows_that_ask_nothing_are_left_out_by_name_and_a_question_needs_no_answer(tmp_path):
+    (tmp_path / "q.csv").write_text("question,answer\nHi?,Yes.\n,Lost\nWhy?,\n")
+    found = read_cases(tmp_path / "q.csv")
+    assert found.cases == [{"prompt": "Hi?", "expected": "Yes."}, {"prompt": "Why?"}]
+    assert found.left_out == [{"line": 3, "text": '"question" is empty.'}]
+    (tmp_path / "e.csv").write_text('prompt,expected\n" ",x\n')
+    with pytest.raises(ChatError, match=r"e\.csv: The suite has no prompts"):
+        read_cases(tmp_path / "e.csv")
+    (tmp_path / "long.csv").write_text("prompt,pattern\n" + "a,b\n" * 2001)
+    with pytest.raises(ChatError, match="at most 2,000"):
+        read_cases(tmp_path / "long.csv")
+
+
+def test_text_files_hold_a_prompt_in_each_line_in_any_encoding(tmp_path):
+    (tmp_path / "q.txt").write_text("Größe? => groß\nTell.\n", encoding="utf-16")
+    cases = [{"prompt": "Größe?", "expected": "groß"}, {"prompt": "Tell.", "expected": None}]
+    assert read_cases(tmp_path / "q.txt").cases == cases
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("q.png", b"\x89PNG\r\n\x1a\n" + bytes(90), "q.png is a PNG picture"),
+        ("q.txt", b"\x00\x01\x02\x03" * 50, "q.txt: It holds binary"),
+        ("q.jsonl", b'{"prompt": "a"}\n{"prompt": 3}\n', "q.jsonl: Line 2 is not a case"),
+        ("q.csv", b"size,weight\n1,2\n3,4\n", 'q.csv: .*"size", "weight"'),
+        ("none", b"", "There is no file"),
+    ],
+    ids=["picture", "binary", "line", "columns", "missing"],
+)
+def test_a_file_without_prompts_is_refused_in_one_sentence(tmp_path, name, data, words):
+    if data:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(ChatError, match=words):
+        read_cases(tmp_path / name)
+
+
+def test_a_lane_is_written_as_in_the_address():
     lane = LaneSettings.model_validate({"stack": [{"name": "a b", "weight": 0.5}]})
     assert lane.name == "starter~a%20b:0.5"
 

@@ -1,27 +1,17 @@
 // Prompt suites: the same prompts sent to every lane as a queued job, and the table of scores.
 
-import { ago, badge, button, changed, count, h, keyed, newest, number, quiet, redraw, send, t, table, text } from
-  '../core/dom.js';
+import { ago, api, badge, button, changed, count, h, keyed, newest, number, quiet, redraw, send, t, table, text, toast }
+  from '../core/dom.js';
 import { askAction } from '../core/form.js';
 import { reasons, trust, verdictsDataset } from '../core/judgement.js';
 import { laneName, parseLane } from '../core/lanes.js';
 import { isLive } from '../core/live.js';
+import { sendFile } from '../core/upload.js';
 import { exports, heat } from './votes.js';
 
 const EXAMPLE = 'What is the capital of France? => Paris\nWhat sound does a cow make? =~ (?i)moo\nTell me a story.';
 const percent = (value) => (value == null ? '–' : `${(value * 100).toFixed(0)} %`);
-// key, title, format, whether more is better, hint
-const COLUMNS = [['exact_match', t`Exact`, percent, true, t`Answers equal to the expected one`],
-  ['rouge_l', 'ROUGE-L', percent, true, t`Words in common with the expected answer, in its order`],
-  ['contains', t`Contains`, percent, true, t`Answers that contain the words of the expected one`],
-  ['number', t`Number`, percent, true, t`Answers whose last number is that of the expected one`],
-  ['pattern', t`Pattern`, percent, true, t`Answers that the regular expression matches`],
-  ['json', 'JSON', percent, true, t`Answers that are valid JSON`],
-  ['json_schema', t`Schema`, percent, true, t`Answers that fit the JSON schema`],
-  ['tokens', t`Tokens`, (v) => number(v, 3), false],
-  ['tokens_per_second', 'tok/s', (v) => number(v, 3), true],
-  ['first_token_seconds', t`First token`, (v) => (v == null ? '–' : `${number(v, 2)} s`), false],
-  ['errors', t`Errors`, count, false]];
+const FORMATS = { share: percent, s: (value) => (value == null ? '–' : `${number(value, 2)} s`) };
 
 export class Suites {
   constructor(page) {
@@ -29,10 +19,7 @@ export class Suites {
     this.cases = h('textarea', { rows: 6, label: t`Prompts of the suite`, placeholder: EXAMPLE,
       testid: 'suite-cases' });
     this.name = h('input', { label: t`Name of the suite`, placeholder: t`Name (optional)`, maxLength: 120 });
-    const file = h('input', { type: 'file', accept: '.txt,.jsonl', hidden: true, onchange: async () => {
-      const [picked] = file.files;
-      if (picked) { this.cases.value = await picked.text(); this.name.value ||= picked.name.replace(/\.\w+$/, ''); }
-    } });
+    const file = h('input', { type: 'file', hidden: true, testid: 'suite-file', onchange: () => this.take(file) });
     this.list = h('div.s-suites');
     this.answers = h('div.s-board');
     this.judged = h('div.s-board');
@@ -40,17 +27,39 @@ export class Suites {
     this.parts = [h('div.s-tab-head', h('h2', t`Prompt suites`), h('span.s-quiet',
       t`The same prompts to every lane, as a queued job; answers are scored against the expected ones.`)),
     h('div.s-suite-form', this.cases, h('div.s-tab-head', this.name,
-      button(t`From a file …`, () => file.click()), file, h('span.s-grow'),
+      this.read = button(t`From a file …`, () => file.click(), '',
+        { title: 'txt, csv, tsv, xlsx, json, jsonl, parquet' }), file, h('span.s-grow'),
       button(t`Run over all lanes`, () => this.run(), 's-primary', { testid: 'run-suite' })),
     this.hint), this.list, h('div.s-board', { testid: 'suite' }, this.answers, this.judged)];
   }
 
-  async show(element) {
+  explain() {
     const lanes = this.page.conversation.lanes.map(laneName).join('  ·  ');
     text(this.hint, t`One prompt per line. “prompt => answer” gives the expected answer, “prompt =~ pattern” a regular
       expression; or one JSON object per line, with prompt and expected, pattern or json_schema. Lanes: ${lanes}`);
+  }
+
+  async show(element) {
+    this.explain();
     element.replaceChildren(...this.parts);
     await this.refresh();
+  }
+
+  /** Put the prompts of a file, of any kind that Data reads, into the field. */
+  async take(file) {
+    const [picked] = file.files;
+    this.read.disabled = true;
+    try {
+      const path = await sendFile(picked, { onProgress: (words) => text(this.hint, words) });
+      const { cases, left_out: left } = await api('/api/do/suite', { file: path, check: true });
+      this.cases.value = cases.map(line).join('\n');
+      this.name.value ||= picked.name.replace(/\.\w+$/, '');
+      text(this.hint, t`${count(cases.length)} prompts of ${picked.name}, ${
+        count(cases.filter(expects).length)} with an expected answer. ${left.length
+        ? t`${left.length} rows are left out; line ${left[0].line}: ${left[0].text}` : ''}`);
+    } catch (error) { this.explain(); toast(error.message, 'error'); }
+    file.value = '';
+    this.read.disabled = false;
   }
 
   async run() {
@@ -114,12 +123,14 @@ export class Suites {
   }
 }
 
-/** Return a case as it is typed. */
-function line({ prompt, expected, pattern, json_schema: schema, before, tools }) {
-  if (schema || before?.length) {
-    return JSON.stringify({ prompt, expected, pattern, json_schema: schema, before, tools });
-  }
-  return pattern ? `${prompt} =~ ${pattern}` : expected ? `${prompt} => ${expected}` : prompt;
+const expects = (one) => one.expected || one.pattern || one.json_schema;
+
+/** Return a case as it is typed; as JSON where its parts could be read as others. */
+export function line(one) {
+  const { prompt, expected, pattern } = one, typed = pattern ? `${prompt} =~ ${pattern}`
+    : expected ? `${prompt} => ${expected}` : prompt;
+  return one.json_schema || one.before?.length || one.tools?.length || /\n|^\s*\{/.test(typed)
+    || typed.split(/ => | =~ /).length > 1 + Boolean(expected || pattern) ? JSON.stringify(one) : typed;
 }
 
 function judgement(found) {
@@ -137,12 +148,13 @@ function results(suite, reuse) {
     button(t`Use these prompts again`, () => reuse(cases), 's-tool'), h('span.s-grow'),
     exports(`suite-${suite.id}`));
   if (!suite.rows.length) return [head, quiet(suite.error ?? t`No answer yet.`)];
-  const shown = COLUMNS.filter(([key]) => suite.means.some((one) => one[key] != null));
+  const shown = suite.columns.filter(({ key }) => suite.means.some((one) => one[key] != null));
   const names = suite.lanes.map((lane) => laneName(parseLane(lane)));
-  const means = table([t`Lane`, ...shown.map(([, title, , , hint]) => h('th', { title: hint }, title))],
-    suite.means.map((one, i) => [names[i], ...shown.map(([key, , format, more]) =>
-      h('td', { class: `s-figure ${more && best(suite.means, key, one) ? 's-best' : ''}` }, format(one[key])))]));
-  const scored = suite.spec.cases.some((one) => one.expected || one.pattern || one.json_schema);
+  const means = table([t`Lane`, ...shown.map(({ title, hint }) => h('th', { title: hint }, title))],
+    suite.means.map((one, i) => [names[i], ...shown.map(({ key, unit }) => h('td', { class: `s-figure ${
+      (unit === 'share' || key === 'tokens_per_second') && best(suite.means, key, one) ? 's-best' : ''}` },
+    (FORMATS[unit] ?? ((value) => number(value, 3)))(one[key])))]));
+  const scored = suite.spec.cases.some(expects);
   const answers = table(['', t`Prompt`, t`Expected`, ...names], suite.rows.map((row) => [row.case + 1, row.prompt,
     row.expected ?? row.pattern ?? row.json_schema ?? '', ...row.answers.map(answer)]),
   { class: 's-table s-answers-table' });
