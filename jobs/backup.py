@@ -1,9 +1,10 @@
 """Back up the whole home into one tar file while everything runs; daily copies of the database.
 
 The tar holds `studio.db` (through SQLite's backup), every regular file of the home, and last a
-manifest with the size and SHA-256 of each member. Locks, sockets and secrets of `state/` are left
-out. A file that grows is stored as it was when it was opened; a checkpoint that is replaced
-meanwhile is incomplete, and its run skips it when it resumes, as after a power cut.
+manifest with the size and SHA-256 of each member. Of `state/` only what the user chose is kept: no
+locks, sockets, caches or secrets. A file that grows is stored as it was when it was opened; a
+checkpoint that is replaced meanwhile is incomplete, and its run skips it when it resumes, as after
+a power cut.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from studio.names import readable
 
 MANIFEST = "BACKUP.json"
 LEFT_OUT = frozenset({"state", "backups", "studio.db", "studio.db-wal", "studio.db-shm"})
+CHOSEN = ("model-folders.json", "offline")  # of `state/`
 TEMPORARY = (".tmp-", ".old-", ".probe-")
 DAILY_SECONDS, DAILY_KEPT = 86_400.0, 7
 VERSION = 1
@@ -156,6 +158,7 @@ def _files(home: Home) -> Iterator[Path]:
         for path in (Path(folder) / name for name in sorted(set(files) - passed)):
             if path.is_file() and not path.is_symlink():
                 yield path
+    yield from (path for name in CHOSEN if (path := home.state / name).is_file())
 
 
 class _HashingReader:

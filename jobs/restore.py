@@ -12,6 +12,7 @@ import shutil
 import sqlite3
 import tarfile
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -20,13 +21,16 @@ from jobs import supervisor
 from jobs.backup import MANIFEST, VERSION, refuse_too_large
 from jobs.database import damage
 from jobs.database_schema import unknown_migration
+from jobs.file_locks import FileLock
 from studio import atomic
 from studio.errors import HomeError
+from studio.home import MANIFEST as LIST
 from studio.home import Home, open_home
 
 SQLITE = b"SQLite format 3\x00"
 CHUNK_BYTES = 1 << 20
 MOST_MANIFEST_BYTES = 512 << 20
+MOST_TEXT_BYTES = 4 << 20  # of a file with paths in it
 
 
 def restore(home_path: Path, file: Path) -> dict[str, Any]:
@@ -45,11 +49,22 @@ def restore(home_path: Path, file: Path) -> dict[str, Any]:
             head = source.read(len(SQLITE))
     except OSError as error:
         raise HomeError(f"{file} cannot be read ({error.strerror}).") from None
-    if supervisor.living(Home(home_path)) is not None:
+    if supervisor.living(Home(home_path)) is not None or _runs(Home(home_path)):
         raise HomeError("This home is in use. `studio stop` ends what runs; then restore again.")
     if head == SQLITE:
         return _restore_database(open_home(home_path), file)
     return _restore_home(home_path, file)
+
+
+def _runs(home: Home) -> bool:
+    """Return True if a runner, which outlives its supervisor, writes into its run's folder."""
+    for path in home.runs.glob("*/.lock"):
+        lock = FileLock(path)
+        free = lock.acquire()
+        lock.close()
+        if not free:
+            return True
+    return False
 
 
 def _restore_database(home: Home, file: Path) -> dict[str, Any]:
@@ -57,11 +72,11 @@ def _restore_database(home: Home, file: Path) -> dict[str, Any]:
     refuse_too_large(home.path, file.stat().st_size)
     try:
         with (
-            closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as source,
+            closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as source,
             closing(sqlite3.connect(temporary)) as target,
         ):
             source.backup(target)
-        _adapt(temporary, home.path, home.path)
+        _adapt(temporary, [])
         before = home.path / f"studio.db.before-{time.strftime('%Y%m%d-%H%M%S')}"
         for end in ("", "-wal", "-shm"):  # the names by which SQLite finds an unmerged log
             if (home.path / f"studio.db{end}").exists():
@@ -79,7 +94,9 @@ def _restore_home(home_path: Path, file: Path) -> dict[str, Any]:
     temporary.mkdir(mode=0o700, parents=True)
     try:
         manifest = _unpack(file, temporary)
-        _adapt(temporary / "studio.db", Path(manifest["home"]), home_path)
+        moved = _moved_paths(str(manifest["home"]), home_path)
+        _adapt(temporary / "studio.db", moved)
+        _move_in_files(temporary, moved)
         before = _moved_aside(home_path)
         try:
             atomic.replace(temporary, home_path)
@@ -139,7 +156,7 @@ def _unpack(file: Path, target: Path) -> dict[str, Any]:
 
 def _is_inside(name: str) -> bool:
     path = PurePosixPath(name)
-    plain = "\\" not in name and ":" not in name and "\0" not in name
+    plain = "\0" not in name and (os.name != "nt" or not {"\\", ":"} & {*name})
     return plain and not path.is_absolute() and ".." not in path.parts and len(path.parts) > 0
 
 
@@ -157,7 +174,47 @@ def _copied(source: IO[bytes], place: Path, left: int) -> str:
     return digest.hexdigest()
 
 
-def _adapt(database: Path, old_home: Path, new_home: Path) -> None:
+def _moved_paths(old_home: str, new_home: Path) -> list[tuple[str, str]]:
+    """Return the beginnings of paths in the old home, as text and as JSON, with their new ones."""
+    if old_home == str(new_home):
+        return []
+    mark = "\\" if "\\" in old_home else "/"
+    old, new = f"{old_home}{mark}", f"{new_home}{os.sep}"
+    written: tuple[Callable[[str], str], ...] = (
+        str, lambda text: json.dumps(text)[1:-1],
+        lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    )  # fmt: skip
+    return list({write(old): write(new) for write in written}.items())
+
+
+def _move_in_files(folder: Path, moved: list[tuple[str, str]]) -> None:
+    """Move the paths in passports, configurations and specs, and keep their manifests true."""
+    for place, names, files in os.walk(folder) if moved else ():
+        if Path(place) == folder:
+            names[:] = [name for name in names if name != "datasets"]
+        for path in (Path(place) / name for name in files if name.endswith((".json", ".yaml"))):
+            before = path.read_bytes() if path.stat().st_size < MOST_TEXT_BYTES else b""
+            after = before
+            for old, new in moved:
+                after = after.replace(old.encode(), new.encode())
+            if after != before:
+                path.write_bytes(after)
+                _list_again(path, folder)
+
+
+def _list_again(path: Path, folder: Path) -> None:
+    """Correct a file's entry in the manifest of the published folder that it belongs to."""
+    for parent in path.parents:
+        name, listed = path.relative_to(parent).as_posix(), parent / LIST
+        if name in (entries := atomic.read_object(listed)):
+            content = path.read_bytes()
+            entries[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            listed.write_text(json.dumps(entries, indent=1), encoding="utf-8")
+        if parent == folder:
+            return
+
+
+def _adapt(database: Path, moved: list[tuple[str, str]]) -> None:
     """Check a restored database, mark its processes as dead, and move its paths to this home."""
     with closing(sqlite3.connect(database, isolation_level=None)) as db:
         if found := damage(db):
@@ -175,9 +232,8 @@ def _adapt(database: Path, old_home: Path, new_home: Path) -> None:
         db.execute("DELETE FROM processes")
         db.execute("DELETE FROM leases WHERE holder = 'chat'")
         db.execute(_OF_ANOTHER_BOOT)
-        old, new = json.dumps(f"{old_home}/")[1:-1], json.dumps(f"{new_home}/")[1:-1]
-        for statement in _MOVE_PATHS:
-            db.execute(statement, (old, new))
+        for migration, statement in _MOVE_PATHS:
+            db.executemany(statement, moved if migration in applied else ())
         db.execute("COMMIT")
     os.chmod(database, 0o600)
 
@@ -198,8 +254,15 @@ _OF_ANOTHER_BOOT = """
 UPDATE jobs SET boot_id = CASE WHEN pid IS NULL THEN NULL ELSE 'restored' END,
   owner = '1:0:restored' WHERE state IN ('starting', 'running', 'stopping')
 """
-_MOVE_PATHS = (
-    "UPDATE jobs SET result = replace(result, ?, ?)",
-    "UPDATE jobs SET spec = replace(spec, ?, ?)",
-    "UPDATE checkpoints SET path = replace(path, ?, ?)",
+_MOVE_PATHS = (  # with the migration that made the column
+    ("m001_create_jobs", "UPDATE jobs SET result = replace(result, ?, ?)"),
+    ("m001_create_jobs", "UPDATE jobs SET spec = replace(spec, ?, ?)"),
+    ("m002_create_measurements", "UPDATE checkpoints SET path = replace(path, ?, ?)"),
+    ("m003_create_library", "UPDATE matches SET lanes = replace(lanes, ?, ?)"),
+    ("m006_create_settings", "UPDATE settings SET value = replace(value, ?, ?)"),
+    ("m007_create_conversations", "UPDATE recipes SET model = replace(model, ?, ?)"),
+    ("m007_create_conversations", "UPDATE recipes SET stack = replace(stack, ?, ?)"),
+    ("m007_create_conversations", "UPDATE conversations SET lanes = replace(lanes, ?, ?)"),
+    ("m007_create_conversations", "UPDATE turns SET answers = replace(answers, ?, ?)"),
+    ("m007_create_conversations", "UPDATE matches SET answers = replace(answers, ?, ?)"),
 )

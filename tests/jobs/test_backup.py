@@ -15,14 +15,20 @@ from pathlib import Path
 import pytest
 
 from jobs import backup as backups
+from jobs import restore as restoring
+from jobs.adapter_recipes import Recipes
 from jobs.backup import MANIFEST, backup, copy_daily
 from jobs.claims import Claim
 from jobs.database import daily_copies
+from jobs.database_schema import STATEMENTS
+from jobs.file_locks import FileLock
 from jobs.job_queue import JobStore
 from jobs.restore import restore
 from jobs.run_curves import Progress
+from jobs.votes import Votes
 from studio.errors import DiskFull, HomeError
 from studio.home import Home, is_whole, open_home, publishing
+from studio.models import model_list
 from tests.jobs.conftest import a_spec, begin, run_one, start_supervisor, supervising, until
 
 
@@ -150,8 +156,8 @@ def named(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.T
 
 
 HOSTILE = [
-    named("../escape"), named("/etc/escape"), named("runs/../../escape"), named("a\\..\\b"),
-    named("C:/escape"), named("runs/link", tarfile.SYMTYPE, "/etc/passwd"),
+    named("../escape"), named("/etc/escape"), named("runs/../../escape"), 
+    named("runs/link", tarfile.SYMTYPE, "/etc/passwd"),
     named("runs/hard", tarfile.LNKTYPE, "studio.db"), named("pipe", tarfile.FIFOTYPE),
     named("device", tarfile.CHRTYPE), named("runs", tarfile.DIRTYPE),
 ]  # fmt: skip
@@ -163,6 +169,13 @@ def test_a_hostile_member_is_refused(tmp_path, info):
     with pytest.raises(HomeError, match="which a backup never holds"):
         restore(tmp_path / "home", file)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.tar"]
+
+
+@pytest.mark.parametrize("name", ["a\\..\\b", "C:/escape", "models/qwen:0.5b/x"])
+def test_a_colon_and_a_backslash_are_refused_where_they_mean_another_place(monkeypatch, name):
+    assert restoring._is_inside(name)
+    monkeypatch.setattr(os, "name", "nt")
+    assert not restoring._is_inside(name)
 
 
 def spoil(change: Callable[[bytearray], None]) -> Callable[[Path], None]:
@@ -212,6 +225,67 @@ def test_a_spoiled_backup_is_refused_and_changes_nothing(store, tmp_path, spoile
         restore(tmp_path / "other", file)
     assert not (tmp_path / "other").exists()
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_every_path_in_the_home_moves_with_it(tmp_path):
+    assert {migration for migration, _ in restoring._MOVE_PATHS} <= STATEMENTS.keys()
+    old, new = open_home(tmp_path / "Zoë's #1?%41 home"), tmp_path / "neu ü"
+    model = str(old.models / "qwen:0.5b")
+    (old.models / "qwen:0.5b").mkdir()
+    (old.models / "qwen:0.5b" / "config.json").write_text("{}")
+    with closing(JobStore(old)) as store:
+        claim = filled(store)
+        Recipes(store.database).save("mine", model, [{"name": model, "weight": 1}])
+        votes = Votes(store.database)
+        votes.cast(prompt="p", lanes=[model, f"starter~{old.adapters}/x:1"], winner=0)
+    adapter = old.run(claim.job) / "adapter"
+    with publishing(adapter) as temporary:
+        for ascii_only, name in ((True, "passport.json"), (False, "adapter_config.json")):
+            text = json.dumps({"base": model}, ensure_ascii=ascii_only)
+            (temporary / name).write_text(text, encoding="utf-8")
+    model_list.register(old, old.models)
+    (old.state / "offline").touch()
+    with sqlite3.connect(old.database) as db:
+        db.execute("UPDATE jobs SET spec = json_set(spec, '$.model.path', ?)", (model,))
+    backup(old, tmp_path / "b.tar")
+
+    restore(new, tmp_path / "b.tar")
+
+    moved = model.replace(str(old.path), str(new))
+    with closing(JobStore(open_home(new))) as store:
+        (point,) = store.checkpoints(claim.job)
+        assert point["path"].startswith(f"{new}/")
+        assert {job.spec["model"]["path"] for job in store.list()} == {moved}
+        (recipe,) = Recipes(store.database).list()
+        assert (recipe["model"], recipe["stack"][0]["name"]) == (moved, moved)
+        (match,) = Votes(store.database).matches()
+        assert str(match).count(str(new)) == 2 and str(old.path) not in str(match)
+    adapter = Home(new).run(claim.job) / "adapter"
+    for name in ("passport.json", "adapter_config.json"):
+        assert json.loads((adapter / name).read_text("utf-8")) == {"base": moved}
+    assert is_whole(adapter) and (Path(moved) / "config.json").is_file()
+    assert model_list.registered(Home(new)) == [str(new / "models")]
+    assert (new / "state" / "offline").is_file()
+
+
+def test_a_copy_of_a_database_is_found_under_any_name(home, tmp_path):
+    with closing(JobStore(home)) as store:
+        store.submit(a_spec(name="kept"))
+        copy = copy_daily(home, store.database, now=1_800_000_000.0)
+    odd = tmp_path / "copy #1?%41.db"
+    copy.rename(odd)
+    assert restore(home.path, odd)["files"] == 1
+    with closing(JobStore(home)) as store:
+        assert store.get("kept").state == "queued"
+
+
+def test_a_home_whose_runner_outlived_its_supervisor_is_in_use(store, tmp_path):
+    store.home.run(1).mkdir()
+    backup(store.home, tmp_path / "b.tar")
+    lock = FileLock(store.home.run(1) / ".lock")
+    with lock.held(timeout_seconds=1), pytest.raises(HomeError, match="in use"):
+        restore(store.home.path, tmp_path / "b.tar")
+    lock.close()
 
 
 def test_a_copy_of_a_time_when_the_clock_was_ahead_stops_no_later_one(store):
