@@ -86,7 +86,10 @@ def of_run(store: JobStore, job: Job) -> str:
 
 
 def _reading(store: JobStore, job: Job) -> Section | None:
-    found = [(one["title"], one["text"], one["remedy"]["title"]) for one in reading(store, job)]
+    found = [
+        (one["title"], one["text"], (one["remedy"] or {}).get("title", ""))
+        for one in reading(store, job)
+    ]
     head = (say("Sign"), say("Evidence"), say("Remedy"))
     rows = [[*map(say, one)] for one in found]
     return table(say("What the curves say"), head, rows) if rows else None
@@ -215,7 +218,8 @@ def _figures(job: Job) -> Section:
         say("Model"): (job.spec.get("model") or {}).get("path"), say("Method"): _method(job),
         say("Data"): (job.spec.get("data") or {}).get("path"),
         **{say(words): facts[key] for key, words in FIGURES.items()},
-        say("Rows trained on"): rows.get("kept"), say("Rows dropped"): rows.get("dropped"),
+        say("Rows trained on"): rows.get("trained", rows.get("kept")),
+        say("Rows held out"): rows.get("held_out"), say("Rows dropped"): rows.get("dropped"),
         say("Rows cut at the context"): rows.get("truncated"),
         say("Prompt tokens computed once for several answers"): shared and f"{shared:.0%}",
         say("Trainable parameters"): job.result.get("trainable_parameters"),

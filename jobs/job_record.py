@@ -137,7 +137,7 @@ def summary(job: Job) -> dict[str, Any]:
         "forgetting": (result.get("forgetting") or {}).get("forgetting"),
         "sources": result.get("sources"),
         "seconds_left": seconds_left(job),
-        "rows": {key: rows.get(key) for key in ("read", "kept", "dropped")},
+        "rows": {key: rows.get(key) for key in ("read", "kept", "dropped", "trained", "held_out")},
         "memory_bytes": job.memory_bytes or None,
         "waits": job.waits if job.state == "queued" else "",
         "error": {"kind": job.error_kind or "run", "text": job.error_text} if failed else None,

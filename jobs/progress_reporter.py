@@ -204,8 +204,9 @@ def exit_fenced() -> None:
 def _start_facts(event: training_events.Started) -> dict[str, Any]:
     return {
         "rows": {
-            "read": event.rows_read, "kept": event.rows_kept, "dropped": event.rows_dropped,
-            "truncated": event.rows_truncated,
+            name: getattr(event, f"rows_{name}") for name in (
+                "read", "kept", "dropped", "truncated", "trained", "held_out", "format"
+            )
         },
         **{key: getattr(event, key) for key in _STARTED},
         "training_since": time.time(),

@@ -1,5 +1,6 @@
 """Findings on the curves of a run, read from the database, with a command that mends each."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,15 @@ from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from studio.errors import SpecError
 from studio.spec import RunSpec
-from studio.training.curve_findings import EVAL_CURVES, STEP_CURVES, RunCurves, read
+from studio.training.curve_findings import Correction, RunCurves, read
+
+STEP_CURVES = (
+    "loss", "grad_norm", "rewards_chosen", "rewards_accuracies", "reward", "frac_reward_zero_std",
+)  # fmt: skip
+EVAL_CURVES = (
+    "eval_loss", "eval_rewards_accuracies", "answer_length", "answers_overrun", "answers_copied",
+    "answer_tokens",
+)  # fmt: skip
 
 MOST_POINTS = 4000
 """Points of a curve that are read; longer ones are read in equal strides."""
@@ -32,16 +41,40 @@ def reading(store: JobStore, job: Job) -> list[dict[str, Any]]:
         spec=spec, curves=found, total_steps=job.total_steps or job.step,
         rate=job.result.get("learning_rate") or spec.method.base_learning_rate,
         ended=job.state == "succeeded", diverged=job.error_kind == "diverged",
+        held_out=rows.get("held_out"), is_text=rows.get("format") == "text",
         rows_ended=job.result.get("rows_ended"), rows_truncated=rows.get("truncated") or 0,
         longer_chosen=0.5 if share is None else share,
         checkpoints=() if spec.method.trains_base
         else tuple(row["step"] for row in store.checkpoints(job.id)),
     )  # fmt: skip
-    return [one.as_dict() for one in read(run)]
+    return [one.as_dict() | {"queues": _queued(job, spec, one.remedy)} for one in read(run)]
 
 
-def command(job: Mapping[str, Any], remedy: Mapping[str, Any]) -> str:
-    """Return the command line of a remedy."""
+def _queued(job: Job, spec: RunSpec, remedy: Correction | None) -> dict[str, float] | None:
+    """Return the steps and seconds of the run that a remedy queues, at the pace of this one."""
+    total = job.total_steps or job.step
+    if remedy is None or remedy.action == "compare" or not total:
+        return None
+    values, args = remedy.values, spec.train
+    per_epoch = total * args.rows_per_step / args.num_train_epochs  # rows
+    if remedy.action == "extend":
+        steps = values.get("steps") or values["epochs"] * per_epoch / args.rows_per_step
+        rows = steps * args.rows_per_step
+    else:
+        again = spec.with_values(values).train
+        steps = again.max_steps if again.max_steps > 0 else (
+            again.num_train_epochs * per_epoch / again.rows_per_step
+        )  # fmt: skip
+        rows = steps * again.rows_per_step
+    first = job.result.get("training_from_step", 0) if job.attempt == 1 else 0  # its parent's steps
+    own, seconds = max(1, job.step - first) * args.rows_per_step, job.result.get("seconds")
+    return {"steps": math.ceil(steps), "seconds": seconds and rows * seconds / own}
+
+
+def command(job: Mapping[str, Any], remedy: Mapping[str, Any] | None) -> str:
+    """Return the command line of a remedy; empty without one."""
+    if remedy is None:
+        return ""
     number, values = job["id"], remedy["values"]
     if remedy["action"] == "compare":
         model = job["spec"]["model"]["path"]

@@ -9,23 +9,30 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from studio.errors import InputError, nearest
+from studio.spec import DataSource
+from studio.train_args import TrainArgs
 
 TemplateFormat = Literal["xlsx", "csv", "jsonl"]
 CHATS = ("messages", "sharegpt", "alpaca", "prompt_completion", "question_answer")
-FEW_ROWS, MANY_ROWS = 200, 5000
+MANY_ROWS = 5000
+ENOUGH_STEPS = 130
+"""Optimizer steps that a guided run aims at, at least, within the most epochs of its goal."""
+LEAST_HELD_OUT = 8
+"""Held-out rows from which a loss on them chooses between checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Goal:
     """One goal; `rows` are the least, the usual and the most rows that help.
 
-    `settings` are values with their reasons, `chats` says that the model should have learned to
-    chat, and `examples` fill the template file.
+    `epochs` are the usual and the most; `settings` are values with their reasons, `chats` says that
+    the model should have learned to chat, and `examples` fill the template file.
     """
 
     name: str
@@ -35,6 +42,7 @@ class Goal:
     rows: tuple[int, int, int]
     formats: tuple[str, ...]
     examples: tuple[Mapping[str, str], ...]
+    epochs: tuple[int, int] = (3, 20)
     settings: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     chats: bool = True
 
@@ -102,7 +110,7 @@ GOALS = (
         about="It learns from pairs: this answer is better than that one.",
         needs="A prompt, a better and a worse answer, in each row. The answers differ in what "
         "matters to you, not in their length alone.",
-        rows=(200, 1000, 20_000), formats=("preference", "scored"),
+        rows=(200, 1000, 20_000), formats=("preference", "scored"), epochs=(1, 3),
         examples=_rows(
             "prompt chosen rejected",
             ("Explain rain to a child.", "Clouds are full of tiny drops. When they grow heavy, "
@@ -113,7 +121,6 @@ GOALS = (
         ),
         settings={
             "train.loss": ("dpo", "DPO raises the better answer above the worse one."),
-            "train.num_train_epochs": (1, "Pairs are learned fast, and then overdone."),
         },
     ),
     Goal(
@@ -121,7 +128,7 @@ GOALS = (
         about="It writes on in the style of your documents, without questions.",
         needs="One document or chapter in each row, or plain .txt and .md files. 100 pages are a "
         "beginning.",
-        rows=(20, 200, 100_000), formats=("text",), chats=False,
+        rows=(20, 200, 100_000), formats=("text",), chats=False, epochs=(3, 6),
         examples=_rows(
             "text",
             ("The lighthouse had not been lit for years. Still, on the first night of winter, "
@@ -161,14 +168,34 @@ def settings(chosen: Goal, rows: int, method: str = "lora") -> dict[str, tuple[A
     if method == "qlora":
         why = "As LoRA, over a base in 4 bit: without that it does not fit into memory here."
     found: dict[str, tuple[Any, str]] = {"method.name": (method, why)}
-    if rows and rows < FEW_ROWS:
-        reason = f"{rows:,} rows are few: more passes give enough steps to learn from."
-        found["train.num_train_epochs"] = (6, reason)
-    elif rows > MANY_ROWS:
-        found["train.num_train_epochs"] = (1, f"One pass over {rows:,} rows is enough.")
-    else:
-        found["train.num_train_epochs"] = (3, "Three passes learn without memorising, as a rule.")
-    return found | dict(chosen.settings)
+    found["train.num_train_epochs"] = _epochs(chosen, rows)
+    found |= chosen.settings
+    if 0 < rows * DataSource().validation_fraction < LEAST_HELD_OUT:
+        found.pop("train.load_best_model_at_end", None)  # a choice by a few rows is chance
+    return found
+
+
+def _epochs(chosen: Goal, rows: int) -> tuple[int, str]:
+    """Return the epochs that make enough optimizer steps, and the reason."""
+    usual, most = chosen.epochs
+    if rows > MANY_ROWS:
+        return 1, f"One pass over {rows:,} rows is enough."
+    batch = TrainArgs().rows_per_step
+    epochs = min(most, max(usual, math.ceil(ENOUGH_STEPS * batch / rows))) if rows else usual
+    if epochs == usual == 1:
+        return 1, "Pairs are learned fast, and then overdone."
+    if epochs == usual:
+        return usual, "Three passes learn without memorising, as a rule."
+    steps = math.ceil(rows * epochs / batch)
+    if steps < ENOUGH_STEPS:
+        return (
+            epochs,
+            f"{rows:,} rows are few: {epochs} passes, about {steps} steps, are the most that help.",
+        )
+    return (
+        epochs,
+        f"{rows:,} rows are few: {epochs} passes make about {steps} steps, enough to learn from.",
+    )
 
 
 def verdict(chosen: Goal, rows: int, row_format: str) -> tuple[bool, str]:

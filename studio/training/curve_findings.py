@@ -16,11 +16,12 @@ from statistics import fmean, pstdev
 from typing import Any, Literal
 
 from studio.evaluation.answer_scores import weights_in
+from studio.goals import ENOUGH_STEPS, LEAST_HELD_OUT
 from studio.spec import RunSpec
 from studio.training.objectives import needs_reference
 
 LEAST_STEPS = 20
-"""Shorter runs are not read."""
+"""Of shorter runs only the number of steps is read."""
 PART = 0.1
 """A level is the mean of a tenth of the steps; noise is its standard error."""
 CLEAR = 4.0
@@ -31,6 +32,8 @@ WORSE, LEAST_WORSE, LEAST_AFTER = 0.05, 0.02, 2
 """Memorises: rise of the held-out loss above its minimum, and evaluations since."""
 STILL, OF_ALL, LATE = 0.03, 0.05, 0.8
 """Not finished: fall of the held-out loss after this part of the run, relative and of all falls."""
+SHORT, LEARNED_LOSS = 100, 1.0
+"""Not finished: steps of a short run, and the training loss (nats per token) that is too high."""
 FLAT, HELD_FLAT, LEAST_LOSS, NO_GRADIENT = 0.05, 0.02, 0.05, 1e-7
 """Learned nothing: largest relative change of the training loss, noise included, and of the
 held-out loss; the loss above which it counts; a zero gradient."""
@@ -52,14 +55,6 @@ SMOOTHING = 0.9
 HOTTER, LEARNED = 1.5, 0.9
 """Rewards: factor on the temperature, and the share of the best reward that is enough."""
 
-STEP_CURVES = (
-    "loss", "grad_norm", "rewards_chosen", "rewards_accuracies", "reward", "frac_reward_zero_std",
-)  # fmt: skip
-EVAL_CURVES = (
-    "eval_loss", "eval_rewards_accuracies", "answer_length", "answers_overrun", "answers_copied",
-    "answer_tokens",
-)  # fmt: skip
-
 Points = Sequence[tuple[int, float]]
 
 
@@ -79,7 +74,7 @@ class Finding:
     rule: str
     title: str
     text: str
-    remedy: Correction
+    remedy: Correction | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -90,9 +85,10 @@ class Finding:
 class RunCurves:
     """Curves of a run as points (step, value), and the facts that the rules read.
 
-    `rate` is the peak learning rate; `rows_ended` the fraction of the sampled rows whose own answer
-    trains an end of turn; `longer_chosen` that of the pairs whose chosen answer is the longer one;
-    `checkpoints` are the steps on disk.
+    `rate` is the peak learning rate; `held_out` the number of held-out rows, None if not known;
+    `is_text` says that the rows are texts without questions; `rows_ended` is the fraction of the
+    sampled rows whose own answer trains an end of turn; `longer_chosen` that of the pairs whose
+    chosen answer is the longer one; `checkpoints` are the steps on disk.
     """
 
     spec: RunSpec
@@ -101,6 +97,8 @@ class RunCurves:
     rate: float
     ended: bool = True
     diverged: bool = False
+    held_out: int | None = None
+    is_text: bool = False
     rows_ended: float | None = None
     rows_truncated: int = 0
     longer_chosen: float = 0.5
@@ -138,7 +136,7 @@ def read(run: RunCurves) -> list[Finding]:
         rules = RUNNING_RULES + (ENDED_RULES if run.ended else ())
         rules = (no_signal,) if run.spec.train.loss == "grpo" else rules
         return [found for rule in rules if (found := rule(run))]
-    return []
+    return [found] if run.ended and (found := too_short(run)) else []
 
 
 # -- losses ----------------------------------------------------------------------------------------
@@ -179,6 +177,14 @@ def memorises(run: RunCurves) -> Finding | None:
     before = [level for step, level, _ in run.parts if step <= best_step] or [run.parts[0][1]]
     if run.parts[-1][1] > before[-1]:
         return None
+    if run.held_out is not None and run.held_out < LEAST_HELD_OUT:
+        s = "s" if run.held_out > 1 else ""
+        return Finding(
+            rule="few_held_out", title=f"The held-out loss rests on {run.held_out} row{s}",
+            text=f"It was lowest at step {best_step} ({best:.3g}), now {since[-1]:.3g}: "
+            f"fewer than {LEAST_HELD_OUT} rows are no evidence that the run memorises: ask "
+            "questions of your own on Compare.",
+        )  # fmt: skip
     near = min(run.checkpoints, key=lambda step: abs(step - best_step), default=None)
     interval = held[1][0] - held[0][0]
     if near is not None and abs(near - best_step) <= interval:
@@ -192,10 +198,25 @@ def memorises(run: RunCurves) -> Finding | None:
     )  # fmt: skip
 
 
+def too_short(run: RunCurves) -> Finding | None:
+    """Find a high training loss after few steps; that of plain texts is high for good."""
+    steps, sft = run.total_steps, run.spec.train.loss == "sft"
+    if steps >= SHORT or run.is_text or not sft or not run.parts:
+        return None
+    if (loss := run.parts[-1][1]) <= LEARNED_LOSS or learned_nothing(run):
+        return None
+    return Finding(
+        rule="too_short", title="It has not finished learning",
+        text=f"After {steps} steps the training loss is {loss:.2g}: a wanted token has a chance of "
+        f"{math.exp(-loss):.0%} on average. Runs on few rows need {ENOUGH_STEPS} steps or more.",
+        remedy=_longer(run, max(ENOUGH_STEPS - steps, steps // 2)),
+    )  # fmt: skip
+
+
 def unfinished(run: RunCurves) -> Finding | None:
     """Find a held-out loss that still falls at the end, where a schedule has lowered the rate."""
     held, total = run.points("eval_loss"), run.total_steps
-    if len(held) < 5 or held[-1][0] < 0.95 * total:
+    if len(held) < 5 or held[-1][0] < 0.95 * total or too_short(run):
         return None
     then = [value for step, value in held if step <= LATE * total]
     if not then or held[-1][1] > min(value for _, value in held):
@@ -203,18 +224,8 @@ def unfinished(run: RunCurves) -> Finding | None:
     fall = then[-1] - held[-1][1]
     if fall < max(STILL * then[-1], OF_ALL * (held[0][1] - held[-1][1])):
         return None
-    args = run.spec.train
-    name, own, more = "train.num_train_epochs", args.num_train_epochs, args.num_train_epochs / 2
-    if args.max_steps > 0:
-        name, own, more = "train.max_steps", total, total / 2
-    unit, added = name.rpartition("_")[2], max(1, round(more))
-    if run.checkpoints:
-        title = f"Train {added} {unit if added > 1 else unit[:-1]} more"
-        remedy = Correction(title=title, action="extend", values={unit: added})
-    else:
-        remedy = _again({name: own + added}, f"for {own + added:g} {unit}")
     return Finding(
-        rule="unfinished", title="It has not finished learning", remedy=remedy,
+        rule="unfinished", title="It has not finished learning", remedy=_longer(run, total / 2),
         text=f"The held-out loss still fell from {then[-1]:.3g} to {held[-1][1]:.3g} in the last "
         "fifth of the run.",
     )  # fmt: skip
@@ -288,10 +299,10 @@ def noise(run: RunCurves) -> Finding | None:
 def never_ends(run: RunCurves) -> Finding | None:
     """Find answers that run on where the rows' own have ended."""
     last = [value for _, value in run.points("answers_overrun")][-2:]
-    if not last or min(last) < MOST_SAMPLES:
+    if not last or (min(last) < MOST_SAMPLES and last[-1] < 1):
         return None
     data, args, method = run.spec.data, run.spec.train, run.spec.method
-    text = f"{last[-1]:.0%} of the sample answers are twice as long as the rows' own and go on"
+    text = f"{last[-1]:.0%} of the sample answers are far longer than the rows' own and go on"
     if run.rows_ended is not None and run.rows_ended < 0.5:
         text += ": these rows train no end of turn"
         if run.rows_truncated:
@@ -302,13 +313,8 @@ def never_ends(run: RunCurves) -> Finding | None:
     elif args.learning_rate != "auto" and run.rate > method.largest_learning_rate:
         text += f": the learning rate of {run.rate:.2g} is high for {method.title}"
         remedy = _again({"train.learning_rate": "auto"}, "at the automatic rate")
-    elif args.max_steps > 0:
-        remedy = Correction(
-            title="Train longer", action="extend", values={"steps": run.total_steps}
-        )
     else:
-        epochs = max(1, round(args.num_train_epochs))
-        remedy = Correction(title="Train longer", action="extend", values={"epochs": epochs})
+        remedy = _longer(run, run.total_steps)
     return Finding(rule="never_ends", title="Answers do not end", text=text + ".", remedy=remedy)
 
 
@@ -461,8 +467,22 @@ def no_signal(run: RunCurves) -> Finding | None:
 
 RUNNING_RULES: tuple[Rule, ...] = (memorises, unlearns, too_easy)
 ENDED_RULES: tuple[Rule, ...] = (
-    learned_nothing, never_ends, ends_early, copies_prompts, drifts, grows, unfinished, noise
+    learned_nothing, never_ends, ends_early, copies_prompts, drifts, grows, too_short, unfinished,
+    noise,
 )  # fmt: skip
+
+
+def _longer(run: RunCurves, steps: float) -> Correction:
+    """Return the remedy that trains longer, anew where no checkpoint is left."""
+    args = run.spec.train
+    name, own = "train.num_train_epochs", args.num_train_epochs
+    if args.max_steps > 0:
+        name, own = "train.max_steps", run.total_steps
+    unit, added = name.rpartition("_")[2], max(1, round(steps * own / run.total_steps))
+    if not run.checkpoints:
+        return _again({name: own + added}, f"for {own + added:g} {unit}")
+    title = f"Train {added} {unit if added > 1 else unit[:-1]} more"
+    return Correction(title=title, action="extend", values={unit: added})
 
 
 def _again(values: dict[str, Any], how: str = "at a quarter of the rate") -> Correction:

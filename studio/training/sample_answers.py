@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from studio.chat.decoding import Batch, shares_passes
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from studio.training.batching import TokenRow
     from studio.training.training_session import Session
 
-MAX_NEW_TOKENS, MAX_PROMPT_TOKENS = 48, 512
+MAX_NEW_TOKENS, MAX_OF_LONG, MAX_PROMPT_TOKENS = 48, 128, 512
 MIN_SECONDS, FULL_LENGTH_SECONDS = 1.0, 15.0
 TIME_FRACTION = 0.1
 LEAST_COPY = 8  # tokens in a row
@@ -37,12 +37,16 @@ MIN_QUESTIONS, MAX_WANTED_TOKENS = 3, 256
 
 @dataclass(frozen=True, slots=True)
 class SamplePrompt:
-    """A prompt as token ids and as text, and the row's own answer without its end of turn."""
+    """A prompt as token ids and as text, and the row's own answer without its end of turn.
+
+    `limit` is the most tokens of an answer: up to twice the row's own, so that a missing end shows.
+    """
 
     ids: tuple[int, ...]
     text: str
     own: tuple[int, ...] = ()
     own_ended: bool = False
+    limit: int = MAX_NEW_TOKENS
 
 
 class PromptSampler:
@@ -74,7 +78,8 @@ class PromptSampler:
         )
         answers = greedy(
             session.backbone, [prompt.ids for prompt in self.prompts],
-            device=session.loaded.device, stop_ids=self.stop_ids, max_new_tokens=MAX_NEW_TOKENS,
+            device=session.loaded.device, stop_ids=self.stop_ids,
+            limits=[prompt.limit for prompt in self.prompts],
             seconds=math.inf if session.spec.train.fsdp else seconds,  # ranks must stop together
         )  # fmt: skip
         mean = sum(len(ids) for ids, _ in answers) / len(answers)
@@ -132,8 +137,10 @@ def unique(prompts: Iterable[SamplePrompt], room: int) -> list[SamplePrompt]:
     """Return the prompts that leave room for an answer, each text once."""
     found: dict[str, SamplePrompt] = {}
     for prompt in prompts:
-        if len(prompt.ids) + MAX_NEW_TOKENS <= room:
-            found.setdefault(prompt.text, prompt)
+        left, wanted = room - len(prompt.ids), min(MAX_OF_LONG, 2 * len(prompt.own))
+        if left >= MAX_NEW_TOKENS:
+            limit = min(left, max(MAX_NEW_TOKENS, wanted))
+            found.setdefault(prompt.text, replace(prompt, limit=limit))
     return list(found.values())
 
 
@@ -169,13 +176,12 @@ def compared(
     lengths, own_lengths, overrun, copied = [], [], 0, 0
     for prompt, (ids, ended) in zip(prompts, answers, strict=True):
         own = len(prompt.own)
-        overrun += not ended and prompt.own_ended and len(ids) >= max(2 * own, own + LEAST_COPY)
+        overrun += not ended and len(ids) >= max(own + LEAST_COPY, min(2 * own, prompt.limit))
         copied += copies(ids, prompt.ids) and not copies(prompt.own, prompt.ids)
         lengths.append(len(ids))
-        own_lengths.append(min(own, MAX_NEW_TOKENS))
+        own_lengths.append(min(own, prompt.limit))
     cut = any(  # by the time, so that the length is not known
-        not ended and len(ids) < min(own, MAX_NEW_TOKENS)
-        for (ids, ended), own in zip(answers, own_lengths, strict=True)
+        not ended and len(ids) < own for (ids, ended), own in zip(answers, own_lengths, strict=True)
     )
     return Answered(
         step=step,
@@ -199,12 +205,12 @@ def copies(answer: Sequence[int], prompt: Sequence[int]) -> bool:
 
 def greedy(
     backbone: Backbone, prompts: Sequence[Sequence[int]], *, device: torch.device,
-    stop_ids: Collection[int], max_new_tokens: int, seconds: float = math.inf,
+    stop_ids: Collection[int], limits: Sequence[int], seconds: float = math.inf,
 ) -> list[tuple[list[int], bool]]:  # fmt: skip
     """Return each prompt's greedy continuation, and whether it reached a stop token."""
     found = continuations(
         backbone, prompts, [[Sampling()]] * len(prompts), device=device, stop_ids=stop_ids,
-        limits=[max_new_tokens] * len(prompts), seconds=seconds,
+        limits=limits, seconds=seconds,
     )  # fmt: skip
     return [(one.ids, one.stop is not None) for one in found]
 

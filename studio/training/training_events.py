@@ -34,7 +34,8 @@ class Working(Event):
 class Started(Event):
     """Everything is loaded; the next event is the first step (or the first after `step`).
 
-    `longer_chosen` is the fraction of the pairs whose chosen answer is the longer one.
+    `rows_read` to `rows_dropped` are rows of the file, `rows_trained` and `rows_held_out` what they
+    became; `longer_chosen` is the fraction of the pairs whose chosen answer is the longer one.
     """
 
     total_steps: int
@@ -47,6 +48,9 @@ class Started(Event):
     rows_kept: int
     rows_dropped: int
     rows_truncated: int = 0
+    rows_trained: int | None = None
+    rows_held_out: int | None = None
+    rows_format: str = ""
     longer_chosen: float | None = None
 
 
@@ -136,9 +140,9 @@ class Answered(Event):
     """The sample answers beside the rows' own answers to the same prompts; None if not comparable.
 
     `answer_length` is their length relative to the rows', both up to the samples' maximum;
-    `answers_overrun` and `answers_copied` are the fractions that run on past twice the row's own
-    answer, and that repeat the prompt where the row's does not. `rows_ended` is the fraction of the
-    rows whose own answer trains an end of turn.
+    `answers_overrun` and `answers_copied` are the fractions that run on without an end, past twice
+    the row's own answer or to their limit, and that repeat the prompt where the row's does not.
+    `rows_ended` is the fraction of the rows whose own answer trains an end of turn.
     """
 
     answer_length: float | None = None

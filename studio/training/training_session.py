@@ -439,5 +439,8 @@ class Session:
             rows_kept=report.rows.kept,
             rows_dropped=report.rows.dropped,
             rows_truncated=report.truncated,
+            rows_trained=report.train_examples,
+            rows_held_out=report.validation_examples,
+            rows_format=report.format,
             longer_chosen=self.preference.longer_chosen if self.preference else None,
         )

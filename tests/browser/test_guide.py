@@ -63,7 +63,7 @@ def test_from_what_one_wants_to_a_filled_form(page, studio):
     expect(dialog).to_be_hidden()
     expect(page.locator("#field-data-path-input")).to_have_value("letters")
     assert fields_of(page) == {
-        "data-path": "letters", "train-num_train_epochs": "6", "method-r": "8",
+        "data-path": "letters", "train-num_train_epochs": "7", "method-r": "8",
     }  # fmt: skip
     expect(page.get_by_test_id("says")).to_contain_text("of letters")
 
@@ -90,7 +90,12 @@ def test_what_the_curves_say_has_a_button_that_mends_it(page, studio):
     reading = page.get_by_test_id("reading")
     expect(reading).to_contain_text("lowest at step 40")
     reading.get_by_role("button", name="Train again and keep the best checkpoint").click()
-    expect(page.get_by_text("Queued as “")).to_be_visible()
+    asks = page.get_by_role("dialog", name="Train again and keep the best checkpoint")
+    expect(asks).to_contain_text("A run of 100 steps is queued")
+    with closing(JobStore(open_home(studio.home))) as store:
+        assert store.list(limit=1)[0].id == job
+    asks.get_by_role("button", name="Queue it").click()
+    page.wait_for_url(lambda address: not address.endswith(f"run={job}"))
     with closing(JobStore(open_home(studio.home))) as store:
         made = store.list(limit=1)[0]
         assert made.parent == job and made.spec["train"]["load_best_model_at_end"]

@@ -2,7 +2,7 @@ import './dom_stub.js';
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-const { asked, readAt } = await import('../../ui/assets/runs/reading.js');
+const { asked, calmWords, queuedWords, readAt } = await import('../../ui/assets/runs/reading.js');
 
 test('a remedy becomes the arguments of its action', () => {
   assert.deepEqual(asked({ action: 'duplicate', values: { 'train.learning_rate': 0.001, 'data.max_length': 64 } }),
@@ -14,6 +14,13 @@ test('a running run is read ten times, an ended one once', () => {
   const at = (step, state = 'running') => readAt({ id: 1, state, step, total_steps: 100 });
   assert.equal(new Set([...Array(100).keys()].map((step) => at(step))).size, 10);
   assert.equal(at(10, 'succeeded'), at(20, 'succeeded'));
+});
+
+test('what is queued, and few held-out rows, are said', () => {
+  assert.match(queuedWords({ steps: 133, seconds: 90 }), /133 steps is queued, about 1:30.min/);
+  assert.match(queuedWords({ steps: 133, seconds: null }), /133 steps is queued\.$/);
+  assert.match(calmWords(3), /rests on 3 rows/);
+  assert.doesNotMatch(calmWords(8) + calmWords(null), /rests/);
 });
 
 const { modelWords, planWords } = await import('../../ui/assets/train/guide.js');

@@ -21,13 +21,34 @@ def test_a_template_is_read_as_what_its_goal_needs(tmp_path, goal, kind):
 
 @pytest.mark.parametrize("goal", goals.GOALS, ids=lambda one: one.name)
 def test_settings_are_valid_and_each_has_a_reason(goal):
-    for rows, epochs in ((0, 3), (50, 6), (1000, 3), (9000, 1)):
+    usual, most = goal.epochs
+    for rows, epochs in (
+        (0, usual),
+        (60, min(18, most)),
+        (1000, max(usual, min(most, 2))),
+        (9000, 1),
+    ):
         found = goals.settings(goal, rows)
         spec = RunSpec().with_values({name: value for name, (value, _) in found.items()})
         assert all(reason.endswith(".") for _, reason in found.values())
-        assert spec.train.num_train_epochs == (1 if goal.name == "prefer" else epochs)
+        assert spec.train.num_train_epochs == epochs
     quantized = goals.settings(goal, 0, "qlora")
     assert RunSpec().with_values({"method.name": quantized["method.name"][0]}).model.quantization
+
+
+def test_few_rows_get_epochs_for_enough_steps_up_to_a_maximum():
+    chosen = goals.goal("answers")
+    epochs, reason = goals.settings(chosen, 60)["train.num_train_epochs"]
+    assert (epochs, "18 passes make about 135 steps" in reason) == (18, True)
+    epochs, reason = goals.settings(chosen, 16)["train.num_train_epochs"]
+    assert (epochs, "20 passes, about 40 steps, are the most" in reason) == (20, True)
+
+
+def test_the_best_checkpoint_is_kept_only_where_enough_rows_choose_it():
+    labels = goals.goal("classify")
+    kept = [rows for rows in (0, 100, 150, 160) if "train.load_best_model_at_end" in goals.settings(
+        labels, rows)]  # fmt: skip
+    assert kept == [0, 160]
 
 
 def test_rows_of_another_kind_name_the_goal_they_fit():

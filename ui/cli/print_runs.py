@@ -214,7 +214,9 @@ def run(job: Mapping[str, Any]) -> None:
     print(f"  adapter    {job['adapter'] or '–'}")
     print(f"  folder     {job['folder']}")
     for one in job["reading"]:
-        print(f"  {say(one['title'])}: {say(one['text'])}\n    {command(job, one['remedy'])}")
+        print(
+            f"  {say(one['title'])}: {say(one['text'])}\n    {command(job, one['remedy'])}".rstrip()
+        )
     for event in job["history"]:
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
         print(f"  {moment}  {event['state']:12} {event['why']}")

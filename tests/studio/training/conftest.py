@@ -43,6 +43,9 @@ class Rows:
     report: Any = field(
         default_factory=lambda: SimpleNamespace(
             rows=SimpleNamespace(read=24, kept=24, dropped=0),
+            train_examples=20,
+            validation_examples=4,
+            format="messages",
             truncated=0,
             overlap=0,
             model_dump=lambda mode: {"read": 24},

@@ -59,6 +59,10 @@ SOUND_RUNS = {
         3.5, 1.07, 0.62, 0.52, 0.49, 0.46, 0.41, 0.386, 0.342, 0.340)},
     "no evaluation": {"eval_loss": []},
     "a short run": {"losses": [1.0] * 15},
+    "few steps that learned": {"losses": falling(0.2)[:60], "eval_loss": [],
+                               "facts": {"total_steps": 60}},
+    "few steps over plain texts": {"losses": falling(2.5)[:60], "eval_loss": [],
+                                   "facts": {"total_steps": 60, "is_text": True}},
     "answers as long as the rows'": {"answer_length": late(1.1), "answers_overrun": late(0.0),
                                      "answers_copied": late(0.0)},
     "answers that end in the end": {"answers_overrun": late(1.0, 0.0)},
@@ -98,6 +102,12 @@ SICK_RUNS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
     ("memorises", {"eval_loss": RISEN, "facts": {"ended": False}},
      "risen", "duplicate", {"train.load_best_model_at_end": True}),
     ("unfinished", {"eval_loss": STILL}, "from 1.1 to 0.9", "extend", {"epochs": 2}),
+    ("too_short", {"losses": falling(1.5)[:40], "eval_loss": [], "facts": {"total_steps": 40},
+                    "spec": {"train.num_train_epochs": 6}}, "the training loss is 1.6: a wanted "
+     "token has a chance of 20%", "extend", {"epochs": 14}),
+    ("too_short", {"losses": falling(1.5)[:12], "eval_loss": [], "facts": {
+        "total_steps": 12, "checkpoints": ()}, "spec": {"train.max_steps": 12}}, "After 12 steps",
+     "duplicate", {"train.max_steps": 130}),
     ("unfinished", {"eval_loss": STILL, "spec": {"train.max_steps": 100}}, "still fell", "extend",
      {"steps": 50}),
     ("learned_nothing", {"losses": FLAT, "eval_loss": late(1.5)}, "1.5 after 1.5", "duplicate",
@@ -120,6 +130,9 @@ SICK_RUNS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
      "no end of turn", "duplicate", {"data.chat_template": "chatml"}),
     ("never_ends", {"answers_overrun": late(1.0), "facts": {"rows_ended": 1.0}},
      "100% of the sample answers", "extend", {"epochs": 3}),
+    ("never_ends", {"answers_overrun": late(0.0, 1.0), "facts": {"rows_ended": 1.0,
+                                                                 "checkpoints": ()}},
+     "and go on", "duplicate", {"train.num_train_epochs": 6}),
     ("never_ends", {"answers_overrun": late(1.0), "spec": {"train.learning_rate": 0.3},
                     "facts": {"rate": 0.3}}, "0.3 is high for LoRA", "duplicate",
      {"train.learning_rate": "auto"}),
@@ -150,6 +163,15 @@ def test_each_sign_is_found_with_the_change_that_mends_it(rule, sick, words, act
     assert (found.remedy.action, found.remedy.values) == (action, values)
     if action == "duplicate":
         RunSpec().with_values(sick.get("spec", {})).with_values(values)
+
+
+@pytest.mark.parametrize(
+    ("rows", "rule"), [(3, "few_held_out"), (8, "memorises"), (None, "memorises")]
+)
+def test_a_few_held_out_rows_are_no_evidence_that_a_run_memorises(rows, rule):
+    (found,) = read(run(eval_loss=RISEN, facts={"held_out": rows}))
+    assert found.rule == rule and (found.remedy is None) == (rule == "few_held_out")
+    assert rows != 3 or found.title == "The held-out loss rests on 3 rows"
 
 
 FALLS = {  # slowly; within the first steps
@@ -186,6 +208,11 @@ def test_sample_answers_are_compared_with_those_of_their_rows():
     found = compared(7, [prompt] * 2, [([60, 61], True), (list(range(4, 16)), False)])
     assert (found.step, found.answer_length) == (7, 14 / 8)
     assert (found.answers_overrun, found.answers_copied, found.rows_ended) == (0.5, 0.5, 1.0)
+    long = SamplePrompt(tuple(range(20)), "q", own=tuple(range(41)), limit=82)
+    overrun = [compared(7, [long], [([9] * n, False)]).answers_overrun for n in (50, 82)]
+    assert overrun == [0, 1]  # only at its limit
+    mute = SamplePrompt(tuple(range(20)), "q", own=(50, 51), own_ended=False)
+    assert compared(7, [mute], [([9] * 48, False)]).answers_overrun == 1  # no end is trained
     cut = compared(7, [prompt], [([60, 61], False)])  # by the time
     assert cut.answer_length is None and cut.answers_overrun == 0
 

@@ -33,7 +33,7 @@ def test_greedy_answers_are_those_of_one_by_one_decoding_and_end_at_a_stop_token
     own = make_session()
     own.step()
     prompts = [[5, 8, 11], [7], [20, 23, 26, 29, 32]]
-    usual = {"device": torch.device("cpu"), "max_new_tokens": 6}
+    usual = {"device": torch.device("cpu"), "limits": [6] * len(prompts)}
     answers = greedy(own.backbone, prompts, stop_ids=(), **usual)
     for prompt, (ids, ended) in zip(prompts, answers, strict=True):
         row = list(prompt)
@@ -43,6 +43,7 @@ def test_greedy_answers_are_those_of_one_by_one_decoding_and_end_at_a_stop_token
         assert ids == row[len(prompt) :]
         assert not ended
     ids = answers[0][0]
+    usual["limits"] = [6]
     ((short, ended),) = greedy(own.backbone, prompts[:1], stop_ids=(ids[2],), **usual)
     assert (short, ended) == (ids[: ids.index(ids[2])], True)
 

@@ -1,9 +1,11 @@
 // What the curves of a run say, under its figures: each finding with the one button that mends it.
 
-import { actOn, button, changed, h, quiet, redraw, t } from '../core/dom.js';
+import { api, button, changed, count, duration, go, h, quiet, redraw, t } from '../core/dom.js';
+import { dialog } from '../core/form.js';
 import { compareCheckpoint } from '../core/lanes.js';
-import { isLive, poke } from '../core/live.js';
+import { isLive } from '../core/live.js';
 
+const FEW_ROWS = 8; // fewer held-out rows are no evidence
 const READ_PARTS = 10; // times that a running run is read
 
 /** The state of a run after which it is read again. */
@@ -12,6 +14,16 @@ export const readAt = ({ id, state, step, total_steps: total, eval_loss: held, f
 
 export const asked = ({ action, values }) => (action === 'duplicate'
   ? { set: Object.entries(values).map(([name, value]) => `${name}=${value}`) } : values);
+
+/** What a remedy would queue, in words. */
+export const queuedWords = ({ steps, seconds }) => (seconds
+  ? t`A run of ${count(steps)} steps is queued, about ${duration(seconds)} at the pace of this one.`
+  : t`A run of ${count(steps)} steps is queued.`);
+
+/** The words where no sign was found; a held-out loss on few rows is no evidence. */
+export const calmWords = (held) => t`Nothing to mend: these curves show none of the known faults.`
+  + (held > 0 && held < FEW_ROWS ? t` The held-out loss rests on ${held} rows only: ask it questions of your own.`
+    : '');
 
 export class Reading {
   constructor() {
@@ -24,17 +36,18 @@ export class Reading {
     this.element.hidden = !findings.length && !calm;
     if (changed(this.element, JSON.stringify([job?.id, findings, calm]))) {
       redraw(this.element, ...findings.map((one) => item(job, one)), calm && !findings.length
-        ? h('li', { 'data-rule': 'calm' }, t`Nothing to mend: these curves show none of the known faults.`) : '');
+        ? h('li', { 'data-rule': 'calm' }, calmWords(job.rows?.held_out)) : '');
     }
   }
 }
 
-function item(job, { rule, title, text, remedy }) {
-  return h('li', { 'data-rule': rule }, h('div', h('strong', title), quiet(text)),
-    remedy.action === 'compare'
+function item(job, { rule, title, text, remedy, queues }) {
+  return h('li', { 'data-rule': rule }, h('div', h('strong', title), quiet(text)), remedy
+    && (remedy.action === 'compare'
       ? h('a.s-button', { href: compareCheckpoint(job, remedy.values.step) }, remedy.title)
-      : button(remedy.title, async () => {
-        await actOn(job.id, remedy.action, asked(remedy), (made) => t`Queued as “${made.name}”.`);
-        poke();
-      }));
+      : button(`${remedy.title} …`, () => dialog(remedy.title, quiet(queues ? queuedWords(queues) : text), t`Queue it`,
+        async () => {
+          const made = await api(`/api/do/${remedy.action}`, { job: job.id, ...asked(remedy) });
+          go(`/runs?run=${made.id}`);
+        }))));
 }
