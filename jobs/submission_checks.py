@@ -55,6 +55,7 @@ def _once(known: Known, key: Hashable, check: Callable[[], T]) -> T:
 def _admit(spec: RunSpec, home: Home, here: bool, may_wait: bool, known: Known) -> RunSpec:
     from studio.data.prepare_run_data import validation_source
     from studio.data.tokenise_first_rows import first_report  # imports numpy
+    from studio.training.base_precision import with_stored_precision
 
     def dataset(path: str) -> str:
         return _once(known, ("data", path), lambda: _data(path, home))
@@ -75,6 +76,8 @@ def _admit(spec: RunSpec, home: Home, here: bool, may_wait: bool, known: Known) 
     trackers.check(spec.train.report_to)
     if find_model.origin_of(spec.model.path, spec.model.revision).kind != "hub":
         facts = _once(known, spec.model, lambda: find_model.facts(spec.model))
+        if here and spec.train.device != CLUSTER:
+            spec = with_stored_precision(spec, facts)  # kept: a resumed run has the same one
         spec = starting_adapter.resolved(spec, home, facts)
         rows = (spec.model, spec.data, spec.train.rows)
         _once(known, rows, lambda: first_report(spec, home))  # raises where nothing is trained

@@ -88,17 +88,18 @@ def test_each_run_resolves_auto_for_its_own_method_when_it_starts(
             job_kinds.named(kind)(work)
         return base_model(seen.pop()).dtype
 
+    full = RunSpec().with_values({"method.name": "full"})
     admitted = submission_checks.admit(RunSpec(), home)
-    full = admitted.with_values({"method.name": "full"})
-    assert admitted.model.dtype == "auto", "the queue does not decide it"
-    assert starts(admitted, "cpu") == "bfloat16"
-    assert starts(full, "cpu") == "float32", "its weights are trained"
-    assert starts(admitted, "cuda:0") == "auto", "the GPU decides"
-    stored = admitted.with_values({"model.dtype": "bfloat16"})
-    assert starts(stored, "cpu") == "bfloat16", "a run of an earlier version keeps what it had"
+    assert admitted.model.dtype == "bfloat16", "what it became is kept"
+    assert submission_checks.admit(RunSpec(), home, here=False).model.dtype == "auto"
+    assert starts(RunSpec(), "cpu") == "bfloat16", "its model was not here when it was submitted"
+    assert starts(submission_checks.admit(full, home), "cpu") == "float32", "weights are trained"
+    assert starts(RunSpec(), "cuda:0") == "auto", "the GPU decides"
+    processor(False)
+    assert starts(admitted, "cpu") == "bfloat16", "a run that is resumed keeps what it had"
 
 
-def test_bakeoffs_sweeps_and_copies_keep_auto_for_each_method(processor, home, monkeypatch):
+def test_bakeoffs_sweeps_and_copies_resolve_auto_for_each_method(processor, home, monkeypatch):
     processor(True)
     monkeypatch.setattr(find_model, "facts", lambda source: LARGE)
     both = {"method.name": ["lora", "full"]}
@@ -108,7 +109,8 @@ def test_bakeoffs_sweeps_and_copies_keep_auto_for_each_method(processor, home, m
             *sweeps.submit_sweep(store, RunSpec(), both, name="sweep"),
         ]
         jobs.append(copy_and_extend_runs.duplicate(store, jobs[0].id, {"method.name": "full"}))
-        assert {job.spec["model"]["dtype"] for job in jobs} == {"auto"}
+        found = [(job.spec["method"]["name"], job.spec["model"]["dtype"]) for job in jobs]
+        assert {*found} == {("lora", "bfloat16"), ("full", "auto")} and len(found) == 5
         old = store.submit(RunSpec().with_values({"model.dtype": "bfloat16"}))
         copies = [
             copy_and_extend_runs.duplicate(store, old.id, change).spec["model"]["dtype"]
