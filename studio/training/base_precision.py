@@ -22,7 +22,7 @@ def with_stored_precision(spec: RunSpec, known: ModelFacts, device: str = "") ->
     and memory of float32 at 0.4 B parameters, losses equal to 1e-3. Small models stay in float32,
     which costs them nothing and gives the same run on every machine.
 
-    Resolved at submission, for each run by itself, and when one starts whose model was not here then.
+    Resolved at submission, for each run by itself, and when one starts whose model was not here.
 
     Args:
         spec: The run.

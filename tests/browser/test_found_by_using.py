@@ -42,8 +42,8 @@ def page(store, page):
     return page
 
 
-def end(store, state: str = "succeeded", **result) -> int:
-    claim = begin(store, "cuda:7", wanted=["cuda:7"])
+def end(store, state: str = "succeeded", device: str = "cuda:7", **result) -> int:
+    claim = begin(store, device, wanted=[device])
     told = [("loss", step, 4 / step, 0.0) for step in range(1, 9)]
     store.claims.report(claim, Progress(metrics=told, step=8, total_steps=8))
     store.claims.finish(claim, state, result={"last_loss": 0.5, **result})
@@ -143,9 +143,9 @@ def test_an_ended_group_is_a_table_and_offers_neither_hold_nor_cancel(page, stor
 
 
 def test_sample_answers_of_a_bake_off_stand_under_their_questions(page, store):
-    spec = RunSpec().with_values(AWAY)
+    spec = RunSpec().with_values({"train.max_steps": 2, "train.device": "cpu"})
     jobs = bakeoff.submit(store, spec, ["lora", "ia3"], name="quiz", prompts=["Who?", "Why?"])
-    rows = [{"run": end(store, eval_loss=1.0), "answers": [f"I, {number}.", "So."]}
+    rows = [{"run": end(store, device="cpu", eval_loss=1.0), "answers": [f"I, {number}.", "So."]}
             for number in (1, 2)]  # fmt: skip
     (folder := store.home.run(jobs[-1].id)).mkdir(parents=True, exist_ok=True)
     (folder / REPORT).write_text(json.dumps({"rows": rows}))
