@@ -71,10 +71,11 @@ def examine(home_path: Path | None, model: str = "") -> dict[str, Any]:
         say = _note if works else _problem
         findings.append(say(f"{card.label} is not used. {card.why}{command}"))
     if sqlite3.sqlite_version_info < FIXED_SQLITE:
-        findings.append(_note(
-            f"SQLite {sqlite3.sqlite_version} has a rare bug in its write-ahead log (fixed in "
-            "3.51.3); the queue's lock file avoids it."
-        ))  # fmt: skip
+        findings.append({
+            "kind": "detail",  # nothing that the user should do
+            "text": f"SQLite {sqlite3.sqlite_version} has a rare bug in its write-ahead log (fixed "
+            "in 3.51.3); the queue's lock file avoids it.",
+        })  # fmt: skip
     try:
         facts["home"] = _home_facts(home_path, findings)
     except StudioError as error:

@@ -54,7 +54,8 @@ def _rows(names: str, *rows: tuple[str, ...]) -> tuple[Mapping[str, str], ...]:
 GOALS = (
     Goal(
         name="voice", title="A voice or a format",
-        about="It answers as you would: short, polite, in JSON, as a character.",
+        about="How it says things: short, polite, in JSON, as a character. Your rows vary in what "
+        "is asked and share the manner.",
         needs="A question and the answer you would have liked, in each row. All answers share the "
         "voice or format; the questions vary.",
         rows=(50, 300, 1000), formats=CHATS,
@@ -70,7 +71,8 @@ GOALS = (
     ),
     Goal(
         name="answers", title="Answers from my examples",
-        about="It answers questions of your field the way your examples do.",
+        about="What it says: your rows hold facts and answers that the model does not "
+        "know yet.",
         needs="A question and its full answer, in each row; several ways to ask the same help. "
         "Facts that change, or must be exact, belong into the prompt instead.",
         rows=(200, 1000, 20_000), formats=CHATS,

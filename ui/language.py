@@ -65,7 +65,7 @@ OURS: dict[str, str] = {
     r"do/data\.check": REPORT,
     r"do/data\.map": f"{JOB} rows.problem",
     r"do/data\.xray": "problem",
-    "do/guide": "goals.title goals.about goal.needs data.text models.what settings.title "
+    "do/guide": "note goals.title goals.about goal.needs data.text models.what settings.title "
     "settings.reason",
     "do/judge": f"{JOB} why",
     "do/methods": "title",

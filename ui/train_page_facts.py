@@ -117,8 +117,8 @@ def model_line(source: ModelSource, home: Home) -> str:
         if folder is None:
             return _to_download(source)
         facts = find_model.facts(ModelSource(path=str(folder)))
-        left = max(0, facts.size_bytes - size_on_disk(source.path))
-        to_download = say(f"{_bytes(left)} to download, for which a run waits")
+        left = facts.size_bytes - size_on_disk(source.path)
+        to_download = say(f"{_bytes(left)} to download, for which a run waits") if left > 0 else ""
     else:
         facts = find_model.facts(source)
     parts = [
@@ -136,8 +136,9 @@ def _to_download(source: ModelSource) -> str:
     """Say what is known of a model that is not here, without asking the hub."""
     parts = []
     for one in (one for one in model_list.curated() if one.path == source.path):
-        left = max(0, one.bytes - size_on_disk(one.path))
-        parts += [say(f"{_compact(one.parameters)} parameters"), say(f"{_bytes(left)} to download")]
+        left = one.bytes - size_on_disk(one.path)  # 0 bytes: not known
+        parts.append(say(f"{_compact(one.parameters)} parameters"))
+        parts += [say(f"{_bytes(left)} to download")] * (left > 0)
         parts += [say("gated")] * one.gated
     return " · ".join([*parts, say("Not here yet: a run waits for its download.")])
 

@@ -15,7 +15,7 @@ from studio.errors import DataError, StudioError
 from studio.fields import Record, parameter
 from studio.home import Home
 from studio.methods import methods
-from studio.models import model_list
+from studio.models import hub_models, model_list
 from studio.spec import DataSource
 from studio.train_args import TrainArgs
 
@@ -38,10 +38,11 @@ def welcome(
     if done:
         queue_settings.write(store, "welcomed", True)
     facts = doctor.examine(store.home.path)
+    findings = [one for one in facts["findings"] if one["kind"] != "detail"]
     best = hardware.devices()[0]
     return {
         "first": queue_settings.is_first_start(store),
-        "ok": facts["ok"], "findings": facts["findings"],
+        "ok": facts["ok"], "findings": findings,
         "device": {"name": best.name, "label": best.label, "total_bytes": best.total_bytes,
                    "free_bytes": best.free_bytes},
         "disk_bytes": facts["home"] and facts["home"]["free_bytes"],
@@ -58,7 +59,10 @@ def guide(
 ) -> dict[str, Any]:
     """Lead from a goal to data, a model that fits and settings with their reasons."""
     chosen, machine = goals.goal(goal), device_named(device)
-    models = _models(store.home, chosen, machine)
+    far = "" if offline.is_offline(store.home) else "listed"
+    if far and hub_models.is_reachable():
+        far = "offered"
+    models = _models(store.home, chosen, machine, far)
     rows, checked = _checked(store.home, chosen, data)
     path = model or next((one["path"] for one in models if one["suggested"]), "starter")
     method = next((one["method"] for one in models if one["path"] == path), "lora")
@@ -68,7 +72,7 @@ def guide(
         "goals": [{"name": o.name, "title": o.title, "about": o.about} for o in goals.GOALS],
         "goal": {"name": goal, "needs": chosen.needs, "rows": chosen.rows,
                  "columns": list(chosen.examples[0]), "examples": chosen.examples},
-        "data": checked, "models": models, "model": path,
+        "data": checked, "models": models, "model": path, "note": _HUB[far],
         "settings": [
             {"field": name, "value": value, "reason": reason} | _words(name, value, method)
             for name, (value, reason) in found.items()
@@ -131,12 +135,23 @@ def _checked(home: Home, chosen: goals.Goal, data: str) -> tuple[int, dict[str, 
     return rows, {"ok": ok, "text": text, "rows": rows, "format": found}
 
 
-def _models(home: Home, chosen: goals.Goal, machine: hardware.Device) -> list[dict[str, Any]]:
-    """Return the models for a goal that fit, those on this disk first, one of them suggested."""
+_HUB = {
+    "": "This studio is offline: only models on this computer are listed.",
+    "listed": "The hub cannot be reached: models on this computer come first.", "offered": "",
+}  # fmt: skip
+
+
+def _models(
+    home: Home, chosen: goals.Goal, machine: hardware.Device, far: str
+) -> list[dict[str, Any]]:
+    """Return the models for a goal that fit, those on this disk first, one of them suggested.
+
+    Those of the hub are left out, listed last, or offered (`far`).
+    """
     found: list[dict[str, Any]] = []
     for model in model_list.models(home):
         here = model.kind != "curated"
-        if model.kind == "curated" and offline.is_offline(home):
+        if not here and not far:
             continue
         if model.why_not or (chosen.chats and not model.has_chat_template):
             continue
@@ -153,11 +168,13 @@ def _models(home: Home, chosen: goals.Goal, machine: hardware.Device) -> list[di
     usable.sort(key=lambda one: (
         not one["here"], one["gated"], one["method"] != "lora", -one["parameters"]
     ))  # fmt: skip
-    if usable:
-        usable[0]["suggested"] = True
     local = [one for one in found if one["here"] and one not in usable]
     ready = [one for one in usable if one["here"]]
-    return ready + [one for one in usable if not one["here"]][:SUGGESTED] + local
+    others = [one for one in usable if not one["here"]][:SUGGESTED]
+    listed = ready + others + local if far == "offered" else ready + local + others
+    for one in listed[:1]:
+        one["suggested"] = one in usable
+    return listed
 
 
 def _way(model: model_list.Model, machine: hardware.Device) -> str | None:

@@ -101,8 +101,8 @@ def _fetched(source: str) -> Path:
                 "check the spelling or the connection."
             ) from None
         raise AdapterError(
-            f"{source} is not a local folder and cannot be downloaded from the hub "
-            f"({type(error).__name__}). Download it and give the folder."
+            f"{source} is not a local folder and cannot be downloaded from the hub. Download it "
+            "and give the folder."
         ) from error
 
 

@@ -110,8 +110,8 @@ def push(folder: Path, repo: str, *, private: bool = True) -> str:
         if not is_transient(error):
             raise
         raise Unreached(
-            f"The hub cannot be reached ({type(error).__name__}): check the network, then push "
-            "again. The folder is unchanged."
+            "The hub cannot be reached: check the network, then push again. The folder "
+            "is unchanged."
         ) from None
     lost = [name for name, size in wanted.items() if there.get(name) != size]
     if lost:

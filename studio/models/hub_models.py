@@ -4,8 +4,12 @@
 mode act here as in other tools. A failure of it becomes one sentence with what to do next.
 """
 
+import contextlib
 import json
+import logging
 import re
+import threading
+import time
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any, Literal
@@ -24,7 +28,10 @@ from studio.errors import (
 from studio.models.hub_cache import TOKENIZER_FILES
 from studio.models.trainability import checked_architecture
 
+logger = logging.getLogger(__name__)
 ANSWER_SECONDS = 10.0
+PROBE_SECONDS, PROBE_FRESH_SECONDS = 2.0, 60.0
+_probes: dict[str, tuple[float, bool]] = {}  # by hub: when it was asked, whether it answered
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 WEIGHTS, PICKLES = ".safetensors", (".bin", ".pt", ".pth", ".ckpt")
 MOST_CONFIG_BYTES = 10_000_000
@@ -101,6 +108,24 @@ def read_name(text: str) -> tuple[str, str]:
 def endpoint() -> str:
     """Return the address of the hub or its mirror, for sentences: without a password in it."""
     return re.sub(r"(?<=//)[^/@]*@", "", str(constants.ENDPOINT))
+
+
+def is_reachable() -> bool:
+    """Return True if the hub answers within two seconds; it is asked at most once a minute."""
+    hub = str(constants.ENDPOINT)
+    when, found = _probes.get(hub, (0.0, False))
+    if when and time.monotonic() - when < PROBE_FRESH_SECONDS:
+        return found
+    answered = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # the library raises dozens of kinds
+            huggingface_hub.get_session().head(hub, timeout=PROBE_SECONDS)
+            answered.set()
+
+    threading.Thread(target=ask, daemon=True).start()  # a resolver of names has no time limit
+    _probes[hub] = (time.monotonic(), answered.wait(PROBE_SECONDS))
+    return _probes[hub][1]
 
 
 def headers() -> dict[str, str]:
@@ -299,12 +324,14 @@ def refused(name: str, error: Exception, revision: str = "", kind: str = "model"
             f"{label} is not a folder here, is not downloaded, and the hub cannot be reached "
             f"({_offline()}): check the spelling or the connection."
         )
-    fault = getattr(error, "strerror", None) or type(error.__cause__ or error).__name__
+    logger.warning("%s: %r", label, error.__cause__ or error)
     if is_transient(error):
         return Unreached(
-            f"{label} could not be downloaded ({fault}): what has arrived is kept, try again."
+            f"{label} cannot be fetched: the hub cannot be reached, or stopped answering. Check "
+            "the connection, then try again; what has arrived is kept."
         )
-    return ModelError(f"{label} could not be downloaded ({fault}).")
+    fault = getattr(error, "strerror", None) or "the log says why"
+    return ModelError(f"{label} cannot be fetched: {fault}.")
 
 
 def use_token(token: str, *, forget: bool = False) -> dict[str, Any]:

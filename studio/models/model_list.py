@@ -70,7 +70,11 @@ def usable(home: Home) -> list[Model]:
 def _here(home: Home) -> list[Model]:
     with _memory(home) as known:
         found = [
-            _local(known, STARTER, MODEL_DIR, "starter", name="Starter"),
+            replace(
+                _local(known, STARTER, MODEL_DIR, "starter", name="Starter"),
+                what="A tiny model that is always here: it shows in a minute whether data and "
+                "settings work, and is too small for real answers",
+            ),
             *(_local(known, str(p), p, "made") for p in _folders(home.models)),
             *(
                 _local(known, str(path), path, "folder")
@@ -118,6 +122,8 @@ def register(home: Home, folder: Path) -> list[str]:
         ModelError: It does not exist, or cannot be read.
     """
     folder = Path(os.path.expanduser(folder)).absolute()  # leaves `~unknown` as it is
+    if not os.path.isdir(folder):
+        raise ModelError(f"There is no folder {folder}: check the spelling.")
     if why := trouble(folder):
         raise ModelError(why)
     _write(home, list(dict.fromkeys([*registered(home), str(folder)])))

@@ -33,6 +33,7 @@ def test_from_what_one_wants_to_a_filled_form(page, studio):
     page.goto("/")
     welcome = page.get_by_test_id("welcome")
     expect(welcome.get_by_test_id("machine")).to_contain_text("memory free")
+    expect(welcome).not_to_contain_text("SQLite")  # nothing that the user should do
     welcome.get_by_role("button", name="With my data").click()
     dialog = page.get_by_role("dialog", name="Guided start")
     expect(dialog.get_by_role("radio", name="A voice or a format")).to_be_focused()
@@ -56,6 +57,7 @@ def test_from_what_one_wants_to_a_filled_form(page, studio):
         expect(page.get_by_test_id("guide-data")).to_have_value(name)
         expect(checked).to_contain_text("rows" if name == "letters" else "needs text and label")
     expect(checked).to_have_text("150 rows of labelled: enough, usual are 1,000.")
+    expect(dialog).to_contain_text("only models on this computer are listed")
     page.get_by_test_id("guide-model").select_option("starter")
     expect(page.get_by_test_id("guide-settings")).to_contain_text("150 rows are few")
     expect(page.get_by_test_id("guide-plan")).to_contain_text("steps on cpu")
@@ -72,8 +74,9 @@ def test_from_what_one_wants_to_a_filled_form(page, studio):
     page.goto("/")
     expect(page.locator("#data-note")).to_contain_text("rows")
     expect(page.get_by_test_id("welcome")).to_be_hidden()
-    page.get_by_role("button", name="Help").click()
-    page.get_by_role("button", name="With my data").click()
+    guided = page.get_by_role("button", name="Guided start …")
+    assert guided.bounding_box()["y"] < 400
+    guided.click()
     expect(page.get_by_role("dialog", name="Guided start")).to_be_visible()
 
 

@@ -280,3 +280,17 @@ def test_the_guide_keeps_the_newest_goal_and_fills_the_form_with_it(page):
     expect(page).to_have_url(re.compile(r"\?set="))
     filled = parse_qs(urlsplit(page.url).query)["set"]
     assert filled and set(filled) <= set(guided["set"])
+
+
+def test_the_form_of_train_survives_a_closed_tab_unless_the_address_says_otherwise(page, studio):
+    page.goto("/")
+    page.get_by_label("Steps", exact=True).fill("7")
+    expect(page).to_have_url(re.compile("max_steps=7"))
+    later = page.context.new_page()  # with a session of its own
+    later.goto(studio.address)
+    expect(later.get_by_label("Steps", exact=True)).to_have_value("7")
+    later.close()
+    other = page.context.new_page()
+    other.goto(f"{studio.address}/?set=method.r=5")
+    expect(other.locator("#field-method-r-input")).to_have_value("5")
+    expect(other.get_by_label("Steps", exact=True)).to_have_value("")

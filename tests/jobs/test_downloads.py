@@ -5,8 +5,10 @@ import importlib
 import io
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 
 from jobs import supervisor
@@ -15,6 +17,7 @@ from jobs.runner_processes import environment
 from studio import offline
 from studio.adapters.adapter_requests import ExportRequest
 from studio.errors import ModelError, Unreached
+from studio.models import hub_models, model_list
 from studio.models.find_model import resolve
 from studio.models.hub_cache import PARTIAL, cached, repository_folder
 from studio.spec import ModelSource
@@ -43,6 +46,33 @@ def test_a_download_that_is_killed_goes_on_where_it_was(home, store, hub):
     assert firsts == [0, 20 << 20]
     assert (cached(NAME) / "model.safetensors").read_bytes() == content
     assert store.get(job.id).result["folder"] == str(cached(NAME))
+
+
+def test_the_guided_start_offers_the_hub_only_where_it_answers(home, store, hub, monkeypatch):
+    # A model of the curated list that fits on any machine.
+    model = replace(model_list.curated()[0], gated=False, has_chat_template=True)
+    monkeypatch.setattr(model_list, "curated", lambda: (model,))
+    monkeypatch.setattr("jobs.actions.guide._way", lambda *_: "lora")
+
+    def offered():
+        found = ask(home, "guide", {}, store=store).facts
+        return [one["path"] for one in found["models"]], found["model"], found["note"]
+
+    assert offered() == ([model.path, "starter"], model.path, "")
+    hub_models._probes.clear()
+    monkeypatch.setattr(hub_models.constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens
+    paths, chosen, note = offered()
+    assert (paths, chosen) == (["starter", model.path], "starter")
+    assert note == "The hub cannot be reached: models on this computer come first."
+    offline.switch(home, True)
+    paths, chosen, note = offered()
+    assert (paths, chosen) == (["starter"], "starter") and note.startswith("This studio is offline")
+
+
+def test_a_hub_that_does_not_answer_is_said_without_a_word_of_the_library():
+    fault = httpx.ConnectError("[Errno 111] Connection refused")
+    text = hub_models.refused("org/model", fault).text
+    assert "the hub cannot be reached" in text and "ConnectError" not in text
 
 
 def test_a_run_waits_for_the_download_of_its_model(home, store, hub, monkeypatch):

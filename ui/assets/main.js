@@ -49,7 +49,7 @@ document.querySelector('.s-skip')?.addEventListener('click', (event) => {
 });
 
 // Nothing is lost by leaving a page: the navigation leads to where it was left.
-stay();
+stay(true);
 document.querySelector('.s-bar nav')?.addEventListener('pointerdown', restore, true);
 document.querySelector('.s-bar nav')?.addEventListener('keydown', restore, true);
 function restore({ target }) {

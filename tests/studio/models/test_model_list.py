@@ -87,7 +87,7 @@ def test_facts_are_read_once_until_a_file_changes(home, tmp_path, monkeypatch):
 def test_folders_that_vanish_or_cannot_be_read_are_said(home, tmp_path):
     shelf = tmp_path / "shelf"
     for gone in (shelf, Path("~nobody-of-this-name/x")):
-        with pytest.raises(ModelError, match="There is no folder"):
+        with pytest.raises(ModelError, match="There is no folder .*: check the spelling"):
             model_list.register(home, gone)
     put(shelf / "one")
     model_list.register(home, shelf)

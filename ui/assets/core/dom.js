@@ -363,10 +363,20 @@ export const query = () => new URL(location.href).searchParams;
 
 const LEFT = 'studio.left';
 
-export const leftAt = (path) => { try { return sessionStorage.getItem(LEFT + path) ?? ''; } catch { return ''; } };
+export const leftAt = (path) => {
+  try { return sessionStorage.getItem(LEFT + path) ?? localStorage.getItem(LEFT + path) ?? ''; } catch { return ''; }
+};
 
-export function stay() {
-  try { sessionStorage.setItem(LEFT + location.pathname, location.search); } catch { /* private window */ }
+/** Note where this page stands. A new tab (`opened`) without an address of its own begins where Train was left. */
+export function stay(opened) {
+  const { pathname } = location, key = LEFT + pathname;
+  try {
+    if (opened && !location.search && sessionStorage.getItem(key) === null) {
+      history.replaceState(history.state, '', leftAt(pathname) || pathname);
+    }
+    sessionStorage.setItem(key, location.search);
+    if (pathname === at('/')) localStorage.setItem(key, location.search);
+  } catch { /* private window */ }
 }
 
 /** Write parameters into the address; with `step`, as a step that Back undoes. */

@@ -37,6 +37,7 @@ class Guide {
     this.upload = new Upload((name) => this.use(name), 'guide');
     this.checked = h('p', { role: 'status', testid: 'guide-checked' });
     this.model = select([], '', () => this.ask(), { testid: 'guide-model' });
+    this.about = quiet();
     this.settings = h('div', { testid: 'guide-settings' });
     this.plan = h('p', { role: 'status', testid: 'guide-plan' });
   }
@@ -48,7 +49,7 @@ class Guide {
     this.node = dialog(t`Guided start`, h('div.s-guide', this.goals,
       part(t`Data`, this.needs, this.example, this.files, labelled(t`Dataset`, this.data), this.upload.element,
         this.checked),
-      part(t`Model`, labelled(t`A model that fits on this machine`, this.model)),
+      part(t`Model`, labelled(t`A model that fits on this machine`, this.model), this.about),
       part(t`Settings`, this.settings), part(t`Plan`, this.plan)), t`Fill the form`, () => this.fill());
     this.node.classList.add('s-wide-dialog');
     this.goals.querySelector(':checked').focus();
@@ -69,7 +70,7 @@ class Guide {
     } catch (error) { text(this.plan, error.message); }
   }
 
-  show({ goals, goal, data, models, model, settings }) {
+  show({ goals, goal, data, models, model, settings, note }) {
     if (this.goals.children.length === 1) {
       this.goals.append(...goals.map((one) => h('label.s-goal', h('input', { type: 'radio', name: 'goal',
         value: one.name, checked: one.name === goal.name, onchange: () => this.ask() }),
@@ -83,6 +84,7 @@ class Guide {
     const own = models.some(({ path }) => path === model) ? [] : [{ path: model, name: model, here: true }];
     redraw(this.model, ...[...models, ...own].map((one) => h('option', { value: one.path,
       selected: one.path === model, title: one.what ?? '' }, modelWords(one))));
+    text(this.about, dots(models.find(({ path }) => path === model)?.what, note));
     redraw(this.settings, table([t`Setting`, t`Value`, t`Why`], settings.map(({ title, shown, reason }) =>
       [title, shown, reason])), quiet(t`All other settings keep their defaults.`));
   }

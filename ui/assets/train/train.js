@@ -54,7 +54,8 @@ export class Train extends Page {
       h('div.s-form', { oninput: () => this.changed(), onchange: () => this.changed() },
         this.welcome.element, this.presets.element,
         h('section.s-card', h('header.s-row-between', h('h2', t`What to train`),
-          this.upload.element), h('div.s-pair', ['model', 'data'].map((name) => h('div',
+          h('span.s-actions', button(t`Guided start …`, openGuide), this.upload.element)),
+        h('div.s-pair', ['model', 'data'].map((name) => h('div',
           this.settings.get(`${name}.path`).element, this.notes[name])))),
         h('section.s-card', h('h2', t`Method`), this.methods.element,
           this.mainOfMethod = h('div.s-fields')),
@@ -251,7 +252,6 @@ export class Train extends Page {
         const { askBakeoff } = await import('../adapters/bakeoff.js');
         return askBakeoff({ set, impossible: this.impossible() });
       }), 's-tool'),
-      button(t`Guided start …`, openGuide, 's-tool'),
       button(t`Start over`, () => { this.launch.forget(); this.open({ address: '' }); }, 's-tool')));
   }
 

@@ -8,6 +8,8 @@ import { openGuide } from './guide.js';
 const KEYS = [['Ctrl Enter', t`Train`], ['Alt ↑ ↓ Home', t`Move a waiting run`],
   ['Tab', t`From the top: skip to the page`]];
 
+const PIRATE = 'set=model.path=starter&set=data.path=starter:pirate';
+
 /** A finding as sentence and command. */
 export function findingParts(words) {
   const [sentence, command] = words.split(' Run: ');
@@ -62,7 +64,12 @@ export async function openHelp() {
   const found = await send('/api/do/welcome', {});
   if (!found) return;
   let node = null;
-  const start = () => { const page = document.querySelector('studio-train'); return page ? page.start() : go('/'); };
+  const start = async () => {
+    const page = document.querySelector('studio-train');
+    if (!page) return go(`/?${PIRATE}`);
+    await page.open({ address: PIRATE });
+    return page.start();
+  };
   node = dialog(t`Help`, h('div.s-first', machine(found), doors(start, () => node.close()),
     h('h3', t`Keys`), pairs(KEYS.map(([keys, words]) => [h('kbd', keys), words])),
     quiet(t`In a terminal: `, h('code', 'studio --help'), t` lists the commands, `, h('code', 'studio doctor'),
