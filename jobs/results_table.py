@@ -32,6 +32,8 @@ from studio.spec import DataSource
 
 Form = Literal["json", "csv", "markdown"]
 Place = tuple[str, ...] | None
+RUN_REPORT, FEW_ROWS = "report.json", 8  # held-out rows below which a loss is no evidence
+LACKS = {"eval_loss": "no held-out loss", "forgetting": "forgetting was not measured"}
 FIXED = {
     "eval_loss": ("Held-out loss", "min"), "forgetting": ("Forgetting", "min"),
     "win_rate": ("Win rate", "max"), "size_bytes": ("Bytes", "min"),
@@ -79,6 +81,7 @@ def table(store: JobStore) -> dict[str, Any]:
                 rate = {"judged": _win_rate(one)}
                 found.put(found.of_lane(one["lane"], answered), job.name, rate, job.id)
     _put_votes(found)
+    _mark(found)
     used = [key for key in found.columns if any(row.get(key) is not None for row in found.shown)]
     return {
         "columns": [{"key": key, **found.columns[key]} for key in used],
@@ -97,10 +100,13 @@ class _Table:
         self._places: dict[str, Place] = {}
         for one in library.adapters(self.home):
             known = methods().get(one.method)
+            report = atomic.read_object(one.path.parent / RUN_REPORT) if one.source == "run" else {}
+            held_out = (report.get("rows") or {}).get("validation_examples") or 0
             self.rows[str(one.path)] = {
                 "name": one.name, "id": one.id, "method": known.title if known else one.method,
                 "base": one.base, "data": one.data_path, "eval_loss": one.eval_loss,
                 "forgetting": one.forgetting, "size_bytes": one.size_bytes,
+                "few": held_out if held_out < FEW_ROWS else 0,
             }  # fmt: skip
             self._since[str(one.path)] = max(
                 _seconds(one.created), _seconds(str(one.passport.get("imported", "")))
@@ -203,6 +209,28 @@ def _put_votes(found: _Table) -> None:
             found.rows[one.lane]["win_rate"] = _win_rate(one.as_dict())
 
 
+def _mark(found: _Table) -> None:
+    """Put the columns in which a row is the best of its base, and what the picture of it lacks.
+
+    A held-out loss is compared with those on the same dataset; one on a few rows is no evidence.
+    """
+    rows = [*found.shown]
+    for row in rows:
+        row["best"] = []
+        lacks = [words for key, words in LACKS.items() if row.get(key) is None]
+        row["lacks"] = None if row["method"] == "Base" else lacks
+    for key, column in found.columns.items():
+        groups = defaultdict[tuple[str, ...], list[dict[str, Any]]](list)
+        for row in rows:
+            if row.get(key) is not None and not (key == "eval_loss" and row.get("few")):
+                groups[row["base"], row["data"] if key == "eval_loss" else ""].append(row)
+        pick = {"min": min, "max": max}.get(column["best"] or "")
+        for group in groups.values() if pick else ():
+            best = pick(row[key] for row in group)
+            for row in group if len(group) > 1 else ():
+                row["best"] += [key] if row[key] == best else []
+
+
 def _seconds(moment: str) -> float:
     try:
         return datetime.fromisoformat(moment).timestamp()
@@ -263,12 +291,6 @@ def written(found: dict[str, Any], form: Form) -> str:
     else:
         marks = ["---"] * 3 + ["---:"] * len(found["columns"])
         text.write("\n".join("| " + " | ".join(line) + " |" for line in (heads, marks)) + "\n")
-    best = {
-        column["key"]: (min if column["best"] == "min" else max)(
-            row[column["key"]] for row in found["rows"] if row.get(column["key"]) is not None
-        )
-        for column in found["columns"] if column["best"]
-    }  # fmt: skip
     for row in found["rows"]:
         words = [str(row[key] or "") for key in ("name", "method", "base")]
         values = {column["key"]: row.get(column["key"]) for column in found["columns"]}
@@ -278,7 +300,6 @@ def written(found: dict[str, Any], form: Form) -> str:
         cells = [word.replace("|", "\\|").replace("\n", " ") for word in words]
         for key, value in values.items():
             shown = text_of(value) if value is None or isinstance(value, float) else value
-            is_best = value is not None and value == best.get(key)
-            cells.append(f"**{shown}**" if is_best else str(shown))
+            cells.append(f"**{shown}**" if key in row["best"] else str(shown))
         text.write("| " + " | ".join(cells) + " |\n")
     return text.getvalue()

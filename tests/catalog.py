@@ -41,7 +41,15 @@ SHORT = (  # what a value should be, and parts that are too short to be recognis
     "step {0} of a run that {1}",
     "fields of its own, such as {0}", "{0} is {1}", "{0} is empty", "number {0}",
 )  # fmt: skip
-WORDED = {"TITLES", "FIXED", "ROLES", "CURVES", "FIGURES"}  # dictionaries whose values pages show
+WORDED = {
+    "TITLES",
+    "FIXED",
+    "ROLES",
+    "CURVES",
+    "FIGURES",
+    "GLOSSARY",
+    "LACKS",
+}  # dictionaries whose values pages show
 MODELS_READ = {"SAMPLE_PROMPTS", "RUBRIC", "QUESTION", "TEXTS"}
 Texts = dict[str, str]  # by key: the expressions of its variable parts
 

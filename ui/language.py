@@ -75,12 +75,12 @@ OURS: dict[str, str] = {
     r"do/presets\.\w+": "about",
     "do/queue": _under("jobs", JOB),
     "do/refit": f"{OFFER} {_under('remedy', OFFER)} {_under('offers', OFFER)}",
-    "do/results": "columns.title.:",
+    "do/results": "columns.title.: rows.lacks",
     "do/show": f"{JOB} history.why reading.title reading.text reading.remedy.title",
     "do/(storage|clean)": "items.what items.why spare.items.what spare.items.why",
     "do/suite": f"{JOB} left_out.text columns.title columns.hint",
     "do/sweep": f"{JOB} {_under('jobs', JOB)}",
-    "do/welcome": "findings.text device.label",
+    "do/welcome": "findings.text device.label glossary.term glossary.means",
     "do/.*": JOB,
 }
 LONGEST = 4000  # characters of a text that is looked up

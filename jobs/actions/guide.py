@@ -27,6 +27,52 @@ CHECKED_BYTES = 20 << 20
 CPU_PARAMETERS = 1_500_000_000  # the largest that is suggested without a GPU
 TOY_PARAMETERS = 50_000_000
 SUGGESTED = 4
+GLOSSARY = {
+    "adapter": (
+        "Adapter",
+        "Small weights trained beside a model that stays as it is, such as "
+        "LoRA. Base: the model without it.",
+    ),
+    "lane": ("Lane", "One column of Compare: a model with its adapters, answering each prompt."),
+    "token": (
+        "Token",
+        "The piece of text that a model reads and writes: a word or a part of one. "
+        "512, 2k and 8k on Models are tokens per row.",
+    ),
+    "loss": (
+        "Loss",
+        "Mean surprise per wanted token, in nats (natural logarithm): a wanted token "
+        "has a typical chance of exp(-loss): 0.1 is 90 %, 1 is 37 % and 3 is 5 %.",
+    ),
+    "held_out": (
+        "Held-out loss",
+        "The loss on rows that are not trained on: it shows what was "
+        "learned rather than memorised. Fewer than 8 rows are no evidence.",
+    ),
+    "carry": ("Carry loss", "The share of tokens that is trained on; questions usually are not."),
+    "step": (
+        "Epoch, step",
+        "An epoch passes over all rows once; a step is one update of the weights, from a few rows.",
+    ),
+    "kl": (
+        "Forgetting (KL)",
+        "How far answers to general prompts are from those of the base: the KL divergence in nats "
+        "per token. 0 is the base itself; above 1 it hardly answers like the base.",
+    ),
+    "template": (
+        "Chat template",
+        "How a conversation is written as text for a model. Without one, "
+        "a usual template is taken, or plain text continued.",
+    ),
+    "format": (
+        "Prompt completion",
+        "Rows with a prompt and the answer to it; other formats are "
+        "messages, question and answer, text, preferences.",
+    ),
+    "checkpoint": ("Checkpoint", "The state of a run at a step, to go on from or to compare."),
+    "gated": ("Gated", "A model whose owner asks you to accept a licence on its page first."),
+}
+"""Words of the pages and what they mean."""
 
 
 @action("welcome", title="First start")
@@ -46,6 +92,7 @@ def welcome(
         "device": {"name": best.name, "label": best.label, "total_bytes": best.total_bytes,
                    "free_bytes": best.free_bytes},
         "disk_bytes": facts["home"] and facts["home"]["free_bytes"],
+        "glossary": [{"term": term, "means": means} for term, means in GLOSSARY.values()],
     }  # fmt: skip
 
 

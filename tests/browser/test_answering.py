@@ -420,3 +420,30 @@ def test_a_suite_takes_its_prompts_from_a_table_and_refuses_what_is_none(page, h
     expect(page.locator(".s-toast")).to_contain_text("photo.png is a PNG picture")
     expect(cases).to_have_value(re.compile("^Do you sell seeds"))
     expect(said).to_contain_text("One prompt per line")
+
+
+def test_on_a_phone_the_prompt_stays_in_view_below_long_answers(page, host):
+    page.set_viewport_size({"width": 390, "height": 844})
+    send = page.get_by_test_id("send")
+    expect(send).to_be_in_viewport(ratio=1)
+    host.asked("long?")
+    host.answer("word " * 900, "word " * 900)
+    expect(page.get_by_test_id("answer-1")).to_contain_text("word")
+    expect(send).to_be_in_viewport(ratio=1)
+    assert page.evaluate("scrollY + innerHeight > document.documentElement.scrollHeight - 80")
+    page.evaluate("scrollTo(0, 0)")
+    expect(send).to_be_in_viewport(ratio=1)
+    expect(page.get_by_test_id("prompt")).to_be_in_viewport(ratio=1)
+
+
+def test_what_waits_what_is_tinted_and_which_key_votes_is_said(page, host):
+    host.asked("why?")
+    expect(page.get_by_test_id("answer-0")).to_contain_text("Waiting for the answer")
+    host.answer("left", "right")
+    assert page.get_by_test_id("vote").get_by_role("button").first.inner_text() == "1A"
+    legend = page.get_by_text("the model was unsure of this token")
+    expect(legend).to_be_hidden()
+    page.get_by_role("button", name="Confidence").click()
+    expect(legend).to_be_visible()
+    page.get_by_role("tab", name="Suites").click()
+    expect(legend).to_be_hidden()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 from jobs import results_table, suite_results
 from jobs.votes import Votes
@@ -120,7 +121,31 @@ def test_every_figure_stands_in_the_row_of_its_adapter(store, home):
     head, _, *body = results_table.written(found, "markdown").splitlines()
     assert head.startswith("| Name | Method | Base | Held-out loss |")
     assert any(line.startswith("| o\\|ther | LoRA | base | 0.75 |") for line in body)
-    assert any("| one | LoRA | base | **0.5** | **0.1** | **0.625** |" in line for line in body)
+    assert any("| one | LoRA | base | **0.5** | 0.1 | **0.625** |" in line for line in body)
+
+
+def test_the_best_is_of_one_base_and_dataset_and_rests_on_enough_rows(store, home):
+    data = {"data": {"path": "shop"}}
+    for name, loss, more in (
+        ("low", 0.5, data), ("high", 0.75, data), ("elsewhere", 0.25, {"data": {"path": "bank"}}),
+        ("foreign", 0.125, data | {"base": {"path": "other"}}),
+    ):  # fmt: skip
+        adapter(home, name, loss, None, **more)
+    few = home.runs / "7" / "adapter"
+    few.parent.mkdir()
+    Path(adapter(home, "few", 0.0625, 2.0, **data)).rename(few)
+    (few.parent / "report.json").write_text(json.dumps({"rows": {"validation_examples": 3}}))
+
+    found = results_table.table(store)
+
+    rows = {row["name"]: row for row in found["rows"]}
+    best = {name: row["best"] for name, row in rows.items() if "eval_loss" in row["best"]}
+    assert [*best] == ["low"]  # the lowest of all rests on 3 rows, others have nothing to beat
+    assert {name: row["few"] for name, row in rows.items() if row["few"]} == {"few": 3}
+    assert rows["few"]["lacks"] == []
+    assert rows["low"]["lacks"] == ["forgetting was not measured"]
+    lines = results_table.written(found, "markdown").splitlines()
+    assert [line.split()[1] for line in lines if "| **0" in line] == ["low"]
 
 
 def test_evaluations_of_other_rows_have_columns_of_their_own(store, home):

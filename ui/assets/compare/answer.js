@@ -60,7 +60,8 @@ export class Answer {
   fill(answer, view, waiting) {
     const { words } = this;
     if (waiting || (!answer.text && answer.reason)) {
-      text(words, waiting ? answer.status ?? '' : answer.error ?? EMPTY[answer.reason] ?? t`(an empty answer)`);
+      text(words, waiting ? answer.status ?? t`Waiting for the answer …`
+        : answer.error ?? EMPTY[answer.reason] ?? t`(an empty answer)`);
       this.shown = null;
       return;
     }

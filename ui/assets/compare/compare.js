@@ -39,10 +39,10 @@ export class Compare extends Page {
   /** Get the questions of the run that the last lane is of, and suggest them before the first turn. */
   async ask() {
     const run = runOf(this.conversation.lanes, this.choices.adapters);
-    if (run === this.run) return;
-    this.run = run;
+    if (run === this.asked) return;
+    this.asked = run;
     const shown = run && await api('/api/do/show', { job: run }).catch(() => null); // it may be deleted
-    if (run !== this.run) return;
+    if (run !== this.asked) return;
     this.questions = shown?.questions ?? [];
     if (!this.conversation.turns.length) redraw(this.scroll, welcome(this));
   }
@@ -56,6 +56,8 @@ export class Compare extends Page {
 
   draw() {
     this.heads = h('div.s-lane-heads');
+    this.legend = quiet(h('span.s-sure', { style: '--doubt:.5' }, t`Tinted:`),
+      t` the model was unsure of this token. Hover shows what else it could have said.`);
     this.scroll = h('div.s-turns', { testid: 'turns' });
     this.votes = new Votes(this);
     this.composer = new Composer(this.choices.sampling, {
@@ -67,8 +69,7 @@ export class Compare extends Page {
       settings: (lane, own) => this.conversation.settingsOf(lane, own),
       changed: () => this.moved(),
     });
-    this.confidence = button(t`Confidence`, () => this.setView({ confidence: !this.view.confidence }), 's-tool',
-      { title: t`Tint each token by the uncertainty of the model; hover shows the alternatives` });
+    this.confidence = button(t`Confidence`, () => this.setView({ confidence: !this.view.confidence }), 's-tool');
     this.reference = h('select', { label: t`Differences`, title: t`Mark what differs, word by word`,
       onchange: ({ target: { value } }) => this.setView({ reference: value === '' ? null : Number(value) }) });
     this.blind = button(t`Blind`, () => this.toggleBlind(), 's-tool', { testid: 'blind',
@@ -86,7 +87,7 @@ export class Compare extends Page {
     this.root = h('div.s-compare', { hidden: true }, // until the lanes are known
       h('div.s-compare-bar', this.tabs.tabs, h('span.s-grow'), this.newChat,
         this.report, this.confidence, this.reference, this.blind, this.alone, this.serve),
-      this.heads, this.scroll, this.tabs.element, this.composer.element);
+      this.heads, this.legend, this.scroll, this.tabs.element, this.composer.element);
     this.append(h('h1.s-hidden', t`Compare`), this.root);
     addEventListener('keydown', (event) => {
       if (this.root.hidden || this.hasAttribute('data-tab') || event.ctrlKey || event.metaKey || event.altKey
@@ -117,7 +118,7 @@ export class Compare extends Page {
     this.composer.ready(turns.length > 0);
     this.composer.choose(this.composer.lane < lanes.length ? this.composer.lane : null);
     this.newChat.hidden = this.report.hidden = !turns.length;
-    this.confidence.ariaPressed = this.view.confidence;
+    this.tint();
     this.blind.ariaPressed = blind;
     this.alone.ariaPressed = alone;
     this.blind.hidden = this.alone.hidden = this.reference.hidden = lanes.length < 2;
@@ -308,9 +309,14 @@ export class Compare extends Page {
   /** Change the view of the answers without scrolling. */
   setView(change) {
     Object.assign(this.view, change);
-    this.confidence.ariaPressed = this.view.confidence;
+    this.tint();
     for (const turn of this.conversation.turns) this.refresh(turn);
     this.address();
+  }
+
+  tint() {
+    this.confidence.ariaPressed = this.view.confidence;
+    this.legend.hidden = !this.view.confidence || this.hasAttribute('data-tab');
   }
 
   toggleBlind() {
@@ -342,12 +348,18 @@ export class Compare extends Page {
       confidence: confidence ? 'on' : null, from: reference === null ? null : reference + 1 });
   }
 
+  /** The turns, or on a phone the page. */
+  get scroller() {
+    return this.scroll.scrollHeight > this.scroll.clientHeight + 1 ? this.scroll : document.scrollingElement;
+  }
+
   near() {
-    return this.scroll.scrollHeight - this.scroll.scrollTop - this.scroll.clientHeight < 80;
+    const { scrollHeight, scrollTop, clientHeight } = this.scroller;
+    return scrollHeight - scrollTop - clientHeight < 80;
   }
 
   toEnd() {
-    this.scroll.scrollTop = this.scroll.scrollHeight;
+    if (this.conversation.turns.length) this.scroller.scrollTop = this.scroller.scrollHeight;
   }
 }
 

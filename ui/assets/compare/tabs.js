@@ -28,6 +28,7 @@ export class Tabs {
     for (const part of [page.heads, page.scroll, page.composer.element]) part.hidden = !chat;
     this.element.hidden = chat;
     page.toggleAttribute('data-tab', !chat);
+    page.tint();
     remember({ view: chat ? null : this.tab });
     if (chat) { page.toEnd(); page.composer.focus(); return; }
     redraw(this.element);

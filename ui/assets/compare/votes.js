@@ -98,7 +98,7 @@ function choice(label, key, act) {
   if (key === null) return button(label, act);
   const node = button(label, act, '', { 'data-key': key, 'aria-keyshortcuts': key,
     title: t`The key ${key} does the same` });
-  node.append(h('kbd', { 'aria-hidden': 'true' }, String(key)));
+  node.prepend(h('kbd', { 'aria-hidden': 'true' }, String(key)));
   return node;
 }
 

@@ -1,17 +1,19 @@
 // What a run forgot: one card for the run and the passport of its adapter.
 
-import { count, h, number, quiet, t, table } from './dom.js';
+import { count, h, number, percent, quiet, t, table } from './dom.js';
 
+const chance = (loss) => percent(Math.exp(-loss), 2);
 const range = (pair) => (pair ? t`95\u202f%: ${number(pair[0], 3)} to ${number(pair[1], 3)}` : '');
 
 /** `found`: the measurement as the run stores it; nothing for a run that has none. */
 export function forgettingCard(found) {
   if (found?.loss_before == null) return '';
   const figures = [
-    [t`KL from the base`, number(found.forgetting, 3), found.forgetting == null ? t`not measured`
-      : t`nats per token of its own answers; ${range(found.interval)}`],
+    [t`Distance from the base`, number(found.forgetting, 3), found.forgetting == null ? t`not measured`
+      : t`0 is the base: KL divergence per token of its own answers, in nats; ${range(found.interval)}`],
     [t`Answers changed`, t`${count(found.changed)} of ${count(found.prompts)}`, t`greedy, to neutral prompts`],
-    [t`General loss`, `${number(found.loss_before, 3)} → ${number(found.loss_after, 3)}`, range(found.rise_interval)],
+    [t`Loss on general texts`, `${number(found.loss_before, 3)} → ${number(found.loss_after, 3)}`,
+      t`a right token had a chance of ${chance(found.loss_before)}, now ${chance(found.loss_after)}`],
   ];
   return h('section.s-forgetting', { testid: 'forgetting' },
     h('h2', t`What it forgot`),

@@ -4,9 +4,9 @@
 import { h, number, redraw, t } from './dom.js';
 import { resolved, svg, takeAway, tick } from './take_away.js';
 
-/** `columns`: {title, hint, value(row), show(row), best: 'min' | 'max', words: true for text}; `rest(row)` fills
- *  the columns after the first of a row that has no values; rows for which `first(row)` holds stay on top. The
- *  order survives a new `draw(rows)`. */
+/** `columns`: {title, hint, value(row), show(row), best: 'min' | 'max', first(row): marked as best, words: true for
+ *  text}; `rest(row)` fills the columns after the first of a row that has no values; rows for which `first(row)` holds
+ *  stay on top. The order survives a new `draw(rows)`. */
 export class RankedTable {
   constructor(columns, { rest = () => null, first = () => false, order = null, falls = false,
     onSort = () => {} } = {}) {
@@ -32,7 +32,7 @@ export class RankedTable {
       one === key && h('span', { 'aria-hidden': 'true' }, this.falls ? ' ↓' : ' ↑')));
     const cell = (row, one) => {
       const value = one.value(row), text = one.show ? one.show(row) : value ?? '–';
-      const first = best.get(one) != null && value === best.get(one);
+      const first = one.first ? one.first(row) : best.get(one) != null && value === best.get(one);
       return h('td', { class: one.words && 's-plain' }, first ? h('b', { title: t`best` }, text) : text);
     };
     redraw(this.element, h('table.s-table.s-numbers',
@@ -59,8 +59,8 @@ function compare(a, b) {
   return typeof a === 'string' ? a.localeCompare(b) : a - b;
 }
 
-/** Points `{x, y, label}` on two axes, both better when lower; nothing for fewer than two. A filled point is one
- *  that no other beats on both. */
+/** Points `{x, y, label, few}` on two axes, both better when lower; nothing for fewer than two. A filled point is one
+ *  that no other beats on both, and that does not rest on few rows. */
 export function scatter(points, { x: xTitle, y: yTitle }) {
   if (points.length < 2) return '';
   const [width, height, left, base] = [innerWidth < 700 ? 340 : 640, 300, 56, 256];
@@ -70,7 +70,7 @@ export function scatter(points, { x: xTitle, y: yTitle }) {
     return { at, ticks: high > low ? [low, (low + high) / 2, high] : [low] };
   };
   const across = scale('x', left + 24, width - 90), up = scale('y', base - 16, 24);
-  const beaten = (one) => points.some((other) => other.x <= one.x && other.y <= one.y
+  const beaten = (one) => one.few || points.some((other) => !other.few && other.x <= one.x && other.y <= one.y
     && (other.x < one.x || other.y < one.y));
   const placed = [];
   const mark = (one) => {

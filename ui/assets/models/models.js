@@ -78,7 +78,7 @@ export class Models extends Page {
     const gone = this.folders?.filter((one) => one.trouble).map((one) => h('p.s-error', one.trouble));
     redraw(this.body, ...(gone ?? []), ...groups.filter(([, inside]) => inside.length).map(([title, inside]) =>
       h('section.s-panel-card.s-model-group', h('header', h('h2', title),
-        ...Object.values(WAYS).map((way) => h('span.s-model-head', way))),
+        ...Object.values(WAYS).map((way) => h('span.s-model-head', way, h('small', ' · ', t`tokens`)))),
       h('ol', inside))));
     if (!rows.length && !this.found) {
       this.body.append(h('div.s-welcome', h('p', t`No model here has this name.`),

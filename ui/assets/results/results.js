@@ -23,8 +23,6 @@ class ResultsPage extends Page {
     this.append(h('h1.s-hidden', t`Results`), h('div.s-library', { testid: 'results' },
       h('div.s-library-bar', this.search, this.datasets, this.columns, h('span.s-actions',
         button(t`Evaluate …`, () => this.evaluate()),
-        h('a.s-button', { href: '/compare?view=suites' }, t`Suites`),
-        h('a.s-button', { href: '/compare?view=leaderboard' }, t`Leaderboard`),
         ['csv', 'markdown'].map((form) => button(form === 'csv' ? 'CSV' : 'Markdown', () => saveAs(form))),
         button('PNG', () => this.table && saveTable(t`Results`, this.table.element)))),
       this.body));
@@ -69,20 +67,25 @@ class ResultsPage extends Page {
     const matches = matcher(this.search.value);
     const shown = rows.filter((row) => (!this.data || !row.data || row.data === this.data)
       && matches(row.name, row.method, row.base, row.data));
-    const mixed = new Set(shown.map((row) => row.data).filter(Boolean)).size > 1;
+    const several = (key) => new Set(shown.map((row) => row[key]).filter(Boolean)).size > 1, mixed = several('data');
     this.table = new RankedTable([...this.own(mixed), ...columns.filter((one) => !this.off.has(one.key))
-      .map((one) => figure(one, mixed))], {
+      .map(figure)], {
       order: this.table?.order ?? query().get('order') ?? t`Held-out loss`, falls: this.table?.falls,
       first: (row) => this.pins.has(row.key), onSort: (order) => remember({ order }),
     });
     this.table.draw(shown);
-    const points = shown.filter((row) => row[LEARNED] != null && row[FORGOT] != null)
-      .map((row) => ({ x: row[LEARNED], y: row[FORGOT], label: row.name }));
+    const adapters = shown.filter((row) => row.lacks), missing = adapters.filter((row) => row.lacks.length);
+    const points = adapters.filter((row) => !row.lacks.length).map((row) => ({ x: row[LEARNED], y: row[FORGOT],
+      few: row.few, label: row.few ? t`${row.name} (${row.few} held-out rows)` : row.name }));
     redraw(this.body, h('section.s-card.s-figures-table', this.table.element,
-      quiet(t`The best of each column is bold. `, mixed && t`Held-out losses of different datasets cannot be compared:
-        choose one above. `, t`A number opens the job that measured it.`)),
-    mixed || points.length < 2 ? '' : h('section.s-card.s-figures-table',
-      h('h2', t`Learned × forgot`), scatter(points, { x: t`Held-out loss`, y: t`Forgetting (KL)` })));
+      quiet(t`Bold: the best of its base and dataset. `, adapters.some((row) => row.few) && t`* on fewer than 8 held-out
+        rows: may be chance. `, t`A number opens the job that measured it.`)),
+    adapters.length < 2 ? '' : h('section.s-card.s-figures-table',
+      h('h2', t`Learned × forgot`), mixed || several('base')
+        ? quiet(t`Losses on different datasets or bases cannot be compared: choose one above, or search.`)
+        : scatter(points, { x: t`Held-out loss`, y: t`Forgetting (KL)` }),
+      missing.length > 0 && quiet(t`Not drawn: ${missing.map((row) => `${row.name} (${row.lacks.join(', ')})`)
+        .join('; ')}.`)));
   }
 
   /** The columns that name a row. */
@@ -114,10 +117,10 @@ class ResultsPage extends Page {
   }
 }
 
-/** A column of figures. A loss on different held-out rows has no best. */
-function figure({ key, title, best, job }, mixed) {
-  return { title, best: mixed && key === LEARNED ? null : best, value: (row) => row[key], show: (row) => {
-    const words = row[key] == null ? '–' : (SHOWN[key] ?? number)(row[key]);
+/** A column of figures. */
+function figure({ key, title, best, job }) {
+  return { title, best, value: (row) => row[key], first: (row) => row.best.includes(key), show: (row) => {
+    const words = row[key] == null ? '–' : (SHOWN[key] ?? number)(row[key]) + (key === LEARNED && row.few ? '*' : '');
     return job && row[key] != null ? h('a', { href: `/runs?run=${row.jobs[key]}` }, words) : words;
   } };
 }

@@ -71,6 +71,8 @@ export async function openHelp() {
     return page.start();
   };
   node = dialog(t`Help`, h('div.s-first', machine(found), doors(start, () => node.close()),
+    h('details', h('summary', t`What the words mean`), h('div.s-first', found.glossary.map(({ term, means }) =>
+      h('p', h('b', term), ': ', means)))),
     h('h3', t`Keys`), pairs(KEYS.map(([keys, words]) => [h('kbd', keys), words])),
     quiet(t`In a terminal: `, h('code', 'studio --help'), t` lists the commands, `, h('code', 'studio doctor'),
       t` examines this machine.`)), t`Close`);
