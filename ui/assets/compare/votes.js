@@ -96,10 +96,8 @@ export class Votes {
 
 function choice(label, key, act) {
   if (key === null) return button(label, act);
-  const node = button(label, act, '', { 'data-key': key, 'aria-keyshortcuts': key,
-    title: t`The key ${key} does the same` });
-  node.prepend(h('kbd', { 'aria-hidden': 'true' }, String(key)));
-  return node;
+  return button([h('kbd', { 'aria-hidden': 'true' }, String(key)), label], act, '', { 'data-key': key,
+    'aria-keyshortcuts': key, title: t`The key ${key} does the same` });
 }
 
 /** Ask which votes or conversations become a dataset, and open it on the Data page. */
