@@ -103,9 +103,7 @@ class GgufRequest(Request):
             if self.stack:
                 folder = Path(place) / "merged"
                 stack = [(Path(item.name), item.weight) for item in self.stack]
-                whole = "float32" if self.model.dtype == "auto" else self.model.dtype
-                model = self.model.model_copy(update={"dtype": whole})
-                for event in merge(model, stack, folder, device="cpu"):
+                for event in merge(self.model, stack, folder, device="cpu"):
                     if not isinstance(event, Finished):
                         yield event
                 _refuse_leftovers(folder)

@@ -30,7 +30,6 @@ from studio.adapters.verify_logits import (
 )
 from studio.errors import MethodError
 from studio.home import folder_hash, publishing, slug
-from studio.models.find_model import FILE_TYPES
 from studio.spec import ModelSource
 from studio.training.training_events import Event, Finished, Loading
 
@@ -87,8 +86,6 @@ def merge(
     left = [parts[name] for name in folded.left]
     with publishing(out) as temporary:
         yield Loading(text="Writing the merged model")
-        if source.quantization == "none" and source.dtype == "auto":
-            _narrow(loaded)
         precision = write_model(loaded, source, folded.tensors, temporary)
         yield Loading(text="Reloading it in a fresh process")
         is_fp32 = precision == "float32"
@@ -167,15 +164,6 @@ def write_model(
     model.save_pretrained(folder, state_dict=state)
     loaded.tokenizer.save_pretrained(folder)
     return _name(model.dtype)
-
-
-def _narrow(loaded: Loaded) -> None:
-    """Give a base that a CPU loaded in float32 the precision of its file again, without loss."""
-    import torch
-
-    name = FILE_TYPES.get(loaded.facts.weights_dtype, "float32")
-    if loaded.dtype == torch.float32:
-        loaded.model.to(getattr(torch, name))
 
 
 def _untie(model: Any, changed: dict[str, Tensor]) -> None:
