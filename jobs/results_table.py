@@ -224,8 +224,10 @@ def _mark(found: _Table) -> None:
         for row in rows:
             if row.get(key) is not None and not (key == "eval_loss" and row.get("few")):
                 groups[row["base"], row["data"] if key == "eval_loss" else ""].append(row)
-        pick = {"min": min, "max": max}.get(column["best"] or "")
-        for group in groups.values() if pick else ():
+        if not column["best"]:
+            continue
+        pick = min if column["best"] == "min" else max
+        for group in groups.values():
             best = pick(row[key] for row in group)
             for row in group if len(group) > 1 else ():
                 row["best"] += [key] if row[key] == best else []
