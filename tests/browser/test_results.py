@@ -63,3 +63,39 @@ def test_a_number_is_measured_sorted_pinned_and_opened(page, studio):
         page.get_by_role("link", name=f"gate {state}").click(timeout=SLOW)
         expect(page.get_by_test_id("detail")).to_contain_text(state, timeout=SLOW)
         expect(page.get_by_test_id("detail")).to_contain_text("Token accuracy")
+
+
+def found(**rows):
+    return {
+        "columns": [{"key": "eval_loss", "title": "Held-out loss", "best": "min"},
+                    {"key": "forgetting", "title": "Forgetting", "best": "min"},
+                    {"key": "size_bytes", "title": "Bytes", "best": "min"}],
+        "rows": [{"key": name, "name": name, "id": name, "method": "LoRA", "base": "starter",
+                  "data": "shop", "size_bytes": 9, "few": 0, "best": [], "lacks": []} | row
+                 for name, row in rows.items()],
+    }  # fmt: skip
+
+
+def test_the_picture_says_what_rests_on_few_rows_and_what_it_leaves_out(page):
+    answer = found(
+        low={"eval_loss": 1.5, "forgetting": 2.0, "best": ["eval_loss"]},
+        exact={"eval_loss": 1.0, "forgetting": 1.0, "few": 3},
+        whole={"eval_loss": 1.25, "forgetting": None, "lacks": ["forgetting was not measured"]},
+    )
+    page.route("**/api/do/results", lambda route: route.fulfill(json=answer))
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto("/results")
+    picture = page.get_by_test_id("scatter")
+    expect(picture.locator("text", has_text="exact (3 held-out rows)")).to_be_visible()
+    expect(picture.locator("circle.s-best")).to_have_count(1)  # of the one on enough rows
+    expect(page.get_by_text("Not drawn: whole (forgetting was not measured).")).to_be_visible()
+    expect(page.get_by_text("* on fewer than 8 held-out rows")).to_be_visible()
+    table = page.get_by_test_id("results").locator("table")
+    assert table.locator("tbody b").all_inner_texts() == ["1.500"]
+    expect(table.get_by_role("button", name="Bytes")).to_be_in_viewport(ratio=1)
+    assert table.evaluate("node => node.scrollWidth <= node.clientWidth")
+
+    answer["rows"][0]["base"] = "other"
+    page.reload()
+    expect(page.get_by_text("different datasets or bases cannot be compared")).to_be_visible()
+    expect(picture).to_have_count(0)
