@@ -182,13 +182,14 @@ def _epochs(chosen: Goal, rows: int) -> tuple[int, str]:
     usual, most = chosen.epochs
     if rows > MANY_ROWS:
         return 1, f"One pass over {rows:,} rows is enough."
-    batch = TrainArgs().rows_per_step
-    epochs = min(most, max(usual, math.ceil(ENOUGH_STEPS * batch / rows))) if rows else usual
+    batch, held = TrainArgs().rows_per_step, round(DataSource().validation_fraction * rows)
+    trained = max(1, rows - held)
+    epochs = min(most, max(usual, math.ceil(ENOUGH_STEPS * batch / trained))) if rows else usual
     if epochs == usual == 1:
         return 1, "Pairs are learned fast, and then overdone."
     if epochs == usual:
         return usual, "Three passes learn without memorising, as a rule."
-    steps = math.ceil(rows * epochs / batch)
+    steps = math.ceil(trained * epochs / batch)
     if steps < ENOUGH_STEPS:
         return (
             epochs,
@@ -214,7 +215,7 @@ def verdict(chosen: Goal, rows: int, row_format: str) -> tuple[bool, str]:
     few = f": usual are {usual:,}, and {least:,} are the least" if rows < least else ""
     enough = f": enough, usual are {usual:,}" if least <= rows <= most else ""
     many = f": more than {most:,} rarely help" if rows > most else ""
-    return True, f"{rows:,} rows of {kind}{few or enough or many}."
+    return True, f"{rows:,} usable rows of {kind}{few or enough or many}."
 
 
 def template(chosen: Goal, kind: TemplateFormat) -> bytes:

@@ -16,7 +16,7 @@ from jobs.job_record import Job
 from jobs.preflight_jobs import TITLES
 from studio import device_setting, hardware, starter
 from studio.adapters import library
-from studio.data.dataset_report import LOW_SHARE
+from studio.data.dataset_report import LOW_SHARE, RowCounts
 from studio.data.find_dataset import origin_of
 from studio.data.readers import data_suffix
 from studio.data.snapshots import open_snapshot, snapshots
@@ -154,7 +154,7 @@ def data_line(source: DataSource, home: Home) -> str:
         meta = open_snapshot(home, source.path).meta
         return " · ".join(
             [
-                say(f"{_count(meta.rows)} rows"),
+                *_rows(meta.findings.rows),
                 meta.mapping.format.replace("_", " "),
                 say(f"imported, hash {meta.hash[:12]}"),
             ]
@@ -168,20 +168,25 @@ def data_line(source: DataSource, home: Home) -> str:
     status = path.stat()
     if status.st_size > CHECKED_BYTES:
         return f"{_bytes(status.st_size)} · {say('counted when the run starts')}"
-    rows, dropped, row_format = _checked(path, status.st_mtime_ns, status.st_size)
-    parts = [say(f"{_count(rows)} rows"), *([say(f"{dropped} dropped")] if dropped else [])]
-    return " · ".join([*parts, row_format.replace("_", " "), _bytes(status.st_size)])
+    rows, row_format = _checked(path, status.st_mtime_ns, status.st_size)
+    return " · ".join([*_rows(rows), row_format.replace("_", " "), _bytes(status.st_size)])
+
+
+def _rows(rows: RowCounts) -> list[str]:
+    """Say how many rows a dataset has, and how many of them cannot be used."""
+    dropped = [say(f"{_count(rows.dropped)} dropped")] if rows.dropped else []
+    return [say(f"{_count(rows.read)} rows"), *dropped]
 
 
 @lru_cache(maxsize=64)
-def _checked(path: Path, _changed: int, _size: int) -> tuple[int, int, str]:
-    """Return the rows kept, those dropped, and their format."""
+def _checked(path: Path, _changed: int, _size: int) -> tuple[RowCounts, str]:
+    """Return the counts of rows, and their format."""
     from studio.data.check_dataset import check_file
 
     report = check_file(path)
     if report.error:
         raise DataError(report.error.text)
-    return report.rows.kept, report.rows.dropped, str(report.format)
+    return report.rows, str(report.format)
 
 
 def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:

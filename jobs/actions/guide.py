@@ -166,7 +166,7 @@ def _checked(home: Home, chosen: goals.Goal, data: str) -> tuple[int, dict[str, 
         kind, path = origin_of(data, home)
         if kind == "dataset":
             meta = open_snapshot(home, data).meta
-            rows, found = meta.rows, str(meta.mapping.format)
+            rows, found = meta.findings.rows.kept, str(meta.mapping.format)
         elif kind in ("file", "embedded") and path.stat().st_size <= CHECKED_BYTES:
             report = check_file(path)
             if report.error:

@@ -46,6 +46,7 @@ def test_an_odd_csv_becomes_a_run_whose_passport_names_it(page, studio, odd_csv)
     # The snapshot opens with its report.
     expect(page).to_have_url(re.compile(r"/data\?name=odd-sums$"), timeout=SLOW)
     expect(page.get_by_test_id("report")).to_contain_text("Carry loss")
+    expect(page.get_by_test_id("sum")).to_contain_text("usable. Of these")
     expect(page.get_by_test_id("lengths")).to_be_visible()
     snapshot = studio.json("/api/data/odd-sums")
     assert snapshot["rows"] == 64 and snapshot["mapping"]["constants"]

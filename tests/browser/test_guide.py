@@ -56,7 +56,7 @@ def test_from_what_one_wants_to_a_filled_form(page, studio):
         upload.set_input_files({"name": f"{name}.xlsx", "mimeType": XLSX, "buffer": sheet(rows)})
         expect(page.get_by_test_id("guide-data")).to_have_value(name)
         expect(checked).to_contain_text("rows" if name == "letters" else "needs text and label")
-    expect(checked).to_have_text("150 rows of labelled: enough, usual are 1,000.")
+    expect(checked).to_have_text("150 usable rows of labelled: enough, usual are 1,000.")
     expect(dialog).to_contain_text("only models on this computer are listed")
     page.get_by_test_id("guide-model").select_option("starter")
     expect(page.get_by_test_id("guide-settings")).to_contain_text("150 rows are few")
@@ -65,7 +65,7 @@ def test_from_what_one_wants_to_a_filled_form(page, studio):
     expect(dialog).to_be_hidden()
     expect(page.locator("#field-data-path-input")).to_have_value("letters")
     assert fields_of(page) == {
-        "data-path": "letters", "train-num_train_epochs": "7", "method-r": "8",
+        "data-path": "letters", "train-num_train_epochs": "8", "method-r": "8",
     }  # fmt: skip
     expect(page.get_by_test_id("says")).to_contain_text("of letters")
 

@@ -17,7 +17,7 @@ test('a running run is read ten times, an ended one once', () => {
 });
 
 test('what is queued, and few held-out rows, are said', () => {
-  assert.match(queuedWords({ steps: 133, seconds: 90 }), /133 steps is queued, about 1:30.min/);
+  assert.match(queuedWords({ steps: 133, seconds: 90 }), /133 steps is queued. It takes about 1:30.min/);
   assert.match(queuedWords({ steps: 133, seconds: null }), /133 steps is queued\.$/);
   assert.match(calmWords(3), /rests on 3 rows/);
   assert.doesNotMatch(calmWords(8) + calmWords(null), /rests/);

@@ -24,7 +24,7 @@ def test_settings_are_valid_and_each_has_a_reason(goal):
     usual, most = goal.epochs
     for rows, epochs in (
         (0, usual),
-        (60, min(18, most)),
+        (60, min(19, most)),
         (1000, max(usual, min(most, 2))),
         (9000, 1),
     ):
@@ -39,9 +39,9 @@ def test_settings_are_valid_and_each_has_a_reason(goal):
 def test_few_rows_get_epochs_for_enough_steps_up_to_a_maximum():
     chosen = goals.goal("answers")
     epochs, reason = goals.settings(chosen, 60)["train.num_train_epochs"]
-    assert (epochs, "18 passes make about 135 steps" in reason) == (18, True)
+    assert (epochs, "19 passes make about 136 steps" in reason) == (19, True)
     epochs, reason = goals.settings(chosen, 16)["train.num_train_epochs"]
-    assert (epochs, "20 passes, about 40 steps, are the most" in reason) == (20, True)
+    assert (epochs, "20 passes, about 38 steps, are the most" in reason) == (20, True)
 
 
 def test_the_best_checkpoint_is_kept_only_where_enough_rows_choose_it():

@@ -98,7 +98,7 @@ def test_rows_are_counted_before_launch(tmp_path, home):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "a", "completion": "b"}\n' * 3 + "{broken\n")
     line = train_page_facts.data_line(DataSource(path=str(file)), home)
-    assert line.startswith("3 rows · 1 dropped · prompt completion")
+    assert line.startswith("4 rows · 1 dropped · prompt completion")
 
 
 def test_an_imported_dataset_is_offered_with_its_hash(home):

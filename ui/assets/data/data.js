@@ -137,8 +137,7 @@ export class Data extends Page {
         t` · read as ${found.format.replace('_', ' ')}: ${found.reason}`),
       this.family(found),
       h('dl.s-figures', [
-        [t`Rows`, count(found.rows)], [t`Dropped at import`, count(found.findings.rows.dropped)],
-        [t`Held out`, count(found.validation_rows)], [t`Size`, bytes(found.bytes)],
+        [t`Rows`, count(found.findings.rows.read)], [t`Size`, bytes(found.bytes)],
         [t`Imported`, ago(Date.parse(found.created) / 1000), when(Date.parse(found.created) / 1000)],
         [t`Hash`, found.hash.slice(0, 12), found.hash],
       ].map(([name, value, title]) => h('div', { title }, h('dt', name), h('dd', h('b', value))))));

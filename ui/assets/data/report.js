@@ -14,7 +14,7 @@ export class Report {
     this.found = page.found;
     this.tokens = h('div.s-stack', quiet(t`Counting tokens …`));
     this.element = h('div.s-report', { testid: 'report' },
-      h('div.s-stack', h('h2', t`On this model`), this.tokens),
+      h('div.s-stack', h('h2', t`On this model`), this.sum = quiet({ testid: 'sum' }), this.tokens),
       h('div.s-stack', this.rows(), this.contents()));
     this.measure();
   }
@@ -35,6 +35,7 @@ export class Report {
   show({ report, steps, epochs, rows_per_step: rowsPerStep, padding_share: padding, seconds }) {
     const low = report.trained_token_share < 0.05;
     const cut = report.truncated;
+    text(this.sum, sumWords(report));
     redraw(this.tokens, 
       figures([
         [t`Tokens`, compact(report.tokens), count(report.tokens)],
@@ -49,21 +50,17 @@ export class Report {
       pairs([[t`A LoRA run takes about`, duration(seconds)], [t`Chat template`,
         `${report.template}: ${report.template_reason}`],
         [t`Context of the model`, t`${count(report.context_length)} tokens; rows are cut at ${count(report.limit)}`],
-        [t`Held out`, t`${count(report.validation_examples)} rows`],
         [t`Tokens cut off`, count(report.truncated_tokens)]]),
       ...report.warnings.map((words) => h('p.s-warning', words)));
   }
 
   rows() {
-    const { rows, problem_counts: counts, problems } = this.found.findings;
-    const total = Object.values(counts).reduce((sum, n) => sum + n, 0);
-    return h('div.s-stack', h('h2', t`Rows`),
-      figures([[t`Read`, count(rows.read)], [t`Kept`, count(rows.kept)],
-        [t`Dropped`, count(rows.dropped), t`each with a reason`, rows.dropped > 0]]),
-      total > 0 && [table([t`Line`, t`Reason`], problems.slice(0, 12).map((one) => [count(one.line), one.text]),
+    const { rows: { dropped }, problems } = this.found.findings;
+    return dropped > 0 && h('div.s-stack', h('h2', t`Dropped rows`),
+      table([t`Line`, t`Reason`], problems.slice(0, 12).map((one) => [count(one.line), one.text]),
         { testid: 'dropped' }),
-      quiet(total > 12 ? t`${count(total)} in all. ` : '',
-        h('a', { href: `/api/data/${this.found.name}/problems.jsonl`, download: '' }, t`Download the list`))]);
+      quiet(dropped > 12 ? t`${count(dropped)} in all. ` : '',
+        h('a', { href: `/api/data/${this.found.name}/problems.jsonl`, download: '' }, t`Download the list`)));
   }
 
   /** The number of rows that another dataset has too, for example one used for evaluation. */
@@ -89,10 +86,8 @@ export class Report {
     const near = found.near_duplicates;
     return h('div.s-stack', h('h2', t`Contents`),
       pairs([
-        [t`Exact duplicates`, count(found.duplicates)],
         near !== null && [t`Near duplicates`, `${count(near)}${found.near_compared < found.rows.kept
           ? t` in the first ${count(found.near_compared)} rows` : ''}`],
-        [t`Empty answers`, count(found.empty_answers)],
         [t`Characters`, t`${compact(found.characters)}, ${percent(found.answer_share, 0)} in answers`],
         [t`Scripts`, shares(found.scripts)], [t`Languages`, shares(found.languages)],
       ]), this.overlap(),
@@ -102,6 +97,12 @@ export class Report {
           one.rows > 6 ? ' …' : ''}`)]))] : quiet(t`No damaged, hidden or secret-looking text was found.`));
   }
 }
+
+export const sumWords = ({ rows, duplicates, train_examples: trained, validation_examples: held }) => [
+  t`${count(rows.read)} rows: ${count(rows.dropped)} dropped, ${count(rows.kept)} usable.`,
+  trained + held === rows.kept ? t`Of these ${count(trained)} are trained and ${count(held)} held out.`
+    : t`They become ${count(trained)} trained and ${count(held)} held-out examples.`,
+  duplicates > 0 && t`${count(duplicates)} repeat an earlier row.`].filter(Boolean).join(' ');
 
 const shares = (parts) => Object.entries(parts).sort((a, b) => b[1] - a[1]).slice(0, 5)
   .map(([name, share]) => `${name} ${percent(share, 0)}`).join(', ') || '–';

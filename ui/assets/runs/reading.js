@@ -15,12 +15,9 @@ export const readAt = ({ id, state, step, total_steps: total, eval_loss: held, f
 export const asked = ({ action, values }) => (action === 'duplicate'
   ? { set: Object.entries(values).map(([name, value]) => `${name}=${value}`) } : values);
 
-/** What a remedy would queue, in words. */
-export const queuedWords = ({ steps, seconds }) => (seconds
-  ? t`A run of ${count(steps)} steps is queued, about ${duration(seconds)} at the pace of this one.`
-  : t`A run of ${count(steps)} steps is queued.`);
+export const queuedWords = ({ steps, seconds }) => t`A run of ${count(steps)} steps is queued.`
+  + (seconds ? t` It takes about ${duration(seconds)} at the pace of this one.` : '');
 
-/** The words where no sign was found; a held-out loss on few rows is no evidence. */
 export const calmWords = (held) => t`Nothing to mend: these curves show none of the known faults.`
   + (held > 0 && held < FEW_ROWS ? t` The held-out loss rests on ${held} rows only: ask it questions of your own.`
     : '');

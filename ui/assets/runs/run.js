@@ -178,7 +178,9 @@ export class Detail {
       [t`Steps`, count(job.step), job.total_steps ? t`of ${count(job.total_steps)}` : ''],
       [t`Time`, duration(job.seconds ?? (job.started && isLive(job)
         ? Date.now() / 1000 - job.started : null)), ''],
-      [t`Rows`, count(rows.kept), dots(rows.dropped && t`${count(rows.dropped)} dropped`,
+      [rows.trained == null ? t`Rows` : t`Trained rows`, count(rows.trained ?? rows.kept),
+        dots(rows.held_out != null && t`${count(rows.held_out)} held out`,
+          rows.dropped && t`${count(rows.dropped)} dropped`,
         job.truncated && t`${count(job.truncated)} cut at the context`)],
       [t`Trainable`, compact(job.trainable_parameters), job.total_parameters
         ? `${number((100 * job.trainable_parameters) / job.total_parameters, 2)}\u202f%` : ''],

@@ -230,15 +230,15 @@ export class Train extends Page {
     this.rows.cut(estimate?.cut);
   }
 
-  sentence({ rows, total_steps: steps, device, unknown }) {
+  sentence({ rows, held_out: held, total_steps: steps, device, unknown }) {
     const { values = {} } = this.found ?? {}, title = this.titles.get(this.method);
     const own = (name) => this.all().find((one) => one.field.name === name)?.value();
     const what = `${title}${own('method.r') ? t` of rank ${own('method.r')}` : ''}`;
     const data = short(own('data.path')).replace('starter:', '');
     if (unknown) return t`Queues ${what} on ${short(own('model.path'))} with ${data}.`;
     const often = values['train.max_steps'] ? '' : t` (${own('train.num_train_epochs')} epochs)`;
-    return t`Trains ${what} on ${short(own('model.path'))} with ${rows} rows of ${data}: ${steps} steps${often} on ${
-      device.replaceAll(',', ', ')}, about ${this.preflight.time}.`;
+    return t`Trains ${what} on ${short(own('model.path'))} with ${rows} rows of ${data}, ${held} more held out: ${
+      steps} steps${often} on ${device.replaceAll(',', ', ')}, about ${this.preflight.time}.`;
   }
 
   showSame({ command, yaml }) {
