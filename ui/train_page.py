@@ -38,7 +38,7 @@ PARTS: dict[str, type[BaseModel]] = {
 Values = dict[str, Any]
 
 
-class Asked(BaseModel):
+class FormState(BaseModel):
     """The question of a part of the page.
 
     `values` are the fields as typed and `address` what the form is opened from, a preset is laid
@@ -54,7 +54,7 @@ class Asked(BaseModel):
 def train_routes(home: Home, store: JobStore) -> APIRouter:
     """Return the route of the Train page, with an answer for each part of it."""
     router = APIRouter(prefix="/api/train")
-    parts: dict[str, Callable[[Asked], dict[str, Any]]] = {
+    parts: dict[str, Callable[[FormState], dict[str, Any]]] = {
         "form": lambda _: drawn(home) | {"first": queue_settings.is_first_start(store)},
         "judge": lambda asked: judged(_asked(asked, home), home),
         "estimate": lambda asked: train_page_facts.forecast(
@@ -64,7 +64,9 @@ def train_routes(home: Home, store: JobStore) -> APIRouter:
     }
 
     @router.post("/{part}")
-    def answer(part: Literal["form", "judge", "estimate", "rows"], asked: Asked) -> dict[str, Any]:
+    def answer(
+        part: Literal["form", "judge", "estimate", "rows"], asked: FormState
+    ) -> dict[str, Any]:
         try:
             return parts[part](asked)
         except StudioError as why:  # a form on its way to a valid one: an answer, not a failure
@@ -111,7 +113,7 @@ def explained(method: type[Method]) -> dict[str, str]:
     return {"use": words[0].upper() + words[1:], "manual": re.sub(r"\n{3,}", "\n\n", rest)}
 
 
-def _asked(asked: Asked, home: Home) -> RunSpec:
+def _asked(asked: FormState, home: Home) -> RunSpec:
     spec = form_state.from_address(home, asked.address)
     if asked.values:
         spec = RunSpec().with_values(typed(asked.values))

@@ -168,7 +168,7 @@ def row_limit(source: DataSource, context_length: int) -> int:
 
 
 def drawn(rows: Sequence[Example], most: int, seed: int, width: int = 1) -> Examples:
-    """Return at most so many rows, drawn by the seed, in their order.
+    """Return at most `most` rows, drawn by the seed, in their order.
 
     Of a mix, each source gives one in turn. `width` rows stay together: 2 for pairs.
     """

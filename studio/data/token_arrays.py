@@ -1,6 +1,6 @@
 """Hold a dataset as flat arrays: token ids, trained masks, weights, and where each row starts.
 
-Arrays of a prepared run are mapped from its folder, so many gigabytes of tokens cost no more memory
+Arrays of a prepared run are mapped from its folder: gigabytes of tokens cost no more memory
 than the pages that are touched.
 """
 
