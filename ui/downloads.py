@@ -50,7 +50,7 @@ def zipped(folder: Path) -> Iterator[bytes]:
                 continue
             name = path.relative_to(folder.parent)
             entry = zipfile.ZipInfo.from_file(path, name, strict_timestamps=False)
-            with path.open("rb") as file, whole.open(entry, "w") as written:
+            with path.open("rb") as file, whole.open(entry, mode="w") as written:
                 while piece := file.read(PIECE):
                     written.write(piece)
                     yield sent.take()

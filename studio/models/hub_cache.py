@@ -22,7 +22,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def cache_folder() -> Path:
-    """Return the hub's cache as its library finds it (`huggingface_hub/constants.py`)."""
+    """Return the hub's cache as its library finds it (`huggingface_hub.constants`)."""
     given = os.environ.get
     home = given("HF_HOME", os.path.join(given("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
     place = given("HF_HUB_CACHE", given("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub")))
