@@ -47,28 +47,35 @@ def reading(store: JobStore, job: Job) -> list[dict[str, Any]]:
         checkpoints=() if spec.method.trains_base
         else tuple(row["step"] for row in store.checkpoints(job.id)),
     )  # fmt: skip
-    return [one.as_dict() | {"queues": _queued(job, spec, one.remedy)} for one in read(run)]
+    findings = read(run)
+    with store.database.reading() as db:
+        since = {"job": job.id, "since": job.result.get("training_since", 0)}
+        pace = db.conn.execute(_PACE, since).fetchone()[0] if findings else None
+    return [one.as_dict() | {"queues": _queued(job, spec, one.remedy, pace)} for one in findings]
 
 
-def _queued(job: Job, spec: RunSpec, remedy: Correction | None) -> dict[str, float] | None:
-    """Return the steps and seconds of the run that a remedy queues, at the pace of this one."""
-    total = job.total_steps or job.step
+def _queued(
+    job: Job, spec: RunSpec, remedy: Correction | None, pace: float | None
+) -> dict[str, float | None] | None:
+    """Return the steps and seconds of the run that a remedy queues; `pace` is of its steps."""
+    total, args = job.total_steps or job.step, spec.train
     if remedy is None or remedy.action == "compare" or not total:
         return None
-    values, args = remedy.values, spec.train
-    per_epoch = total * args.rows_per_step / args.num_train_epochs  # rows
+    epochs, again = args.num_train_epochs, args
     if remedy.action == "extend":
-        steps = values.get("steps") or values["epochs"] * per_epoch / args.rows_per_step
-        rows = steps * args.rows_per_step
+        added = remedy.values.get("epochs", 0)
+        steps = remedy.values.get("steps") or added * total / epochs
     else:
-        again = spec.with_values(values).train
-        steps = again.max_steps if again.max_steps > 0 else (
-            again.num_train_epochs * per_epoch / again.rows_per_step
-        )  # fmt: skip
-        rows = steps * again.rows_per_step
-    first = job.result.get("training_from_step", 0) if job.attempt == 1 else 0  # its parent's steps
-    own, seconds = max(1, job.step - first) * args.rows_per_step, job.result.get("seconds")
-    return {"steps": math.ceil(steps), "seconds": seconds and rows * seconds / own}
+        again = spec.with_values(remedy.values).train
+        larger = again.rows_per_step / args.rows_per_step
+        steps = again.max_steps
+        if steps < 1:
+            steps = again.num_train_epochs * total / epochs / larger
+    steps = math.ceil(steps)
+    return {
+        "steps": steps,
+        "seconds": pace and steps * pace * again.rows_per_step / args.rows_per_step,
+    }
 
 
 def command(job: Mapping[str, Any], remedy: Mapping[str, Any] | None) -> str:
@@ -94,4 +101,8 @@ WHERE job = :job AND name = :name AND value IS NOT NULL AND step % :stride = 0 O
 _EVALUATIONS = """
 SELECT step, value FROM metrics
 WHERE job = :job AND name = :name AND value IS NOT NULL ORDER BY step
+"""
+_PACE = """
+SELECT (max(time) - min(time)) / (max(step) - min(step)) FROM metrics
+WHERE job = :job AND name = 'loss' AND time >= :since
 """

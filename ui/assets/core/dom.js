@@ -367,7 +367,7 @@ export const leftAt = (path) => {
   try { return sessionStorage.getItem(LEFT + path) ?? localStorage.getItem(LEFT + path) ?? ''; } catch { return ''; }
 };
 
-/** Note where this page stands. A new tab (`opened`) without an address of its own begins where Train was left. */
+/** Note where this page stands; a new tab (`opened`) begins where Train was left. */
 export function stay(opened) {
   const { pathname } = location, key = LEFT + pathname;
   try {

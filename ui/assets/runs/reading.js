@@ -5,7 +5,7 @@ import { dialog } from '../core/form.js';
 import { compareCheckpoint } from '../core/lanes.js';
 import { isLive } from '../core/live.js';
 
-const FEW_ROWS = 8; // fewer held-out rows are no evidence
+const FEW_ROWS = 8;
 const READ_PARTS = 10; // times that a running run is read
 
 /** The state of a run after which it is read again. */
