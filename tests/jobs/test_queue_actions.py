@@ -326,5 +326,6 @@ def test_offline_nobody_outside_is_told(store, monkeypatch):
     for name in ("HF_HUB_OFFLINE", offline._SWITCHED):
         monkeypatch.setenv(name, "")
     monkeypatch.setattr(offline, "_GIVEN", "")
+    monkeypatch.setattr(offline, "_applied", None)
     (store.home.state / "offline").touch()  # while the supervisor runs
     webhook.Webhook(store)._send("https://example.org/hook", [{"event": 1, "time": time.time()}])

@@ -54,7 +54,9 @@ def test_jobs_run_in_order_to_their_end(store):
     assert (job.state, job.step, job.total_steps, job.attempt) == ("succeeded", 12, 12, 1)
     assert losses(store, first) == undisturbed(1, 12)
     assert losses(store, second) == undisturbed(2, 5)
-    assert job.result["rows"] == {"read": 3, "kept": 2, "dropped": 1, "truncated": 0}
+    assert job.result["rows"] == {
+        "read": 3, "kept": 2, "dropped": 1, "truncated": 0, "format": "",
+    }  # fmt: skip
     assert job.result["first_loss"] == fake_loss(1, 1)
     assert Path(job.result["adapter"]).is_dir()
     assert (store.home.run(first) / "spec.yaml").is_file()
