@@ -97,7 +97,7 @@ class PromptSampler:
     def _choose(self) -> list[SamplePrompt]:
         session, args = self._session, self._session.spec.train
         tokenizer = session.loaded.tokenizer
-        if tokenizer is None:
+        if tokenizer is None or args.num_samples < 1:
             return []
         template = choose_for(tokenizer, session.spec.data)
         self.stop_ids = template.stop_ids
