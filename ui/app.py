@@ -119,13 +119,13 @@ class OfflineSwitch:
     """Let each request obey the offline switch, which another process may have moved."""
 
     def __init__(self, app: App, home: Home) -> None:
-        self._app, self._home = app, home
+        self.app, self._home = app, home
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Apply the switch, then answer."""
         if scope["type"] == "http":
             offline.apply(self._home)
-        await self._app(scope, receive, send)
+        await self.app(scope, receive, send)
 
 
 def _mount(app: Any, pages: Any, root: str) -> None:
