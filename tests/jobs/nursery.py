@@ -22,7 +22,6 @@ from jobs import runner, runner_processes, supervisor
 from jobs.runner_processes import environment
 from tests.jobs import fake_runner, workers
 
-fake_runner.replace_training()
 AVAILABLE = hasattr(os, "pidfd_open") and hasattr(socket, "send_fds")
 
 
@@ -185,4 +184,5 @@ TARGETS: dict[str, Callable[[Sequence[str]], None]] = {
 }  # fmt: skip
 
 if __name__ == "__main__":
+    fake_runner.replace_training()
     serve(socket.socket(fileno=int(sys.argv[1])))
