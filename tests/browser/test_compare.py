@@ -103,7 +103,9 @@ def test_three_lanes_a_slider_a_blind_vote_and_a_reload(page, studio, lanes):
 
 MOVE_AT_THE_FIRST_WORD = """(slider, weight) => {
   const seen = new MutationObserver(() => {
-    if (!document.querySelector('[data-testid=answer-1]')?.textContent.trim()) return;
+    const answer = document.querySelector('[data-testid=answer-1]');
+    const words = answer?.matches('[data-waiting]') ? '' : answer?.textContent;
+    if (!words?.trim()) return;
     seen.disconnect();
     slider.value = weight;
     slider.dispatchEvent(new Event('input', { bubbles: true }));
@@ -181,9 +183,10 @@ def test_a_click_on_a_loss_curve_opens_its_checkpoint_which_can_be_promoted(page
     expect(chart).to_have_attribute("data-points", "6")
     page.get_by_label("Smoothing").fill("0")
     # The axis begins at 0; the third of six points is looked for on its column, from above.
-    box = chart.locator("canvas").bounding_box()
-    assert box
     canvas = chart.locator("canvas")
+    canvas.scroll_into_view_if_needed()  # the answers stand above the curves
+    box = canvas.bounding_box()
+    assert box
     column = box["x"] + 46 + (box["width"] - 58) * 0.5
     for y in range(int(box["y"]) + 8, int(box["y"] + box["height"]) - 20, 6):
         page.mouse.move(column, y)
