@@ -138,13 +138,15 @@ def verify(folder: Path, reference: Path) -> Comparison:
     for (name, _), (path, _) in zip(stack, plan["left"], strict=True):
         backbone.load(name, Path(path))
     backbone.use(stack)
+    # A recurrence multiplies the rounding of a merged weight: 1.8e-4 was seen, 1.1e-4 of the
+    # largest logit in a mixture on a processor with AVX2 alone.
+    drifts = plan["fp32"] and any(
+        block.kind == "mixer" for block in backbone.anatomy.recording.blocks
+    )
     return compare(
         logits_of(backbone.model, plan["ids"]), logits_NV,
-        tolerance=1e-4 if plan["fp32"] else 0.02,
-        # A recurrence multiplies the rounding of a merged weight: 1.8e-4 was seen.
-        relative=not plan["fp32"] or any(
-            block.kind == "mixer" for block in backbone.anatomy.recording.blocks
-        ),
+        tolerance=(3e-4 if drifts else 1e-4) if plan["fp32"] else 0.02,
+        relative=not plan["fp32"] or drifts,
     )  # fmt: skip
 
 

@@ -204,5 +204,6 @@ def _require_gradients(ours: Passed, theirs: Passed, what: str) -> None:
         raise Unequal(f"{what} differ: {missing} has none.")
     largest = max((float(g.abs().max()) for g in theirs.gradients.values()), default=0.0)
     for key, gradient in theirs.gradients.items():
-        # Looped layers (Dory, HRM) repeat the rounding of a step: 1e-4 of a tensor was seen.
-        require_equal(ours.gradients[key], gradient, what, smallest=largest / 100, slack=3)
+        # Looped layers (Dory, HRM) repeat the rounding of a step: 1e-4 of a tensor was seen, 5e-4
+        # on a processor with AVX2 alone. In float64 they are equal.
+        require_equal(ours.gradients[key], gradient, what, smallest=largest / 100, slack=8)
