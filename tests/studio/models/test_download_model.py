@@ -106,7 +106,7 @@ FAILURES = {
     "storage down": (lambda hub: hub.fail("/storage/", status=500), Unreached, "status 500"),
     "cut for good": (lambda hub: hub.fail("GET /storage/", cut_after=1000), Unreached, "is kept"),
     "damaged": (lambda hub: hub.fail("GET /storage/", spoil=True), Unreached, "arrived damaged"),
-    "silent": (lambda hub: hub.server.server_close(), Unreached, "try again; what has arrived is kept"),
+    "silent": (lambda hub: hub.server.server_close(), Unreached, "what has arrived is kept"),
     "pickles": (pickled, ModelError, "only pickled weights"),
     "code": (configure(auto_map={"AutoModel": "x.Y"}), ModelError, "its own Python code"),
     "no family": (configure(architectures=["Odd"], model_type="odd"), ModelError, r"\(Odd\)"),
