@@ -25,7 +25,7 @@ from jobs.file_locks import FileLock
 from studio import atomic
 from studio.errors import HomeError
 from studio.home import MANIFEST as LIST
-from studio.home import Home, open_home
+from studio.home import Home, manifest_entry, open_home
 
 SQLITE = b"SQLite format 3\x00"
 CHUNK_BYTES = 1 << 20
@@ -207,8 +207,7 @@ def _list_again(path: Path, folder: Path) -> None:
     for parent in path.parents:
         name, listed = path.relative_to(parent).as_posix(), parent / LIST
         if name in (entries := atomic.read_object(listed)):
-            content = path.read_bytes()
-            entries[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            entries[name] = manifest_entry(path)
             listed.write_text(json.dumps(entries, indent=1), encoding="utf-8")
         if parent == folder:
             return

@@ -26,13 +26,14 @@ from studio.errors import AdapterError
 from studio.evaluation.evaluate_on_dataset import REPORT
 from studio.evaluation.html_page import text_of
 from studio.evaluation.vote_ranking import Match, leaderboard
+from studio.goals import LEAST_HELD_OUT
 from studio.home import Home
 from studio.methods import methods
 from studio.spec import DataSource
 
 Form = Literal["json", "csv", "markdown"]
 Place = tuple[str, ...] | None
-RUN_REPORT, FEW_ROWS = "report.json", 8  # held-out rows below which a loss is no evidence
+RUN_REPORT = "report.json"
 LACKS = {"eval_loss": "no held-out loss", "forgetting": "forgetting was not measured"}
 FIXED = {
     "eval_loss": ("Held-out loss", "min"), "forgetting": ("Forgetting", "min"),
@@ -106,7 +107,7 @@ class _Table:
                 "name": one.name, "id": one.id, "method": known.title if known else one.method,
                 "base": one.base, "data": one.data_path, "eval_loss": one.eval_loss,
                 "forgetting": one.forgetting, "size_bytes": one.size_bytes,
-                "few": held_out if held_out < FEW_ROWS else 0,
+                "few": held_out if held_out < LEAST_HELD_OUT else 0,
             }  # fmt: skip
             self._since[str(one.path)] = max(
                 _seconds(one.created), _seconds(str(one.passport.get("imported", "")))

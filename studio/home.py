@@ -189,12 +189,14 @@ def folder_hash(folder: Path) -> str:
     return _sha256(folder / MANIFEST)
 
 
+def manifest_entry(file: Path) -> dict[str, int | str]:
+    """Return what a manifest says of a file: size in bytes and SHA-256."""
+    return {"size": file.stat().st_size, "sha256": _sha256(file)}
+
+
 def _write_manifest(folder: Path) -> None:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    manifest = {
-        p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": _sha256(p)}
-        for p in files
-    }
+    manifest = {p.relative_to(folder).as_posix(): manifest_entry(p) for p in files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for file in [*files, folder / MANIFEST]:
         atomic.flush(file)

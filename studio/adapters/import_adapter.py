@@ -6,14 +6,21 @@ the adapter appears in the library only when everything is valid.
 
 from __future__ import annotations
 
-import json
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from studio import atomic, path_kinds
-from studio.adapters.library import CONFIG, PASSPORT, WEIGHTS, StoredAdapter, adapters, describe
+from studio.adapters.library import (
+    CONFIG,
+    PASSPORT,
+    WEIGHTS,
+    StoredAdapter,
+    adapters,
+    describe,
+    write_passport,
+)
 from studio.errors import AdapterError, Unreached, is_transient
 from studio.home import Home, publishing, slug
 from studio.methods.method_of_config import is_adapterhub, read_config, read_method
@@ -59,8 +66,7 @@ def import_adapter(
         }  # fmt: skip
         if model is not None:
             passport["base"] = {"path": model.path, "fingerprint": facts(model).fingerprint}
-        text = json.dumps(passport, indent=1, ensure_ascii=False)
-        (temporary / PASSPORT).write_text(text, encoding="utf-8")
+        write_passport(temporary, passport)
     return describe(target, source="library")
 
 

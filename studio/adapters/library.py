@@ -97,6 +97,12 @@ class StoredAdapter:
         return trains_base(self.method)
 
 
+def write_passport(folder: Path, passport: dict[str, Any]) -> None:
+    """Write what is known of an adapter beside its weights."""
+    text = json.dumps(passport, indent=1, ensure_ascii=False)
+    (folder / PASSPORT).write_text(text, encoding="utf-8")
+
+
 def adapters(home: Home) -> list[StoredAdapter]:
     """Return every adapter of the home, newest first; unreadable folders are left out."""
     folders = [*(run / "adapter" for run in home.runs.iterdir()), *home.adapters.iterdir()]

@@ -8,14 +8,13 @@ weighted sum of the adapters, so it is not offered.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from studio.adapters.library import PASSPORT, StoredAdapter
+from studio.adapters.library import StoredAdapter, write_passport
 from studio.adapters.merge import trained_template
 from studio.errors import AdapterError, MethodError
 from studio.home import publishing
@@ -172,8 +171,7 @@ def publish_mix(
         raise AdapterError(f'There is already an adapter "{folder.name}"; choose another name.')
     with publishing(folder) as temporary:
         backbone.save(name, temporary, base=base.get("path", ""))
-        text = json.dumps(passport, indent=1, ensure_ascii=False)
-        (temporary / PASSPORT).write_text(text, encoding="utf-8")
+        write_passport(temporary, passport)
 
 
 def _lora(backbone: Backbone, name: str) -> Adapter:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from studio import atomic
+from studio.adapters.library import PASSPORT, write_passport
 from studio.cluster.cluster_records import (
     ADAPTER,
     CHECKPOINTS,
@@ -116,11 +117,10 @@ class Fetcher:
 
 def _localise(folder: Path, spec: RunSpec) -> None:
     """Write this machine's paths of base and data into the adapter's files."""
-    passport = folder / "passport.json"
-    values = json.loads(passport.read_text(encoding="utf-8"))
+    values = json.loads((folder / PASSPORT).read_text(encoding="utf-8"))
     values["spec"] = spec.model_dump(mode="json")
     values["base"]["path"], values["data"]["path"] = spec.model.path, spec.data.path
-    passport.write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_passport(folder, values)
     config = folder / "adapter_config.json"
     if config.is_file():
         values = json.loads(config.read_text(encoding="utf-8"))

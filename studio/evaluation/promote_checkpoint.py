@@ -91,8 +91,7 @@ class PromoteRequest(Request):
                 shutil.copytree(target, temporary, dirs_exist_ok=True)
         with publishing(target) as temporary:
             backbone.save("adapter", temporary, base=str(checkpoint.spec.model.path))
-            text = json.dumps(passport, indent=1, ensure_ascii=False)
-            (temporary / "passport.json").write_text(text, encoding="utf-8")
+            library.write_passport(temporary, passport)
         Backbone(loaded.model).load("again", target)  # as strict as any later use
         yield Finished(adapter=str(target))
 
@@ -107,7 +106,7 @@ class PromoteRequest(Request):
 def _passport(
     target: Path, checkpoint: checkpoint_adapters.Checkpoint, fingerprint: str
 ) -> dict[str, Any]:
-    passport = atomic.read_object(target / "passport.json")
+    passport = atomic.read_object(target / library.PASSPORT)
     start = checkpoint.spec.train
     if not passport and start.init_adapter:  # a stopped run has no adapter yet
         parent = library.describe(Path(start.init_adapter))

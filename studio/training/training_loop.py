@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from studio import atomic
+from studio.adapters.library import write_passport
 from studio.evaluation.forgetting import RunForgetting
 from studio.home import is_whole, publishing, sweep
 from studio.job_request import Control
@@ -24,7 +25,7 @@ from studio.training.sample_answers import PromptSampler
 from studio.training.training_events import Event, Finished, Loading, Saved, Saving
 from studio.training.training_session import Session
 
-PASSPORT, REPORT = "passport.json", "report.json"
+REPORT = "report.json"
 LIBRARIES = ("adapter-studio", "torch", "transformers", "accelerate", "safetensors")
 
 
@@ -123,8 +124,7 @@ def _publish_adapter(session: Session, run_dir: Path, forgetting: dict[str, Any]
         session.backbone.save(session.name, temporary, base=str(spec.model.path))
         if spec.method.trains_base:
             session.loaded.tokenizer.save_pretrained(temporary)
-        text = json.dumps(passport, indent=1, ensure_ascii=False)
-        (temporary / PASSPORT).write_text(text, encoding="utf-8")
+        write_passport(temporary, passport)
     return target
 
 

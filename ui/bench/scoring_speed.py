@@ -135,10 +135,6 @@ def _peers(base: Path, answers: Sequence[Continuations]) -> dict[str, Callable[[
     )
 
     def plain() -> list[list[float]]:
-        with torch.no_grad():
-            return padded()
-
-    def padded() -> list[list[float]]:
         found = [[0.0] for _ in answers]
         every = [at for at in order for _ in STACKS]
         for start in range(0, len(every), PEER_ROWS):
@@ -149,7 +145,8 @@ def _peers(base: Path, answers: Sequence[Continuations]) -> dict[str, Callable[[
             mask = torch.tensor(
                 [[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device
             )
-            logits = model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
+            with torch.no_grad():
+                logits = model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
             for at, row, own in zip(part, rows, logits, strict=True):
                 first = len(answers[at][0])
                 wanted = torch.tensor(row[first:], device=device)[:, None]

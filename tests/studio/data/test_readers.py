@@ -31,6 +31,16 @@ def values(path):
     return [item.values for item in read(look(path))]
 
 
+def table_file(path, table):
+    """Write a table as Parquet or Arrow, as the name says."""
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    return path
+
+
 def write(path, content):
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -191,12 +201,7 @@ def test_cells_that_json_has_no_form_for_read_alike_before_and_after_an_import(
     table = table.replace_schema_metadata(
         {"huggingface": json.dumps({"info": {"features": classes}})}
     )
-    path = tmp_path / f"a{suffix}"
-    if suffix == ".parquet":
-        pq.write_table(table, path)
-    else:
-        with pa.ipc.new_file(path, table.schema) as file:
-            file.write_table(table)
+    path = table_file(tmp_path / f"a{suffix}", table)
     import_dataset(home, DataSource(path=str(path)), name="a")
 
     rows = [list(read(look(path))), list(find(DataSource(path="a"), home).rows())]
@@ -254,12 +259,7 @@ def test_a_damaged_arrow_file_is_refused_with_its_name(tmp_path):
 def test_floats_of_a_column_with_gaps_become_integers_with_a_note(tmp_path, suffix):
     table = pa.table({"n": [1.0, None, 3.0], "nan": [float("nan"), 2.0, 0.0],
                       "real": [0.5, None, 1.0], "full": [1.0, 2.0, 3.0]})  # fmt: skip
-    path = tmp_path / f"a.{suffix}"
-    if suffix == "parquet":
-        pq.write_table(table, path)
-    else:
-        with pa.ipc.new_file(path, table.schema) as writer:
-            writer.write_table(table)
+    path = table_file(tmp_path / f"a.{suffix}", table)
 
     rows = values(path)
 
