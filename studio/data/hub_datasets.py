@@ -85,7 +85,7 @@ def _loaded(path: str, subset: str, split: str, first: int, _minutes: int) -> An
     reached = is_reached(path)
     first = first if reached else 0  # what is downloaded is whole
     try:
-        with contextlib.nullcontext() if reached else _offline():
+        with _without_torch(), contextlib.nullcontext() if reached else _offline():
             loaded = datasets.load_dataset(
                 path, subset or None, split=split, streaming=bool(first)
             )  # fmt: skip
@@ -135,14 +135,25 @@ def to_fetch(source: DataSource) -> Repository | None:
 
 
 def _library() -> Any:
-    """Return the library: silent, and without torch, which no rows need."""
+    """Return the library, silent."""
     import datasets
 
-    datasets.config.TORCH_AVAILABLE = False
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
     huggingface_hub.logging.set_verbosity_error()
     return datasets
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Keep the library from importing torch, which takes seconds and which no rows need."""
+    import datasets
+
+    datasets.config.TORCH_AVAILABLE = False
+    try:
+        yield
+    finally:  # others in this process hand it tensors (lm-eval, the trainers measured beside ours)
+        datasets.config.TORCH_AVAILABLE = True
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ def test_without_a_network_one_sentence_comes_at_once(monkeypatch, tmp_path, cap
 def test_without_a_network_what_was_downloaded_is_read_offline(monkeypatch, tmp_path):
     def load(*_, **__):
         assert datasets.config.HF_HUB_OFFLINE and huggingface_hub.constants.HF_HUB_OFFLINE
+        assert not datasets.config.TORCH_AVAILABLE
         return datasets.Dataset.from_list([{"text": "kept"}])
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
@@ -53,6 +54,7 @@ def test_without_a_network_what_was_downloaded_is_read_offline(monkeypatch, tmp_
 
     assert row.values == {"text": "kept"}
     assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+    assert datasets.config.TORCH_AVAILABLE is True  # another part may hand the library tensors
 
 
 def test_two_that_read_offline_at_once_leave_the_hub_as_it_was(monkeypatch):

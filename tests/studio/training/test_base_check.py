@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from studio.adapters.library import PASSPORT
 from studio.backbone import Backbone
 from studio.chat.lanes import Lane, Sampling
 from studio.chat.resident_models import ResidentModels
@@ -17,7 +18,6 @@ from studio.training.base_check import FILE, check_base
 from studio.training.siblings import Sibling, train_siblings
 from studio.training.train_run import train
 from studio.training.training_events import Finished, Loading, Step
-from studio.training.training_loop import PASSPORT
 from tests.families import write_family
 from tests.studio.tiny import tiny_folder, tiny_spec
 

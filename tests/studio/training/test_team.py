@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from studio.adapters.library import PASSPORT
 from studio.errors import DiskFull, InputError, ProcessLost, RunError
 from studio.home import open_home
 from studio.job_request import Command
@@ -14,7 +15,6 @@ from studio.spec import RunSpec
 from studio.training.distributed import _Ranks
 from studio.training.train_run import train
 from studio.training.training_events import Evaluated, Event, Finished, Step
-from studio.training.training_loop import PASSPORT
 from tests.studio.tiny import tiny_spec
 
 
