@@ -174,13 +174,15 @@ def test_a_run_and_the_queue_outlive_a_database_that_fails_for_a_while(store, mo
         return call
 
     job = store.submit(a_spec(steps=2))
-    reporter = progress_reporter.Reporter(store, begin(store))
+    claim = begin(store)
+    reporter = progress_reporter.Reporter(store, claim)
     store.claims.report = failing(store.claims.report)
     reporter.record(Sampled(step=1, prompt="say", text="word"))
     reporter.start()
     until(lambda: store.samples(job.id), seconds=20)
     reporter.close()
     assert failures < 0
+    store.claims.finish(claim, "succeeded")  # a supervisor that ends waits for what runs
 
     failures = 2
     monkeypatch.setattr(supervisor, "TURN_SECONDS", 0.05)
