@@ -278,7 +278,7 @@ def _folder(
 ) -> Path:  # fmt: skip
     how = [origin.container, origin.encoding, origin.plain]  # a name may say how bytes are read
     parts = [
-        "tokens-15", data_hash, how, source.format, source.chat_template, source.train_on, limit,
+        "tokens-16", data_hash, how, source.format, source.chat_template, source.train_on, limit,
         source.thoughts, source.accept_lost, source.control_tokens, source.chat_template_kwargs,
         rows, source.judged, source.pairs, source.margin, template.backend.fingerprint(),
         str(date.today()) if template.reads_date else "",

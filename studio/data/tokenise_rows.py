@@ -8,6 +8,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any, cast
 
@@ -84,6 +85,18 @@ def tokenise(
     else:
         work.write_rows(origin.rows(), guess)
     return work.finish(origin, guess)
+
+
+@dataclass(slots=True)
+class _Text:
+    """One part of text files: its lines that wait to be encoded, its tokens that wait for more."""
+
+    lines: list[str] = field(default_factory=list)
+    size: int = 0  # characters of the lines
+    waiting: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    first: int = 0  # number of the row with which the waiting tokens begin, about
+    last: int = 0
+    is_open: bool = False  # lines of the file at hand are encoded
 
 
 class _Tokeniser:
@@ -242,47 +255,54 @@ class _Tokeniser:
         return None
 
     def write_text(self, items: Iterator[Row | Problem]) -> None:
-        """Write text files as one long text: lines joined, files ended, cut into windows."""
-        lead = self.template.backend.prefix
-        body = max(1, self.limit - len(lead))
-        waiting, first, end = np.empty(0, np.int32), 1, self.template.eos_ids
-        for text, number, is_last in self._pieces(items):
-            ids, readings = self.template.encode_stream(text)
-            self.readings.update(readings)
-            waiting = np.concatenate([waiting, ids])
-            full = len(waiting) // body * body
-            self._write_windows(waiting[:full], first)
-            waiting, first = waiting[full:], number
-            if is_last and ids[-len(end) :].tolist() != end:
-                waiting = np.concatenate([waiting, end]).astype(np.int32)
-        self._write_windows(waiting, first)
+        """Write text files as one long text per part: lines joined, files ended, cut into windows.
 
-    def _write_windows(self, ids: NDArray[np.int32], number: int) -> None:
-        for window in windows(ids, limit=self.limit, lead=self.template.backend.prefix):
-            self.writer.add(window, number)
-            self.lengths.append(len(window.ids))
-
-    def _pieces(self, items: Iterator[Row | Problem]) -> Iterator[tuple[str, int, bool]]:
-        """Yield pieces of text, the number of their last line, and True where a file ends."""
-        lines: list[str] = []
-        size = last = 0
+        Held-out lines are a text of their own, so that no window holds lines of both parts.
+        """
+        parts, last = {False: _Text(), True: _Text()}, 0
         for item in items:
             if item.line <= last:  # the next file begins
-                between = "" if self.template.eos_ids else "\n"
-                yield "\n".join(lines) + between, self.counter.read, True
-                lines, size = [], 0
+                for text in parts.values():
+                    if not self.template.eos_ids and text.lines:
+                        text.lines.append("")
+                    self._encode(text, ends=True)
             last = item.line
             self.counter.read += 1
             if isinstance(item, Problem):
                 self.counter.drop(item)
                 continue
             self.counter.kept += 1
-            lines.append(item.values["text"])
-            size += len(lines[-1]) + 1
-            if size >= PIECE_CHARS:
-                yield "\n".join(lines) + "\n", self.counter.read, False
-                lines, size = [], 0
-        yield "\n".join(lines), self.counter.read, True
+            text = parts[item.held_out]
+            text.lines.append(item.values["text"])
+            text.first = text.first or self.counter.read
+            text.last, text.size = self.counter.read, text.size + len(text.lines[-1]) + 1
+            if text.size >= PIECE_CHARS:
+                text.lines.append("")
+                self._encode(text)
+        for text in parts.values():
+            self._encode(text, ends=True)
+            self._write_windows(text.waiting, text.first)
+
+    def _encode(self, text: _Text, *, ends: bool = False) -> None:
+        """Encode the lines of a text that wait, and write the windows that are full."""
+        if not text.size and not text.is_open:
+            return
+        end = self.template.eos_ids
+        ids, readings = self.template.encode_stream("\n".join(text.lines))
+        self.readings.update(readings)
+        waiting = np.concatenate([text.waiting, ids])
+        body = max(1, self.limit - len(self.template.backend.prefix))
+        full = len(waiting) // body * body
+        self._write_windows(waiting[:full], text.first)
+        if ends and ids[-len(end) :].tolist() != end:
+            waiting = np.concatenate([waiting, end]).astype(np.int32)
+        text.waiting, text.first, text.is_open = waiting[full:], text.last, not ends
+        text.lines, text.size = [], 0
+
+    def _write_windows(self, ids: NDArray[np.int32], number: int) -> None:
+        for window in windows(ids, limit=self.limit, lead=self.template.backend.prefix):
+            self.writer.add(window, number)
+            self.lengths.append(len(window.ids))
 
     def finish(
         self, origin: Origin, guess: Guess, *, trains: bool = True

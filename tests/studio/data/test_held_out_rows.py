@@ -1,5 +1,6 @@
 """Held-out rows: what belongs together is on one side, a stored split holds, draws are seeded."""
 
+import numpy as np
 import pytest
 
 from studio.data.curate_dataset import Split, apply_step
@@ -148,3 +149,21 @@ def test_general_texts_of_a_dataset_are_drawn_from_all_of_it(home, tmp_path):
     general = general_set(load(ModelSource(), "cpu"), home, path)
 
     assert len(general.rows) == MAX_ROWS and max(row.row for row in general.rows) > 400
+
+
+def test_held_out_lines_of_a_text_are_in_no_window_that_trains(home, tmp_path, backend):
+    lines = [f"line-{i}-of-the-book" for i in range(5000)]
+    (tmp_path / "book.txt").write_text("\n".join(lines))
+    import_dataset(home, DataSource(path=str(tmp_path / "book.txt")), name="book")
+    made = apply_step(home, "book", Split(count=500, seed=1), new_name="split")
+    held = [row.values["text"] for row in made.rows() if row.part == "validation"]
+
+    made = prepare(DataSource(path="split"), backend, context_length=64, seed=0, home=home)
+
+    for part, expected in (
+        (made.train, [line for line in lines if line not in {*held}]),
+        (made.validation, held),
+    ):
+        tokens, order = part.tokens, np.sort(part.order)
+        ids = np.concatenate([tokens.ids[tokens.starts[i] : tokens.starts[i + 1]] for i in order])
+        assert backend.core.decode(ids.tolist(), skip_special_tokens=True).split("\n") == expected
