@@ -137,7 +137,7 @@ def summary(job: Job) -> dict[str, Any]:
         "forgetting": (result.get("forgetting") or {}).get("forgetting"),
         "sources": result.get("sources"),
         "seconds_left": seconds_left(job),
-        "rows": {key: rows.get(key) for key in ("read", "kept", "dropped", "trained", "held_out")},
+        "rows": {key: rows.get(key) for key in _ROWS},
         "memory_bytes": job.memory_bytes or None,
         "waits": job.waits if job.state == "queued" else "",
         "error": {"kind": job.error_kind or "run", "text": job.error_text} if failed else None,
@@ -148,6 +148,7 @@ _SHOWN = (
     "id", "name", "kind", "state", "step", "total_steps", "position", "parent", "needs", "sweep",
     "on_error", "retries_left", "start_after", "start_when", "notes", "tags",
 )  # fmt: skip
+_ROWS = ("read", "kept", "dropped", "trained", "held_out", "evaluated")
 _REPORTED = ("first_loss", "last_loss", "eval_loss", "seconds", "adapter")
 
 

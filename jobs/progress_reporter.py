@@ -205,7 +205,7 @@ def _start_facts(event: training_events.Started) -> dict[str, Any]:
     return {
         "rows": {
             name: getattr(event, f"rows_{name}") for name in (
-                "read", "kept", "dropped", "truncated", "trained", "held_out", "format"
+                "read", "kept", "dropped", "truncated", "trained", "held_out", "evaluated", "format"
             )
         },
         **{key: getattr(event, key) for key in _STARTED},

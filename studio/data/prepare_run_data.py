@@ -95,10 +95,8 @@ def prepare(
         windows: Windows = ("stream" if origin.plain else "texts") if is_text else "none"
         mask = held_out(tokens, source.validation_fraction, seed, sources, windows=windows)
     train = Examples(tokens, np.flatnonzero(~mask), sources)
-    held = np.flatnonzero(mask)
-    if sources:
-        held = _in_turn(held.reshape(-1, width), sources.of_row[tokens.rows[held] - 1][::width])
-    validation = Examples(tokens, held.reshape(-1), sources)
+    held = Examples(tokens, np.flatnonzero(mask), sources)
+    validation = drawn(held, len(held), seed, width)
     if other:
         if len(validation):
             warnings.append(
@@ -168,19 +166,17 @@ def row_limit(source: DataSource, context_length: int) -> int:
 
 
 def drawn(rows: Sequence[Example], most: int, seed: int, width: int = 1) -> Examples:
-    """Return at most `most` rows, drawn by the seed, in their order.
+    """Return at most `most` rows in an order drawn by the seed: the first ones are a fair sample.
 
     Of a mix, each source gives one in turn. `width` rows stay together: 2 for pairs.
     """
     assert isinstance(rows, Examples)
-    if len(rows) <= most:
-        return rows
     units = np.random.default_rng(seed).permutation(len(rows) // width)
     if rows.sources:
-        first = rows.order.reshape(-1, width)[:, 0]
+        first = rows.order[::width]
         units = _in_turn(units, rows.sources.of_row[rows.tokens.rows[first] - 1][units])
-    kept = np.sort(units[: most // width])
-    return Examples(rows.tokens, rows.order.reshape(-1, width)[kept].reshape(-1), rows.sources)
+    order = rows.order.reshape(-1, width)[units[: most // width]].reshape(-1)
+    return Examples(rows.tokens, order, rows.sources)
 
 
 def held_out(

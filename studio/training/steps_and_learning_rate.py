@@ -19,7 +19,7 @@ from studio.train_args import TrainArgs
 from studio.training.objectives import objective
 
 REFERENCE_WIDTH = 2000
-MOST_EVAL_ROWS = 1_000_000
+AUTO_EVAL_ROWS, MOST_EVAL_ROWS = 64, 1_000_000
 LION_SHARE = 0.2  # Lion's rate is three to ten times smaller than AdamW's
 STABLE_SHARE = 0.8  # of the steps after warmup, for warmup_stable_decay
 
@@ -35,6 +35,7 @@ class Plan:
     warmup_steps: int
     eval_every: int
     eval_rows: int
+    """The first held-out rows that each evaluation takes, the same ones however long a run is."""
     save_every: int
     learning_rate: float
     scheduler: str
@@ -104,7 +105,7 @@ def plan_run(spec: RunSpec, *, num_rows: int, hidden_size: int) -> Plan:
         total_steps=total,
         warmup_steps=min(warmup, total),
         eval_every=_interval(args.eval_steps, total, times=10),
-        eval_rows=_eval_rows(args, trained_rows=total * rows_per_step),
+        eval_rows=MOST_EVAL_ROWS if args.eval_steps > 0 else AUTO_EVAL_ROWS,
         save_every=_interval(args.save_steps, total, times=5),
         learning_rate=learning_rate(args, spec.method, hidden_size),
         scheduler=args.lr_scheduler_type,
@@ -163,15 +164,6 @@ def lr_at(step: int, *, peak: float, total: int, warmup: int, scheduler: str) ->
         return peak * min(1.0, (1 - done) / (1 - STABLE_SHARE))
     assert scheduler == "cosine", scheduler
     return peak * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _eval_rows(args: TrainArgs, *, trained_rows: int) -> int:
-    """Return the number of validation rows per evaluation, always the same ones.
-
-    With automatic intervals, ten evaluations cost at most a sixth of the training (forward passes
-    over half as many rows); with an interval set by the user they take all rows.
-    """
-    return MOST_EVAL_ROWS if args.eval_steps > 0 else max(16, trained_rows // 20)
 
 
 def _interval(wanted: int, total: int, *, times: int) -> int:

@@ -35,7 +35,8 @@ class Started(Event):
     """Everything is loaded; the next event is the first step (or the first after `step`).
 
     `rows_read` to `rows_dropped` are rows of the file, `rows_trained` and `rows_held_out` what they
-    became; `longer_chosen` is the fraction of the pairs whose chosen answer is the longer one.
+    became, `rows_evaluated` those of each evaluation; `longer_chosen` is the fraction of the pairs
+    whose chosen answer is the longer one.
     """
 
     total_steps: int
@@ -50,6 +51,7 @@ class Started(Event):
     rows_truncated: int = 0
     rows_trained: int | None = None
     rows_held_out: int | None = None
+    rows_evaluated: int | None = None
     rows_format: str = ""
     longer_chosen: float | None = None
 

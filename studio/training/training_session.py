@@ -441,6 +441,7 @@ class Session:
             rows_truncated=report.truncated,
             rows_trained=report.train_examples,
             rows_held_out=report.validation_examples,
+            rows_evaluated=min(report.validation_examples, self.plan.eval_rows),
             rows_format=report.format,
             longer_chosen=self.preference.longer_chosen if self.preference else None,
         )

@@ -118,9 +118,18 @@ def test_too_many_evaluation_rows_are_drawn_by_the_seed_with_a_note(tmp_path, ba
                        seed=seed)  # fmt: skip
         held.append([example.row for example in made.validation])
 
-    assert held[0] == held[1] == sorted(held[0]) != held[2]
+    assert held[0] == held[1] != held[2]
     assert len(held[0]) == MAX_VALIDATION and max(held[0]) > 900, "not the first ones"
     assert "The evaluation takes 256 of 1,000 rows, drawn by the seed." in made.report.warnings
+
+
+def test_the_first_held_out_rows_are_a_sample_of_all_of_them(tmp_path, backend):
+    path = write_rows(tmp_path / "a.jsonl", pairs(2000))
+
+    made = prepare(DataSource(path=path), backend, context_length=64, seed=0)
+
+    topics = {example.row // 500 for example in made.validation[:16]}
+    assert topics == {0, 1, 2, 3}, "a file sorted by topic"
 
 
 def test_a_draw_keeps_pairs_together_and_takes_each_source_of_a_mix_in_turn(
