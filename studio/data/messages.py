@@ -6,6 +6,7 @@ Role names, tool calls, thoughts, marks that mute an answer, and the keys that m
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NamedTuple
 
 from studio.data.column_mapping import Mapping, as_text
@@ -53,6 +54,7 @@ _KEYS_OF = {
 READ_KEYS = frozenset(
     ("role", "from", *_CONTENT_NAMES, *(key for keys in _KEYS_OF.values() for key in keys))
 )
+_BEGINS_LIKE_MESSAGES = re.compile(r'\s*\[\s*\{\s*"(role|from)"\s*:')
 _ARGUMENTS = ("arguments", "parameters", "input", "args")
 _CALL_KEYS = frozenset(("name", "id", "call_id", "type", "index", "function", *_ARGUMENTS))
 
@@ -302,8 +304,7 @@ def history_of(value: Any) -> list[Message]:
 
 def as_messages(value: Any, name: str) -> list[Any]:
     """Return the messages of an answer: a list, one message, JSON of either, or plain text."""
-    if isinstance(value, str) and value.lstrip().startswith(("[{", "[ {")):
-        value = parsed(value, name)
+    value = messages_in(value, name) or value
     if isinstance(value, list) and value and is_message(value[0]):
         return value
     if is_message(value):
@@ -324,6 +325,23 @@ def thread(tree: Any, last: Any) -> list[Any]:
         turns.insert(0, {key: turn[key] for key in READ_KEYS if key in turn})
         last = turn.get("parentId")
     return turns
+
+
+def messages_in(value: Any, name: str) -> list[Any] | None:
+    """Return the messages that a text holds as JSON; None of other texts, JSON answers among them.
+
+    Raises:
+        Dropped: It begins like messages and is not JSON.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return None
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        if _BEGINS_LIKE_MESSAGES.match(value):
+            raise Dropped("json", f'"{name}" is text that is not valid JSON.') from None
+        return None
+    return found if found and all(map(is_message, found)) else None
 
 
 def is_message(value: Any) -> bool:

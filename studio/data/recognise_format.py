@@ -6,7 +6,6 @@ before the others; the shape of the values decides where names tell nothing.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from studio.data.column_mapping import PARTS, Mapping, at_path
 from studio.data.conversation_records import Dropped, Problem, Row
 from studio.data.dataset_report import why_nothing
+from studio.data.messages import messages_in
 from studio.data.preference_pairs import ranked, split_texts, transcript
 from studio.errors import DataError
 from studio.spec import DataSource
@@ -176,9 +176,8 @@ def _message_keys(name: str, rows: Sequence[Row]) -> set[str]:
     for row in rows:
         try:
             value = at_path(row.values, name)
-            if isinstance(value, str) and value.lstrip().startswith(("[{", "[ {")):
-                value = json.loads(value)
-        except (KeyError, ValueError, RecursionError):
+            value = messages_in(value, name) or value
+        except (KeyError, Dropped):
             continue
         if isinstance(value, list) and value:
             first = value[0]

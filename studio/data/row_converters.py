@@ -24,6 +24,7 @@ from studio.data.messages import (
     conversation,
     history_of,
     is_message,
+    messages_in,
     parsed,
     refuse_media,
     role_of,
@@ -314,8 +315,7 @@ def _answered(mapping: Mapping) -> Callable[[Row, list[Any]], Conversation]:
     def make(row: Row, turns: list[Any]) -> Conversation:
         asked = prompt.value_or_none(row.values)
         if isinstance(asked, str):
-            is_json = asked.lstrip().startswith(("[{", "[ {"))
-            asked = parsed(asked, prompt.name) if is_json else transcript(asked) or asked
+            asked = messages_in(asked, prompt.name) or transcript(asked) or asked
         roles = (role_of(turn, mapping) for turn in turns)
         if asked and next((role for role in roles if role != "system"), "") != "user":
             if type(asked) is not list:

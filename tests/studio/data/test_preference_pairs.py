@@ -96,6 +96,22 @@ def test_pairs_of_every_shape_have_one_prompt_and_two_answers(name):
     assert plain.messages == pair.chosen.messages  # what plain training reads
 
 
+def test_an_answer_or_a_prompt_that_is_json_is_a_text():
+    users = '[{"name": "A"}]'
+    asked = [{"role": "user", "content": "q"}]
+    for row in ({"prompt": users, "chosen": users, "rejected": "no"},
+                {"prompt": "[{} as CSV please", "chosen": users, "rejected": "[{"},
+                {"prompt": "q", "completion": users, "label": True},
+                {"prompt": asked, "completion": users}):  # fmt: skip
+        _, (made,) = records(row)
+        talk = getattr(made, "chosen", getattr(made, "conversation", made))
+        assert said(talk.messages) in (
+            [("user", row["prompt"]), ("assistant", users)], [("user", "q"), ("assistant", users)],
+        )  # fmt: skip
+    _, made = records({"prompt": '[{"role": "user", "cont', "chosen": "a", "rejected": "b"})
+    assert made.text == '"prompt" is text that is not valid JSON.'
+
+
 CHAT = {
     "meta": {"message_id": "c"}, "data": {"rating": 1},
     "snapshot": {"chat": {"chat": {"history": {"currentId": "d", "messages": {
