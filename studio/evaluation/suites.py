@@ -361,7 +361,8 @@ def _case(values: dict[str, Any]) -> dict[str, Any]:
         TypeError: It has no prompt; other exceptions where its parts are of other types.
     """
     case = {key: values.get(key) for key in ("prompt", "expected", "pattern")}
-    case["expected"] = case["expected"] or values.get("completion")
+    if case["expected"] in (None, ""):
+        case["expected"] = values.get("completion")
     if isinstance(case["expected"], int | float):
         case["expected"] = as_text(case["expected"], "expected")
     if schema := values.get("json_schema"):

@@ -28,6 +28,7 @@ from studio.evaluation.suites import (
         ("What is 2 + 2?", {"prompt": "What is 2 + 2?", "expected": None}),
         ("Capital of France? => Paris", {"prompt": "Capital of France?", "expected": "Paris"}),
         (r"Count =~ \d+", {"prompt": "Count", "pattern": r"\d+"}),
+        ('{"prompt": "5 - 5?", "expected": 0}', {"prompt": "5 - 5?", "expected": "0"}),
         (
             '{"prompt": "a", "expected": "b"}',
             {"prompt": "a", "expected": "b"},
