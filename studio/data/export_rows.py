@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from studio.data.messages import json_text
 from studio.data.readers.json_lines import dumps
 from studio.data.snapshots import Snapshot
 from studio.errors import DataError
+
+_NUMBER = re.compile(r"-\d+(\.\d+)?(e[+-]?\d+)?", re.I)
 
 
 def export_rows(snapshot: Snapshot, target: Path, *, part: str = "", replace: bool = False) -> int:
@@ -56,8 +59,9 @@ def rows_as(snapshot: Snapshot, form: str, *, part: str = "") -> Iterator[bytes]
 
 def harmless(value: Any) -> str:
     """Return a cell that no spreadsheet takes for a formula."""
-    text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
-    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    text = "" if value is None else value if isinstance(value, str) else json_text(value)
+    is_formula = text[:1] in ("=", "+", "-", "@", "\t", "\r") and not _NUMBER.fullmatch(text)
+    return "'" + text if is_formula else text
 
 
 def _csv_line(cells: list[str]) -> bytes:

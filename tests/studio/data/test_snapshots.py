@@ -232,12 +232,13 @@ def test_a_corrected_mapping_is_a_step_too(home, numbers):
 def test_csv_export_neutralises_formulas(home, tmp_path):
     path = tmp_path / "a.jsonl"
     large = 123456789012345678901234567890
-    path.write_text(json.dumps({"question": "=1+1", "answer": "@x", "n": large}) + "\n")
+    row = {"question": "=1+1", "answer": "-1+x", "n": large, "a": -1, "b": "-0.5", "c": ["中"]}
+    path.write_text(json.dumps(row) + "\n")
     snapshot = import_dataset(home, DataSource(path=str(path))).snapshot
 
     assert export_rows(snapshot, tmp_path / "out.csv") == 1
-    assert (tmp_path / "out.csv").read_text().splitlines() == [
-        "question,answer,n", f"'=1+1,'@x,{large}"
+    assert (tmp_path / "out.csv").read_text("utf-8").splitlines() == [
+        "question,answer,n,a,b,c", f"""'=1+1,'-1+x,{large},-1,-0.5,"[""中""]\""""
     ]  # fmt: skip
     export_rows(snapshot, tmp_path / "out.jsonl")
     assert json.loads((tmp_path / "out.jsonl").read_text()) == json.loads(path.read_text())
