@@ -82,7 +82,7 @@ def read_jsonl(opened: Opened) -> Iterator[Row | Problem]:
             continue
         if type(values) is not dict:
             yield Problem(number, "not_object", f"The line is {name_of(values)}, not an object.")
-        elif data.count(b'":') > num_keys and (key := _duplicate_key(data)):
+        elif data.count(b'":') != num_keys and (key := _duplicate_key(data)):
             yield Problem(number, "duplicate_key", f'The key "{key}" stands twice in one object.')
         else:
             yield Row(number, values)

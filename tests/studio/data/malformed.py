@@ -94,6 +94,8 @@ def jsonl_lines() -> list[Case]:
         _one_bad("true line", "true", "not_object"),
         _one_bad("duplicate key", '{"question": "q", "answer": "a", "answer": "b"}',
                  "duplicate_key"),
+        _one_bad("duplicate key with a space", '{"question" : "q", "answer" : "a", "answer" : "b"}',
+                 "duplicate_key"),
         _one_bad("nested duplicate key",
                  '{"question": "q", "answer": "a", "m": {"x": 1, "x": 2}}', "duplicate_key"),
         _one_bad("lone surrogate escape", '{"question": "\\ud800", "answer": "a"}', "json"),
