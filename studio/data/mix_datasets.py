@@ -119,8 +119,13 @@ def mix(
     most = min(len(read[one.name].rows) * total / one.weight for one in sources)
     wanted = num_rows or int(most + 1e-9)
     chance, drawn, counts = random.Random(seed), list[dict[str, Any]](), list[dict[str, Any]]()
-    for one in sources:
-        count, (_, rows, dropped, _) = round(wanted * one.weight / total), read[one.name]
+    for one, count in zip(sources, _counts(wanted, [s.weight for s in sources]), strict=True):
+        _, rows, dropped, _ = read[one.name]
+        if not count:
+            raise DataError(
+                f'The share of "{one.name}" in {wanted:,} rows is less than one row: take more '
+                "rows in all, or give it a larger weight."
+            )
         if count > len(rows):
             raise DataError(
                 f'"{one.name}" has {len(rows):,} usable rows, and {wanted:,} rows in all need '
@@ -156,6 +161,16 @@ def mix(
     return write_snapshot(
         home, meta, ((item, "train") for item in items), survey=Survey(origin, guess)
     )
+
+
+def _counts(wanted: int, weights: Sequence[float]) -> list[int]:
+    """Return the rows of each source, `wanted` in all: shares rounded by the largest remainder."""
+    shares = [wanted * weight / sum(weights) for weight in weights]
+    counts = [int(share + 1e-9) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: counts[i] - shares[i])
+    for i in by_remainder[: wanted - sum(counts)]:
+        counts[i] += 1
+    return counts
 
 
 class _Usable(NamedTuple):

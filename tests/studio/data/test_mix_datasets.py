@@ -97,6 +97,19 @@ def test_a_mix_keeps_shares_and_own_mappings_and_repeats_no_row(home, tmp_path):
     assert [row.values for row in other.rows()] == values and other.meta.hash == made.meta.hash
 
 
+@pytest.mark.parametrize(("weights", "wanted", "counts"), [
+    ((1, 1), 5, [3, 2]), ((1, 1), 7, [4, 3]), ((1, 1, 1), 10, [4, 3, 3]), ((2, 1), 4, [3, 1]),
+])  # fmt: skip
+def test_a_mix_has_the_number_of_rows_that_is_asked_for(home, tmp_path, weights, wanted, counts):
+    sources = [Source(questions(tmp_path, f"s{i}", 20), w) for i, w in enumerate(weights)]
+
+    made = mix(home, sources, num_rows=wanted)
+
+    assert [one["rows"] for one in made.meta.step["sources"]] == counts
+    with pytest.raises(DataError, match="less than one row"):
+        mix(home, [sources[0], Source(sources[1].name, 0.01)], num_rows=9)
+
+
 def prepared(home, name, fraction=0.1, seed=0):
     source = DataSource(path=name, validation_fraction=fraction)
     return prepare(source, load_tokenizer(ModelSource()), context_length=64, seed=seed, home=home)
