@@ -114,10 +114,10 @@ def prepare(
                 "rows, drawn by the seed."
             )
         others = validation.tokens.hashes[validation.order]
-        if overlap := int(np.isin(others, tokens.hashes[train.order]).sum()):
+        if overlap := int(np.isin(others, tokens.hashes[train.order]).sum()) // width:
             warnings.append(
-                f"{overlap:,} of the {len(validation):,} evaluation rows are training rows too: "
-                "the evaluation loss will flatter."
+                f"{overlap:,} of the {len(validation) // width:,} evaluation rows are training "
+                "rows too: the evaluation loss will flatter."
             )
     if split and source.validation_fraction and not len(validation):
         warnings.append("Too few rows to hold some out: there is no evaluation loss.")

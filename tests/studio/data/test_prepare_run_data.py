@@ -290,6 +290,11 @@ def test_evaluation_rows_that_are_trained_on_are_counted_and_told(tmp_path, byte
     assert (len(made.train), len(made.validation)) == (20, 4)
     assert made.report.overlap == 3
     assert any("3 of the 4 evaluation rows" in words for words in made.report.warnings)
+    sides = [{"prompt": f"p{i}", "chosen": "good", "rejected": "bad"} for i in range(12)]
+    paths = [write_rows(tmp_path / f"{n}.jsonl", sides[:n]) for n in (12, 5)]
+    made = prepare(DataSource(path=paths[0], validation_path=paths[1]), backend,
+                   context_length=64, seed=0, rows="pairs")  # fmt: skip
+    assert (made.report.validation_examples, made.report.overlap) == (5, 5)
 
 
 def test_what_a_dataset_is_on_a_model_says_how_long_it_takes(tmp_path, home):
