@@ -12,7 +12,7 @@ import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
@@ -77,14 +77,15 @@ def prepare(
     Raises:
         DataError: No row can be used, or no token would be trained.
     """
-    origin, template = find(source, home), choose_for(tokenizer, source)
+    found, template = find(source, home), choose_for(tokenizer, source)
+    origin = replace(found, notes=())  # equal bytes of another path share the cache
     check_loaded(tokenizer, home)
     limit, data_hash = row_limit(source, context_length), origin.content_hash()
     if home is None:
         tokens, report = tokenise(origin, source, template, limit, TokenWriter(), rows)
     else:
         tokens, report = _cached(home, data_hash, origin, source, template, limit, rows)
-    warnings, overlap, width = list(report.warnings), 0, 2 if rows == "pairs" else 1
+    warnings, overlap, width = [*found.notes, *report.warnings], 0, 2 if rows == "pairs" else 1
     sources, is_text = origin.sources(), report.format == "text"
     stored, other = (origin.held_out(), validation_source(source)) if split else (None, None)
     if stored is not None:  # a split that is stored with the dataset takes precedence
@@ -103,10 +104,10 @@ def prepare(
                 f"{len(validation) // width:,} rows are held out by the dataset's own split and "
                 "are not trained; the evaluation takes other rows."
             )
-        found = prepare(
+        evaluated = prepare(
             other, tokenizer, context_length=context_length, seed=seed, home=home, rows=rows
         )
-        whole = found.validation or found.train
+        whole = evaluated.validation or evaluated.train
         validation = drawn(whole, MAX_VALIDATION, seed, width)
         if len(validation) < len(whole):
             warnings.append(
@@ -123,6 +124,7 @@ def prepare(
         warnings.append("Too few rows to hold some out: there is no evaluation loss.")
     report = report.model_copy(
         update={
+            "name": origin.name,
             "context_length": context_length,
             "train_examples": len(train) // width,
             "validation_examples": len(validation) // width,
@@ -274,7 +276,7 @@ def _folder(
 ) -> Path:  # fmt: skip
     how = [origin.container, origin.encoding, origin.plain]  # a name may say how bytes are read
     parts = [
-        "tokens-16", data_hash, how, source.format, source.chat_template, source.train_on, limit,
+        "tokens-17", data_hash, how, source.format, source.chat_template, source.train_on, limit,
         source.thoughts, source.accept_lost, source.control_tokens, source.chat_template_kwargs,
         rows, source.judged, source.pairs, source.margin, template.backend.fingerprint(),
         str(date.today()) if template.reads_date else "",

@@ -279,6 +279,22 @@ def test_auto_takes_chatml_only_where_its_markers_are_tokens(byte_backend):
         choose(byte_backend(["</s>"]), "chatlm")
 
 
+def test_a_report_from_the_cache_has_the_name_and_the_notes_of_its_own_path(
+    home, tmp_path, byte_backend
+):
+    backend = byte_backend(["</s>"], eos="</s>")
+    (tmp_path / "d").mkdir()
+    for name in ("train", "test"):
+        write_rows(tmp_path / "d" / f"{name}.jsonl", pairs(20))
+    paths = [tmp_path / "d" / "train.jsonl", tmp_path / "d"]
+
+    one, all_ = (prepare(DataSource(path=str(path)), backend, context_length=64, seed=0,
+                         home=home).report for path in paths)  # fmt: skip
+
+    assert (one.name, all_.name) == ("train.jsonl", "d")
+    assert len(all_.warnings) == len(one.warnings) + 1 and "split" in all_.warnings[0]
+
+
 def test_evaluation_rows_that_are_trained_on_are_counted_and_told(tmp_path, byte_backend):
     backend = byte_backend(["</s>"], eos="</s>")
     train = write_rows(tmp_path / "train.jsonl", pairs(20))
