@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from studio import atomic
 from studio.data.conversation_records import Problem, Row
-from studio.data.readers import FORMATS, KNOWN, data_suffix, look, read
+from studio.data.readers import FORMATS, KNOWN, data_suffix, look, read, read_alike
 from studio.data.recognise_format import Guess
 from studio.errors import DataError
 from studio.home import Home
@@ -67,7 +67,7 @@ def from_files(
     name: str, files: list[Path], home: Home | None = None, *, notes: tuple[str, ...] = ()
 ) -> Origin:
     """Return an origin that reads files one after the other."""
-    opened = [look(file) for file in files]
+    opened = read_alike([look(file) for file in files])
     plain = {FORMATS[each.format].plain for each in opened}
     if len(plain) > 1:
         raise DataError(f"{name} mixes text files with tables of rows: use a folder for each.")
@@ -82,7 +82,15 @@ def from_files(
         plain=plain == {True},
         rows=rows,
         content_hash=lambda: hash_files(files, home),
-        notes=(*notes, *(note for each in opened for note in each.notes)),
+        notes=(
+            *notes,
+            *(note for each in opened for note in each.notes),
+            *(
+                f'The column "{name}" holds whole numbers as floats, because some cells are empty; '
+                "they are read as integers."
+                for name in sorted(opened[0].whole or ())
+            ),
+        ),
         container=" ".join(sorted({each.format for each in opened})),
         encoding=" ".join(sorted({each.encoding for each in opened})),
     )

@@ -11,7 +11,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +22,14 @@ from huggingface_hub import HfApi, constants, errors
 from studio.data.conversation_records import Problem, Row
 from studio.data.dataset_files import Origin
 from studio.data.readers import data_suffix
-from studio.data.readers.arrow import BATCH_ROWS, rows_of
+from studio.data.readers.arrow import BATCH_ROWS, floats_in, rows_of
 from studio.errors import DataError, InputError, Unreached, is_transient
 from studio.models.hub_models import ANSWER_SECONDS, Repository, remote_file, summary
 from studio.spec import DataSource
 
 Sort = Literal["downloads", "likes", "last_modified", "trending_score"]
 
+SCANNED_ROWS = 4096  # at once, of columns of numbers
 _SWITCHING = threading.Lock()
 _BEFORE: list[list[bool]] = []  # the libraries' settings; the last thread that ends takes the first
 
@@ -68,10 +69,16 @@ def from_hub(source: DataSource, *, first: int = 0) -> Origin:
 
     def rows() -> Iterator[Row | Problem]:
         schema = loaded.features.arrow_schema
-        read = rows_of(schema, schema.names)
-        tables = loaded.with_format("arrow").iter(batch_size=BATCH_ROWS)  # images stay as they are
-        batches = (batch for table in tables for batch in table.to_batches())
-        for number, values in enumerate(chain.from_iterable(map(read, batches)), 1):
+        arrow = loaded.with_format("arrow")  # images stay as they are
+
+        def batches(size: int, names: list[str]) -> Iterator[Any]:
+            tables = arrow.select_columns(names).iter(batch_size=size)
+            return (batch for table in tables for batch in table.to_batches())
+
+        whole = floats_in(schema, partial(batches, SCANNED_ROWS)).whole()
+        read = rows_of(schema, schema.names, whole)
+        found = map(read, batches(BATCH_ROWS, schema.names))
+        for number, values in enumerate(chain.from_iterable(found), 1):
             yield Row(number, values)
 
     name = "/".join(filter(None, [source.path, source.subset, source.split]))

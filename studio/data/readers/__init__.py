@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,27 +54,14 @@ def _read_arrow(opened: Opened) -> Iterator[Row | Problem]:
     yield from (arrow.read_parquet if opened.format == "parquet" else arrow.read_arrow)(opened)
 
 
-def _arrow_notes(opened: Opened) -> Iterator[str]:
-    from studio.data.readers.arrow import whole_columns
-
-    for name in whole_columns(opened.path):
-        yield (
-            f'The column "{name}" of {opened.path.name} holds whole numbers as floats, because '
-            "some cells are empty; they are read as integers."
-        )
-
-
 FORMATS = {
     "jsonl": FileFormat(read_jsonl, (".jsonl", ".ndjson")),
     "json": FileFormat(read_json, (".json", ".kiln")),
     "csv": FileFormat(read_delimited, (".csv",), notes=header_notes),
     "tsv": FileFormat(read_delimited, (".tsv", ".tab"), notes=header_notes),
-    "parquet": FileFormat(_read_arrow, (".parquet", ".pq"), magic=(b"PAR1",), notes=_arrow_notes),
+    "parquet": FileFormat(_read_arrow, (".parquet", ".pq"), magic=(b"PAR1",)),
     "arrow": FileFormat(
-        _read_arrow,
-        (".arrow", ".feather"),
-        magic=(b"ARROW1", b"\xff\xff\xff\xff"),
-        notes=_arrow_notes,
+        _read_arrow, (".arrow", ".feather"), magic=(b"ARROW1", b"\xff\xff\xff\xff")
     ),
     "xlsx": FileFormat(read_workbook, (".xlsx", ".xlsm"), magic=(ZIP,), notes=workbook_notes),
     "txt": FileFormat(read_plain, (".txt", ".text"), plain=True),
@@ -132,6 +119,17 @@ def look(path: Path) -> Opened:
     if not text.strip() and size <= len(sample):
         raise DataError(f"{path.name} is empty: it holds only white space.")
     return _noted(Opened(path, _text_format(path, named, text), compression, encoding, size, notes))
+
+
+def read_alike(opened: Sequence[Opened]) -> list[Opened]:
+    """Return the files of one dataset such that a column is of one kind in all of them."""
+    tables = [one.path for one in opened if one.format in ("parquet", "arrow")]
+    if not tables:
+        return [*opened]
+    from studio.data.readers.arrow import whole_columns
+
+    whole = whole_columns(tables)
+    return [dataclasses.replace(one, whole=whole) for one in opened]
 
 
 def _noted(opened: Opened) -> Opened:

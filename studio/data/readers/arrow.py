@@ -5,17 +5,18 @@ it: text columns stay dictionary-encoded until a row is needed, and the total is
 
 Arrow gives every struct of a column the same keys: those that were not in a row come back as null
 and are taken out again, or a tool call would gain the arguments of all other tools. Integers of a
-column with empty cells come back as floats (pandas writes them so) and are made whole again.
+column with empty cells come back as floats (pandas writes them so) and are made whole again, in
+all files of a dataset alike.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -66,16 +67,47 @@ def read_arrow(opened: Opened) -> Iterator[Row | Problem]:
         raise _damaged(opened, 0, error) from None
 
 
-def whole_columns(path: Path) -> tuple[str, ...]:
-    """Return the columns of floats that hold whole numbers and empty cells: integers, once.
+class Floats(NamedTuple):
+    """Names of the columns of floats with a fraction, with an empty cell, and with a number."""
 
-    A column without an empty cell keeps its floats: nothing says that it was anything else.
-    """
-    try:
-        status = path.stat()
-        return _whole_columns(path, status.st_size, status.st_mtime_ns)
-    except Exception:  # a damaged file is named by its reader, with the row
-        return ()
+    fractional: frozenset[str] = frozenset()
+    empty: frozenset[str] = frozenset()
+    filled: frozenset[str] = frozenset()
+
+    def whole(self) -> frozenset[str]:
+        """Return the columns that hold whole numbers and empty cells: integers, once.
+
+        A column without an empty cell keeps its floats: nothing says that it was anything else.
+        """
+        return (self.empty & self.filled) - self.fractional
+
+
+def whole_columns(paths: Sequence[Path]) -> frozenset[str]:
+    """Return the columns of floats that all files together say were integers, once."""
+    return Floats(
+        *(each[0].union(*each) for each in zip(*map(_floats, paths), strict=True))
+    ).whole()
+
+
+def floats_in(schema: Any, batches_of: Callable[[list[str]], Iterable[Any]]) -> Floats:
+    """Return what the columns of floats hold; `batches_of` yields the batches of some columns."""
+    named = list(schema.names)
+    once = [field for field in schema if named.count(field.name) == 1]
+    left = [field.name for field in once if pa.types.is_floating(field.type)]
+    fractional, empty, filled = set[str](), set[str](), set[str]()
+    for batch in batches_of(left) if left else ():
+        for name in {*left} - fractional:
+            values = batch.column(name).to_numpy(zero_copy_only=False).astype(np.float64)
+            present = values[~np.isnan(values)]
+            if np.any(present != np.floor(present)) or np.any(abs(present) > LARGEST_EXACT):
+                fractional.add(name)
+            if len(present) < len(values):
+                empty.add(name)
+            if len(present):
+                filled.add(name)
+        if len(fractional) == len(left):
+            break
+    return Floats(frozenset(fractional), frozenset(empty), frozenset(filled))
 
 
 def without_nulls(value: Any) -> Any:
@@ -91,9 +123,12 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def rows_of(schema: Any, columns: Sequence[str]) -> Callable[[Any], list[dict[str, Any]]]:
+def rows_of(
+    schema: Any, columns: Sequence[str], whole: Collection[str] = ()
+) -> Callable[[Any], list[dict[str, Any]]]:
     """Return the function that turns record batches of a schema into rows with these columns.
 
+    Floats of the columns `whole` become integers.
     Cells are what JSON has a form for, so that rows read alike here and after an import: dates and
     decimals are text, classes (`ClassLabel`) have their names; bytes stay bytes, which are refused.
     """
@@ -101,12 +136,15 @@ def rows_of(schema: Any, columns: Sequence[str]) -> Callable[[Any], list[dict[st
     nested = [name for name, field in fields if _holds(field.type, pa.types.is_struct)]
     odd = [name for name, field in fields if _holds(field.type, _has_no_json)]
     classes = _class_names(schema, columns)
+    floats = [n for n, field in fields if n in whole and pa.types.is_floating(field.type)]
 
     def rows(batch: Any) -> list[dict[str, Any]]:
         batch = batch.rename_columns(columns)
         with_nulls = [name for name in nested if _has_null_fields(batch.column(name))]
         found: list[dict[str, Any]] = batch.to_pylist()
         for values in found:
+            for name in floats:
+                values[name] = _whole(values[name])
             for name in odd:
                 values[name] = _plain(values[name])
             for name in with_nulls:
@@ -183,8 +221,8 @@ def _rows(opened: Opened, schema: Any, batches: Iterator[Any]) -> Iterator[Row]:
         raise DataError(
             f"{opened.path.name} has {len(schema):,} columns: at most {MAX_COLUMNS:,} are read."
         )
-    read = rows_of(schema, unique_names(list(schema.names)))
-    whole = whole_columns(opened.path)
+    whole = whole_columns([opened.path]) if opened.whole is None else opened.whole
+    read = rows_of(schema, unique_names(list(schema.names)), whole)
     row = unpacked = 0
     while True:
         try:
@@ -196,8 +234,6 @@ def _rows(opened: Opened, schema: Any, batches: Iterator[Any]) -> Iterator[Row]:
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             raise _damaged(opened, row, error) from None
         for values in rows:
-            for name in whole:
-                values[name] = _whole(values[name])
             row += 1
             yield Row(row, values)
 
@@ -224,42 +260,24 @@ def _sliced(batches: Iterable[Any]) -> Iterator[Any]:
             yield batch.slice(start, BATCH_ROWS)
 
 
-@lru_cache(maxsize=64)
-def _whole_columns(path: Path, _size: int, _changed: int) -> tuple[str, ...]:
+def _floats(path: Path) -> Floats:
+    try:
+        status = path.stat()
+        return _floats_of(path, status.st_size, status.st_mtime_ns)
+    except Exception:  # a damaged file is named by its reader, with the row
+        return Floats()
+
+
+@lru_cache(maxsize=1024)
+def _floats_of(path: Path, _size: int, _changed: int) -> Floats:
     with path.open("rb") as handle:
         is_parquet = handle.read(4) == b"PAR1"
     if is_parquet:
         with pq.ParquetFile(path) as file:
-            floats = _floats(file.schema_arrow)
-            return _all_whole(floats, file.iter_batches(columns=floats)) if floats else ()
+            return floats_in(file.schema_arrow, lambda names: file.iter_batches(columns=names))
     with pa.memory_map(str(path)) as source:
         schema, batches = _record_batches(source)
-        floats = _floats(schema)
-        return _all_whole(floats, (b.select(floats) for b in batches)) if floats else ()
-
-
-def _floats(schema: Any) -> list[str]:
-    named = list(schema.names)
-    once = [field for field in schema if named.count(field.name) == 1]
-    return [field.name for field in once if pa.types.is_floating(field.type)]
-
-
-def _all_whole(names: list[str], batches: Iterable[Any]) -> tuple[str, ...]:
-    candidates, with_gaps, with_values = dict.fromkeys(names), set(), set()
-    for batch in batches:
-        for name in [*candidates]:
-            values = batch.column(name).to_numpy(zero_copy_only=False).astype(np.float64)
-            present = values[~np.isnan(values)]
-            if np.any(present != np.floor(present)) or np.any(abs(present) > LARGEST_EXACT):
-                del candidates[name]
-                continue
-            if len(present) < len(values):
-                with_gaps.add(name)
-            if len(present):
-                with_values.add(name)
-        if not candidates:
-            break
-    return tuple(name for name in candidates if name in with_gaps & with_values)
+        return floats_in(schema, lambda names: (batch.select(names) for batch in batches))
 
 
 def _bounded(opened: Opened, batch: Any, unpacked: int) -> int:

@@ -78,6 +78,7 @@ class Opened:
     encoding: str
     size_bytes: int
     notes: tuple[str, ...] = ()
+    whole: frozenset[str] | None = None  # columns of floats to read as integers; None: not decided
 
 
 def check_regular(path: Path) -> int:

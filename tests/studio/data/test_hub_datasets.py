@@ -67,6 +67,16 @@ def test_two_that_read_offline_at_once_leave_the_hub_as_it_was(monkeypatch):
     assert states == [True, True, True, False]
 
 
+def test_whole_numbers_beside_empty_cells_are_integers_as_in_a_file(monkeypatch):
+    monkeypatch.setattr(hub_datasets, "is_reached", lambda _: True)
+    made = datasets.Dataset.from_dict({"n": [1.0, None], "x": [1.5, None]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
+
+    found = [row.values for row in from_hub(DataSource(path="org/rows")).rows()]
+
+    assert str(found) == "[{'n': 1, 'x': 1.5}, {'n': None, 'x': None}]"
+
+
 def test_an_id_that_the_hub_does_not_have_is_told(monkeypatch):
     with pytest.raises(DataError, match=r'"a\.\.b" is not a file or folder here'):
         is_reached("a..b")

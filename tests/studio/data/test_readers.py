@@ -266,7 +266,22 @@ def test_floats_of_a_column_with_gaps_become_integers_with_a_note(tmp_path, suff
     assert [row["n"] for row in rows] == [1, None, 3] and type(rows[0]["n"]) is int
     assert [row["nan"] for row in rows] == [None, 2, 0]
     assert type(rows[0]["full"]) is float and rows[0]["real"] == 0.5
-    assert [note.split('"')[1] for note in look(path).notes] == ["n", "nan"]
+    notes = find(DataSource(path=str(path))).notes
+    assert [note.split('"')[1] for note in notes] == ["n", "nan"]
+
+
+def test_a_column_is_of_one_kind_in_all_files_of_a_dataset(tmp_path):
+    for name, columns in (
+        ("a", {"n": [1.0, None], "x": [1.0, None]}),
+        ("b", {"n": [1.0, 2.0], "x": [1.5, 2.0]}),
+        ("c", {"n": [2, 3]}),
+    ):
+        table_file(tmp_path / f"{name}.parquet", pa.table(columns))
+
+    found = [row.values for row in find(DataSource(path=str(tmp_path))).rows()]
+
+    assert str([row["n"] for row in found]) == "[1, None, 1, 2, 2, 3]"
+    assert str([row["x"] for row in found[:4]]) == "[1.0, None, 1.5, 2.0]"
 
 
 def test_columns_without_a_name_of_their_own_are_numbered_and_noted(tmp_path):
