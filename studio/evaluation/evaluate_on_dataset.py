@@ -52,7 +52,10 @@ class EvaluateRequest(Request):
     stack: Stack = ()
     data: DataSource = DataSource()
     rows: Literal["all", "held_out"] = knob(
-        "all", "All rows, or those that a run with this seed and share holds out.", title="Rows"
+        "all",
+        "All rows, or those that the adapter's run held out; of other data, those that a "
+        "run with this seed and share holds out.",
+        title="Rows",
     )
     learned: Rows | Literal["auto"] = knob(
         "auto", "Kind of rows that the run learned from, which decides those it holds out; auto "
@@ -73,7 +76,10 @@ class EvaluateRequest(Request):
     general_data: str = knob("", "Dataset of general texts; empty uses the embedded set.")
     min: tuple[str, ...] = knob((), "Fail below this, as in accuracy=0.8.")
     max: tuple[str, ...] = knob((), "Fail above this, as in forgetting=0.05.")
-    seed: int = knob(0, "Seed of the run whose held-out rows are used.", ge=0, le=2**31 - 1)
+    seed: int = knob(
+        0, "Seed of the run whose held-out rows are used; 0 takes that of the adapter's run.",
+        ge=0, le=2**31 - 1,
+    )  # fmt: skip
     device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True)
 
     def checked(self, home: Home) -> Self:
@@ -86,10 +92,18 @@ class EvaluateRequest(Request):
         scorers(self.scores, self.pattern, self.json_schema)
         gated = self._gated()
         stack = resolve_stack(home, self.stack)
+        run = self._run(stack)
+        data, seed = self.data, self.seed
+        if run and run.data.path == data.path:
+            data = run.data.model_copy(update=data.model_dump(exclude_defaults=True))
+            seed = seed or run.seed
+        learned = run.train.rows if run and self.learned == "auto" else self.learned
         return self.model_copy(
             update={
                 "stack": stack,
-                "learned": self._learned(stack),
+                "data": data,
+                "seed": seed,
+                "learned": "answers" if learned == "auto" else learned,
                 "classify": self.classify or bool(gated & {*CLASSIFIED}),
                 "forgetting": self.forgetting or bool(gated & {*FORGOTTEN}),
                 "scores": (*self.scores, *sorted(gated & {*SCORES} - {*self.scores})),
@@ -163,15 +177,12 @@ class EvaluateRequest(Request):
     def _gated(self) -> set[str]:
         return {*bounds(self.min), *bounds(self.max)}
 
-    def _learned(self, stack: Stack) -> Rows:
-        """Return the kind of rows of which some were held out: that of the last adapter's run."""
-        if self.learned != "auto":
-            return self.learned
+    def _run(self, stack: Stack) -> RunSpec | None:
+        """Return the run of the last adapter, which held some rows out; None if it is not known."""
         if self.rows == "held_out" and stack:
             with suppress(SpecError):  # its passport is of another version, or there is none
-                spec = describe(Path(stack[-1].name)).section("spec")
-                return RunSpec.parse(spec).train.rows
-        return "answers"
+                return RunSpec.parse(describe(Path(stack[-1].name)).section("spec"))
+        return None
 
     def _rows(self, home: Home, loaded: Loaded, room: int) -> tuple[Prepared, list[Example]]:
         """Return the data, and the rows to measure; of preferences, the good answers."""

@@ -156,6 +156,22 @@ def test_the_held_out_rows_of_preferences_are_those_of_the_run(tmp_path, loss, r
     assert whole.checked(open_home(tmp_path / "home")).learned == "answers"
 
 
+def test_held_out_rows_are_those_of_the_adapters_run(tmp_path):
+    adapter, home = saved_adapter(tmp_path), open_home(tmp_path / "home")
+    run = RunSpec().with_values({"data.validation_fraction": 0.3, "seed": 7})
+    passport = {"spec": run.model_dump(mode="json")}
+    (tmp_path / "adapter" / "passport.json").write_text(json.dumps(passport))
+    where = {"rows": "held_out", "stack": [{"name": adapter}], "data": {"path": run.data.path}}
+
+    own = EvaluateRequest.parse(where).checked(home)
+    assert (own.data, own.seed) == (run.data, 7)
+    given = EvaluateRequest.parse(where | {"seed": 1, "data": {
+        "path": run.data.path, "max_length": 99}}).checked(home)  # fmt: skip
+    assert (given.data.max_length, given.data.validation_fraction, given.seed) == (99, 0.3, 1)
+    other = EvaluateRequest.parse(where | {"data": {"path": "starter:terse"}}).checked(home)
+    assert (other.data.validation_fraction, other.seed) == (DataSource().validation_fraction, 0)
+
+
 def test_the_rows_of_a_prompt_without_an_answer_cannot_be_measured(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text("\n".join(json.dumps({"prompt": f"say {w}"}) for w in "abcdefghijklmnop"))
