@@ -66,7 +66,8 @@ def train(
             changes = next_remedy(spec) if spec.train.retry_when_out_of_memory and helps else None
             if changes is None:
                 raise
-            spec, failed = spec.with_values(changes), error
+            # A new error: the traceback of this one holds the model.
+            spec, failed = spec.with_values(changes), OutOfMemory(error.text)
         trim()
         listed = ", ".join(f"{field.removeprefix('train.')} {v}" for field, v in changes.items())
         yield Loading(text=f"Out of memory; retrying with {listed}")

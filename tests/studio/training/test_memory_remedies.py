@@ -1,5 +1,7 @@
 """One list of what makes a run smaller, for all who offer it."""
 
+import weakref
+
 import pytest
 
 from studio import hardware
@@ -102,3 +104,27 @@ def test_a_retry_that_is_not_possible_here_leaves_the_first_error(monkeypatch, t
         list(train_run.train(spec, run_dir=tmp_path, home=home))
     with pytest.raises(MethodError, match="wrong"):
         list(train_run.train(spec, run_dir=tmp_path, home=home))
+
+
+def test_a_retry_begins_without_the_model_of_the_failed_attempt(monkeypatch, tmp_path, home):
+    class Model:
+        pass
+
+    loaded = list[weakref.ref[Model]]()
+
+    def attempt(*_, **__):
+        if loaded:
+            assert loaded[0]() is None
+            return
+        model = Model()
+        loaded.append(weakref.ref(model))
+        try:
+            raise MemoryError
+        except MemoryError as cause:
+            raise OutOfMemory("no room") from cause
+        yield
+
+    monkeypatch.setattr(train_run, "_train", attempt)
+    spec = make_spec(train__retry_when_out_of_memory=True)
+    (event,) = train_run.train(spec, run_dir=tmp_path, home=home)
+    assert "retrying with per_device_train_batch_size 4" in event.text
