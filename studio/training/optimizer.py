@@ -57,13 +57,22 @@ def set_learning_rate(optimizer: OptimizerLike, rate: float) -> None:
 
 
 def state_tensors(optimizer: OptimizerLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the optimizer's tensors and numbers, each by `<parameter index>/<name>`."""
+    """Return the optimizer's tensors and numbers, each by `<parameter index>/<name>`.
+
+    bitsandbytes nests its quantised state in a dictionary: `<index>/<dictionary>/<name>`.
+    """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
+
+    def add(place: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                add(f"{place}/{name}", inner)
+        else:
+            (tensors if isinstance(value, Tensor) else numbers)[place] = value
+
     for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            target = tensors if isinstance(value, Tensor) else numbers
-            target[f"{index}/{name}"] = value
+        add(str(index), state)
     return tensors, numbers
 
 
@@ -71,8 +80,11 @@ def restore(optimizer: OptimizerLike, tensors: dict[str, Tensor], numbers: dict[
     """Load the state that `state_tensors` returned into a new optimizer."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *numbers.items()]:
-        index, name = key.split("/", 1)
-        state.setdefault(int(index), {})[name] = value
+        index, *path, name = key.split("/")
+        inner = state.setdefault(int(index), {})
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[name] = value
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
@@ -106,7 +118,7 @@ class Lion(Optimizer):
 
 
 class CombinedOptimizer:
-    """Several optimizers as one: Muon for matrices, AdamW for vectors."""
+    """Several optimizers as one: Muon for matrices, AdamW for the rest."""
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
         self.parts = parts
@@ -165,14 +177,18 @@ def _muon(groups: Groups, device: torch.device) -> OptimizerLike:
             f"train.optim is muon, which torch {torch.__version__} lacks: use adamw, or install "
             "torch 2.9 or newer.", field="train.optim",
         )  # fmt: skip
-    flat = [group for group in groups if group["params"][0].dim() != 2]
-    square = [group for group in groups if group["params"][0].dim() == 2]
     parts: list[Optimizer] = []
-    if square:
-        parts.append(torch.optim.Muon(square, lr=0.0, adjust_lr_fn="match_rms_adamw"))
-    if flat:
-        parts.append(torch.optim.AdamW(flat, lr=0.0))
+    if matrices := _with_members(groups, lambda parameter: parameter.dim() == 2):
+        parts.append(torch.optim.Muon(matrices, lr=0.0, adjust_lr_fn="match_rms_adamw"))
+    if others := _with_members(groups, lambda parameter: parameter.dim() != 2):
+        parts.append(torch.optim.AdamW(others, lr=0.0))
     return CombinedOptimizer(parts)
+
+
+def _with_members(groups: Groups, chosen: Callable[[nn.Parameter], bool]) -> Groups:
+    """Return the groups with the chosen of their parameters, without empty ones."""
+    made = [{**group, "params": [*filter(chosen, group["params"])]} for group in groups]
+    return [group for group in made if group["params"]]
 
 
 def _eight_bits(name: str, cls: str) -> Callable[[Groups, torch.device], OptimizerLike]:

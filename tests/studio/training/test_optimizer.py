@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -72,6 +73,39 @@ def test_muons_update_is_orthogonal_and_vectors_go_with_adamw():
     torch.testing.assert_close(
         (before[2] - named[2][1].detach()).abs(), torch.full((6,), 1e-2), rtol=1e-3, atol=0
     )
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_muon_takes_the_matrices_of_a_group_and_adamw_the_stacks_of_experts(first):
+    named = [("q/lora_A", nn.Parameter(torch.randn(4, 6))),
+             ("experts/lora_A", nn.Parameter(torch.randn(3, 4, 6)))]  # fmt: skip
+    optimizer = make_optimizer(named[first:] + named[:first], TrainArgs(optim="muon"))
+    walk(named, optimizer, 1)
+    kinds = [(type(part).__name__, part.param_groups[0]["params"]) for part in optimizer.parts]
+    assert [kind for kind, _ in kinds] == ["Muon", "AdamW"]
+    assert [one is p for (_, (one,)), (_, p) in zip(kinds, named, strict=True)] == [True, True]
+
+
+def test_quantised_state_is_kept_as_tensors_and_restored():
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+
+    def fresh() -> tuple[list[tuple[str, nn.Parameter]], Any]:
+        torch.manual_seed(0)
+        named = [("q/lora_A", nn.Parameter(torch.randn(64, 64)))]  # fewer numbers stay in 32 bit
+        groups = [{"params": [p for _, p in named], "scale": 1.0}]
+        return named, bitsandbytes.optim.AdamW8bit(groups, lr=0.0)
+
+    whole, one = fresh()
+    walk(whole, one, 2)
+    tensors, numbers = state_tensors(one)
+    assert json.loads(json.dumps(numbers)) == {"0/step": 2}
+    assert {t.dtype for t in tensors.values()} == {torch.uint8, torch.float32}
+    again, other = fresh()
+    again[0][1].data.copy_(whole[0][1])
+    restore(other, tensors, numbers)
+    walk(whole, one, 2, first=2)
+    walk(again, other, 2, first=2)
+    assert torch.equal(whole[0][1], again[0][1])
 
 
 def test_lora_plus_lets_b_learn_faster():
