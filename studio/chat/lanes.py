@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from studio.adapter_stack import MAX_LANES, NOTE, Stack, write_lane
-from studio.chat.thought_and_tool_parser import Piece
+from studio.chat.thought_and_tool_parser import PartKind, Piece
 from studio.data.template.template_settings import ChatTemplateKwargs
 from studio.errors import ChatError, StudioError
 from studio.fields import Record, knob
@@ -295,6 +295,11 @@ class Delta:
     active: Active | None = None
     error: StudioError | None = None
 
+    def part(self, *kinds: PartKind) -> str:
+        """Return the text of its pieces of these kinds; without pieces all is text."""
+        pieces = self.pieces or (Piece("text", self.text),)
+        return "".join(piece.text for piece in pieces if piece.kind in kinds)
+
 
 # -- events ----------------------------------------------------------------------------------------
 
@@ -314,7 +319,7 @@ def events_of(delta: Delta) -> list[Event]:
     lane, events = delta.lane, list[Event]()
     if delta.text or delta.scored:
         at = round(time.time(), 3)
-        for kind, text in delta.pieces or [Piece("text", delta.text)]:
+        for kind, text in delta.pieces or (Piece("text", delta.text),):
             part = {} if kind == "text" else {"part": kind}
             events.append({"type": "delta", "lane": lane, "text": text, **part, "at": at})
         if delta.scored:

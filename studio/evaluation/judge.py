@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self
 
 from studio import offline
 from studio.adapter_stack import MAX_LANES
-from studio.chat.lanes import Delta, Lane, LaneSettings, Message, Sampling
+from studio.chat.lanes import Lane, LaneSettings, Message, Sampling
 from studio.errors import ChatError, JudgeFailed
 from studio.evaluation.judge_server import JudgeServer, checked_address
 from studio.evaluation.suites import check_lane, lines_of, read_results, resumed
@@ -184,14 +184,8 @@ class _LaneJudge:
         for delta in self._residents.stream(lanes):
             if delta.error:
                 raise JudgeFailed(f"The judging lane cannot answer: {delta.error.text}")
-            texts[delta.lane] += _said(delta)
+            texts[delta.lane] += delta.part("text")
         return texts
-
-
-def _said(delta: Delta) -> str:
-    if not delta.pieces:
-        return delta.text
-    return "".join(piece.text for piece in delta.pieces if piece.kind == "text")
 
 
 def judged(pair: JudgedPair, rubric: str, ask: Ask) -> dict[str, Any]:

@@ -128,12 +128,16 @@ class SuiteRequest(Request):
     ) -> dict[str, Any]:
         case = self.cases[number]
         lanes = [lane.with_prompt(case.prompt, case.before, case.tools) for lane in self.lanes]
-        texts, ends = [""] * len(lanes), dict[int, Delta]()
+        texts, thoughts, ends = [""] * len(lanes), [""] * len(lanes), dict[int, Delta]()
         for delta in stream(lanes):
-            texts[delta.lane] += delta.text
+            texts[delta.lane] += delta.part("text", "call")
+            thoughts[delta.lane] += delta.part("thought")
             if delta.done:
                 ends[delta.lane] = delta
-        answers = [_answer(case, text, ends[place]) for place, text in enumerate(texts)]
+        answers = [
+            _answer(case, text.strip(), ends[place]) | {"thought": thoughts[place].strip()}
+            for place, text in enumerate(texts)
+        ]
         return {**case.model_dump(mode="json"), "case": number, "answers": answers}
 
 

@@ -10,8 +10,10 @@ import pytest
 from openpyxl import Workbook
 
 from studio.chat.lanes import Delta, LaneSettings, Stats
+from studio.chat.thought_and_tool_parser import Piece
 from studio.errors import ChatError, SpecError
 from studio.evaluation.answer_scores import match_pattern
+from studio.evaluation.judge import JudgeRequest
 from studio.evaluation.suites import (
     RESULTS,
     SuiteRequest,
@@ -167,6 +169,29 @@ def fake_stream(lanes):
         text = "Paris" if place else "London"
         yield Delta(lane=place, text=text)
         yield Delta(lane=place, done=True, reason="stop", stats=Stats(tokens=2, seconds=1.0))
+
+
+def test_a_thought_is_kept_apart_and_neither_scored_nor_judged(tmp_path, home, monkeypatch):
+    def stream(lanes):
+        for place, _ in enumerate(lanes):
+            said = [("mark", "<think>"), ("thought", "Paris?"), ("mark", "</think>")]
+            pieces = [Piece(*one) for one in [*said, ("text", '\n\n{"a": '), ("text", "1}")]]
+            text = "".join(piece.text for piece in pieces)
+            yield Delta(lane=place, text=text, pieces=tuple(pieces))
+            yield Delta(lane=place, done=True, reason="stop", stats=Stats(tokens=2, seconds=1.0))
+
+    monkeypatch.setattr(
+        "studio.chat.resident_models.ResidentModels",
+        lambda *_, **__: SimpleNamespace(stream=stream),
+    )
+    cases = [{"prompt": "a", "pattern": "^{"}, {"prompt": "b", "expected": "Paris"}]
+    request = SuiteRequest.parse({"lanes": [{}, {"system": "b"}], "cases": cases})
+    list(request.perform(home, home.run(1)))
+    (first, *_), (second, *_) = (row["answers"] for row in read_results(home.run(1)))
+    assert (first["text"], first["thought"]) == ('{"a": 1}', "Paris?")
+    assert (first["json"], first["pattern"], second["contains"]) == (1.0, 1.0, 0.0)
+    pairs = JudgeRequest(suite=1, lanes=("a", "b")).pairs(home)
+    assert pairs[0].answers == ('{"a": 1}', '{"a": 1}')
 
 
 def test_a_case_is_asked_after_the_turns_before_it(tmp_path, home, monkeypatch):

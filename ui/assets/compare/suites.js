@@ -79,13 +79,13 @@ export class Suites {
     const found = await newest(this, this.look());
     if (!found) return;
     const { all, suite, judgements } = found;
-    const row = (one) => [h('td', { class: one.id === this.open ? 's-chosen' : '' }, button(one.name, () => {
+    const row = (one) => [h('td', { class: one.id === this.open && 's-chosen' }, button(one.name, () => {
       this.open = one.id;
       this.refresh();
     }, 's-tool')), badge(one.state), h('td.s-quiet', isLive(one)
       ? t`${one.step} of ${one.total_steps} prompts`
       : t`${one.total_steps} prompts · ${one.lanes.length} lanes · ${ago(one.created)}`),
-    h('td.s-error', one.error ?? '')];
+    h('td.s-error', one.error)];
     redraw(this.list, table(null, all.map(row)));
     if (!suite) return;
     if (changed(this.answers, JSON.stringify(suite))) redraw(this.answers, ...results(suite, (cases) => {
@@ -109,7 +109,6 @@ export class Suites {
     return { all, suite, judgements: judged.filter((one) => one.suite === suite.id) };
   }
 
-  /** The way to a judgement. */
   judging(suite) {
     if (suite.lanes.length < 2 || !suite.rows.length) return '';
     const { models } = this.page.choices;
@@ -163,12 +162,12 @@ function results(suite, reuse) {
     h('div.s-scroll-x', answers)];
 }
 
-function answer({ pattern, json_schema: schema, exact_match: exact, error, text }) {
-  const good = pattern ?? schema ?? exact;
-  return h('td', { 'data-good': good == null ? null : String(good), class: error ? 's-error' : '' }, error ?? text);
+function answer({ pattern, json_schema: schema, exact_match: exact, error, text, thought }) {
+  return h('td', { 'data-good': pattern ?? schema ?? exact, class: error && 's-error' },
+    thought && h('details.s-thought', h('summary', t`Thought`), thought), error ?? text);
 }
 
-/** Return true if no lane has more, and some have less: a column where all are equal marks none. */
+/** Return true if no lane has more and some have less. */
 function best(means, key, one) {
   const values = means.map((lane) => lane[key]).filter((value) => value != null);
   const top = Math.max(...values);
