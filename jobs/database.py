@@ -46,7 +46,7 @@ class Database:
         """
         self.path = home.database
         self.wakes = True  # the supervisor's own commits do not wake it
-        self._state = home.state
+        self._state, self._runs = home.state, home.runs
         self._lock_file = FileLock(home.state / "write.lock")
         self._readers: list[Tables] = []
         self._readers_guard = threading.Lock()
@@ -182,9 +182,21 @@ class Database:
                         "(a network share?). Give a folder on a local disk with --home."
                     )
                 migrations.apply(tables)
+                # A restored or new database must not give a run the number of a folder.
+                numbers = [one.name for one in self._runs.glob("*") if len(one.name) < 10]
+                used = {"used": max((int(n) for n in numbers if n.isdecimal()), default=0)}
+                for statement in _PASS_NUMBERS:
+                    tables.conn.execute(statement, used)
                 os.chmod(self.path, 0o600)
             finally:
                 tables.conn.close()
+
+
+_PASS_NUMBERS = (
+    "UPDATE sqlite_sequence SET seq = :used WHERE name = 'jobs' AND seq < :used",
+    """INSERT INTO sqlite_sequence(name, seq) SELECT 'jobs', :used
+       WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'jobs')""",
+)
 
 
 @contextlib.contextmanager

@@ -93,6 +93,18 @@ def test_processes_that_open_a_new_home_together_all_succeed(home):
     store.close()
 
 
+def test_a_new_database_passes_the_numbers_of_run_folders(home):
+    for name in ("7", "notes", "9" * 30):
+        home.run(name).mkdir(parents=True)
+    with closing(JobStore(home)) as store:
+        assert store.submit({"name": ""}).id == 8
+    for path in home.path.glob("studio.db*"):
+        path.unlink()
+    home.run(9).mkdir()
+    with closing(JobStore(home)) as store:
+        assert store.submit({"name": ""}).id == 10
+
+
 def test_a_failed_write_leaves_nothing_and_frees_the_lock(store):
     with pytest.raises(RuntimeError), store.database.writing() as db:
         db.conn.execute("UPDATE counters SET value = 5")
