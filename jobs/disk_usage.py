@@ -18,7 +18,7 @@ from typing import Any
 from jobs import queue_settings
 from jobs.job_queue import JobStore
 from jobs.job_record import ENDED
-from jobs.run_folder import checkpoint_folders, needed_steps, newest_step, step_of
+from jobs.run_folder import CHECKPOINTS, checkpoint_folders, needed_steps, newest_step, step_of
 from studio.home import Home
 
 LEFTOVER_SECONDS = 3600.0
@@ -145,7 +145,9 @@ def _unknown_runs(store: JobStore) -> Iterator[Item]:
     known = {str(job.id) for job in store.list()}
     for folder in _folders(store.home.runs):
         if folder.name.isdigit() and folder.name not in known and _aged(folder, LEFTOVER_SECONDS):
-            yield _item(folder, f"run folder {folder.name}", "its job was deleted")
+            left = folder / CHECKPOINTS if (folder / "adapter").exists() else folder
+            if left.exists():  # an adapter was restored, or the database is an older copy
+                yield _item(left, f"run folder {folder.name}", "its job was deleted")
 
 
 def _half_written(home: Home) -> Iterator[Item]:

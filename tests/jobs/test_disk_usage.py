@@ -98,6 +98,15 @@ def test_leftovers_go_when_their_process_is_gone_and_an_hour_has_passed(store):
     assert not gone.exists()
 
 
+def test_an_adapter_of_a_run_without_a_job_stays(store):
+    folder = store.home.run(99)
+    for name in ("adapter", "checkpoints"):
+        (folder / name).mkdir(parents=True)
+    os.utime(folder, (0, 0))
+    disk_usage.clean(store)
+    assert (folder / "adapter").exists() and not (folder / "checkpoints").exists()
+
+
 def test_a_link_is_never_followed(store, tmp_path):
     outside = tmp_path / "precious"
     outside.mkdir()
