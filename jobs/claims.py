@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 from jobs.database import Database, now
 from jobs.database_schema import Tables
+from jobs.job_kinds import BESIDE
 from jobs.job_record import Intent, State
 from jobs.process_identity import Identity
 from jobs.run_curves import Progress, finite, write_measurements
@@ -36,12 +37,12 @@ class Slot:
     beside: tuple[str, ...] = ()
     """Further devices for a job on several."""
     wanted: Collection[str] | None = None
-    """Values of `train.device` that it serves; None serves all of this machine."""
+    """Values of `train.device` that it serves; None serves all that need a device here."""
 
     def serves(self, wanted: str) -> bool:
         """Return True if jobs with this `train.device` start here."""
         if self.wanted is None:
-            return wanted != CLUSTER
+            return wanted not in (CLUSTER, *BESIDE)
         named = wanted.split(",")  # a set of devices, of which this slot may be one
         return wanted in self.wanted or (len(named) > 1 and not set(named).isdisjoint(self.wanted))
 
@@ -256,6 +257,16 @@ class Claims:
             jobs = startable(db, wanted=wanted, start_when=start_when, least_bytes=room + 1)
             first = next(jobs, None)
         return (first["id"], first["memory_bytes"]) if first else None
+
+    def awaited(self, slot: Slot, *, room: Mapping[str, int], start_when: Iterable[str]) -> bool:
+        """Return True if a queued job would start on a free slot now."""
+        with self._database.reading() as db:
+            held = leased_devices(db)
+            jobs = startable(db, wanted=slot.wanted, start_when=start_when)
+            return any(
+                slot.serves(job["device_wanted"]) and slot.devices_of(job, held, room)
+                for job in jobs
+            )
 
     def register(self, claim: Claim, process: Identity, *, from_step: int = 0) -> Intent | None:
         """Record the process of a claim; starting becomes running.

@@ -2,9 +2,9 @@
 
 A job has a memory estimate; 0 is unknown and fits everywhere. On a GPU the memory that is really
 free counts, on a CPU only that of chat, since the system frees the rest. A job that needs nearly
-all of a device or more starts on an empty one. Chat is requested to leave a GPU as soon as a job
-waits for it, and any device that lacks memory; a chat host that stays is killed, since it loads
-its models again at the next question.
+all of a device or more starts on an empty one. Chat is requested to leave a GPU when a job could
+start there now and no other device takes it, and any device that lacks memory; a chat host that
+stays is killed, since it loads its models again at the next question.
 """
 
 import logging
@@ -27,7 +27,7 @@ END_CHAT_SECONDS = 60.0
 
 
 class Placement:
-    """The free memory of the slots, in bytes per slot in `left`.
+    """The free memory of the slots, in bytes per slot in `left`, and that of chat in `chat`.
 
     A slot with nearly all of its memory free is absent from `left`.
     """
@@ -42,8 +42,9 @@ class Placement:
         self._store, self._devices, self._clock = store, devices, clock
         self._read_at, self._known = float("-inf"), dict[str, hardware.Device]()
         self._asked: dict[str, float] = {}
-        self._short: set[str] = set()
+        self._short, self._start_when = set[str](), list[str]()
         self.left: dict[str, int] = {}
+        self.chat: dict[str, int] = {}
 
     def look(
         self,
@@ -61,6 +62,7 @@ class Placement:
         """
         leases = self._store.leases()
         chat = {str(r["device"]): int(r["memory_bytes"]) for r in leases if r["holder"] == "chat"}
+        self.chat, self._start_when = chat, list(start_when)
         busy = {device_of(str(row["device"])) for row in leases if row["holder"] == "job"}
         wanted = {slot.device: slot.wanted for slot in slots}
         self.left = self._room([device for device in wanted if device not in busy], chat)
@@ -74,21 +76,26 @@ class Placement:
                 sentences.setdefault(found[0], _sentence(found[1], slot, room, chat.get(slot, 0)))
         self._write(sentences)
 
-    def may_claim(self, slot: str) -> bool:
+    def may_claim(self, slot: Slot) -> bool:
         """Return False while chat has time to leave a slot that a job waits for.
 
         After that time a job that fits beside chat starts; any other waits.
         """
-        if slot == "cpu" and slot not in self._short:
-            self._asked.pop(slot, None)
-            return True  # a CPU is shared
-        if not self._store.ask_chat_to_leave(slot):
-            self._asked.pop(slot, None)
+        device = slot.device
+        room = {other: left for other, left in self.left.items() if other not in self.chat}
+        if device == "cpu":  # a CPU is shared
+            asks = device in self._short
+        else:
+            asks = device in self.chat and self._store.claims.awaited(
+                slot, room=room, start_when=self._start_when
+            )
+        if not asks or not self._store.ask_chat_to_leave(device):
+            self._asked.pop(device, None)
             return True
-        waited = self._clock() - self._asked.setdefault(slot, self._clock())
-        if slot in self._short and waited > END_CHAT_SECONDS:
-            self._end_chat(slot)
-        return slot == "cpu" or waited > CHAT_SECONDS
+        waited = self._clock() - self._asked.setdefault(device, self._clock())
+        if device in self._short and waited > END_CHAT_SECONDS:
+            self._end_chat(device)
+        return device == "cpu" or waited > CHAT_SECONDS
 
     def _room(self, slots: Sequence[str], chat: dict[str, int]) -> dict[str, int]:
         if slots and self._clock() - self._read_at > READ_SECONDS:

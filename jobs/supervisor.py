@@ -196,16 +196,23 @@ class Supervisor:
         machine = [self._slot(device) for device in self.slots]
         self.placement.look(machine, start_when=start_when, others=waits)
         beside = [self._slot(name) for name in BESIDE]
-        slots = [s for s in (*beside, *machine) if self.placement.may_claim(s.device)]
+        alone = [slot for slot in machine if slot.device not in self.placement.chat]
+        self._claim_on([*beside, *alone], start_when)
+        held = [slot for slot in machine if slot not in alone]
+        self._claim_on([s for s in held if self.placement.may_claim(s)], start_when)
+        for claim in self.cluster.claims(me(), start_when):
+            self._start(claim)
+
+    def _claim_on(self, slots: Sequence[Slot], start_when: list[str]) -> None:
         claims, room = self.store.claims, self.placement.left
-        while claim := claims.claim_next(slots, owner=me(), room=room, start_when=start_when):
+        while slots and (
+            claim := claims.claim_next(slots, owner=me(), room=room, start_when=start_when)
+        ):
             siblings = claim_siblings(
                 self.store.database, claim, owner=me(), slot=self._slot(claim.device),
                 start_when=start_when,
             )  # fmt: skip
             self._start(claim, siblings)
-        for claim in self.cluster.claims(me(), start_when):
-            self._start(claim)
 
     def _start(self, claim: Claim, siblings: Sequence[Claim] = ()) -> None:
         for one in (claim, *siblings):

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from jobs import copy_and_extend_runs, supervisor, sweeps
+from jobs import copy_and_extend_runs, start_conditions, supervisor, sweeps
 from jobs.actions import ask
 from jobs.claims import Slot
+from jobs.database import now
 from jobs.device_placement import CHAT_SECONDS, END_CHAT_SECONDS, Placement
 from jobs.job_queue import JobStore
 from jobs.needed_memory import needed_by_each, needed_bytes
@@ -38,7 +39,7 @@ class Machine:
         """What a supervisor does at one look."""
         self.now += 3
         self.placement.look([Slot(self.name)], start_when=[])
-        if not self.placement.may_claim(self.name):
+        if not self.placement.may_claim(Slot(self.name)):
             return None
         claim = take(self.store, self.name, room=self.placement.left)
         return claim.job if claim else None
@@ -119,6 +120,38 @@ def test_chat_is_asked_to_leave_and_only_what_fits_starts_beside_it(store, machi
     store.return_chat_lease()
 
     assert machine.claim() == large
+
+
+def test_chat_stays_while_no_job_could_start_on_its_device(store, machine):
+    store.take_chat_lease("cuda:0", memory_bytes=CARD // 2)
+    first = store.submit({"name": ""})
+    store.pause(first.id)
+    store.submit({"name": ""}, needs=[first.id])
+    store.submit({"name": "", "train": {"device": "cuda:1"}})
+    store.submit({"repo": "org/name"}, kind="download")
+    start_conditions.schedule(store, queue(store, 1), start_conditions.Start(after=now() + 9999))
+    later = queue(store, 1)
+    start_conditions.schedule(store, later, start_conditions.Start(when="idle"))
+    machine.placement.look([Slot("cuda:0", (), ["auto", "cuda:0"])], start_when=["night"])
+
+    assert machine.placement.may_claim(Slot("cuda:0", (), ["auto", "cuda:0"]))
+    assert store.leases()[0]["wanted_back"] == 0
+    start_conditions.schedule(store, later, start_conditions.Start(when="night"))
+    assert not machine.placement.may_claim(Slot("cuda:0", (), ["auto", "cuda:0"]))
+    assert store.leases()[0]["wanted_back"] == 1
+
+
+def test_a_job_takes_a_free_card_rather_than_that_of_chat(store):
+    store.take_chat_lease("cuda:0", memory_bytes=GB)
+    job = queue(store, 0)
+    here = supervisor.Supervisor(store.home, slots=["cuda:0", "cuda:1"], spare=False)
+    started = []
+    here.runners.start = lambda claim, siblings: started.append((claim.job, claim.device))
+    here._claim()
+    here.wakeup.close()
+    here.store.close()
+    assert started == [(job, "cuda:1")]
+    assert [row["wanted_back"] for row in store.leases()] == [0, 0]
 
 
 def test_a_chat_that_does_not_leave_is_ended(store, machine):
