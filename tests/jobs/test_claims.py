@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from jobs.claims import Claim, Fenced
+from jobs.claims import Claim, Fenced, Slot
 from jobs.job_queue import JobStore
 from jobs.process_identity import Identity, boot_id, me
 from jobs.run_curves import Progress
@@ -39,6 +39,17 @@ def test_a_slot_takes_only_the_wishes_it_serves(store):
     claim = take(store, "cuda:1", wanted=["auto", "cuda", "cuda:1"])
     assert claim is not None
     assert claim.job == gpu
+
+
+def test_a_second_download_does_not_take_the_only_device(store):
+    for repo in ("a/a", "b/b"):
+        store.submit({"repo": repo}, kind="download")
+    job = store.submit({"name": ""}).id
+    slots = [Slot("network", wanted=["network"]), Slot("cpu")]
+    claims = [store.claims.claim_next(slots, owner=me()) for _ in range(3)]
+    assert [claim and (claim.job, claim.device) for claim in claims] == [
+        (1, "network"), (job, "cpu"), None,
+    ]  # fmt: skip
 
 
 def test_a_stale_attempt_changes_nothing(store):
