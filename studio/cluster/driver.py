@@ -32,7 +32,7 @@ from studio.cluster.cluster_records import (  # fmt: skip
     write_json,
 )
 from studio.cluster.shared_storage import FOLDER, EventWriter, Storage
-from studio.errors import ProcessLost, RunError, StudioError
+from studio.errors import ClusterError, ProcessLost, RunError, StudioError
 from studio.home import open_home
 from studio.job_request import Command
 from studio.spec import RunSpec
@@ -68,7 +68,7 @@ def _train(storage: Storage, scratch: Path, *, leads: bool, size: int) -> None:
     order = order_in(storage)
     folder = storage.local_path(PACKED, scratch)
     spec, run_dir = _local_spec(order, folder, storage, scratch, size), scratch / "run"
-    _fetch_newest_checkpoint(storage, run_dir)
+    _fetch_checkpoints(storage, run_dir / CHECKPOINTS)
     if not leads:
         for _ in train(
             spec, run_dir=run_dir, home=open_home(folder / "home"), in_process_group=True
@@ -101,11 +101,22 @@ def _local_spec(order: Order, folder: Path, storage: Storage, scratch: Path, siz
     return spec.with_values(changes)
 
 
-def _fetch_newest_checkpoint(storage: Storage, run_dir: Path) -> None:
-    """Download the newest intact checkpoint to where the loop resumes from."""
-    for name in reversed(storage.names(CHECKPOINTS)):
-        if storage.fetch(f"{CHECKPOINTS}/{name}", run_dir / CHECKPOINTS / name):
-            return
+def _fetch_checkpoints(storage: Storage, folder: Path) -> None:
+    """Download the newest intact checkpoint, and the best, which the run may load at its end."""
+    from studio.training.checkpoint import best_step, path_of
+
+    def fetch(path: Path) -> bool:
+        try:
+            return storage.fetch(f"{CHECKPOINTS}/{path.name}", path)
+        except ClusterError as error:
+            logger.warning("%s", error.text)
+            return False
+
+    names = reversed(storage.names(CHECKPOINTS))
+    newest = next(filter(fetch, (folder / name for name in names)), None)
+    if newest is not None and (best := best_step(newest)):
+        if (path := path_of(folder, best)) != newest:
+            fetch(path)
 
 
 class _Reporter:

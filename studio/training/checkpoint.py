@@ -98,7 +98,7 @@ def save(
     """
     from safetensors.torch import save_file
 
-    target = _path(folder, progress.step)
+    target = path_of(folder, progress.step)
     tensors, numbers = optimizers.state_tensors(optimizer)
     state = {"version": VERSION, "origin": asdict(origin), "progress": asdict(progress),
              "optimizer": numbers}  # fmt: skip
@@ -109,7 +109,7 @@ def save(
     found = _newest_first(folder)
     newer = found.index(target)
     for old in [*found[:newer], *found[newer + keep :]]:
-        if protect is None or old != _path(folder, protect):
+        if protect is None or old != path_of(folder, protect):
             shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -122,19 +122,29 @@ def newest(folder: Path) -> Path | None:
     return next((path for path in _newest_first(folder) if is_whole(path)), None)
 
 
+def path_of(folder: Path, step: int) -> Path:
+    """Return the path of a step's checkpoint."""
+    return folder / f"step-{step:08d}"
+
+
+def best_step(path: Path) -> int | None:
+    """Return the step of the best evaluation up to a checkpoint; None without one."""
+    best: int | None = _state(path)["progress"].get("best_step")
+    return best
+
+
 def learning_rate(folder: Path) -> float | None:
     """Return the learning rate with which a run was at its newest checkpoint; None without one."""
     if (path := newest(folder)) is None:
         return None
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    return float(state["origin"].get("learning_rate", 0)) or None
+    return float(_state(path)["origin"].get("learning_rate", 0)) or None
 
 
 def load_adapter(folder: Path, step: int, adapter: Adapter) -> bool:
     """Load only the adapter from a step's checkpoint; False if that is missing or damaged."""
     from safetensors.torch import load_file
 
-    if not is_whole(path := _path(folder, step)):
+    if not is_whole(path := path_of(folder, step)):
         return False
     adapter.load_state(load_file(path / "adapter.safetensors"))
     return True
@@ -151,7 +161,7 @@ def load(
     """
     from safetensors.torch import load_file
 
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    state = _state(path)
     then = CheckpointOrigin(**state["origin"])
     _check_origin(path, then, origin)
     adapter.load_state(load_file(path / "adapter.safetensors"))
@@ -173,8 +183,9 @@ def _check_origin(path: Path, then: CheckpointOrigin, now: CheckpointOrigin) -> 
         raise ModelError(text.format(what="base model", name=path.name))
 
 
-def _path(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:08d}"
+def _state(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return state
 
 
 def _newest_first(folder: Path) -> list[Path]:

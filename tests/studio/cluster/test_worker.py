@@ -22,8 +22,10 @@ from studio.cluster.cluster_records import (
 from studio.cluster.driver import work
 from studio.cluster.shared_storage import EventReader, EventWriter, Storage
 from studio.errors import ClusterError, DataError, ProcessLost, RunError
+from studio.home import publishing
 from studio.spec import RunSpec
 from studio.training import transfer_run
+from studio.training.checkpoint import path_of
 from studio.training.train_run import train
 from studio.training.training_events import Loading, Step
 
@@ -87,6 +89,17 @@ def test_a_wish_on_the_storage_is_obeyed_and_the_next_worker_goes_on(place, monk
     assert then[0]["text"].startswith("A worker was lost")
     assert [v["step"] for v in then if v["event"] == "step"] == list(range(reached + 1, 7))
     assert then[-1]["reason"] == "completed"
+
+
+def test_a_worker_that_begins_again_fetches_the_newest_whole_checkpoint_and_the_best(tmp_path):
+    storage = Storage(str(tmp_path / "storage"))
+    for step in (1, 2, 3, 4):
+        with publishing(path_of(tmp_path / "made", step)) as made:
+            (made / "state.json").write_text(json.dumps({"progress": {"best_step": 1}}))
+        storage.send(path_of(tmp_path / "made", step), f"checkpoints/step-{step:08d}")
+    storage.write("checkpoints/step-00000004/state.json", b"cut off")
+    driver._fetch_checkpoints(storage, folder := tmp_path / "here")
+    assert [one.name for one in sorted(folder.iterdir())] == ["step-00000001", "step-00000003"]
 
 
 def test_a_checkpoint_that_a_person_wants_is_made_once(place, monkeypatch):
