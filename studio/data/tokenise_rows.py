@@ -94,8 +94,7 @@ class _Text:
     lines: list[str] = field(default_factory=list)
     size: int = 0  # characters of the lines
     waiting: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    first: int = 0  # number of the row with which the waiting tokens begin, about
-    last: int = 0
+    number: int = 0  # of its newest row
     is_open: bool = False  # lines of the file at hand are encoded
 
 
@@ -263,7 +262,7 @@ class _Tokeniser:
         for item in items:
             if item.line <= last:  # the next file begins
                 for text in parts.values():
-                    if not self.template.eos_ids and text.lines:
+                    if text.lines and not self.template.eos_ids:
                         text.lines.append("")
                     self._encode(text, ends=True)
             last = item.line
@@ -274,14 +273,13 @@ class _Tokeniser:
             self.counter.kept += 1
             text = parts[item.held_out]
             text.lines.append(item.values["text"])
-            text.first = text.first or self.counter.read
-            text.last, text.size = self.counter.read, text.size + len(text.lines[-1]) + 1
+            text.number, text.size = self.counter.read, text.size + len(text.lines[-1]) + 1
             if text.size >= PIECE_CHARS:
                 text.lines.append("")
                 self._encode(text)
         for text in parts.values():
             self._encode(text, ends=True)
-            self._write_windows(text.waiting, text.first)
+            self._write_windows(text.waiting, text.number)
 
     def _encode(self, text: _Text, *, ends: bool = False) -> None:
         """Encode the lines of a text that wait, and write the windows that are full."""
@@ -293,11 +291,10 @@ class _Tokeniser:
         waiting = np.concatenate([text.waiting, ids])
         body = max(1, self.limit - len(self.template.backend.prefix))
         full = len(waiting) // body * body
-        self._write_windows(waiting[:full], text.first)
+        self._write_windows(waiting[:full], text.number)
         if ends and ids[-len(end) :].tolist() != end:
             waiting = np.concatenate([waiting, end]).astype(np.int32)
-        text.waiting, text.first, text.is_open = waiting[full:], text.last, not ends
-        text.lines, text.size = [], 0
+        text.lines, text.size, text.waiting, text.is_open = [], 0, waiting[full:], not ends
 
     def _write_windows(self, ids: NDArray[np.int32], number: int) -> None:
         for window in windows(ids, limit=self.limit, lead=self.template.backend.prefix):
