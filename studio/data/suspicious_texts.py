@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from studio.data.dataset_report import Suspicion
+from studio.data.words import words_in
 
 NUM_HASHES, ROWS_PER_BAND = 24, 3
 ALIKE = 0.75
 MAX_ROWS = 1_000_000
 MAX_WORDS = 200_000
-_WORD = re.compile(r"\w+")
 _RANDOM = np.random.default_rng(20_24)
 _FACTORS = _RANDOM.integers(1, 2**64, NUM_HASHES, dtype=np.uint64) | np.uint64(1)
 _ADDENDS = _RANDOM.integers(0, 2**64, NUM_HASHES, dtype=np.uint64)
@@ -37,7 +37,7 @@ class _Signatures:
 
     def of(self, text: str) -> NDArray[np.uint32]:
         known, hashed = self._known, []
-        for word in _WORD.findall(text.lower()):
+        for word in words_in(text):
             value = known.get(word)
             if value is None:
                 if len(known) > MAX_WORDS:

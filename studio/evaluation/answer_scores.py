@@ -1,7 +1,7 @@
 """Scores of one answer, from 0 to 1: most compare it with the expected one (the reference).
 
 Exact match, ROUGE-L, contains, equal numbers; a pattern, valid JSON and a JSON schema need no
-reference. Words are runs of letters and digits without case; everything else separates them.
+reference. Words are those of `words_in`, so signs do not count.
 """
 
 import json
@@ -11,6 +11,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
+from studio.data.words import words_in
 from studio.errors import SpecError, nearest
 
 SCORES = ("exact_match", "rouge_l", "contains", "number", "regex", "json", "json_schema")
@@ -125,7 +126,7 @@ def rouge_l(answer: str, expected: str) -> float:
 
     Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004.
     """
-    given, right = _words(answer), _words(expected)
+    given, right = words_in(answer), words_in(expected)
     if not given or not right:
         return float(given == right)
     lengths = [0] * (len(right) + 1)
@@ -148,7 +149,7 @@ def valid_json(answer: str, expected: str) -> float:
 
 def contains(answer: str, expected: str) -> float:
     """Return 1 if the expected words stand in the answer in one piece, in either case."""
-    given, wanted = _words(answer), _words(expected)
+    given, wanted = words_in(answer), words_in(expected)
     starts = range(len(given) - len(wanted) + 1)
     return float(bool(wanted) and any(given[i : i + len(wanted)] == wanted for i in starts))
 
@@ -215,7 +216,3 @@ def _read_json(answer: str) -> Any:
     text = answer.strip()
     fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.DOTALL)
     return json.loads(fenced[1] if fenced else text)
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.lower())

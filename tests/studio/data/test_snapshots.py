@@ -140,13 +140,15 @@ def test_steps_refuse_what_cannot_be(home, numbers):
 
 def test_near_duplicates_are_dropped_when_asked(home, tmp_path):
     story = "the quick brown fox jumps over the lazy dog and runs far away into the deep dark wood"
-    rows = [story, story.replace("deep dark wood", "deep dark forest"), "something else entirely"]
+    clause = "春天来了，山上的桃花都开了，孩子们在河边放风筝，老人坐在树下下棋"
+    rows = [story, story.replace("deep dark wood", "deep dark forest"), "something else entirely",
+            clause, clause.replace("下棋", "下茶")]  # fmt: skip
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     import_dataset(home, DataSource(path=str(path)))
 
-    assert apply_step(home, "a", Deduplicate()).meta.rows == 3
-    assert apply_step(home, "a", Deduplicate(near=True)).meta.rows == 2
+    assert apply_step(home, "a", Deduplicate()).meta.rows == 5
+    assert apply_step(home, "a", Deduplicate(near=True)).meta.rows == 3
 
 
 SYSTEM = {"role": "system", "content": " ".join(f"You keep rule {n}." for n in range(400))}

@@ -49,6 +49,20 @@ def test_contains_takes_whole_words_in_one_piece():
 
 
 @pytest.mark.parametrize(
+    ("answer", "expected", "there"),
+    [
+        ("法国的首都是巴黎。", "巴黎", 1), ("パリです", "パリ", 1), ("파리입니다", "파리", 1),
+        ("เมืองหลวงคือปารีส", "ปารีส", 1), ("法国的首都是巴黎。", "柏林", 0), ("vue中文2版", "vue", 1),
+        ("भाषा हिन्दी है", "हिन्दी", 1), ("भाषा हिन्दी है", "हिन", 0), ("naïveté", "naïve", 0),
+    ],
+)  # fmt: skip
+def test_words_are_found_in_scripts_without_spaces(answer, expected, there):
+    assert contains(answer, expected) == there
+    # 4 of 8 and 4 characters, in order: 2 * 4 / (8 + 5)
+    assert rouge_l("法国的首都是巴黎", "首都在巴黎") == pytest.approx(2 * 4 / 13)
+
+
+@pytest.mark.parametrize(
     ("answer", "expected", "same"),
     [
         ("7 plus 5 is 12.", "#### 12", 1), ("It costs $1,234.50", "1234.5", 1),

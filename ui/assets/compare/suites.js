@@ -99,7 +99,7 @@ export class Suites {
     }
   }
 
-  /** All suites, the open one, and its judgements. */
+  /** The suites, the open one, its judgements. */
   async look() {
     const all = await send('/api/do/suite', {});
     if (!all) return null;
