@@ -13,8 +13,10 @@ from studio.data.dataset_files import Origin
 from studio.data.dataset_report import RowCounter
 from studio.data.recognise_format import guess_origin
 from studio.data.row_converters import record_converter
+from studio.data.template.template import TrainOn
 from studio.errors import DataError
 from studio.spec import DataSource
+from studio.train_args import Rows
 
 
 def preferences(
@@ -64,3 +66,10 @@ def preferences(
             f"Every answer of {origin.name} is judged as {'good' if True in seen else 'bad'}: "
             "this loss needs good and bad ones. Add the others, or choose another loss."
         )
+
+
+def trained_on(source: DataSource, rows: Rows) -> TrainOn:
+    """Return the tokens that carry loss: `data.train_on`, but never prompts of compared answers."""
+    if rows in ("pairs", "judged") and source.train_on == "all":
+        return "assistant"
+    return source.train_on

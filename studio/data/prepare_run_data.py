@@ -24,6 +24,7 @@ from studio.data.dataset_files import Origin, Sources
 from studio.data.dataset_report import TokenReport
 from studio.data.find_dataset import find
 from studio.data.model_tokenizer import check_loaded
+from studio.data.preference_rows import trained_on
 from studio.data.template.template import Template, choose_for
 from studio.data.token_arrays import Example, Examples, Tokens, TokenWriter, load_tokens
 from studio.data.tokenise_rows import tokenise
@@ -120,6 +121,10 @@ def prepare(
                 f"{overlap:,} of the {len(validation) // width:,} evaluation rows are training "
                 "rows too: the evaluation loss will flatter."
             )
+    if trained_on(source, rows) != source.train_on:
+        warnings.append(
+            "data.train_on=all has no effect: only answers carry loss where they are compared."
+        )
     if split and source.validation_fraction and not len(validation):
         warnings.append("Too few rows to hold some out: there is no evaluation loss.")
     report = report.model_copy(
@@ -276,9 +281,10 @@ def _folder(
 ) -> Path:  # fmt: skip
     how = [origin.container, origin.encoding, origin.plain]  # a name may say how bytes are read
     parts = [
-        "tokens-17", data_hash, how, source.format, source.chat_template, source.train_on, limit,
-        source.thoughts, source.accept_lost, source.control_tokens, source.chat_template_kwargs,
-        rows, source.judged, source.pairs, source.margin, template.backend.fingerprint(),
+        "tokens-17", data_hash, how, source.format, source.chat_template,
+        trained_on(source, rows), limit, source.thoughts, source.accept_lost,
+        source.control_tokens, source.chat_template_kwargs, rows, source.judged, source.pairs,
+        source.margin, template.backend.fingerprint(),
         str(date.today()) if template.reads_date else "",
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

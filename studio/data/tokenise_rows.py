@@ -37,7 +37,7 @@ from studio.data.dataset_report import (
     reading_notes,
     token_smells,
 )
-from studio.data.preference_rows import preferences
+from studio.data.preference_rows import preferences, trained_on
 from studio.data.recognise_format import Guess, guess_origin
 from studio.data.row_converters import Converter, Made, converter, prompt_converter
 from studio.data.template.render_conversation import Reading, Rendered
@@ -66,7 +66,7 @@ def tokenise(
         DataError: No row can be used, or no token would be trained.
     """
     guess = guess_origin(origin, source)
-    work = _Tokeniser(template, source.train_on, limit, writer)
+    work = _Tokeniser(template, trained_on(source, rows), limit, writer)
     if rows in ("prompts", "referenced"):
         work.write_prompts(origin.rows(), guess, referenced=rows == "referenced")
         return work.finish(origin, guess._replace(sure=True), trains=False)

@@ -29,6 +29,7 @@ from studio.data.dataset_files import Origin
 from studio.data.dataset_report import Frozen
 from studio.data.find_dataset import find
 from studio.data.model_tokenizer import Detokenizer
+from studio.data.preference_rows import trained_on
 from studio.data.prepare_run_data import prepare, row_limit
 from studio.data.recognise_format import SAMPLE_ROWS, guess_origin
 from studio.data.row_converters import converter, prompt_converter, record_converter
@@ -211,7 +212,7 @@ def _sides(
         answers: dict[Side, Conversation] = {"good" if record[1] else "bad": record[0]}
         if isinstance(record, Pair):
             answers = {"chosen": record.chosen, "rejected": record.rejected}
-        batch = template.encode_batch([*answers.values()], source.train_on)
+        batch = template.encode_batch([*answers.values()], trained_on(source, "pairs"))
         last = {view.source: at for at, view in enumerate(batch.views)}  # with the last answer
         whole = [batch.row(last[at]) for at in range(len(answers))]
         encoded = [one for one in whole if isinstance(one, Encoded)]

@@ -278,6 +278,25 @@ def test_the_xray_of_pairs_has_the_tokens_and_labels_that_are_trained(tmp_path, 
     assert_same(shown, trained)
 
 
+@pytest.mark.parametrize("rows", ["pairs", "judged"])
+def test_prompts_of_compared_answers_carry_no_loss_whatever_is_trained(
+    tmp_path, byte_backend, rows
+):
+    made = [{"prompt": f"q{n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(3)]
+    path, backend = write_rows(tmp_path / "rows.jsonl", made), byte_backend(["</s>"], eos="</s>")
+    how = {"context_length": 99, "seed": 0, "rows": rows}
+    usual, whole = (
+        prepare(DataSource(path=path, train_on=name), backend, **how)
+        for name in ("assistant", "all")
+    )
+    assert [r.labels.tolist() for r in whole.train] == [r.labels.tolist() for r in usual.train]
+    assert [text for text in whole.report.warnings if text not in usual.report.warnings] == [
+        "data.train_on=all has no effect: only answers carry loss where they are compared."
+    ]
+    shown = xray(DataSource(path=path, train_on="all"), backend, context_length=99, count=1)
+    assert {token.state for token in shown[0].tokens} > {"trained"}
+
+
 def test_the_real_preference_files_are_read_whole(real):
     data = real / "data"
     reports = {name: check_file(data / name) for name in
