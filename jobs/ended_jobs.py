@@ -1,4 +1,7 @@
-"""Follow up ended jobs: retry transient failures, hold jobs that wait for failed ones, tidy up."""
+"""Follow up ended jobs: retry transient failures, hold jobs that wait for failed ones, tidy up.
+
+A job held for one that it needs is queued again as soon as that one is no longer failed.
+"""
 
 import contextlib
 import json
@@ -22,12 +25,14 @@ def follow_up(store: JobStore) -> None:
     _drop_checkpoints(store)
     with store.database.reading() as db:
         again = retried(db)
-        if not again and not _blocked(db, again):
+        if not again and not _blocked(db, again) and not _freed(db):
             return
     with store.database.writing() as db:
         again = retried(db)
         for job, why in _blocked(db, again):
             set_state(db, job, "paused", actor="supervisor", why=why)
+        for job in _freed(db):
+            set_state(db, job, "queued", actor="supervisor", why="what it needs is queued again")
         for job, done in again.items():
             wait = BACKOFF_SECONDS * 2**done
             set_state(db, job, "queued", actor="supervisor", why=f"tries again in {wait:.0f} s")
@@ -37,6 +42,11 @@ def follow_up(store: JobStore) -> None:
 def _blocked(db: Tables, again: Iterable[int]) -> list[tuple[int, str]]:
     """Return the queued jobs that cannot start any more, each with the reason."""
     return db.conn.execute(_BLOCKED, {"again": json.dumps(list(again))}).fetchall()
+
+
+def _freed(db: Tables) -> list[int]:
+    """Return the jobs that were held as blocked and can start again."""
+    return [job for (job,) in db.conn.execute(_FREED)]
 
 
 def _drop_checkpoints(store: JobStore) -> None:
@@ -64,6 +74,12 @@ SELECT jobs.id, 'its sweep stops at an error, and "' || other.name || '" failed'
 FROM jobs JOIN jobs AS other ON other.sweep = jobs.sweep
 WHERE jobs.state = 'queued' AND jobs.on_error = 'stop' AND other.state = 'failed'
   AND other.id NOT IN (SELECT value FROM json_each(:again))
+"""
+_FREED = """
+SELECT id FROM jobs
+WHERE state = 'paused' AND changed_by = 'supervisor' AND why LIKE 'it needs "%'
+  AND NOT EXISTS (SELECT 1 FROM dependencies JOIN jobs AS other ON other.id = dependencies.needs
+                  WHERE dependencies.job = jobs.id AND other.state IN ('failed', 'cancelled'))
 """
 _COUNT_RETRY = """
 UPDATE jobs SET retries_left = retries_left - 1, retries_done = retries_done + 1, start_after = ?

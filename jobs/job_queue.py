@@ -421,7 +421,13 @@ UPDATE jobs SET position = ranked.place
 FROM (SELECT id, ROW_NUMBER() OVER (ORDER BY position, id) AS place FROM jobs) AS ranked
 WHERE jobs.id = ranked.id
 """
-_FRESH_TRIES = "UPDATE jobs SET no_progress = 0, resume_step = ? WHERE id = ?"
+_FRESH_TRIES = """
+UPDATE jobs SET no_progress = 0, resume_step = ?,
+  on_error = CASE WHEN EXISTS (SELECT 1 FROM jobs AS other  -- the user knows of that failure
+                               WHERE other.sweep = jobs.sweep AND other.state = 'failed')
+             THEN 'continue' ELSE on_error END
+WHERE id = ?
+"""
 _FORGET = (
     "DELETE FROM metrics WHERE job = ?",
     "DELETE FROM samples WHERE job = ?",

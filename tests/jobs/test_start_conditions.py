@@ -46,6 +46,10 @@ def test_a_sweep_stops_at_an_error_only_if_asked(store, on_error):
     rest = "paused" if on_error == "stop" else "queued"
     assert [store.get(job.id).state for job in jobs] == ["failed", rest, rest]
     assert ("stops at an error" in store.get(jobs[1].id).why) is (on_error == "stop")
+    if on_error == "stop":
+        sweeps.for_sweep(store, "s", "release")
+        ended_jobs.follow_up(store)
+        assert [store.get(job.id).state for job in jobs] == ["failed", "queued", "queued"]
 
 
 def test_a_job_waits_for_what_it_needs(store):
@@ -116,6 +120,12 @@ def test_what_waits_for_a_job_that_is_not_tried_again_is_held(store, end):
     assert (planned.needs, planned.retries_left) == ([first], 3)
     with pytest.raises(QueueError, match="would never start"):
         start_conditions.schedule(store, store.submit(a_spec()).id, needs=[first])
+    store.resume(first)
+    ended_jobs.follow_up(store)
+    assert store.get(waiting).state == "queued"
+    store.pause(waiting)
+    ended_jobs.follow_up(store)
+    assert store.get(waiting).state == "paused", "the user held it"
 
 
 def test_what_waits_for_a_job_that_is_tried_again_goes_on_waiting(store):
