@@ -1,11 +1,15 @@
 """Webhook: POST a small JSON document to the user's address when a job ends, at least once.
 
+A job that stopped with an error and goes on only when the user resumes it (`interrupted`, `paused`)
+counts as ended; a failed one that is retried does not.
+
 The supervisor finds ended jobs and a thread sends, so that a slow address delays nothing. The last
 event sent is a setting: if the supervisor dies in between, the same `event` is sent again. One that
 is not accepted is tried again, ever more rarely, until it is a day old; later ones wait behind it.
 The address is a secret (`secret_store.py`). Redirects are not followed.
 """
 
+import json
 import logging
 import os
 import threading
@@ -14,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jobs import queue_settings, secret_store
+from jobs.claims import retried
 from jobs.job_queue import JobStore
 from studio import offline
 from studio.errors import QueueError
@@ -61,7 +66,8 @@ class Webhook:
             return
         with self._store.database.reading() as db:
             sent = queue_settings.read(self._store, "ends_told")
-            ends = list(db.query(_ENDS, (sent,)))
+            values = {"sent": sent, "again": json.dumps(list(retried(db)))}
+            ends = list(db.query(_ENDS, values))
         if sent == self._rests_at and time.monotonic() < self._rests_until:
             return  # unless another address was set, which passes over what ended before
         url = secret_store.read(self._store.home, "webhook") if ends else ""
@@ -124,6 +130,13 @@ SELECT events.id AS event, jobs.id AS job, jobs.name, jobs.kind, events.dst AS s
   json_extract(jobs.result, '$.last_loss') AS last_loss,
   json_extract(jobs.result, '$.eval_loss') AS eval_loss
 FROM events JOIN jobs ON jobs.id = events.job
-WHERE events.id > ? AND events.dst IN ('succeeded', 'failed', 'cancelled')
+WHERE events.id > :sent AND (
+  events.dst IN ('succeeded', 'cancelled')
+  OR events.dst = 'failed' AND jobs.id NOT IN (SELECT value FROM json_each(:again))
+     AND NOT EXISTS (SELECT 1 FROM events AS later WHERE later.id > events.id
+                     AND later.job = events.job AND later.attempt = events.attempt
+                     AND later.actor = 'supervisor')  -- which retries it
+  OR events.dst IN ('interrupted', 'paused') AND jobs.state = events.dst
+     AND jobs.attempt = events.attempt AND jobs.error_kind IS NOT NULL)
 ORDER BY events.id LIMIT 50
 """

@@ -12,7 +12,7 @@ from jobs.actions import queue as queue_actions
 from jobs.copy_and_extend_runs import copied_spec, duplicate, extend, settled_spec, then
 from jobs.job_queue import JobStore
 from jobs.save_and_sample_requests import request
-from jobs.start_conditions import parse_time
+from jobs.start_conditions import Start, parse_time, schedule
 from studio import offline
 from studio.errors import QueueError
 from tests.jobs.conftest import a_spec, begin, curve, run_one, supervising, until
@@ -267,6 +267,34 @@ def test_a_message_that_is_not_accepted_is_sent_again_before_those_after_it(stor
     monkeypatch.setattr(webhook, "AGE_SECONDS", -1.0)
     assert look() == [], "too old"
     assert queue_settings.read(store, "ends_told") == queue_settings.last_event(store)
+
+
+def test_the_webhook_tells_of_no_retry_but_of_what_waits_for_the_user(store, monkeypatch):
+    heard = []
+    monkeypatch.setattr(webhook, "send", lambda _, end: heard.append(end) or True)
+    webhook.choose(store, "http://127.0.0.1:9/1")
+    hook = webhook.Webhook(store)
+
+    def told() -> list[tuple[str, str]]:
+        hook.look()
+        hook._thread and hook._thread.join()
+        found = [(end["state"], end["error_kind"]) for end in heard]
+        heard.clear()
+        return found
+
+    job = store.submit(a_spec(), retries=1).id
+    run_one(store, "failed", "network")
+    assert told() == [], "it is about to be tried again"
+    ended_jobs.follow_up(store)
+    assert told() == []
+    schedule(store, job, Start())
+    run_one(store, "failed", "network")
+    assert told() == [("failed", "network")]
+    store.submit(a_spec())
+    store.claims.lost(begin(store), why="gone", newest_step=0, limit=2)
+    assert told() == [], "it goes on by itself"
+    store.claims.lost(begin(store), why="gone", newest_step=0, limit=2)
+    assert told() == [("interrupted", "interrupted")] and told() == []
 
 
 @pytest.mark.parametrize("error", [
