@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, cast, get_args
 
-from jobs.database import now
-
 State = Literal[
     "queued", "starting", "running", "stopping", "paused",
     "succeeded", "failed", "cancelled", "interrupted",
@@ -154,10 +152,10 @@ _REPORTED = ("first_loss", "last_loss", "eval_loss", "seconds", "adapter")
 
 def seconds_left(job: Job) -> float | None:
     """Return the remaining seconds of a running job, from its pace so far."""
-    begun = job.result.get("training_since")
+    before = job.result.get("training_seconds")  # until the first step; not of the wall clock
     first = job.result.get("training_from_step", 0)
     done = job.step - first
-    if job.state != "running" or not begun or not job.total_steps or done < 2:
+    if job.state != "running" or before is None or not job.total_steps or done < 2:
         return None
-    pace = max(0.0, now() - begun) / done  # the clock may have been set back meanwhile
+    pace = max(0.0, job.result.get("seconds", 0) - before) / done
     return round(pace * (job.total_steps - job.step), 1)

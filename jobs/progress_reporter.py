@@ -104,7 +104,7 @@ class Reporter:
         elif isinstance(event, training_events.Started):
             self.interruptible = False
             new.phase, new.step, new.total_steps = "Training", event.step, event.total_steps
-            self._result |= _start_facts(event)
+            self._result |= _start_facts(event) | {"training_seconds": self._seconds()}
             if event.rows_truncated:
                 logger.warning(
                     "%d of %d rows are longer than the context and are cut",
