@@ -3,7 +3,8 @@
 One per home, by a file lock that is freed with its process. It loads no model and never imports
 torch, so it may run for weeks. All its state is in the database: after a kill the next one adopts
 the living runners and queues again what died. It waits for a wake-up (`supervisor_wakeup.py`)
-instead of polling, and ends when there is nothing to do and no page is open.
+instead of polling, and ends when nothing is left to do (a webhook to send and a run that waits for
+room on the disk included) and no page is open, or when its home was deleted or moved.
 """
 
 import argparse
@@ -26,8 +27,9 @@ from jobs.claims import NO_PROGRESS_LIMIT, Claim, Slot
 from jobs.device_placement import Placement
 from jobs.disk_usage import size
 from jobs.file_locks import FileLock
-from jobs.job_kinds import BESIDE
+from jobs.job_kinds import BESIDE, NETWORK
 from jobs.job_queue import JobStore
+from jobs.job_record import Job
 from jobs.process_identity import Identity, me, of
 from jobs.ray_cluster import Watch
 from jobs.rescue_dead_jobs import Rescue
@@ -36,7 +38,7 @@ from jobs.runner_processes import RUNNER, Runners, spawn
 from jobs.sibling_claims import claim_siblings
 from jobs.supervisor_wakeup import Wakeup, wake
 from jobs.webhook import Webhook
-from studio import hardware
+from studio import hardware, offline
 from studio.errors import HomeError, StudioError
 from studio.home import Home, open_home
 from studio.names import readable
@@ -60,15 +62,21 @@ def shortage(path: Path) -> str | None:
     )
 
 
+def paused_by_full_disk(store: JobStore, *, limit: int = NO_PROGRESS_LIMIT) -> list[Job]:
+    """Return the jobs that go on by themselves when there is room again."""
+    return [
+        job for job in store.list(["paused"])
+        if job.error_kind == "disk_full" and job.no_progress < limit
+    ]  # fmt: skip
+
+
 def resume_paused_by_full_disk(store: JobStore, *, limit: int = NO_PROGRESS_LIMIT) -> None:
     """Queue again the jobs that paused because a disk was full, if it has clearly more space now.
 
     What a job could not finish writing is gone when it pauses, so space alone means nothing: there
     must be more than was left then. After `limit` attempts without progress the user resumes it.
     """
-    for job in store.list(["paused"]):
-        if job.error_kind != "disk_full" or job.no_progress >= limit:
-            continue
+    for job in paused_by_full_disk(store, limit=limit):
         run_dir, full = store.home.run(job.id), job.result.get("full_disk", {})
         newest = sum(map(size, checkpoint_folders(run_dir)[:1]))
         with contextlib.suppress(OSError):  # that disk is not there now
@@ -88,6 +96,7 @@ IDLE_SECONDS = 900.0
 GRACE_SECONDS = 60.0
 BACKUP_LOOK_SECONDS = 600.0
 WORK = {"queued", "starting", "running", "stopping"}
+OFFLINE = "waits for the hub: this studio is offline"
 START_SECONDS = GRACE_SECONDS + 30
 
 
@@ -126,7 +135,7 @@ class Supervisor:
         """Work until told to stop or idle; the caller holds the home's supervisor lock."""
         logger.info("supervising %s, devices %s", self.home.path, ", ".join(self.slots))
         woken, length = True, TURN_SECONDS if self.wakeup.complete else POLL_SECONDS
-        while not self._stopping:
+        while not self._stopping and self.home.state.is_dir():
             try:
                 if self.turn(woken=woken) and self._idle_for() > self._idle_seconds:
                     logger.info("nothing to do and no page open; leaving")
@@ -192,10 +201,14 @@ class Supervisor:
         if not self.store.counts().get("queued"):
             return
         start_when = self._start_when()
+        away = {NETWORK} if offline.is_offline(self.home) else set()
         waits = self.cluster.waits()
+        if away:
+            queued = self.store.list(["queued"])
+            waits |= {job.id: OFFLINE for job in queued if job.device_wanted == NETWORK}
         machine = [self._slot(device) for device in self.slots]
         self.placement.look(machine, start_when=start_when, others=waits)
-        beside = [self._slot(name) for name in BESIDE]
+        beside = [self._slot(name) for name in BESIDE if name not in away]
         alone = [slot for slot in machine if slot.device not in self.placement.chat]
         self._claim_on([*beside, *alone], start_when)
         held = [slot for slot in machine if slot not in alone]
@@ -255,12 +268,15 @@ class Supervisor:
                 self.store.announce("spare", identity=of(started))
 
     def _idle_for(self) -> float:
-        if self._working or any(row["role"] == "web" for row in self.store.processes()):
+        owed = self.webhook.waits or paused_by_full_disk(self.store, limit=self._limit)
+        page = any(row["role"] == "web" for row in self.store.processes())
+        if self._working or owed or page:
             self._busy = time.monotonic()
         return time.monotonic() - self._busy
 
     def _close(self) -> None:
-        _lock_path(self.home).write_text("", encoding="utf-8")  # so that the next one can start
+        with contextlib.suppress(OSError):  # the home may be gone
+            _lock_path(self.home).write_text("", encoding="utf-8")  # so that the next one can start
         self.runners.drop_spare()
         if self._stopping:
             interrupt_all(self.store, self.rescue, deadline=time.monotonic() + GRACE_SECONDS)

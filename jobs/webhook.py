@@ -56,18 +56,21 @@ class Webhook:
     def __init__(self, store: JobStore) -> None:
         self._store = store
         self._thread: threading.Thread | None = None
+        self.waits = False  # something is not sent yet
         self._failures, self._rests_until, self._rests_at = 0, 0.0, -1
 
     def look(self) -> None:
         """Start sending the jobs that ended since the last time, unless a thread does."""
         if self._thread is not None and self._thread.is_alive():
             return
+        self.waits = False
         if not secret_store.where(self._store.home, "webhook"):
             return
         with self._store.database.reading() as db:
             sent = queue_settings.read(self._store, "ends_told")
             values = {"sent": sent, "again": json.dumps(list(retried(db)))}
             ends = list(db.query(_ENDS, values))
+        self.waits = bool(ends)
         if sent == self._rests_at and time.monotonic() < self._rests_until:
             return  # unless another address was set, which passes over what ended before
         url = secret_store.read(self._store.home, "webhook") if ends else ""

@@ -243,7 +243,7 @@ class DownloadRequest(Request):
     """Download a model of the hub: safetensors, configuration and tokenizer, no pickles."""
 
     kind: ClassVar[str] = "download"
-    retries: ClassVar[int] = 4
+    retries: ClassVar[int] = 8  # for about two hours
     repo: str = knob(
         "", "Hub id, or the address of the model's page.", positional=True, metavar="MODEL",
         max_length=300,

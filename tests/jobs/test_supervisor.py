@@ -16,13 +16,23 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs import rescue_dead_jobs, runner_processes, supervisor
+from jobs import rescue_dead_jobs, runner_processes, supervisor, webhook
 from jobs.job_queue import JobStore
 from jobs.job_record import LEGAL
 from jobs.process_identity import Identity, boot_id, me, of, session_members
 from jobs.runner_processes import environment
 from jobs.supervisor import living
-from tests.jobs.conftest import FAST, SLOW, a_spec, curve, start_supervisor, supervising, until
+from studio import offline
+from tests.jobs.conftest import (
+    FAST,
+    SLOW,
+    a_spec,
+    begin,
+    curve,
+    start_supervisor,
+    supervising,
+    until,
+)
 from tests.jobs.fake_runner import fake_loss
 
 
@@ -349,6 +359,47 @@ def test_an_idle_supervisor_leaves_unless_a_page_is_open(store):
         until(store.supervisor)
         time.sleep(0.6)
         assert store.supervisor() is not None
+
+
+@pytest.mark.parametrize("owed", ["webhook", "disk"])
+def test_an_idle_supervisor_stays_while_something_is_owed(store, monkeypatch, owed):
+    here = supervisor.Supervisor(store.home, slots=["cpu"], idle_seconds=0, spare=False)
+    time.sleep(0.01)
+    assert here._idle_for() > 0
+    if owed == "webhook":
+        monkeypatch.setattr(webhook, "send", lambda *_: False)
+        webhook.choose(store, "http://127.0.0.1:9/1")
+        store.cancel(store.submit(a_spec()).id)
+        here.webhook.look()
+        here.webhook._thread.join()
+    else:
+        store.submit(a_spec())
+        store.claims.ask_pause(claim := begin(store), why="full")
+        store.claims.stopped(claim, error=("disk_full", "The disk is full."))
+    before = time.monotonic()
+    assert here._idle_for() < 1 and here._busy >= before
+    here.wakeup.close()
+    here.store.close()
+
+
+def test_a_supervisor_whose_home_is_gone_leaves(home):
+    lost = supervisor.Supervisor(home, slots=["cpu"], spare=False)
+    home.path.rename(home.path.with_name("moved"))
+    lost.run()  # returns by itself
+
+
+def test_a_download_waits_for_the_end_of_offline(store, monkeypatch):
+    monkeypatch.setattr(offline, "is_offline", lambda _: True)
+    job = store.submit({"repo": "org/name"}, kind="download").id
+    here = supervisor.Supervisor(store.home, slots=["cpu"], spare=False)
+    monkeypatch.setattr(here.runners, "start", lambda *_: None)
+    here.look()
+    assert (store.get(job).state, store.get(job).waits) == ("queued", supervisor.OFFLINE)
+    monkeypatch.setattr(offline, "is_offline", lambda _: False)
+    here.look()
+    assert store.get(job).state == "starting"
+    here.wakeup.close()
+    here.store.close()
 
 
 def test_an_identity_is_no_mere_pid_and_a_zombie_is_dead():
