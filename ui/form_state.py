@@ -4,11 +4,13 @@ It knows the spec, not the form.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 import yaml
 
+from studio.errors import SpecError
 from studio.fields import parse_assignment
 from studio.home import Home
 from studio.presets import apply_preset
@@ -47,6 +49,15 @@ def from_query(assignments: Iterable[str]) -> RunSpec:
         SpecError: An assignment names no field or a wrong value.
     """
     return RunSpec().with_values(dict(parse_assignment(text) for text in assignments))
+
+
+def as_given(address: str) -> dict[str, Any]:
+    """Return the fields of an address with the values that it gives, wrong ones too."""
+    found: dict[str, Any] = {}
+    for text in parse_qs(address.lstrip("?")).get("set", []):
+        with suppress(SpecError):
+            found |= [parse_assignment(text)]
+    return found
 
 
 def from_address(home: Home, address: str) -> RunSpec:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from jobs import queue_settings
 from jobs.actions.registry import shown_field
 from jobs.job_queue import JobStore
+from jobs.run_curves import finite
 from studio import hardware, presets
 from studio.data.find_dataset import origin_of
 from studio.device_setting import CPU
@@ -70,7 +71,7 @@ def train_routes(home: Home, store: JobStore) -> APIRouter:
         try:
             return parts[part](asked)
         except StudioError as why:  # a form on its way to a valid one: an answer, not a failure
-            return _told(why)
+            return {**_told(why), "values": finite(form_state.as_given(asked.address))}
 
     return router
 

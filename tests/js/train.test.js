@@ -63,6 +63,33 @@ test('a form is judged once more for a model that was just looked at, however of
   assert.equal(judged.length, 3);
 });
 
+const { Train } = await import('../../ui/assets/train/train.js');
+
+const formOf = (answer, method = 'lora') => {
+  const setting = (name) => ({ field: { name }, is: '', fill(value = '') { this.is = value; },
+    value() { return this.is; } });
+  return Object.assign(Object.create(Train.prototype), { method, asked: [], took: [],
+    settings: new Map([['name', setting('name')]]),
+    ofMethod: new Map(['lora', 'full'].map((name) => [name, [setting('method.r')]])),
+    ask: async () => answer, take(found) { this.took.push(found); }, showMethod() {},
+    changed() { this.asked.push(this.values()); } });
+};
+
+test('a refused address fills the form with what can be read, and is not judged again', async () => {
+  const error = { text: 'no such field' }, values = { name: 'mine', 'method.name': 'other', 'method.r': 4 };
+  for (const [answer, left] of [[{ error, values }, ['mine', 4, 'lora']], [{ error }, ['', '', 'lora']],
+    [{ values: { ...values, 'method.name': 'full' } }, ['mine', 4, 'full']], [{ values: {} }, ['', '', 'lora']]]) {
+    const page = formOf(answer);
+    await page.open({ address: '?set=x' });
+    assert.deepEqual([...page.all().map((one) => one.value()), page.method], left);
+    assert.deepEqual([page.took, page.asked], [[answer], []]);
+  }
+  const page = formOf({ error }, 'full');
+  page.all()[0].fill('typed');
+  await page.open({ preset: 'forgotten' });
+  assert.deepEqual([page.all()[0].value(), page.method, page.asked], ['typed', 'full', []]);
+});
+
 const { before } = await import('../../ui/assets/train/launch.js');
 
 test('a queued run starts after those before it in the line of its device and one that is running there', () => {

@@ -30,6 +30,14 @@ def spec_of(values) -> RunSpec:
     return RunSpec().with_values(typed(values))
 
 
+def test_an_address_with_a_wrong_field_keeps_the_others(client):
+    asked = "?set=train.max_step=50&set=method.r=8&set=train.learning_rate=.nan&set=name"
+    found = judge(client, address=asked)
+    assert "set" not in found and found["error"]["text"]
+    given = {"train.max_step": 50, "method.r": 8, "train.learning_rate": None}
+    assert found["values"] == given
+
+
 @pytest.mark.parametrize("name", list(methods()))
 def test_every_field_of_a_method_is_drawn_with_its_help_and_survives_the_form(client, name):
     (method,) = [

@@ -174,16 +174,16 @@ export class Train extends Page {
     const found = await this.ask(address === undefined ? { values: { ...this.values(), ...values }, preset }
       : { address });
     if (!found) return false;
-    const { error, values: filled = {} } = found;
-    if (this.method === method) this.method = filled['method.name'] ?? (error ? method : 'lora');
-    const typed = (setting) => setting.value() !== before.get(setting);
-    const kept = this.all().filter(typed);
+    const { error, values: filled = {} } = found, named = filled['method.name'];
+    const chosen = this.method !== method, refused = error && address === undefined;
+    if (!chosen && !refused) this.method = this.ofMethod.has(named) ? named : 'lora';
+    const kept = this.all().filter((setting) => setting.value() !== before.get(setting));
     for (const setting of this.all()) {
-      if (!kept.includes(setting) && !(error && address === undefined)) setting.fill(filled[setting.field.name]);
+      if (!kept.includes(setting) && !refused) setting.fill(filled[setting.field.name]);
     }
     this.showMethod();
     this.take(found);
-    return kept.length > 0 || this.method !== filled['method.name'];
+    return kept.length > 0 || chosen;
   }
 
   take(found) {
