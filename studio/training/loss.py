@@ -118,19 +118,19 @@ def _measured(logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor | None) ->
 
 
 def _chunk_rows(weight_VD: Tensor) -> int:
-    """Return the rows whose logits are held at once."""
+    """Return the rows whose logits are held at once, from the head's weights."""
     device, vocabulary, memory = weight_VD.device, weight_VD.shape[0], 0
     if of := module_of(device):
         memory = of.get_device_properties(device).total_memory
     return chunk_numbers(memory, vocabulary) // vocabulary
 
 
-def _row_chunks(logits_CV: Tensor, targets_C: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _row_chunks(logits_CV: Tensor, others_C: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the rows to compute at once: as many as fit a CPU's cache, or all on a GPU."""
     rows = len(logits_CV)
     if logits_CV.device.type == "cpu":
         rows = max(1, WIDE_NUMBERS // logits_CV.shape[1])
-    return zip(logits_CV.split(rows), targets_C.split(rows), strict=True)
+    return zip(logits_CV.split(rows), others_C.split(rows), strict=True)
 
 
 def plain_head(backbone: Backbone) -> nn.Linear | None:
@@ -192,13 +192,13 @@ def token_kl(
         backbone.use(one)
         hidden, head = _forward(backbone, batch)
         found.append(hidden)
-    rows = max(1, WIDE_NUMBERS // (found[0].shape[1] if head is None else head.weight.shape[0]))
-    total = 0.0
-    for parts in zip(*(one.split(rows) for one in found), strict=True):
-        logits = parts if head is None else [part @ head.weight.T for part in parts]
-        p_CV, q_CV = (one.float().log_softmax(-1) for one in logits)
-        total += float((p_CV.exp() * (p_CV - q_CV)).sum())
-    return total
+    chunk, sums = _chunk_rows(found[0].T if head is None else head.weight), []
+    for parts in zip(*(one.split(chunk) for one in found), strict=True):
+        ours, theirs = parts if head is None else (part @ head.weight.T for part in parts)
+        for pair in _row_chunks(ours, theirs):
+            p_RV, q_RV = (one.float().log_softmax(-1) for one in pair)
+            sums.append((p_RV.exp() * (p_RV - q_RV)).sum())
+    return sum(torch.stack(sums).tolist())  # the only wait
 
 
 def loss_sums(

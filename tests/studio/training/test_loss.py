@@ -1,9 +1,11 @@
 """The loss: rows in batches, computed at label positions only."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 
 from studio.backbone import Backbone
 from studio.training import loss as head
@@ -38,6 +40,29 @@ def test_the_chunked_loss_and_gradient_equal_the_plain_ones(
         float(cross_entropy(logits.detach(), targets, reduction="sum")), rel=1e-5
     )
     assert correct == int((logits.argmax(-1) == targets).sum())
+
+
+def test_the_divergence_of_two_stacks_reads_the_head_once_per_chunk_of_each(monkeypatch):
+    class Head:
+        products = 0
+
+        @property
+        def weight(self) -> torch.Tensor:
+            self.products += 1
+            return weight
+
+    torch.manual_seed(0)
+    weight, own = torch.randn(23, 8), Head()
+    hidden = [torch.randn(13, 8), torch.randn(13, 8)]
+    p, q = ((one @ weight.T).log_softmax(-1) for one in hidden)
+    expected = float(kl_div(q, p, log_target=True, reduction="sum"))
+    monkeypatch.setattr(head, "WIDE_NUMBERS", 50)  # two rows in float32
+    for found in (iter([(one, own) for one in hidden]),
+                  iter([(one @ weight.T, None) for one in hidden])):  # fmt: skip
+        monkeypatch.setattr(head, "_forward", lambda *_, found=found: next(found))
+        backbone = SimpleNamespace(use=lambda stack: None)
+        assert head.token_kl(backbone, None, (), ()) == pytest.approx(expected, rel=1e-5)
+    assert own.products == 1 + 2  # the first for its size
 
 
 def test_the_fast_way_equals_the_plain_way_on_a_model(session, monkeypatch):
