@@ -7,7 +7,7 @@ The table joins what the queue knows of each run with what was measured of each 
 import json
 from collections.abc import Sequence
 from itertools import groupby, product
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from jobs import job_table
@@ -17,6 +17,7 @@ from jobs.needed_memory import needed_bytes
 from jobs.submission_checks import admit_each
 from studio.errors import QueueError
 from studio.evaluation.bakeoff_measurements import REPORT, BakeoffRequest
+from studio.evaluation.confidence_intervals import half_width
 from studio.methods import methods, named
 from studio.spec import RunSpec
 from studio.training import objectives
@@ -24,8 +25,7 @@ from studio.training import objectives
 AVERAGED = ("eval_loss", "forgetting", "last_loss", "learning_rate")
 TRAINED = ("trainable_parameters", "total_parameters", "learning_rate")
 MEASURED = ("memory_bytes", "seconds_per_step", "size_bytes", "live_ratio", "merged_ratio")
-STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)  # 97.5 %, of 1 to 8 degrees
-MOST_SEEDS = len(STUDENT_T) + 1
+MOST_SEEDS = 9
 PROMPTS = ("What is the capital of France?", "What sound does a cow make?", "Tell me a story.")
 
 
@@ -152,13 +152,6 @@ def _of_method(rows: list[dict[str, Any]]) -> dict[str, Any]:
         if key in ("eval_loss", "forgetting"):
             found[f"{key}_interval"] = half_width(values)
     return found
-
-
-def half_width(values: Sequence[float]) -> float | None:
-    """Return half of the 95 % confidence interval of a mean (Student's t); None for one value."""
-    if not 2 <= len(values) <= len(STUDENT_T) + 1:
-        return None
-    return float(STUDENT_T[len(values) - 2] * stdev(values) / len(values) ** 0.5)
 
 
 def _row(store: JobStore, job: Job, measured: dict[str, Any]) -> dict[str, Any]:

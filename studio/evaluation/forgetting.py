@@ -35,8 +35,8 @@ from studio.data.conversation_records import Conversation, Document, Problem
 from studio.data.prepare_run_data import drawn, prepare
 from studio.data.template.template import IGNORED, choose
 from studio.data.token_arrays import Example
+from studio.evaluation.confidence_intervals import student_t
 from studio.evaluation.likelihood import Stack, use
-from studio.evaluation.vote_ranking import NORMAL_95
 from studio.spec import DataSource, RunSpec
 from studio.training.batching import pack
 from studio.training.loss import loss_sums
@@ -332,9 +332,11 @@ def _ratio(sums: Any, counts: Any) -> tuple[float | None, list[float] | None]:
     if not total:
         return None, None
     ratio = float(sums.sum()) / total
+    if size < 2:
+        return ratio, None
     spread = float(((sums - ratio * counts) ** 2).sum())
-    half = NORMAL_95 * math.sqrt(spread * size / max(1, size - 1)) / total
-    return ratio, [ratio - half, ratio + half] if size > 1 else None
+    half = student_t(size - 1) * math.sqrt(spread * size / (size - 1)) / total
+    return ratio, [ratio - half, ratio + half]
 
 
 class RunForgetting:

@@ -23,9 +23,10 @@ from studio import offline
 from studio.adapter_stack import MAX_LANES
 from studio.chat.lanes import Lane, LaneSettings, Message, Sampling
 from studio.errors import ChatError, JudgeFailed
+from studio.evaluation.confidence_intervals import wilson
 from studio.evaluation.judge_server import JudgeServer, checked_address
 from studio.evaluation.suites import check_lane, lines_of, read_results, resumed
-from studio.evaluation.vote_ranking import Match, leaderboard, wilson, wins_of
+from studio.evaluation.vote_ranking import Match, leaderboard, wins_of
 from studio.fields import Record, knob
 from studio.home import Home
 from studio.job_request import Control, Request

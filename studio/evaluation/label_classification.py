@@ -22,8 +22,8 @@ from studio.backbone import Backbone
 from studio.data.template.template import IGNORED
 from studio.errors import DataError
 from studio.evaluation import likelihood
+from studio.evaluation.confidence_intervals import wilson
 from studio.evaluation.likelihood import Continuations
-from studio.evaluation.vote_ranking import wilson
 from studio.models.loading import Loaded
 from studio.training.batching import TokenRow
 

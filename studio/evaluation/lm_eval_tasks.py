@@ -22,10 +22,10 @@ from lm_eval import evaluator
 from lm_eval import utils as lm_eval_utils
 from lm_eval.api import metrics, registry
 from lm_eval.tasks import TaskManager
-from scipy.stats import t as student_t
 
 from studio.errors import DataError, StudioError, Unreached, is_transient, nearest
 from studio.evaluation import task_files
+from studio.evaluation.confidence_intervals import student_t
 from studio.evaluation.lm_eval_model import KINDS, LaneModel
 
 logger = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ def paired(
     if aggregate is metrics.mean:
         gaps = np.array([float(b) - float(a) for a, b in pairs])
         middle = float(gaps.mean())
-        half = float(student_t.ppf(0.975, count - 1) * gaps.std(ddof=1) / count**0.5)
+        half = float(student_t(count - 1) * gaps.std(ddof=1) / count**0.5)
         return [middle, middle - half, middle + half]
 
     def gap(places: Sequence[int]) -> float:

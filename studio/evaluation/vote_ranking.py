@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from studio.evaluation.confidence_intervals import NORMAL_95, wilson
+
 SCALE = 400 / math.log(10)
 CENTRE = 1000.0
 EXTRA = 0.5
-NORMAL_95 = 1.959963984540054
 ROUNDS = 100
 
 
@@ -128,14 +129,6 @@ def win_rate(matches: Sequence[Match], lane: str, other: str) -> dict[str, Any]:
     rate = (won + ties / 2) / count
     low, high = wilson(rate, count)
     return {"votes": count, "rate": rate, "low": low, "high": high}
-
-
-def wilson(rate: float, count: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval (1927) of a share that was seen in `count` trials."""
-    square = NORMAL_95**2
-    middle = rate + square / (2 * count)
-    spread = NORMAL_95 * math.sqrt(rate * (1 - rate) / count + square / (4 * count**2))
-    return (middle - spread) / (1 + square / count), (middle + spread) / (1 + square / count)
 
 
 def _games(match: Match) -> list[tuple[int, int]]:

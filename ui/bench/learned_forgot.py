@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from jobs.bakeoff import half_width
 from studio.errors import MethodError
+from studio.evaluation.confidence_intervals import half_width
 from studio.methods import methods as registered
 from studio.methods import named
 from studio.spec import RunSpec

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
@@ -92,6 +93,16 @@ def test_little_time_means_few_rows_not_much_time(bench, monkeypatch):
     assert found["prompts"] < len(general.prompts)
     cut = greedy_rows(loaded, backbone, general.prompts, [(), ()], stop_ids=(), seconds=2)
     assert {len(ids) for own in cut for ids in own} < set(range(1, 5))
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 12])
+def test_the_interval_covers_the_truth_in_95_percent_however_few_answers(size):
+    draw, trials = np.random.default_rng(0), 2000
+    lengths = draw.integers(8, 17, (trials, size))
+    sums = 0.1 * lengths + 0.05 * draw.normal(size=(trials, size)) * lengths**0.5
+    found = [forgetting._ratio(*one)[1] for one in zip(sums, lengths, strict=True)]
+    share = np.mean([low <= 0.1 <= high for low, high in found])
+    assert share == pytest.approx(0.95, abs=0.015)  # 1.96 alone covers 70 % of two answers
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
