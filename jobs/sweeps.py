@@ -14,10 +14,9 @@ from jobs.job_record import Job
 from jobs.needed_memory import needed_by_each
 from jobs.submission_checks import admit_each
 from studio.errors import QueueError, SpecError
-from studio.fields import Record, parameter, parse_assignment
-from studio.methods import methods
-from studio.spec import DataSource, ModelSource, RunSpec
-from studio.train_args import TrainArgs
+from studio.fields import parameter
+from studio.spec import RunSpec
+from studio.spec_text import read_assignment, settings
 
 MOST_POINTS = 1000
 
@@ -141,15 +140,7 @@ def for_sweep(
 @cache
 def titled_fields() -> tuple[tuple[str, str], ...]:
     """Return each of a run's settings as path and title; of equal ones, the last counts."""
-    records: list[tuple[str, type[Record]]] = [
-        *(("method.", one) for one in reversed(methods().values())), ("model.", ModelSource),
-        ("data.", DataSource), ("train.", TrainArgs), ("", RunSpec),
-    ]  # fmt: skip
-    found = [
-        (part + name, parameter(part + name, info).title)
-        for part, record in records for name, info in record.model_fields.items()
-        if part or name in ("name", "seed")
-    ]  # fmt: skip
+    found = [(path, parameter(path, info).title) for path, info in settings()]
     return *found, ("method.name", "Method")
 
 
@@ -161,7 +152,7 @@ def parse_values(text: str) -> tuple[str, list[Any]]:
     Raises:
         SpecError: There is no `=`, or a value is empty.
     """
-    path, value = parse_assignment(text)
+    path, value = read_assignment(text)
     titles = {title.split(" (")[0].casefold(): name for name, title in titled_fields()}
     path = titles.get(path.casefold(), path)
     if isinstance(value, list):
@@ -169,4 +160,4 @@ def parse_values(text: str) -> tuple[str, list[Any]]:
     words = [word.strip() for word in str(text.partition("=")[2]).split(",")]
     if not all(words):
         raise SpecError(f'"{text}" has no values: write it as method.r=4,8,16.', field=path)
-    return path, [parse_assignment(f"value={word}")[1] for word in words]
+    return path, [read_assignment(f"{path}={word}")[1] for word in words]

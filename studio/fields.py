@@ -233,10 +233,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+METHOD = ("method", "method.name")
+
+
 def merge_values(values: dict[str, Any], assignments: dict[str, Any]) -> dict[str, Any]:
-    """Return `values` with dotted keys replaced; a new method name resets the method's fields."""
+    """Return `values` with dotted keys replaced, in any order.
+
+    A new method name resets the fields of the method before those given beside it are set.
+    """
     merged = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
-    for dotted, value in assignments.items():
+    methods_first = sorted(assignments.items(), key=lambda one: one[0] not in METHOD)
+    for dotted, value in methods_first:
         *path, last = dotted.split(".")
         target = merged
         for part in path:
@@ -256,18 +263,27 @@ def merge_values(values: dict[str, Any], assignments: dict[str, Any]) -> dict[st
 def parse_assignment(text: str) -> tuple[str, Any]:
     """Return the field and the YAML value of an assignment such as `method.r=16`.
 
+    Text needs no quotes: of what YAML would cut or read as a date, a time or a mapping, nothing is
+    lost (`a #1`, `1:30`, `What is this: a?`).
+
     Raises:
         SpecError: It has no field or no `=`.
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise SpecError(f'"{text}" is not an assignment: write it as method.r=16.')
+    written = value.strip()
     try:
         read = yaml.safe_load(value) if value else ""
-        quoted = value.lstrip()[:1] in ("'", '"')
-        return key.strip(), read if quoted else _as_number(read)
     except yaml.YAMLError:
         return key.strip(), value
+    if written.startswith(("'", '"')):
+        return key.strip(), read
+    if isinstance(read, bool | int | float):
+        kept = ":" not in written
+    else:
+        kept = written.startswith(("[", "{")) or written in ("", "~", "null")
+    return key.strip(), _as_number(read if kept else written)
 
 
 def _as_number(value: Any) -> Any:

@@ -5,14 +5,17 @@ Computed once from the spec; forms, addresses, files and reports are only ways t
 
 import json
 import shlex
+from functools import cache
 from typing import Any
 
 import yaml
+from pydantic.fields import FieldInfo
 
 from studio.errors import SpecError
-from studio.fields import parse_assignment
-from studio.methods import named
-from studio.spec import RunSpec
+from studio.fields import Record, parse_assignment
+from studio.methods import methods, named
+from studio.spec import DataSource, ModelSource, RunSpec
+from studio.train_args import TrainArgs
 
 
 def differences(spec: RunSpec) -> dict[str, Any]:
@@ -45,6 +48,32 @@ def command_line(spec: RunSpec) -> str:
     for path, value in rest.items():
         words += ["--set", f"{path}={written(value)}"]
     return shlex.join(words)
+
+
+@cache
+def settings() -> tuple[tuple[str, FieldInfo], ...]:
+    """Return every setting of a run, of each method too, as path and field."""
+    records: list[tuple[str, type[Record]]] = [
+        *(("method.", one) for one in reversed(methods().values())), ("model.", ModelSource),
+        ("data.", DataSource), ("train.", TrainArgs), ("", RunSpec),
+    ]  # fmt: skip
+    return tuple(
+        (part + name, info)
+        for part, record in records for name, info in record.model_fields.items()
+        if part or name in ("name", "seed")
+    )  # fmt: skip
+
+
+def read_assignment(text: str) -> tuple[str, Any]:
+    """Return a setting and its value, as in `method.r=16`; one of text keeps what is written.
+
+    Raises:
+        SpecError: It has no field or no `=`.
+    """
+    path, value = parse_assignment(text)
+    given, setting = text.partition("=")[2].strip(), dict(settings()).get(path)
+    bare = not given.startswith(("'", '"')) and not isinstance(value, list)
+    return path, given if bare and setting and setting.annotation is str else value
 
 
 def written(value: Any) -> str:

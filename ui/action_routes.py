@@ -10,7 +10,7 @@ from fastapi import APIRouter
 
 from jobs.actions import ACTIONS, ask, outcome
 from jobs.actions.adapters import best_losses, card, trashed
-from jobs.actions.registry import find, schema
+from jobs.actions.registry import find, has_outcome, schema
 from jobs.job_queue import JobStore
 from studio.adapter_stack import MAX_LANES
 from studio.adapters import library
@@ -41,7 +41,7 @@ def action_routes(home: Home, store: JobStore) -> APIRouter:
     @router.get("/outcome/{job_id}")
     def made(job_id: int) -> dict[str, Any]:
         job = store.get(job_id)
-        found = outcome(store, job) if job.state == "succeeded" or job.error_kind == "gate" else {}
+        found = outcome(store, job) if has_outcome(job) else {}
         return {**job_row(job), "outcome": found}
 
     @router.get("/adapters")

@@ -11,11 +11,10 @@ from urllib.parse import parse_qs, urlencode
 import yaml
 
 from studio.errors import SpecError
-from studio.fields import parse_assignment
 from studio.home import Home
 from studio.presets import apply_preset
 from studio.spec import RunSpec
-from studio.spec_text import differences, written
+from studio.spec_text import differences, read_assignment, written
 
 
 def minimal_yaml(spec: RunSpec) -> str:
@@ -48,7 +47,7 @@ def from_query(assignments: Iterable[str]) -> RunSpec:
     Raises:
         SpecError: An assignment names no field or a wrong value.
     """
-    return RunSpec().with_values(dict(parse_assignment(text) for text in assignments))
+    return RunSpec().with_values(dict(map(read_assignment, assignments)))
 
 
 def as_given(address: str) -> dict[str, Any]:
@@ -56,7 +55,7 @@ def as_given(address: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for text in parse_qs(address.lstrip("?")).get("set", []):
         with suppress(SpecError):
-            found |= [parse_assignment(text)]
+            found |= [read_assignment(text)]
     return found
 
 

@@ -25,7 +25,7 @@ from studio.adapters.gguf_write import PRECISION_LABELS
 from studio.adapters.library import StoredAdapter, describe, resolve
 from studio.adapters.push import PushRequest
 from studio.adapters.weight_changes import drawn
-from studio.errors import ModelError
+from studio.errors import InputError, ModelError
 from studio.evaluation.evaluate_on_dataset import EvaluateRequest
 from studio.evaluation.promote_checkpoint import PromoteRequest
 from studio.evaluation.standard_tasks import TasksRequest
@@ -215,6 +215,15 @@ def evaluate(
     name: Annotated[str, field("Name of the evaluation.", max_length=120)] = "",
 ) -> Request:
     """Measure a stack on a dataset (loss, scores, labels, forgetting) or on standard tasks."""
+    of_data = {
+        "score": score, "pattern": pattern, "classify": classify, "forgetting": forgetting,
+        "data": data != DEMO,
+    }  # fmt: skip
+    of_tasks = {"each": each, "limit": limit, "num_fewshot": num_fewshot != -1, "chat": chat}
+    for option in (one for one, value in (of_data if tasks else of_tasks).items() if value):
+        if tasks:
+            raise InputError(f'"{option}" has no effect on standard tasks.')
+        raise InputError(f'"{option}" has an effect only with standard tasks.')
     own: dict[str, Any] = {
         "scores": score, "pattern": pattern, "classify": classify, "forgetting": forgetting,
         "data": data.model_dump(),
@@ -233,9 +242,6 @@ def evaluate(
         return TasksRequest.parse(values)
     if isinstance(values["scores"], str):
         values["scores"] = [values["scores"]]
-    place = Path(values["data"]["path"]).expanduser()
-    if place.exists():
-        values["data"]["path"] = str(place.absolute())
     return EvaluateRequest.parse(values)
 
 

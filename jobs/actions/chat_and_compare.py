@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from jobs import judgements, suite_results
-from jobs.actions.registry import Reply, action, field, submit, write_file
+from jobs.actions.registry import Reply, action, check_writable, field, submit, write_file
 from jobs.adapter_recipes import Recipes
 from jobs.job_queue import JobStore
 from jobs.saved_conversations import Conversations, answered_lanes
@@ -72,6 +72,9 @@ def suite(
         return table | {"spec": {"cases": table["spec"]["cases"]}}
     if not (file or cases):
         return suite_results.listing(store)
+    if out:  # hours before it is written
+        form_of(out)
+        check_writable(out, file)
     lanes = [one.model_dump() for one in lane or (LaneSettings(),)]
     if max_new_tokens != DEFAULTS.max_new_tokens:
         for one in lanes:

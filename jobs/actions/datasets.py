@@ -181,7 +181,7 @@ def map_columns(
     template: Template = NONE,
     constant: Constant = NONE,
     role: Role = NONE,
-    rows: Annotated[int, field("Rows to show.")] = 3,
+    rows: Annotated[int, field("Rows to show.", ge=0, le=1000)] = 3,
     save: Annotated[bool, field("Apply it to the imported dataset.")] = False,
     whole: Annotated[dict[str, Any] | None, field("The whole mapping.", flag="-")] = None,
 ) -> Any:

@@ -21,7 +21,7 @@ from jobs.job_record import Job, summary
 from jobs.save_and_sample_requests import request
 from jobs.things_in_use import refuse_needed
 from studio.errors import QueueError
-from studio.fields import parse_assignment
+from studio.spec_text import read_assignment
 from studio.train_args import LOSSES
 
 JobId = Annotated[
@@ -154,11 +154,11 @@ def schedule(
     store: JobStore,
     job: JobId,
     at: Annotated[
-        str,
+        str | None,
         field(
             "Earliest start: 02:30, +2h, or 2027-01-31 02:30.", title="Not before", max_length=100
         ),
-    ] = "",
+    ] = None,
     when: Annotated[
         Literal["", "any", "idle", "night"],
         field("Start only when idle or at night; any clears.", title="Only", labels=STARTS),
@@ -183,9 +183,15 @@ def schedule(
         store.database.change(_ANYWAY, (found.id,))
         return store.get(found.id)
     start = None
-    if at.strip() or when or (needs is None and retries is None):
-        moment = start_conditions.parse_time(at, now=time.time()) if at.strip() else None
-        start = start_conditions.Start(moment, "" if when == "any" else when)
+    if at is not None or when:
+        given = start_conditions.parse_time(at, now=time.time()) if at and at.strip() else None
+        kept = store.get(job)
+        earlier = kept.start_after if (kept.start_after or 0) > time.time() else None
+        moment = earlier if at is None else given
+        only: Any = when or kept.start_when
+        start = start_conditions.Start(moment, "" if only == "any" else only)
+    elif needs is None and retries is None:
+        start = start_conditions.Start()
     others = None if needs is None else [one for one in needs if one != "none"]
     return start_conditions.schedule(store, job, start, needs=others, retries=retries)
 
@@ -219,7 +225,7 @@ def next_stage(
     name: JobName = "",
 ) -> Job:
     """Queue a next stage that starts from a run's adapter after the run has succeeded."""
-    change = dict(map(parse_assignment, set))
+    change = dict(map(read_assignment, set))
     return then(store, job, data, loss=loss, mode=mode, assignments=change, name=name)
 
 

@@ -6,6 +6,7 @@ refused if a waiting job will create the same thing, named, submitted, the super
 """
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from jobs.job_kinds import FILE_KINDS, request_of
 from jobs.job_names import free_name
 from jobs.job_queue import JobStore
 from jobs.job_record import OPEN, Job, summary
+from jobs.things_in_use import with_absolute_paths
 from studio import offline
 from studio.adapters.library import name_of
 from studio.errors import InputError, QueueError, nearest
@@ -160,6 +162,11 @@ def request_action(name: str, request: type[Request], *, title: str = "") -> Non
     action(name, title=title, follow=True)(same)
 
 
+def has_outcome(job: Job) -> bool:
+    """Return whether a job made something to show: also one whose figures missed their gate."""
+    return job.state == "succeeded" or job.error_kind == "gate"
+
+
 def outcome(store: JobStore, job: Job) -> dict[str, Any]:
     """Return what a finished job made: what its command prints with `--json`."""
     if job.kind in OUTCOMES:
@@ -230,7 +237,8 @@ def submit(store: JobStore, request: Request, *, parent: int | None = None) -> J
     Raises:
         StudioError: It cannot be performed, or a waiting job will create the same thing.
     """
-    checked = request.checked(store.home)
+    values = with_absolute_paths(request.model_dump(mode="json"), store.home)
+    checked = type(request).parse(values).checked(store.home)
     refuse_collision(store, checked.target(store.home))
     values = checked.model_dump(mode="json")
     values["name"] = values["name"].strip() or _made_up(store, checked)
@@ -262,6 +270,19 @@ def refuse_collision(store: JobStore, target: Path | None) -> None:
                 f'"{job.name}" (number {job.id}) is {job.state} and will create {target}. Wait for '
                 "it or choose another name."
             )
+
+
+def check_writable(out: str, source: str = "") -> None:
+    """Check that a file can be written there, and that it is not the one that is read.
+
+    Raises:
+        InputError: It cannot, or it is.
+    """
+    target = Path(out).expanduser().absolute()
+    if not os.access(target if target.exists() else target.parent, os.W_OK) or target.is_dir():
+        raise InputError(f"{target} cannot be written: check the folder, or give another name.")
+    if source and target == Path(source).expanduser().absolute():
+        raise InputError(f"{target} is the file that is read: give another name to write.")
 
 
 def write_file(out: str, content: str | bytes, *, replace: bool = False) -> str:

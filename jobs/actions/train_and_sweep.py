@@ -18,10 +18,11 @@ from jobs.submission_checks import admit
 from jobs.sweeps import parse_values
 from studio import presets
 from studio.errors import SpecError
-from studio.fields import merge_values, parse_assignment, read_yaml
+from studio.fields import merge_values, read_yaml
 from studio.home import Home
 from studio.methods import capabilities, methods
 from studio.spec import RunSpec
+from studio.spec_text import read_assignment
 
 NONE: Any = ()
 SpecFile = Annotated[str, field("Spec file.", positional=True, metavar="[SPEC.yaml]")]
@@ -51,7 +52,7 @@ def read_spec(
         if not value.strip() and name != "name":
             option = "--" + name.partition(".")[0]
             raise SpecError(f"{option} is empty: give a value, or leave it out.", field=name)
-    return RunSpec.parse(merge_values(values, short | dict(map(parse_assignment, assignments))))
+    return RunSpec.parse(values).with_values(short | dict(map(read_assignment, assignments)))
 
 
 @action("train", follow=True)
@@ -138,8 +139,11 @@ def sweep(
         store.home, base=store.get(like).spec if like else None, model=model, data=data,
         method=method, assignments=set, name="",
     )  # fmt: skip
+    fields: dict[str, list[Any]] = {}
+    for path, several in map(parse_values, over):
+        fields.setdefault(path, []).extend(several)
     jobs = sweeps.submit_sweep(
-        store, base, dict(map(parse_values, over)), name=name,
+        store, base, fields, name=name,
         count=random, on_error=on_error, retries=retries or 0,
     )  # fmt: skip
     return Reply(jobs=tuple(jobs), facts={"sweep": name, "jobs": [summary(job) for job in jobs]})
@@ -235,7 +239,7 @@ def refit(
 @action("duplicate", starts=True)
 def duplicate(store: JobStore, job: JobId, set: Assignments = (), name: JobName = "") -> Job:
     """Queue a copy of a job with some settings changed."""
-    change = dict(map(parse_assignment, set)) | ({"name": name} if name else {})
+    change = dict(map(read_assignment, set)) | ({"name": name} if name else {})
     found = store.get(job)
     if found.kind == "train":
         return launch(store, copied_spec(store, found, change), parent=found.id)

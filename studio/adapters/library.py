@@ -171,21 +171,18 @@ def resolve(home: Home, name_or_dir: str) -> Path:
         AdapterError: There is none; names the nearest.
     """
     folder = Path(name_or_dir).expanduser()
-    for place in (folder, folder / "adapter"):
-        if _holds_adapter(place):
-            return place.absolute()
+    given = [place.absolute() for place in (folder, folder / "adapter") if _holds_adapter(place)]
+    if given and name_or_dir != folder.name:  # a plain name is first one of the library
+        return given[0]
+    known = adapters(home)
+    found = [adapter.path for adapter in known if adapter.name == name_or_dir]
+    of_home = (home.adapters / slug(name_or_dir), home.runs / slug(name_or_dir) / "adapter")
+    found += filter(_holds_adapter, of_home)
+    found += [one.path for one in known if one.passport.get("name") == name_or_dir]
+    if found or given:
+        return (found or given)[0]
     if folder.is_dir():
         raise AdapterError(NOT_AN_ADAPTER.format(folder=folder, file=CONFIG))
-    known = adapters(home)
-    for adapter in known:
-        if adapter.name == name_or_dir:
-            return adapter.path
-    for place in (home.adapters / slug(name_or_dir), home.runs / slug(name_or_dir) / "adapter"):
-        if _holds_adapter(place):
-            return place
-    for adapter in known:
-        if adapter.passport.get("name") == name_or_dir:
-            return adapter.path
     raise AdapterError(
         f'There is no adapter "{name_or_dir}".{nearest(name_or_dir, [a.name for a in known])}'
         + ("" if known else " None has been trained or imported yet.")

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio.adapter_stack import Stack
 from studio.adapters import adapter_lineage
 from studio.adapters.library import StoredAdapter, describe, resolve
 from studio.chat import checkpoint_adapters
@@ -101,8 +100,8 @@ class ResidentModels:
         asked, lanes = lanes, list(lanes)
         for number, lane in enumerate(asked):
             try:
+                lanes[number] = lane = self._completed(lane)
                 models[lane.model] = models.get(lane.model) or facts(ModelSource(path=lane.model))
-                lanes[number] = lane.model_copy(update={"stack": self._completed(lane.stack)})
             except StudioError as error:
                 yield _failed(number, error)
                 continue
@@ -218,8 +217,11 @@ class ResidentModels:
 
     # -- adapters ------------------------------------------------------------------------------
 
-    def _completed(self, stack: Stack) -> Stack:
-        """Return a lane's stack with what its adapters were trained on top of."""
+    def _completed(self, lane: Lane) -> Lane:
+        """Return a lane with what its adapters were trained on top of.
+
+        One adapter that is a whole model (full fine-tuning) becomes the lane's model.
+        """
 
         def needs(name: str) -> adapter_lineage.Needs:
             if checkpoint := checkpoint_adapters.find_if_named(self._home, name):
@@ -233,7 +235,13 @@ class ResidentModels:
             is_own = resolve(self._home, one.name) == one.path
             return one.name if is_own else str(one.path)
 
-        return adapter_lineage.completed(stack, needs, name)
+        only = lane.stack[0].name if len(lane.stack) == 1 else ""
+        if only and not checkpoint_adapters.find_if_named(self._home, only):
+            folder = resolve(self._home, only)
+            if describe(folder).is_model:
+                return lane.model_copy(update={"model": str(folder), "stack": ()})
+        stack = adapter_lineage.completed(lane.stack, needs, name)
+        return lane.model_copy(update={"stack": stack})
 
     def _with_adapters(self, base: _Base, number: int, lane: Lane) -> Iterator[Delta]:
         backbone = base.engine.backbone

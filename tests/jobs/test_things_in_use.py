@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 
 from jobs.actions import adapters, datasets, models, queue
 from jobs.job_queue import JobStore
+from jobs.things_in_use import with_absolute_paths
 from studio.adapters.adapter_lineage import built_on
 from studio.data.import_dataset import import_dataset
 from studio.errors import AdapterError, InputError
@@ -113,3 +114,23 @@ def test_what_an_open_job_reads_is_not_deleted(
         "data": refused(datasets.delete, "my-rows"),
     }  # fmt: skip
     assert {what for what, held in found.items() if held} == in_use
+
+
+def test_local_paths_of_a_request_are_absolute_in_its_job(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mymodel", "rows.jsonl"):
+        (tmp_path / name).mkdir()
+    put(tmp_path / "exported", "exported")
+    lane = {"model": "./mymodel", "stack": [{"name": "exported", "weight": 1.0}]}
+    values = {
+        "name": "mymodel", "model": {"path": "mymodel", "revision": ""}, "lanes": [lane],
+        "data": {"path": "rows.jsonl", "split": "train"}, "general_data": "starter:pirate",
+        "source": "some/adapter", "max_rows": 3,
+    }  # fmt: skip
+    found = with_absolute_paths(values, store.home)
+
+    assert found["name"] == "mymodel" and found["general_data"] == "starter:pirate"
+    assert found["model"]["path"] == found["lanes"][0]["model"] == str(tmp_path / "mymodel")
+    assert found["lanes"][0]["stack"][0]["name"] == str(tmp_path / "exported")
+    assert found["data"] == {"path": str(tmp_path / "rows.jsonl"), "split": "train"}
+    assert (found["source"], found["max_rows"]) == ("some/adapter", 3)

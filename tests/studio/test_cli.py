@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from jobs import supervisor
+from jobs.actions import Reply
 from jobs.job_queue import JobStore
 from jobs.runner_processes import environment
 from studio.home import Home, open_home
 from studio.spec import RunSpec
 from tests.jobs.conftest import begin
-from ui.cli import main
+from tests.studio.adapters.test_library import make_adapter
+from ui.cli import commands_from_actions, main
 from ui.cli.print_runs import exit_code
 
 
@@ -194,3 +196,30 @@ def test_a_detached_run_starts_a_supervisor_and_is_queued(own_home):
     assert os.getsid(living.pid) == living.pid, "it leads a session of its own"
     assert studio("stop", "--json", home=own_home).returncode == 0
     assert supervisor.living(own_home) is None
+
+
+def test_what_stands_before_a_subcommand_counts_for_it(own_home, tmp_path, capsys):
+    other = open_home(tmp_path / "other")
+    for home in (own_home, other):
+        make_adapter(home.adapters / "twin", name="twin")
+
+    code, out, _ = run(capsys, "adapters", "--home", str(other.path), "--json", "delete", "twin")
+    assert code == 0 and json.loads(out)["deleted"] == "twin"
+    assert (own_home.adapters / "twin").exists() and not (other.adapters / "twin").exists()
+
+    code, _, err = run(capsys, "runs", "--state", "failed", "export", "1")
+    assert code == 2 and "has no effect" in err
+
+
+def test_an_evaluation_that_misses_its_gate_shows_its_figures(own_home, capsys, monkeypatch):
+    number = add_job(own_home)
+    store = JobStore(own_home)
+    store.claims.finish(begin(store), "failed", error=("gate", "accuracy is below 0.8."))
+    monkeypatch.setattr(commands_from_actions, "outcome", lambda *_: {"accuracy": 0.5})
+    answer = Reply(jobs=(store.get(number),))
+    ended = {"follow": True, "as_json": True}
+
+    assert commands_from_actions._followed(store, "evaluate", answer, **ended) == 3
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["accuracy"] == 0.5 and shown["error"]["kind"] == "gate"
+    store.close()

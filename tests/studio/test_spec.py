@@ -10,6 +10,7 @@ from studio.errors import InputError, SpecError
 from studio.fields import parse_assignment
 from studio.methods import methods
 from studio.spec import RunSpec
+from studio.spec_text import read_assignment, written
 
 
 @pytest.mark.parametrize("method", sorted(methods()))
@@ -56,6 +57,19 @@ def test_an_unknown_method_names_the_nearest():
         RunSpec.parse({"method": "lorra"})
 
 
+@pytest.mark.parametrize("text", ["2024", "no", "null", "1e5", "a #1", "{3}"])
+def test_a_setting_of_text_keeps_what_is_written(text):
+    spec = RunSpec().with_values(dict([read_assignment(f"data.path={text}")]))
+    assert spec.data.path == text
+    assert dict(map(read_assignment, [f"data.path={written(text)}"])) == {"data.path": text}
+
+
+def test_the_order_of_assignments_does_not_matter():
+    one = RunSpec().with_values({"method.r": 4, "method.name": "loha"})
+    assert one == RunSpec().with_values({"method.name": "loha", "method.r": 4})
+    assert one.method.r == 4
+
+
 def test_a_new_method_forgets_the_fields_of_the_old_one():
     spec = RunSpec().with_values({"method.r": 4}).with_values({"method.name": "bitfit"})
 
@@ -67,6 +81,8 @@ def test_a_new_method_forgets_the_fields_of_the_old_one():
     [
         ("a=1e-4", 1e-4), ("a=16", 16), ("a=true", True), ("a='16'", "16"), ("a=", ""),
         ("a=[q, v]", ["q", "v"]), ("a=nan", "nan"), ("a={", "{"), ("a=b=c", "b=c"),
+        ("a=What is C #3?", "What is C #3?"), ("a=# hi", "# hi"), ("a=is this: a?", "is this: a?"),
+        ("a=1:30", "1:30"), ("a=2024-06-01", "2024-06-01"), ("a=null", None), ("a=5 # x", 5),
     ],
 )  # fmt: skip
 def test_an_assignment_is_read_as_a_person_means_it(text, value):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.actions import ACTIONS, Action, Reply, ask, outcome
+from jobs.actions.registry import has_outcome
 from jobs.job_queue import JobStore
 from jobs.job_record import summary
 from studio.errors import InputError
@@ -22,7 +24,7 @@ from studio.home import Home, open_home
 from studio.training.training_events import Event, Working
 from ui.cli.follow_job import follow_to_the_end
 from ui.cli.print_answers import CODES, SENTENCES, plain
-from ui.cli.print_runs import ending
+from ui.cli.print_runs import ending, exit_code
 from ui.language import say
 
 SETTLE_SECONDS = 15.0
@@ -60,15 +62,23 @@ def command(action: Action, *, only_alone: bool = False) -> Callable[..., int]:
     of = {one.path: one.of for one in fields.values()}
 
     def run(context: typer.Context, **given: Any) -> int:
-        if only_alone and context.invoked_subcommand is not None:
-            return 0
-        home, as_json = given.pop("home", None), given.pop("as_json", False)
+        before = context.obj or {}  # what stands before a subcommand
+        home = given.pop("home", None) or before.get("home")
+        as_json = given.pop("as_json", False) or before.get("as_json", False)
         follow = given.pop("follow", True)
         values = {
             fields[name].path: value
             for name, value in given.items()
             if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"
         }
+        if only_alone and context.invoked_subcommand is not None:
+            if values:
+                word = context.invoked_subcommand
+                raise typer.BadParameter(
+                    f'"{next(iter(values))}" stands before "{word}", where it has no effect'
+                )
+            context.obj = {"home": home, "as_json": as_json}
+            return 0
         for name, value in values.items():
             if of.get(name) in ("file", "folder") and value:
                 values[name] = str(Path(os.path.expanduser(value)).absolute())
@@ -159,6 +169,10 @@ def _followed(store: JobStore, name: str, answer: Reply, *, follow: bool, as_jso
     if not follow or job.state == "paused":
         word = "Held" if job.state == "paused" else "Queued"
         text = f'{word} "{job.name}" as number {job.id}.'
+        if answer.then:
+            again, given = answer.then
+            words = " ".join(f"--{key} {shlex.quote(one)}" for key, one in given.items() if one)
+            text += f" Its result: `studio {again} {words}`."
         print(json.dumps(answer.value, ensure_ascii=False) if as_json else text)
         return 0
     try:
@@ -172,8 +186,14 @@ def _followed(store: JobStore, name: str, answer: Reply, *, follow: bool, as_jso
         if as_json:
             print(json.dumps(summary(store.get(job.id)), ensure_ascii=False))
         return 130
-    if job.state != "succeeded":
+    if not has_outcome(job):
         return ending(job, as_json)
+    if job.state != "succeeded":
+        found = outcome(store, job)
+        if as_json:
+            found |= {"error": summary(job)["error"]}
+        show(name, found, as_json)
+        return exit_code(job) if as_json else ending(job, as_json)
     if answer.then:
         return show(answer.then[0], ask(store.home, *answer.then, store=store).value, as_json)
     return show(name, (answer.facts or {}) | outcome(store, job), as_json)

@@ -289,11 +289,14 @@ def _tell(error: dict[str, str], code: int, as_json: bool) -> int:
 
 def _usage_sentence(error: Any, words: Sequence[str]) -> str:
     text = str(error.format_message()).strip().rstrip(".")
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else f"studio {words[0]}"
     if "No such command" in text:
-        names = getattr(_command(), "commands", {})
-        text = f'There is no command "{words[0]}".{nearest(words[0], names)}'
-        return text + " `studio --help` lists them all."
-    return f"{text}. `studio {words[0]} --help` shows how it is used."
+        word = text.split("'")[1]
+        names = getattr(context.command if context else _command(), "commands", {})
+        text = f'There is no command "{word}".{nearest(word, names)}'
+        return f"{text} `{path} --help` lists them all."
+    return f"{text}. `{path} --help` shows how it is used."
 
 
 def _unforeseen(error: Exception, words: Sequence[str], as_json: bool) -> int:

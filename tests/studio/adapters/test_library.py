@@ -57,6 +57,18 @@ def test_adapters_are_found_by_path_name_and_run(home, tmp_path):
     assert resolve(home, str(home.runs / "3")) == run
 
 
+def test_a_folder_of_the_working_directory_does_not_hide_an_adapter(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = make_adapter(home.adapters / "pirate")
+    (tmp_path / "pirate").mkdir()
+    assert resolve(home, "pirate") == own
+    other = make_adapter(tmp_path / "exported" / "pirate")
+    (tmp_path / "pirate").rmdir()
+    other = other.rename(tmp_path / "pirate").absolute()
+    assert resolve(home, "pirate") == own
+    assert resolve(home, "./pirate") == other
+
+
 def test_an_unknown_adapter_names_the_nearest(home):
     with pytest.raises(AdapterError, match="None has been trained"):
         resolve(home, "pirate")

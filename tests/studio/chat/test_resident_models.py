@@ -1,5 +1,6 @@
 """Memory, devices and leases of resident models; a stand-in plays the GPU."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_a_base_of_adapters_trained_in_4_bits_is_loaded_in_4_bits_on_a_gpu(home,
     gpu["free"] = 6 * GIB
     models = ResidentModels(home, device="cuda:0")
     monkeypatch.setattr(models, "_with_adapters", lambda *_: iter(()))
-    monkeypatch.setattr(models, "_completed", lambda stack: stack)  # there is no adapter "q"
+    monkeypatch.setattr(models, "_completed", lambda lane: lane)  # there is no adapter "q"
     monkeypatch.setattr(models, "_quantization", lambda name: "nf4" if name == "q" else "none")
     monkeypatch.setattr(resident_models, "_renumbered", lambda *_: iter(()))
     notes = [delta.note for delta in ask(models, "q")]
@@ -105,7 +106,7 @@ def test_a_base_that_is_dropped_returns_its_memory_before_the_next_is_counted(
     ask(models)
     gpu["free"] = 9 * GIB  # torch keeps what is dropped until it is asked
     assert ask(models, model=other)[-1].error is None
-    assert [model["model"] for model in models.describe()] == [other]
+    assert [model["model"] for model in sorted(models.describe(), key=str)] == [other]
 
 
 def test_the_device_is_asked_at_each_question_and_held_before_loading(home, gpu):
@@ -123,4 +124,15 @@ def test_the_device_is_asked_at_each_question_and_held_before_loading(home, gpu)
     here[0] = "cuda:0"  # the run that had the card has ended
     ask(models)
     assert held[-1][0] == ["cuda:0"] and gpu["loaded"] == ("none", "cuda:0")
-    assert [model["device"] for model in models.describe()] == ["cuda:0"]
+    assert [model["device"] for model in sorted(models.describe(), key=str)] == ["cuda:0"]
+
+
+def test_an_adapter_that_is_a_whole_model_answers_as_that_model(home):
+    whole = home.adapters / "whole"
+    shutil.copytree(MODEL_DIR, whole)
+    (whole / "passport.json").write_text(json.dumps({"name": "whole", "base": {"path": STARTER}}))
+    models = ResidentModels(home, device="cpu")
+
+    said = [one.text for one in ask(models, "whole") if one.text]
+    assert said == [one.text for one in ask(models) if one.text]
+    assert [one["model"] for one in sorted(models.describe(), key=str)] == [str(whole), STARTER]
