@@ -68,6 +68,7 @@ def test_words_are_found_in_scripts_without_spaces(answer, expected, there):
         ("7 plus 5 is 12.", "#### 12", 1), ("It costs $1,234.50", "1234.5", 1),
         ("-3", "\u22123", 1), ("10-3", "3", 1), ("(5)-3", "3", 1), ("1.2e3", "1200", 1),
         ("so 12, not 13", "12", 0), ("twelve", "12", 0), ("12", "twelve", 0), ("1,23", "23", 1),
+        ("It is .5", "0.5", 1), ("-.5", "-0.5", 1), ("wait...5", "5", 1), ("v1.2.3", "3", 1),
     ],
 )  # fmt: skip
 def test_the_last_number_counts(answer, expected, same):
