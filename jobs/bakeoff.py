@@ -146,6 +146,9 @@ def _of_method(rows: list[dict[str, Any]]) -> dict[str, Any]:
     used = done if len(rows) > 1 else rows
     found = {**(done or rows)[0], "runs": [row["run"] for row in rows], "seeds": len(used)}
     found |= {"state": (still or done or left)[0]["state"], "error": (left or rows)[0]["error"]}
+    curves = [row["curve"] for row in used or rows]
+    shared = [step for step in curves[0] if all(step in curve for curve in curves)]
+    found["curve"] = {step: fmean(curve[step] for curve in curves) for step in shared}
     for key in AVERAGED:
         values = [row[key] for row in used if row[key] is not None]
         found[key] = fmean(values) if values else None
@@ -166,7 +169,7 @@ def _row(store: JobStore, job: Job, measured: dict[str, Any]) -> dict[str, Any]:
         **{key: job.result.get(key) for key in TRAINED},
         **{key: measured.get(key) for key in MEASURED},
         **{key: facts[key] for key in ("first_loss", "last_loss", "eval_loss", "forgetting")},
-        "curve": dict(store.points(job.id, "eval_loss")),
+        "curve": dict(store.points(job.id, "eval_loss")) if job.state == "succeeded" else {},
         "changed": general.get("changed"),
         "neutral_prompts": general.get("prompts"),
         "answers": measured.get("answers", []),

@@ -212,6 +212,19 @@ def test_the_time_to_an_equal_loss_is_what_each_needs_alone(store, spec):
     assert [row["seconds_to_loss"] for row in rows] == [5.0, 7.5]
 
 
+def test_the_target_loss_is_of_the_mean_curves_of_runs_that_succeeded(store, spec):
+    bakeoff.submit(store, spec, ["lora", "ia3"], name="duel", seeds=2)
+    for losses in ((0.9, 0.7), (1.1, 0.5), (0.8, 0.4), (9.0,)):
+        claim = take(store, "cpu")
+        store.claims.register(claim, me())
+        points = [("eval_loss", 10 * n, loss, 0.0) for n, loss in enumerate(losses, start=1)]
+        store.claims.report(claim, Progress(metrics=points, step=20))
+        why = ("diverged", "The loss became NaN.") if len(losses) == 1 else None
+        store.claims.finish(claim, "failed" if why else "succeeded", error=why)
+    # LoRA's mean falls from 1.0 to 0.6, IA3's one run that succeeded to 0.4.
+    assert [row["target_loss"] for row in bakeoff.table(store, "duel")] == [pytest.approx(0.6)] * 2
+
+
 def test_merge_and_mix_are_kinds_of_jobs(home, spec):
     folders = []
     for number, seed in ((1, 0), (2, 1)):
