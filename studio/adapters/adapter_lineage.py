@@ -23,6 +23,8 @@ from studio.spec import ModelSource, RunSpec
 
 OTHER_BASE = "{adapter} was trained on another base than {model}: its answers may be poor."
 
+WHOLE = '"{name}" is a model of its own (full fine-tuning): give it as the model, not in a stack.'
+
 
 class Needs(NamedTuple):
     """The folder of a stack's item, and the adapters that it was trained on top of."""
@@ -106,15 +108,24 @@ def completed(
     return tuple(made)
 
 
-def resolve_stack(home: Home, stack: Stack) -> Stack:
+def resolve_stack(home: Home, stack: Stack, *, or_model: bool = False) -> Stack:
     """Return a stack, completed, with its adapters' folders as names.
 
+    Args:
+        home: Where adapters are looked for.
+        stack: The stack as the user wrote it.
+        or_model: A fully fine-tuned model may stand in it, alone and at weight 1.
+
     Raises:
-        AdapterError: An adapter does not exist.
+        AdapterError: An adapter does not exist, or is a model.
     """
     named = tuple(
         item.model_copy(update={"name": str(library.resolve(home, item.name))}) for item in stack
     )
+    found = [library.describe(Path(item.name)) for item in named]
+    if not (or_model and [item.weight for item in named] == [1]):
+        for one in (one for one in found if one.is_model):
+            raise AdapterError(WHOLE.format(name=one.name))
     return completed(
         named, lambda name: Needs(Path(name), frozen_below(library.describe(Path(name)))),
         lambda adapter: str(adapter.path),

@@ -91,7 +91,7 @@ class EvaluateRequest(Request):
         facts(self.model)
         scorers(self.scores, self.pattern, self.json_schema)
         gated = self._gated()
-        stack = resolve_stack(home, self.stack)
+        stack = resolve_stack(home, self.stack, or_model=True)
         run = self._run(stack)
         data, seed = self.data, self.seed
         if run and run.data.path == data.path:

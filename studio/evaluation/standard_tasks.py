@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from studio.evaluation.likelihood import Stack as Weighted
 
 ANSWERS, EVENT_SECONDS = "answers.jsonl", 0.5
-OTHER = "{name} is a model of its own (full fine-tuning): measure it alone, as the model."
 
 
 class TasksRequest(Request):
@@ -59,14 +58,11 @@ class TasksRequest(Request):
         """
         facts(self.model)
         bounds((*self.min, *self.max))
-        stack, model = resolve_stack(home, self.stack), self.model
+        stack, model = resolve_stack(home, self.stack, or_model=not self.each), self.model
         if self.each:  # what an adapter was trained on top of is found again for its own lane
             stack = tuple(resolve_stack(home, (item,))[-1] for item in self.stack)
-        whole = [item for item in stack if describe(Path(item.name)).is_model]
-        if whole and (self.each or len(stack) > 1):
-            raise AdapterError(OTHER.format(name=Path(whole[0].name).name))
-        if whole:
-            model, stack = model.model_copy(update={"path": whole[0].name}), ()
+        elif stack and describe(Path(stack[0].name)).is_model:
+            model, stack = model.model_copy(update={"path": stack[0].name}), ()
         if self.each and len(stack) >= MAX_LANES:
             raise AdapterError(f"One pass measures the base and up to {MAX_LANES - 1} adapters.")
         tasks = task_files.resolve(self.tasks)

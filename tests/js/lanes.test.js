@@ -41,6 +41,8 @@ test('jobs and checkpoints link to their lanes', () => {
   assert.equal(compareAddress({ kind: 'train', model: 'a b', name: 'run' }),
     '/compare?lane=a%20b&lane=a%20b~run%3A1');
   assert.equal(compareAddress({ kind: 'merge', model: 'm', adapter: '/o/x' }), '/compare?lane=m&lane=%2Fo%2Fx');
+  assert.equal(compareAddress({ kind: 'train', model: 'm', adapter: '/r/4/adapter', name: 'all', trains_base: true }),
+    '/compare?lane=m&lane=%2Fr%2F4%2Fadapter');
   const [, lane] = new URLSearchParams(compareAddress({ kind: 'mix', model: 'm',
     name: '50% ~x' }).slice(9)).getAll('lane');
   assert.deepEqual(parseLane(lane), { model: 'm', stack: [{ name: '50% ~x', weight: 1 }] });

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from studio.adapter_stack import StackItem
 from studio.adapters import library
+from studio.adapters.adapter_lineage import resolve_stack
 from studio.adapters.library import adapters, describe, resolve
 from studio.errors import AdapterError
 from studio.home import is_whole, publishing
@@ -67,6 +69,18 @@ def test_a_folder_of_the_working_directory_does_not_hide_an_adapter(home, tmp_pa
     other = other.rename(tmp_path / "pirate").absolute()
     assert resolve(home, "pirate") == own
     assert resolve(home, "./pirate") == other
+
+
+def test_a_fully_fine_tuned_model_is_no_part_of_a_stack(home):
+    make_adapter(home.runs / "3" / "adapter", name="pirate")
+    whole = make_adapter(home.runs / "4" / "adapter", spec={"method": {"name": "full"}}, name="all")
+    (whole / "adapter_config.json").rename(whole / "config.json")
+    alone, pirate = StackItem(name="all"), StackItem(name="pirate")
+    assert [one.name for one in resolve_stack(home, (alone,), or_model=True)] == [str(whole)]
+    half = alone.model_copy(update={"weight": 0.5})
+    for stack, ok in (((alone,), False), ((alone, pirate), True), ((half,), True)):
+        with pytest.raises(AdapterError, match='"all" is a model of its own'):
+            resolve_stack(home, stack, or_model=ok)
 
 
 def test_an_unknown_adapter_names_the_nearest(home):

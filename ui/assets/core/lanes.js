@@ -51,8 +51,8 @@ export const blindTest = ({ blind_test: { lanes } }) =>
   `/compare?${lanes.map((one) => `lane=${encodeURIComponent(one)}`).join('&')}&blind=on`;
 
 export const COMPARED = new Set(['train', 'mix', 'merge']);
-export const compareAddress = ({ kind, model, adapter, name }) =>
-  compareLink(lane(model), kind === 'merge' ? lane(adapter) : lane(model, name));
+export const compareAddress = ({ kind, model, adapter, name, trains_base: whole }) =>
+  compareLink(lane(model), kind === 'merge' || whole ? lane(adapter) : lane(model, name));
 
 /** Base and adapters side by side; a fully fine-tuned model is a lane of its own. */
 export function compareAdapters(adapters) {
