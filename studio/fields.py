@@ -362,8 +362,8 @@ def _expected(fault: Any, cls: type[BaseModel]) -> str:
     if fault["type"] == "model_type":
         owner = _owner(cls, fault["loc"])
         return "fields of its own" + "".join(f", such as {name}" for name in owner[:1])
-    if fault["type"] in _PLAIN:
-        return _PLAIN[fault["type"]]
+    if fault["type"] in PLAIN:
+        return PLAIN[fault["type"]]
     text = str(fault["msg"]).removeprefix("Input should be ").partition(", unable to ")[0]
     text = text.replace("String should have ", "text of ")
     return text.replace("a valid tuple", "a list such as [q_proj, v_proj]")
@@ -380,7 +380,7 @@ def _owner(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
 
 
 # Plain words for pydantic's error types.
-_PLAIN = {
+PLAIN = {
     **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
     "int_parsing_size": "a whole number with fewer digits",
     **dict.fromkeys(("float_parsing", "float_type"), "a number"),

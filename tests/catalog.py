@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from studio.fields import _PLAIN
+from studio.fields import PLAIN
 from tests.ratchet import nodes, sources, tree_of
 from ui.language import LOCALE, PAGES, PART, TEXTS, read_po
 
@@ -125,9 +125,7 @@ def texts() -> tuple[Texts, Texts]:
     for file in sources():
         if not LEFT_OUT.search(file.as_posix()):
             _Reader(strict, sentences).visit(tree_of(file))
-    strict |= dict.fromkeys(
-        (PART + word for word in (*closed_sets(), *_PLAIN.values(), *SHORT)), ""
-    )
+    strict |= dict.fromkeys((PART + word for word in (*closed_sets(), *PLAIN.values(), *SHORT)), "")
     return strict, {
         key: parts
         for key, parts in sentences.items()

@@ -82,7 +82,7 @@ def build_app(
     offline.apply(home)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, title="Adapter Studio")
     app.add_exception_handler(StudioError, sentence_of)
-    app.add_exception_handler(RequestValidationError, _wrong_request)
+    app.add_exception_handler(RequestValidationError, wrong_request)
     for router in (
         action_routes(home, store), routes(home, store), compare_routes(home, store),
         system_routes(home, store), data_routes(home, store), train_routes(home, store),
@@ -163,10 +163,18 @@ def sentence_of(_: Any, error: Exception) -> Any:
     return JSONResponse({"error": error.as_dict() | shown}, status_code=400)
 
 
-def _wrong_request(_: Any, error: Exception) -> Any:
+def wrong_request(_: Any, error: Exception) -> Any:
+    """Answer a request that does not validate: with the wrong value, or that the page is old."""
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
 
+    from studio.chat.lanes import sentence
+
+    assert isinstance(error, RequestValidationError)
+    fault = error.errors()[0]
     text = "The page asked for something that does not exist; reload it."
+    if fault["type"] not in ("missing", "extra_forbidden", "json_invalid"):
+        text = sentence({**fault, "loc": fault["loc"][1:]})
     return JSONResponse({"error": {"kind": "request", "text": text}}, status_code=422)
 
 

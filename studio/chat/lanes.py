@@ -24,7 +24,7 @@ from studio.adapter_stack import MAX_LANES, NOTE, Stack, write_lane
 from studio.chat.thought_and_tool_parser import PartKind, Piece
 from studio.data.template.template_settings import ChatTemplateKwargs
 from studio.errors import ChatError, StudioError
-from studio.fields import Record, knob
+from studio.fields import PLAIN, Record, knob
 
 MAX_CHARACTERS = 2_000_000
 
@@ -198,7 +198,7 @@ class JsonRecord(Record):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ChatError(_sentence(error)) from None
+            raise ChatError(sentence(error.errors()[0])) from None
 
 
 class ChatRequest(JsonRecord):
@@ -216,13 +216,15 @@ class NewWeights(JsonRecord):
     stack: Stack = knob((), "The same adapters, in the same order.")
 
 
-def _sentence(error: ValidationError) -> str:
-    fault = error.errors()[0]
+def sentence(fault: Mapping[str, Any]) -> str:
+    """Return a fault that pydantic found as a sentence with the field and the value got."""
     place = list(fault["loc"])
     where = ""
     if len(place) > 1 and place[0] == "lanes" and isinstance(place[1], int):
         where, place = f"Lane {place[1] + 1}: ", place[2:]
     message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] in PLAIN:
+        message = f"input should be {PLAIN[fault['type']]}"
     if fault["type"] == "value_error" or not place:
         return f"{where}{message}."
     shown = repr(fault.get("input"))

@@ -99,3 +99,21 @@ test('a case is written so that it is read again as the same case', () => {
     expected: 'c' }, { prompt: 'a', before: [{ role: 'system', content: 's' }] }];
   for (const one of others) assert.deepEqual(JSON.parse(typed(one)), one);
 });
+
+const { Composer } = await import('../../ui/assets/compare/composer.js');
+
+test('a setting of an answer that is out of bounds or no whole number is shown as it is used', () => {
+  globalThis.localStorage = { setItem() {} };
+  const used = {}, composer = new Composer({ seed: { type: 'integer', minimum: 0, default: 0 },
+    temperature: { type: 'number', minimum: 0, maximum: 10, step: 0.05, default: 0 } },
+  { settings: () => used, letters: () => [], changed() {} });
+  const typed = { seed: '1.6', temperature: '20' };
+  for (const one of composer.fields) {
+    const { min, max } = one.input.attributes;
+    one.input = { type: 'number', min, max, value: typed[one.name], get valueAsNumber() { return Number(this.value); } };
+  }
+  composer.system.value = '';
+  composer.take();
+  assert.deepEqual(used.sampling, { seed: 2, temperature: 10 });
+  assert.deepEqual(composer.fields.map(({ input }) => input.value), [10, 2]);
+});

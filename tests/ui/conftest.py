@@ -6,18 +6,20 @@ from typing import Any
 
 import pytest
 from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.testclient import TestClient
 
 from studio.errors import StudioError
 from studio.home import publishing
 from tests.served import served
-from ui.app import sentence_of
+from ui.app import sentence_of, wrong_request
 
 
 def client_of(*routers: APIRouter) -> TestClient:
     """A client of these routes alone, whose refusals are sentences as in the whole app."""
     app = FastAPI()
     app.add_exception_handler(StudioError, sentence_of)
+    app.add_exception_handler(RequestValidationError, wrong_request)
     for router in routers:
         app.include_router(router)
     return TestClient(app)

@@ -43,6 +43,23 @@ def test_what_is_no_request_is_refused(client, path, body):
     assert client.post(f"/api/chat/{path}", json=body).status_code == 422
 
 
+@pytest.mark.parametrize(
+    ("sampling", "words"),
+    [
+        ({"seed": 1.5}, "Lane 1: sampling.seed is 1.5: input should be a whole number."),
+        (
+            {"chat_template_kwargs": "enable_thinking"},
+            "Lane 1: write it as enable_thinking=false, reasoning_effort=high.",
+        ),
+        ({"heat": 1}, "The page asked for something that does not exist; reload it."),
+    ],
+)
+def test_a_wrong_setting_is_named_and_an_unknown_one_is_of_an_old_page(client, sampling, words):
+    lane = {"messages": [{"role": "user", "content": "Hi"}], "sampling": sampling}
+    answer = client.post("/api/chat/generate", json={"id": "a", "lanes": [lane]})
+    assert (answer.status_code, answer.json()["error"]["text"]) == (422, words)
+
+
 def test_the_host_is_started_ahead_only_where_nothing_trains(client, store, monkeypatch):
     asked: list[str] = []
     monkeypatch.setattr("jobs.chat_client.ensure_host", lambda home: asked.append(str(home.path)))

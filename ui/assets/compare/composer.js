@@ -37,7 +37,7 @@ export class Composer {
       const { type, title, description, minimum, maximum, step, default: usual } = schema[name];
       const max = Math.min(maximum ?? Infinity, Number.MAX_SAFE_INTEGER);
       const bounds = { min: minimum ?? step, max, step: step ?? 1 };
-      return { name, usual, title, note: description,
+      return { name, usual, title, note: description, whole: type === 'integer',
         input: h('input', { ...(type === 'string' ? { type: 'text' } : { type: 'number', ...bounds }),
           onchange: () => this.take() }) };
     });
@@ -67,12 +67,12 @@ export class Composer {
 
   take() {
     const sampling = {};
-    for (const { name, usual, input } of this.fields) {
+    for (const { name, usual, whole, input } of this.fields) {
       if (input.type === 'text') {
         sampling[name] = input.value.trim();
         continue;
       }
-      const value = input.valueAsNumber;
+      const value = whole ? Math.round(input.valueAsNumber) : input.valueAsNumber;
       const low = Number(input.min), high = Number(input.max);
       sampling[name] = Number.isFinite(value) ? Math.min(high, Math.max(low, value)) : usual;
     }
@@ -82,6 +82,7 @@ export class Composer {
       try { localStorage.setItem(KEY, JSON.stringify({ system: values.system, ...sampling })); }
       catch { /* private window: this page only */ }
     }
+    this.choose(this.lane); // what is used is what is shown
     this.page.changed();
   }
 
