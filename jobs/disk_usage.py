@@ -1,8 +1,9 @@
 """Disk usage of a home, retention rules, and the clean-up of what they no longer keep.
 
-Removed are spare checkpoints of ended runs, folders of deleted runs, half-written files of dead
-processes and old uploads of the page. The newest and the best checkpoint of a run that can be
-resumed stay, and so does every adapter, dataset and model.
+Removed are spare checkpoints of ended runs, folders of deleted runs, adapters deleted 30 days ago,
+half-written files of dead processes and old uploads of the page. The newest and the best checkpoint
+of a run that can be resumed stay, and so does every adapter, dataset and model, and what a waiting
+job reads.
 """
 
 import os
@@ -17,8 +18,10 @@ from typing import Any
 
 from jobs import queue_settings
 from jobs.job_queue import JobStore
-from jobs.job_record import ENDED
+from jobs.job_record import ENDED, OPEN
 from jobs.run_folder import CHECKPOINTS, checkpoint_folders, needed_steps, newest_step, step_of
+from studio import atomic
+from studio.adapters import library
 from studio.home import Home
 
 LEFTOVER_SECONDS = 3600.0
@@ -54,6 +57,8 @@ def usage(store: JobStore) -> dict[str, Any]:
         "Checkpoints": checkpoints,
         "Other files of runs": others,
         "Adapters": adapters + size(home.adapters),
+        "Deleted adapters": size(home.trash),
+        "Exports": size(home.path / "exports"),
         "Datasets": size(home.datasets),
         "Models": size(home.models),
         "Database": sum(size(p) for p in home.path.glob("studio.db*")),
@@ -75,9 +80,12 @@ def rules(store: JobStore) -> dict[str, int]:
     return {name: queue_settings.read(store, name) for name in ("keep_checkpoints", "keep_days")}
 
 
-def spare(store: JobStore) -> list[Item]:
-    """Return everything that the rules no longer keep, largest first."""
+def spare(store: JobStore, *, trash: bool = False) -> list[Item]:
+    """Return everything that the rules no longer keep, or all of the trash, largest first."""
+    if trash:
+        return sorted(_deleted_adapters(store.home, 0), key=lambda item: -item.bytes)
     found = (
+        _deleted_adapters(store.home, library.TRASH_SECONDS),
         _spare_checkpoints(store),
         _unknown_runs(store),
         _half_written(store.home),
@@ -86,10 +94,10 @@ def spare(store: JobStore) -> list[Item]:
     return sorted(chain(*found), key=lambda item: -item.bytes)
 
 
-def clean(store: JobStore) -> list[Item]:
+def clean(store: JobStore, *, trash: bool = False) -> list[Item]:
     """Remove what `spare` returns, and return what was removed."""
     gone = []
-    for item in spare(store):
+    for item in spare(store, trash=trash):
         path = Path(item.path)
         if path.is_symlink() or not path.resolve().is_relative_to(store.home.path.resolve()):
             continue  # a link that leads out of the home
@@ -124,7 +132,10 @@ def size(path: Path) -> int:
 
 
 def _spare_checkpoints(store: JobStore) -> Iterator[Item]:
+    from jobs.things_in_use import reads  # imports numpy, which the supervisor does not need
+
     keep, days = rules(store).values()
+    read = {path for job in store.list(OPEN) for path in reads(store, job.spec)}
     for job in store.list(ENDED):
         run_dir = store.home.run(job.id)
         folders = checkpoint_folders(run_dir)
@@ -136,6 +147,7 @@ def _spare_checkpoints(store: JobStore) -> Iterator[Item]:
             kept = sum(1 for f in folders if step_of(f) >= newest) if newest else len(folders)
         needed = needed_steps(run_dir) if 0 < kept < len(folders) else []
         ended = job.state if job.state != "cancelled" else "was cancelled"
+        needed += [step_of(folder) for folder in folders if folder in read]
         for folder in (one for one in folders[kept:] if step_of(one) not in needed):
             why = f"step {step_of(folder)} of a run that {ended}"
             yield _item(folder, f"checkpoint of {job.name}", why)
@@ -150,13 +162,25 @@ def _unknown_runs(store: JobStore) -> Iterator[Item]:
                 yield _item(left, f"run folder {folder.name}", "its job was deleted")
 
 
+def _deleted_adapters(home: Home, seconds: float) -> Iterator[Item]:
+    for one in library.trash(home):
+        if time.time() - one.deleted > seconds:
+            yield _item(home.trash / one.token, one.name, "a deleted adapter")
+
+
 def _half_written(home: Home) -> Iterator[Item]:
     import psutil
 
     for place in (home.runs, home.adapters, home.datasets, home.models):
-        for path in place.rglob(".*"):
-            match = re.fullmatch(r"\.(?:tmp|old)-.+-(\d+)", path.name)
-            if match and not psutil.pid_exists(int(match[1])) and _aged(path, LEFTOVER_SECONDS):
+        for path in list(place.rglob(".*")):
+            match = re.fullmatch(r"\.(?:tmp|old)-(.+)-(\d+)", path.name)
+            if match and not psutil.pid_exists(int(match[2])) and _aged(path, LEFTOVER_SECONDS):
+                if (
+                    path.name.startswith(".old-")
+                    and not (whole := path.with_name(match[1])).exists()
+                ):
+                    atomic.replace(path, whole)  # ended between the two renames
+                    continue
                 yield _item(path, path.name, "a process ended while it wrote this")
 
 

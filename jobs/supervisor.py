@@ -96,7 +96,7 @@ IDLE_SECONDS = 900.0
 GRACE_SECONDS = 60.0
 BACKUP_LOOK_SECONDS = 600.0
 WORK = {"queued", "starting", "running", "stopping"}
-OFFLINE = "waits for the hub: this studio is offline"
+OFFLINE = "It waits for the hub: this studio is offline."
 START_SECONDS = GRACE_SECONDS + 30
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.job_queue import JobStore
 from jobs.job_record import OPEN
+from jobs.run_folder import folder_of
 from studio.adapters import library
 from studio.adapters.adapter_lineage import built_on
 from studio.data.find_dataset import origin_of
@@ -113,13 +114,13 @@ def _named(spec: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _places(store: JobStore, kind: str, name: str) -> Iterator[Path]:
     """Yield where something that a job names is, and what that needs in turn."""
     home: Home = store.home
-    run, at, _ = name.partition("@")
+    run, at, step = name.partition("@")
     if os.path.isabs(name):
         yield Path(name)
     if kind == "suite":  # its answers
         yield home.run(int(name))
     elif kind == "run" or (kind == "adapter" and at and run.isdigit()):  # 7@100, a checkpoint
-        yield home.run(int(run))
+        yield folder_of(home.run(int(run)), int(step)) if step.isdigit() else home.run(int(run))
         job = store.get(int(run))
         yield from reads(store, job.spec) if job.kind == "train" else ()
     elif kind == "adapter":

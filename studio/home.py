@@ -122,7 +122,12 @@ def publishing(target: Path) -> Iterator[Path]:
             if target.exists():
                 shutil.rmtree(retired, ignore_errors=True)  # of a time when the last sync failed
                 atomic.replace(target, retired)
-            atomic.replace(temporary, target)
+            try:
+                atomic.replace(temporary, target)
+            except OSError:
+                if retired.exists():
+                    atomic.replace(retired, target)
+                raise
             atomic.flush_folder(target.parent)
             shutil.rmtree(retired, ignore_errors=True)
     except Exception as error:

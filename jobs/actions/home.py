@@ -51,12 +51,13 @@ def clean(
             le=36_500,
         ),
     ] = None,
+    trash: Annotated[bool, field("Only deleted adapters, but all of them.")] = False,
 ) -> dict[str, Any]:
     """List, and with --yes remove, spare checkpoints and files that nothing refers to."""
     for name, rule in {"keep_checkpoints": keep_checkpoints, "keep_days": keep_days}.items():
         if rule is not None:
             queue_settings.write(store, name, rule)
-    found = disk_usage.clean(store) if yes else disk_usage.spare(store)
+    found = (disk_usage.clean if yes else disk_usage.spare)(store, trash=trash)
     return {**disk_usage.report(found), "removed": yes}
 
 

@@ -10,6 +10,7 @@ import pytest
 from jobs import disk_usage
 from jobs.actions import ask
 from jobs.job_queue import JobStore
+from studio.adapters import library
 from studio.errors import SpecError
 from studio.home import publishing
 from tests.jobs.conftest import a_spec, run_one
@@ -76,6 +77,41 @@ def test_the_best_checkpoint_stays_beside_the_newest(store, state):
     folders = [checkpoint(store, job, step, best=2) for step in (1, 2, 3, 4)]
     disk_usage.clean(store)
     assert [folder.exists() for folder in folders] == [False, True, False, True]
+
+
+def test_a_checkpoint_that_a_waiting_job_names_stays(store):
+    store.submit(a_spec())
+    job = run_one(store).job
+    folders = [checkpoint(store, job, step) for step in (1, 2, 3)]
+    store.submit({"name": "", "checkpoint": f"{job}@2"}, kind="promote")
+    disk_usage.clean(store)
+    assert [folder.exists() for folder in folders] == [False, True, True]
+
+
+def test_deleted_adapters_go_after_a_month_or_when_the_trash_is_emptied(store):
+    for name, days in (("old", 31), ("new", 1)):
+        (store.home.trash / name / library.CONTENT).mkdir(parents=True)
+        origin = {"name": name, "path": f"adapters/{name}", "deleted": time.time() - days * 86400}
+        (store.home.trash / name / library.ORIGIN).write_text(json.dumps(origin))
+    parts = {part["name"]: part["bytes"] for part in disk_usage.usage(store)["parts"]}
+    assert parts["Deleted adapters"] > 50
+    ask(store.home, "clean", {"yes": True}, store=store)
+    assert [one.name for one in library.trash(store.home)] == ["new"]
+    ask(store.home, "clean", {"yes": True, "trash": True}, store=store)
+    assert library.trash(store.home) == []
+
+
+def test_the_only_copy_of_an_interrupted_exchange_is_put_back(store):
+    for name, target in (("a", False), ("b", True)):
+        folder = store.home.adapters / f".old-{name}-{2**22 + 1}"
+        folder.mkdir()
+        (folder / "file").touch()
+        os.utime(folder, (0, 0))
+        if target:
+            (store.home.adapters / name).mkdir()
+    disk_usage.clean(store)
+    assert {path.name for path in store.home.adapters.iterdir()} == {"a", "b"}
+    assert (store.home.adapters / "a" / "file").exists()
 
 
 def test_leftovers_go_when_their_process_is_gone_and_an_hour_has_passed(store):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from studio import atomic
 from studio.errors import DiskFull, HomeError
 from studio.home import MANIFEST, is_whole, open_home, publishing, slug, sweep
 
@@ -56,6 +57,24 @@ def test_a_failed_write_leaves_the_old_folder_and_nothing_else(tmp_path):
 
     with pytest.raises(DiskFull, match="what was saved before is intact"), publishing(target):
         raise OSError(28, os.strerror(28))
+
+    assert (target / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["thing"]
+
+
+def test_an_exchange_that_fails_keeps_the_old_folder(tmp_path, monkeypatch):
+    target, replace = tmp_path / "thing", atomic.replace
+    with publishing(target) as folder:
+        (folder / "file").write_text("old")
+
+    def held(source, place):
+        if source.name.startswith(".tmp-"):
+            raise PermissionError("a scanner has it open")
+        replace(source, place)
+
+    monkeypatch.setattr(atomic, "replace", held)
+    with pytest.raises(PermissionError), publishing(target):
+        pass
 
     assert (target / "file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["thing"]

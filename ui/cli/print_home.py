@@ -63,7 +63,7 @@ def cleaned(found: Mapping[str, Any]) -> None:
     if found["removed"]:
         print(f"Freed {readable(found['bytes'])}.")
     elif found["items"]:
-        print(f"`studio clean --yes` frees {readable(found['bytes'])}.")
+        print(f"With --yes, this frees {readable(found['bytes'])}.")
     else:
         print("There is nothing to clean up.")
 

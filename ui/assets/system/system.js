@@ -130,6 +130,7 @@ class Storage {
     this.rules = h('div');
     this.element = card(t`Storage`, this.parts, this.runs, this.rules, h('div.s-actions',
       button(t`What can be removed?`, () => this.clean(false)),
+      button(t`Deleted adapters …`, () => this.clean(false, true)),
       button(t`Rules …`, () => askAction('clean', { title: t`Set what to keep`, label: t`Set`,
         only: ['keep_checkpoints', 'keep_days'], values: this.kept,
         note: t`What the new rules would remove is listed first.`,
@@ -160,20 +161,20 @@ class Storage {
         bytes(run.bytes)]))) : '');
   }
 
-  async clean(yes) {
-    const found = await send('/api/do/clean', { yes });
-    if (found) this.list(found);
+  async clean(yes, trash = false) {
+    const found = await send('/api/do/clean', { yes, trash });
+    if (found) this.list(found, trash);
     if (yes) this.refresh();
   }
 
-  list({ items, bytes: sum, removed }) {
+  list({ items, bytes: sum, removed }, trash = false) {
     if (removed) return redraw(this.items, h('p', t`${bytes(sum)} are free again.`));
     if (!items.length) return redraw(this.items, quiet(t`Nothing: everything here is needed.`));
     const more = items.length - 50;
     return redraw(this.items, table(null, items.slice(0, 50).map((item) =>
       [h('td', { title: item.path }, item.what), item.why, bytes(item.bytes)])),
     more > 0 ? quiet(t`and ${more} more`) : '',
-    sureButton(t`Remove all of it, ${bytes(sum)}`, t`Remove for good?`, () => this.clean(true)));
+    sureButton(t`Remove all of it, ${bytes(sum)}`, t`Remove for good?`, () => this.clean(true, trash)));
   }
 }
 
