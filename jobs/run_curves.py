@@ -39,7 +39,7 @@ ANSWER_TOKENS = "answer_tokens"  # of `events.Sampled`
 SERIES = (*STEP_SERIES, *EVAL_SERIES, FORGETTING, ANSWER_TOKENS)
 MOST_CURVES, MOST_POINTS = 128, 3_000_000
 MOST_NEWS = 50_000
-Series = dict[str, list[float | None]]
+Series = dict[str, Any]  # x, y, and thinned where points are left out
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class Curves:
     def read(
         self, db: Tables, job: int, name: str, *, seq: int, low: int, high: int, bins: int
     ) -> Series:
-        """Return the points between two steps, both included, thinned to about `2 * bins`."""
+        """Return the points between two steps, both included, thinned to `2 * bins` if any."""
         with self._guard:
             curve = self._current(db, job, name, seq)
             steps, values = curve.steps, curve.values
@@ -117,7 +117,8 @@ def _arrays(rows: list[tuple[int, float | None]]) -> tuple[Any, Any]:
 def _thinned(steps: Any, values: Any, bins: int) -> Series:
     import numpy as np
 
-    if len(steps) > 2 * bins:
+    thinned = 0 < 2 * bins < len(steps)
+    if thinned:
         span = int(steps[-1] - steps[0]) + 1
         width = 1 << max(0, math.ceil(math.log2(span / bins)))
         starts = np.flatnonzero(np.diff(steps // width, prepend=steps[0] // width - 1))
@@ -137,7 +138,7 @@ def _thinned(steps: Any, values: Any, bins: int) -> Series:
     numbers: list[float | None] = values.tolist()
     for gap in np.flatnonzero(np.isnan(values)).tolist():
         numbers[gap] = None
-    return {"x": steps.tolist(), "y": numbers}
+    return {"x": steps.tolist(), "y": numbers} | ({"thinned": True} if thinned else {})
 
 
 def _first_equal(values: Any, starts: Any, wanted: Any) -> Any:
@@ -235,7 +236,7 @@ def read_metrics(
         jobs: Job ids.
         names: Metric names such as `loss`.
         after_seq: The `seq` of the previous answer; 0 asks for a snapshot.
-        bins: At most twice this many points a series in a snapshot.
+        bins: About twice this many points a series in a snapshot, which is `thinned`; 0 is all.
         window: Steps to show, both included; None shows all.
         curves: The cache of this process.
     """

@@ -73,7 +73,7 @@ def routes(home: Home, store: JobStore) -> APIRouter:
     @router.get("/metrics")
     def metrics(
         runs: str, names: str = "loss", low: int = 0, high: int = 2**53,
-        bins: int = Query(1000, ge=10, le=5000),
+        bins: int = Query(1000, ge=0, le=5000),
     ) -> Response:  # fmt: skip
         return _json(_metrics(store, _ids(runs), names, 0, bins, window=(low, high)) or {})
 

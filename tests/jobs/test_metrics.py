@@ -82,6 +82,9 @@ def test_thinning_keeps_spikes_gaps_and_ends(store):
     assert (series["x"][0], series["x"][-1]) == (1, 5000)
     window = curve(store, claim.job, bins=100, window=(1000, 1050))
     assert window["x"] == list(range(1000, 1051)), "every point inside"
+    everything = curve(store, claim.job, bins=0)
+    assert everything["x"] == list(range(1, 5001))
+    assert series["thinned"] and "thinned" not in window.keys() | everything.keys()
 
 
 def test_a_growing_curve_keeps_its_drawn_points(store):

@@ -79,6 +79,24 @@ test('the table and the legend follow the values while the plot is behind them',
   assert.equal(chart.element.dataset.points, 3);
 });
 
+test('a thinned curve is fetched again for its table and where it is zoomed, however short it came', async () => {
+  const chart = drawn(), asked = [], whole = { x: [0, 5, 10], y: [1, 3, 2] };
+  globalThis.fetch = async (url) => {
+    asked.push(url);
+    return { ok: true, status: 200, json: async () => ({ data: { loss: { 7: whole } } }) };
+  };
+  assert.equal((await chart.rows()).length, 3);
+  chart.lines.get(7).thinned = true;
+  assert.deepEqual((await chart.rows()).slice(1), [[0, 1], [5, 3], [10, 2]]);
+  const { group, update } = board(['loss']);
+  group.hues = chart.group.hues;
+  for (const thinned of [false, true]) {
+    update(new Map([['loss', new Map([[7, { x: [0, 10], y: [1, 2], thinned }]])]]));
+    group.set({ zoom: [4, 6] });
+  }
+  assert.deepEqual(asked.map((url) => /bins=0|low=4&high=6/.exec(url)?.[0]), ['bins=0', 'low=4&high=6']);
+});
+
 test('the keys leave a zoom in which no point is in sight, and + ends at one step', () => {
   const chart = drawn(), press = (key) => chart.key({ key, preventDefault() {} });
   for (const key of ['Escape', '-']) {

@@ -9,6 +9,8 @@ test('new points replace the steps that a resumed run repeats', () => {
   const runs = new Map();
   append(runs, 3, { x: [1, 2, 3, 4], y: [9, 8, 7, 6] });
   append(runs, 3, { x: [3, 4, 5], y: [70, 60, 50] });
+  append(runs, 4, { x: [1], y: [1], thinned: true });
+  assert.deepEqual([3, 4].map((run) => runs.get(run).thinned), [undefined, true]);
   assert.deepEqual(runs.get(3), { x: [1, 2, 3, 4, 5], y: [9, 8, 70, 60, 50] });
 });
 

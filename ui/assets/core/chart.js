@@ -37,7 +37,7 @@ export class Chart {
   constructor(group, options) {
     this.group = group;
     this.options = { format: number, ...options };
-    this.lines = new Map(); // run -> {x, y}
+    this.lines = new Map(); // run -> {x, y, thinned}
     this.log = Boolean(options.log);
     this.element = this.build();
     this.pending = 0;
@@ -181,10 +181,10 @@ export class Chart {
   /** Every value, by step, a column for each run; thinned curves are fetched again. */
   async rows() {
     let lines = this.shown();
-    if (lines.some((line) => line.x.length > WHOLE)) {
+    if (lines.some(({ run }) => this.lines.get(run).thinned)) {
       const { data } = await api(`/api/metrics?${new URLSearchParams({ runs: lines.map((line) => line.run).join(),
-        names: this.options.name, bins: 5000 })}`);
-      lines = lines.map((line) => ({ run: line.run, ...data[this.options.name][line.run] }));
+        names: this.options.name, bins: 0 })}`);
+      lines = lines.map(({ run }) => ({ run, ...data[this.options.name][run] }));
     }
     return this.byStep(lines);
   }
@@ -346,10 +346,8 @@ export function board(names, pick = null) {
   return { group, charts, update };
 }
 
-const WHOLE = 1000; // shorter curves come whole
-
 async function refine(group, charts, zoom) {
-  const thinned = charts.some((chart) => [...chart.lines.values()].some((l) => l.x.length > WHOLE));
+  const thinned = charts.some((chart) => [...chart.lines.values()].some((line) => line.thinned));
   if (!zoom || !thinned) return;
   const asked = new URLSearchParams({ runs: [...group.hues.keys()].join(), low: Math.floor(zoom[0]),
     high: Math.ceil(zoom[1]), names: charts.map((chart) => chart.options.name).join() });

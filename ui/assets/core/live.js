@@ -131,6 +131,7 @@ function startAnew(jobs) {
 export function append(runs, run, points) {
   const line = runs.get(run) ?? { x: [], y: [] };
   runs.set(run, line);
+  if (points.thinned) line.thinned = true;
   for (let i = 0; i < points.x.length; i++) {
     // A resumed run repeats the steps after its checkpoint: the newer value wins.
     while (line.x.length && line.x[line.x.length - 1] >= points.x[i]) {
