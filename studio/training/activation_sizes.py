@@ -19,6 +19,8 @@ from studio.training.expert_sizes import Mixture, read_mixture, shared_inner
 if TYPE_CHECKING:
     from studio.training.row_and_batch_lengths import BatchLoad
 
+BIASED_HEADS = ("codegen", "ctrl", "gptj", "phi")
+CHANGED = re.compile(r"logits?_scal(e|ing)$|final_logit_softcapping$|(lm_head|output)_multiplier$")
 OTHER_MIXERS = re.compile(r"mamba|ssm|state_size|conv|lru|recurren|alibi|chunk|block_types?$")
 
 
@@ -35,6 +37,8 @@ class Shape:
     gated: bool
     tied: bool
     model_type: str
+    plain_head: bool = True
+    """False if the head has a bias, or its logits are scaled or capped."""
     mixture: Mixture | None = None
     only_attends: bool = True
     """False if the configuration names another mixer of tokens, attention in chunks, or rotary
@@ -83,6 +87,8 @@ def shape_of(whole: dict[str, Any], known: ModelFacts) -> Shape:
         keys_values=groups * head, inner=inner, vocabulary=known.vocab_size,
         gated="intermediate_size" in config and known.model_type not in ("gpt_neox", "opt", "phi"),
         tied=bool(config.get("tie_word_embeddings", True)), model_type=known.model_type,
+        plain_head=known.model_type not in BIASED_HEADS
+        and not any(config[name] not in (None, 0, 1) for name in config if CHANGED.match(name)),
         only_attends=not any(config[name] and OTHER_MIXERS.search(name) for name in config)
         and set(config.get("layer_types") or ()) <= {"full_attention", "sliding_attention"}
         and not _rope_types(config) & set(LENGTH_ROPE_TYPES),

@@ -27,6 +27,7 @@ from studio.methods.bottleneck import Bottleneck
 from studio.methods.method import LinearMethod
 from studio.methods.norm_tuning import NormTuning
 from studio.models.find_model import FILE_TYPES, ModelFacts, facts
+from studio.models.new_tokens import new_token_ids
 from studio.models.quantize_on_load import QUANTISED_BYTES
 from studio.spec import RunSpec
 from studio.training.activation_sizes import Kernel, Shape, kept_activations, read_shape
@@ -253,7 +254,10 @@ def memory(
     logits = load.targets * shape.vocabulary
     chunk = min(logits, chunk_numbers(gpu_bytes, shape.vocabulary))
     wide = 0 if width == 4 else chunk if on_gpu else min(chunk, WIDE_NUMBERS)
-    held = 12 * logits if whole else width * chunk + 4 * wide  # a trained head: no chunks
+    held = width * chunk + 4 * wide
+    if holds_logits(spec, shape, known):
+        positions = 0 if spec.train.packing else load.tokens  # padded: the logits of all, twice
+        held = 12 * logits + 2 * width * positions * shape.vocabulary
     messages = MESSAGE_BYTES if size > 1 else 0
     parts = {
         "runtime": CUDA_RUNTIME_BYTES + messages if on_gpu else RUNTIME_BYTES,
@@ -272,10 +276,25 @@ def memory(
         cache = 2 * shape.layers * shape.keys_values * int(at_once) * width
         step = parts["activations"] + parts["logits"] + parts["workspace"]
         parts["workspace"] += max(0, cache - step)
+    if whole and spec.train.find_learning_rate:  # its weights before the trials
+        parts["workspace"] += weights
     if shares_base and not on_gpu:  # the base is loaded whole, then sharded
         loading = known.parameters * width + parts["runtime"]
         parts["workspace"] += max(0, loading - sum(parts.values()))
     return parts
+
+
+def holds_logits(spec: RunSpec, shape: Shape, known: ModelFacts) -> bool:
+    """Return True if the loss holds all logits at once, since the head is no plain product."""
+    method = spec.method
+    named = [getattr(method, field, ()) for field in ("modules_to_save", "target_modules")]
+    modules = [name for names in named if isinstance(names, tuple) for name in names]
+    if method.trains_base or not shape.plain_head or "embeddings" in named:
+        return True
+    if any("head" in name or (shape.tied and "emb" in name) for name in modules):
+        return True
+    tokens = getattr(method, "trainable_token_indices", "none")
+    return bool(new_token_ids(known.path)) if tokens == "new" else tokens != "none"
 
 
 def attention_kernel(spec: RunSpec, *, on_gpu: bool, flash: bool = True) -> Kernel:

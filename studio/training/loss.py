@@ -16,7 +16,7 @@ R of them in float32`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from itertools import accumulate
 from typing import Any
@@ -32,6 +32,7 @@ from studio.training.allocator import WIDE_NUMBERS, chunk_numbers
 from studio.training.batching import PackedBatch, PaddedBatch, total_weight
 
 Stack = Sequence[tuple[str, float]]
+EVAL_TOKENS, EVAL_LOGITS = 4096, 2**26
 
 
 class HeadLoss(torch.autograd.Function):
@@ -147,6 +148,11 @@ def plain_head(backbone: Backbone) -> nn.Linear | None:
 
 def packed_hidden(backbone: Backbone, head: nn.Linear, batch: PackedBatch) -> Tensor:
     """Return the head's input `(N, D)` at the positions `keep_N`."""
+    return _head_input(head, lambda: _packed_logits(backbone, batch))[0]
+
+
+def _head_input(head: nn.Linear, forward: Callable[[], Tensor]) -> Tensor:
+    """Return the head's input in a forward pass, which computes no logits."""
     seen: list[Tensor] = []
 
     def intercept(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -155,10 +161,10 @@ def packed_hidden(backbone: Backbone, head: nn.Linear, batch: PackedBatch) -> Te
 
     handle = head.register_forward_pre_hook(intercept)
     try:
-        _packed_logits(backbone, batch)
+        forward()
     finally:
         handle.remove()
-    return seen[0][0]
+    return seen[0]
 
 
 def loss_sum(
@@ -228,11 +234,16 @@ def _forward(
     backbone: Backbone, batch: PackedBatch | PaddedBatch
 ) -> tuple[Tensor, nn.Linear | None]:
     """Return the plain head and its input `(N, D)`, or None and the logits `(N, V)`."""
-    if isinstance(batch, PaddedBatch):
-        return padded_logits(backbone, batch), None
-    if (head := plain_head(backbone)) is not None:
+    head = plain_head(backbone)
+    if isinstance(batch, PackedBatch):
+        if head is None:
+            return _packed_logits(backbone, batch), None
         return packed_hidden(backbone, head, batch), head
-    return _packed_logits(backbone, batch), None
+    if head is None:
+        return _padded_logits(backbone, batch)[batch.keep_BT], None
+    hidden = _head_input(head, lambda: _padded_logits(backbone, batch))
+    rows_BTD = hidden[:, -batch.keep_BT.shape[1] :]  # without a prompt that stands before them
+    return rows_BTD[batch.keep_BT], head
 
 
 def _packed_logits(backbone: Backbone, batch: PackedBatch) -> Tensor:
@@ -256,8 +267,8 @@ def _cross_entropy(
     return cross_entropy(found.float(), targets_N, reduction="none", label_smoothing=smoothing)
 
 
-def padded_logits(backbone: Backbone, batch: PaddedBatch) -> Tensor:
-    """Return `(N, V)` through the model's ordinary forward."""
+def _padded_logits(backbone: Backbone, batch: PaddedBatch) -> Tensor:
+    """Return `(B, T, V)` through the model's ordinary forward."""
     position_ids = (batch.mask_BT.cumsum(-1) - 1).clamp(min=0)
     output = backbone.model(
         input_ids=batch.ids_BT,
@@ -265,8 +276,8 @@ def padded_logits(backbone: Backbone, batch: PaddedBatch) -> Tensor:
         position_ids=position_ids,
         use_cache=False,
     )
-    logits_NV: Tensor = output.logits[batch.keep_BT]
-    return logits_NV
+    logits_BTV: Tensor = output.logits
+    return logits_BTV
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +304,14 @@ class EvalLoss:
     def accuracy(self) -> float:
         """Fraction of tokens that were predicted correctly."""
         return self.correct / max(1, self.tokens)
+
+
+def eval_tokens(backbone: Backbone) -> int:
+    """Return the tokens of a batch without gradients: fewer if their logits are held at once."""
+    if plain_head(backbone) is not None:
+        return EVAL_TOKENS
+    vocabulary = backbone.model.get_input_embeddings().weight.shape[0]
+    return min(EVAL_TOKENS, EVAL_LOGITS // vocabulary)
 
 
 def evaluate_loss(backbone: Backbone, batches: Iterable[PackedBatch | PaddedBatch]) -> EvalLoss:

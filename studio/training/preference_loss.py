@@ -31,7 +31,7 @@ from studio.data.template.template import IGNORED
 from studio.data.token_arrays import Example, places_by_source
 from studio.home import is_whole, publishing
 from studio.training.batching import PackedBatch, PaddedBatch, TokenRow, grouped
-from studio.training.loss import row_losses, token_kl
+from studio.training.loss import eval_tokens, row_losses, token_kl
 from studio.training.objectives import LogProbs, PairLosses, objective
 from studio.training.reward_means import Rewards
 from studio.training.starting_adapter import num_tokens_before
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from studio.backbone import Backbone
     from studio.training.training_session import Session
 
-BATCH_TOKENS, NEAREST, LENGTHS, LEAST_PAIRS = 4096, 16, 1024, 20
+NEAREST, LENGTHS, LEAST_PAIRS = 16, 1024, 20
 REPORT_SECONDS = 2.0
 FOLDER, FILE = "reference", "log_probs.safetensors"
 TRAIN, HELD = "train", "validation"
@@ -237,7 +237,7 @@ class Preference:
         total, tokens = 0.0, 0
         lengths = [len(e.input_ids) for e in examples]
         with session.backbone.evaluating():
-            for places in grouped(lengths, max_tokens=BATCH_TOKENS):
+            for places in grouped(lengths, max_tokens=eval_tokens(session.backbone)):
                 batch = session.batch([examples[i] for i in places])
                 stacks = session.stack, session.start.reference
                 total += token_kl(session.backbone, batch, *stacks)
@@ -316,7 +316,7 @@ class Preference:
         lengths = np.array([len(example.input_ids) for example in examples])
         units = lengths.reshape(-1, self._width).sum(1).tolist()
         with session.backbone.evaluating():
-            for some in grouped(units, max_tokens=BATCH_TOKENS):
+            for some in grouped(units, max_tokens=eval_tokens(session.backbone)):
                 places = self._rows_of(some)
                 batch = session.batch([examples[i] for i in places], together=self._width)
                 yield places, -row_losses(session.backbone, batch)

@@ -38,7 +38,7 @@ from studio.training.checkpoint import CheckpointOrigin, RunProgress
 from studio.training.distributed import sum_gradients
 from studio.training.expert_balance import ExpertBalance
 from studio.training.grpo_rollouts import Rollouts
-from studio.training.loss import EvalLoss, evaluate_loss, loss_sum
+from studio.training.loss import EvalLoss, eval_tokens, evaluate_loss, loss_sum
 from studio.training.neftune import Neftune
 from studio.training.optimizer import OptimizerLike, set_learning_rate
 from studio.training.preference_loss import Preference
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from studio.spec import RunSpec
 
 NAME = "trained"
-EVAL_TOKENS = 4096
 T = TypeVar("T")
 
 
@@ -339,8 +338,8 @@ class Session:
         )
 
     def _loss_of(self, rows: Sequence[TokenRow]) -> EvalLoss:
-        batches = (self.batch(group) for group in groups(rows, max_tokens=EVAL_TOKENS))
-        return evaluate_loss(self.backbone, batches)
+        parts = groups(rows, max_tokens=eval_tokens(self.backbone))
+        return evaluate_loss(self.backbone, map(self.batch, parts))
 
     def _by_source(self, rows: Sequence[Example]) -> dict[str, list[int]]:
         return places_by_source(rows) if self.prepared.sources else {}

@@ -13,7 +13,7 @@ from studio.hardware import Device
 from studio.models.find_model import facts
 from studio.spec import RunSpec
 from studio.training import train_run
-from studio.training.activation_sizes import Shape
+from studio.training.activation_sizes import Shape, shape_of
 from studio.training.base_precision import base_model, loaded_dtype
 from studio.training.estimate_memory_and_time import estimate, memory
 from studio.training.memory_remedies import make_it_fit, next_remedy
@@ -154,6 +154,31 @@ def test_parts_follow_the_settings(tmp_path, home):
         == saving["activations"]
     )  # two layers: one is in use, one comes next
     assert parts(**{"method.name": "full"})["optimizer"] == 8 * usual["weights"] // 4
+
+
+def test_logits_are_held_whole_where_the_head_is_no_plain_product(tmp_path, home):
+    def logits(**fields: Any) -> int:
+        return estimate(make_spec(tmp_path, **fields), home).parts["logits"]
+
+    usual = logits()
+    assert logits(**{"train.packing": False}) == usual
+    held = logits(**{"method.name": "full"})
+    for name in ("modules_to_save", "target_modules"):
+        assert logits(**{f"method.{name}": ["lm_head"]}) == held > usual
+    assert logits(**{"method.modules_to_save": "embeddings"}) == held
+    assert logits(**{"method.trainable_token_indices": [3]}) == held
+    (tmp_path / "model" / "new_tokens.json").write_text('{"tokens": [{"token": "<t>", "id": 3}]}')
+    assert logits() == held
+    assert logits(**{"train.packing": False}) > held, "of every position"
+    (tmp_path / "model" / "new_tokens.json").unlink()
+    config = tmp_path / "model" / "config.json"
+    for values, whole in (
+        ({"final_logit_softcapping": 30.0}, True), ({"logits_scaling": 8}, True),
+        ({"logit_scale": 1.0, "attn_logit_softcapping": 50.0}, False),
+    ):  # fmt: skip
+        changed = {**json.loads(config.read_text()), **values}
+        known = facts(make_spec(tmp_path).model)
+        assert shape_of(changed, known).plain_head is not whole
 
 
 def test_making_it_fit_keeps_the_effective_batch(tmp_path, home):

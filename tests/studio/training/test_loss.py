@@ -82,6 +82,28 @@ def test_the_fast_way_equals_the_plain_way_on_a_model(session, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_padded_rows_compute_no_logits_beside_the_chunks_of_the_loss(session):
+    own, rows = session(), make_rows(8, seed=1).train
+    seen = list[int]()
+    module = own.backbone.model.get_output_embeddings()
+    handle = module.register_forward_hook(lambda module, args, logits: seen.append(logits.numel()))
+    padded, packed = (
+        loss_sum(own.backbone, make(rows, torch.device("cpu"))) for make in (pad, pack)
+    )
+    handle.remove()
+    assert seen == [0, 0]
+    torch.testing.assert_close(padded, packed)
+
+
+def test_evaluations_take_fewer_rows_at_once_where_their_logits_are_held(session, monkeypatch):
+    backbone = session().backbone
+    vocabulary = backbone.model.get_input_embeddings().weight.shape[0]
+    monkeypatch.setattr(head, "EVAL_LOGITS", 7 * vocabulary)
+    assert head.eval_tokens(backbone) == head.EVAL_TOKENS
+    monkeypatch.setattr(head, "plain_head", lambda backbone: None)
+    assert head.eval_tokens(backbone) == 7
+
+
 def test_the_head_leaves_no_hook_behind(session):
     own = session()
     found = plain_head(own.backbone)
