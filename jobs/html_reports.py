@@ -14,11 +14,12 @@ from jobs import bakeoff, suite_results
 from jobs.job_queue import JobStore
 from jobs.job_record import Job, summary
 from jobs.run_findings import reading
-from jobs.saved_conversations import Conversations
+from jobs.saved_conversations import Conversations, settings_of
 from jobs.votes import Votes
 from studio.adapter_stack import StackItem, read_lane, write_lane
 from studio.adapters import library
 from studio.adapters.merge import read_certificate
+from studio.chat.lanes import Sampling
 from studio.errors import AdapterError, QueueError, StudioError
 from studio.evaluation.export_votes_and_suites import said, title
 from studio.evaluation.html_page import Section, chart, page, say, table, text_of
@@ -164,23 +165,27 @@ def of_conversation(store: JobStore, conversation: str) -> str:
         ]} for turn in found["turns"]
     ]  # fmt: skip
     votes = [v for v in Votes(store.database).list() if v["conversation"] == conversation]
-    keys = {key: None for lane in found["lanes"] for key in lane.get("sampling") or {}}
+    asked = [settings_of(found, lane) for lane in found["lanes"]]
+    used = {key for own in asked for key in own.get("sampling") or {}}
+    keys = {key: knob.title for key, knob in Sampling.model_fields.items() if key in used}
     rows = [
         [
             title(write_lane(lane["model"], [StackItem(**item) for item in lane["stack"]])),
-            *((lane.get("sampling") or {}).get(key) for key in keys),
+            own.get("system"),
+            *((own.get("sampling") or {}).get(key) for key in keys),
         ]
-        for lane in found["lanes"]
+        for lane, own in zip(found["lanes"], asked, strict=True)
     ]
-    shared = [(str(key), text_of(value)) for key, value in found["settings"].items()
-              if not isinstance(value, dict | list)]  # fmt: skip
+    head = (say("Lane"), say("System prompt"), *(say(words or "") for words in keys.values()))
+    asks = {"blind": say("Blind"), "alone": say("Each prompt alone")}
+    how = [(words, text_of(bool(found["settings"].get(key)))) for key, words in asks.items()]
     summary = say(f"{len(turns)} turns, {len(rows)} lanes")
     return _page(found["title"] or say("Conversation"), summary, [
         Section(heading=say("Answers"), answers=turns),
         table(say("Votes"), (say("Prompt"), say("Verdict"), say("Blind")), [
             (vote["prompt"], said(vote), bool(vote["blind"])) for vote in votes
         ]) if votes else None,
-        table(say("Lanes"), (say("Lane"), *keys), rows, pairs=shared),
+        table(say("Lanes"), head, rows, pairs=how),
     ])  # fmt: skip
 
 

@@ -141,12 +141,17 @@ class Conversations:
             raise ChatError(NO_CONVERSATION.format(id=conversation))
 
 
+def settings_of(talk: dict[str, Any], lane: dict[str, Any]) -> dict[str, Any]:
+    """Return the system prompt and the sampling of a lane: its own, else those that all share."""
+    return dict(lane.get("own") or talk["settings"].get("shared") or {})
+
+
 def answered_lanes(talk: dict[str, Any], answers: Rows) -> list[str]:
     """Return the lanes that answered a turn; settings follow where lanes differ in them."""
     names = [str(answer.get("lane", "")) for answer in answers]
-    shared, lanes = talk["settings"].get("shared") or {}, []
+    lanes = []
     for name, lane in zip(names, talk["lanes"], strict=False):
-        own = lane.get("own") or shared
+        own = settings_of(talk, lane)
         values = {key: own[key] for key in ("system", "sampling") if own.get(key)}
         try:
             lanes.append(LaneSettings.model_validate(read_lane(name) | values))

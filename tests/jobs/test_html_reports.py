@@ -112,14 +112,22 @@ def test_votes_and_a_merge_of_its_adapter_are_in_the_report(store, tmp_path):
 
 def test_a_conversation_shows_answers_verdicts_and_settings(store):
     talks = Conversations(store.database)
-    lane = {"model": "starter", "stack": [], "sampling": {"temperature": 0.5}}
-    talks.save("talk", lanes=[lane], settings={"seed": 3}, title=EVIL)
+    lane, shared = {"model": "starter", "stack": []}, {"system": "", "sampling": {"seed": 3}}
+    own = {"system": "Be brief.", "sampling": {"seed": 3, "temperature": 0.5}}
+    settings = {"shared": shared, "blind": True, "alone": False}
+    talks.save("talk", lanes=[lane, lane | {"own": own}], settings=settings, title=EVIL)
     talks.save_turn("talk", 0, prompt="Who?", answers=[{"lane": "starter", "text": EVIL,
                                                         "verdict": "won"}])  # fmt: skip
     name, html = report(store, [], "talk")
     alone(html)
     assert name == "conversation-talk.html"
-    assert "<strong>won</strong>" in html and "0.5" in html
+    assert "<strong>won</strong>" in html
+    cells = re.findall("<t[dh][^>]*>(.*?)</t[dh]>", html)
+    assert cells == ["Lane", "System prompt", "Temperature", "Seed", "starter", "–", "–", "3",
+                     "starter", "Be brief.", "0.5", "3"]  # fmt: skip
+    assert re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", html) == [
+        ("Blind", "yes"), ("Each prompt alone", "no")
+    ]  # fmt: skip
 
 
 def test_a_bakeoff_shows_what_was_measured_of_each_method(store):
