@@ -9,6 +9,7 @@ a power cut.
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -150,10 +151,15 @@ def _write(tar: tarfile.TarFile, home: Home, copy: Path) -> dict[str, dict[str, 
 
 
 def _files(home: Home) -> Iterator[Path]:
-    """Yield the regular files of the home without links and half-written ones."""
-    for folder, names, files in os.walk(home.path, followlinks=False):
+    """Yield the regular files of the home, without half-written ones and links.
+
+    Its own folders may be links: models or runs that were moved to a larger disk.
+    """
+    own = (home.runs, home.adapters, home.datasets, home.models, home.path / "trash")
+    roots = (home.path, *(folder for folder in own if folder.is_symlink()))
+    for folder, names, files in itertools.chain.from_iterable(map(os.walk, roots)):
         passed = LEFT_OUT if Path(folder) == home.path else frozenset[str]()
-        passed |= {n for n in (*names, *files) if n.startswith(TEMPORARY)} | {".lock", "working"}
+        passed |= {n for n in (*names, *files) if n.startswith(TEMPORARY)} | {".lock"}
         names[:] = sorted(set(names) - passed)
         for path in (Path(folder) / name for name in sorted(set(files) - passed)):
             if path.is_file() and not path.is_symlink():

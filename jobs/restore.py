@@ -91,7 +91,15 @@ def _restore_database(home: Home, file: Path) -> dict[str, Any]:
 
 def _restore_home(home_path: Path, file: Path) -> dict[str, Any]:
     temporary = atomic.beside(home_path)
-    temporary.mkdir(mode=0o700, parents=True)
+    elsewhere = "Restore into another folder with --home."
+    if os.path.ismount(home_path):
+        raise HomeError(f"{home_path} is a mount point and cannot be replaced. {elsewhere}")
+    try:
+        temporary.mkdir(mode=0o700, parents=True)
+    except OSError as error:
+        raise HomeError(
+            f"Nothing can be written to {home_path.parent} ({error.strerror}). {elsewhere}"
+        ) from None
     try:
         manifest = _unpack(file, temporary)
         moved = _moved_paths(str(manifest["home"]), home_path)

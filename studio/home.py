@@ -145,7 +145,7 @@ def publishing(target: Path) -> Iterator[Path]:
 def sweep(folder: Path) -> None:
     """Remove what an interrupted `publishing` or `atomic.write` left; restore what was retired.
 
-    What another living process writes just now stays.
+    What another living process or thread writes just now stays.
     """
     for left in folder.glob(".old-*-*"):
         target = folder / left.name.removeprefix(".old-").rpartition("-")[0]
@@ -164,9 +164,12 @@ def sweep(folder: Path) -> None:
 def _in_other_hands(temporary: Path) -> bool:
     import psutil
 
-    pid = temporary.name.rpartition("-")[2]
-    if not pid.isdigit() or int(pid) == os.getpid():
+    before, _, pid = temporary.name.rpartition("-")
+    if not pid.isdigit():
         return False
+    if int(pid) == os.getpid():
+        others = {one.native_id for one in threading.enumerate()} - {threading.get_native_id()}
+        return before.rpartition("-")[2] in map(str, others)
     try:
         process = psutil.Process(int(pid))
         # A killed writer may be a zombie for a while, and its number may be another's by now.

@@ -11,7 +11,7 @@ from typing import Any
 from studio import atomic
 from studio.errors import SpecError, nearest
 from studio.home import Home
-from studio.spec import RunSpec
+from studio.spec import DataSource, RunSpec
 from studio.spec_text import differences
 
 Values = dict[str, Any]
@@ -40,6 +40,19 @@ NOT_IN_PRESETS = (
     "name", "model.path", "model.revision", "data.path", "data.subset", "data.split",
     "data.validation_path", "data.validation_split", "train.device",
 )  # fmt: skip
+# What is trained, and with which loss; everything else goes back to its default with a preset.
+STAYS = (
+    *NOT_IN_PRESETS, "model.dtype", "model.quantization", "seed",
+    *(f"data.{name}" for name in DataSource.model_fields
+      if name not in ("max_length", "validation_fraction")),
+    *(f"train.{name}" for name in (
+        "loss", "rewards", "beta", "label_smoothing", "rpo_alpha", "simpo_gamma", "cpo_alpha",
+        "desirable_weight", "undesirable_weight", "reward_pattern", "reward_json_schema",
+        "num_generations", "max_completion_length", "temperature", "scale_rewards",
+        "num_iterations", "epsilon", "init_adapter", "init_mode", "general_data",
+        "sample_prompts", "report_to", "num_processes", "fsdp",
+    )),
+)  # fmt: skip
 FILE = "presets.json"
 
 
@@ -57,7 +70,7 @@ def presets(home: Home) -> list[dict[str, Any]]:
 
 
 def apply_preset(home: Home, name: str, spec: RunSpec) -> RunSpec:
-    """Return the spec with a preset's settings and defaults for everything else.
+    """Return the spec with a preset's settings, and defaults for the other ones but `STAYS`.
 
     Raises:
         SpecError: The preset does not exist.
@@ -66,9 +79,11 @@ def apply_preset(home: Home, name: str, spec: RunSpec) -> RunSpec:
     if name not in known:
         raise SpecError(f'There is no preset "{name}".{nearest(name, known)}')
     kept = _flat(spec.model_dump(mode="json"))
-    what = {field: kept[field] for field in NOT_IN_PRESETS if field in kept}
-    method = known[name].get("method.name", spec.method.name)
-    if method == spec.method.name and not any(f.startswith("method.") for f in known[name]):
+    what = {field: kept[field] for field in STAYS if field in kept}
+    of_method = any(field.startswith("method.") for field in known[name])
+    usual = RunSpec() if of_method else spec  # older files left the default method's name out
+    method = known[name].get("method.name", usual.method.name)
+    if method == spec.method.name and not of_method:
         what |= {field: value for field, value in kept.items() if field.startswith("method.")}
     return RunSpec().with_values({**what, "method.name": method, **known[name]})
 
@@ -85,6 +100,8 @@ def save_preset(home: Home, name: str, spec: RunSpec) -> None:
             f'"{name}" cannot be a preset\'s name: use another, of up to 60 characters.'
         )
     changed = {key: v for key, v in differences(spec).items() if key not in NOT_IN_PRESETS}
+    if any(key.startswith("method.") for key in changed):
+        changed["method.name"] = spec.method.name
     _write(home, _read(home) | {name: changed})
 
 

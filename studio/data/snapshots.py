@@ -207,10 +207,14 @@ def delete_snapshot(home: Home, name: str) -> None:
 
 
 def free_name(home: Home, wanted: str) -> str:
-    """Return a folder name that is not taken: `wanted`, else `wanted-2` and so on."""
+    """Return a folder name that is not taken: `wanted`, else `wanted-2` and so on.
+
+    One that another import writes just now is taken.
+    """
+    sweep(home.datasets)
     base = slug(wanted, fallback="dataset")
     name, count = base, 1
-    while (home.datasets / name).exists():
+    while (home.datasets / name).exists() or any(home.datasets.glob(f".tmp-{name}-*")):
         count += 1
         name = f"{base[:56]}-{count}"
     return name
@@ -257,6 +261,11 @@ def write_snapshot(
             }
         )
         (folder / META).write_text(done.model_dump_json(indent=1), encoding="utf-8")
+        if (home.datasets / meta.name).exists():
+            raise DataError(
+                f'Another import has made the dataset "{meta.name}" meanwhile. Import again, under '
+                "another name."
+            )
     return open_snapshot(home, meta.name)
 
 

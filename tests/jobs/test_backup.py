@@ -55,6 +55,31 @@ def filled(store: JobStore) -> Claim:
     return claim
 
 
+def test_a_folder_on_another_disk_and_any_name_are_kept(store, tmp_path):
+    (tmp_path / "large").mkdir()
+    store.home.models.rmdir() if store.home.models.exists() else None
+    store.home.models.symlink_to(tmp_path / "large")
+    (tmp_path / "large" / "merged").write_text("weights")
+    (store.home.adapters / "working").mkdir()
+    (store.home.adapters / "working" / "file").write_text("mine")
+
+    backup(store.home, tmp_path / "home.tar")
+    restore(tmp_path / "elsewhere", tmp_path / "home.tar")
+    found = tmp_path / "elsewhere"
+    assert (found / "models" / "merged").read_text() == "weights"
+    assert (found / "adapters" / "working" / "file").read_text() == "mine"
+
+
+def test_a_mount_point_or_a_folder_without_rights_is_a_sentence(store, tmp_path, monkeypatch):
+    backup(store.home, tmp_path / "home.tar")
+    with monkeypatch.context() as patch, pytest.raises(HomeError, match="mount point .* --home"):
+        patch.setattr("os.path.ismount", lambda path: True)
+        restore(tmp_path / "elsewhere", tmp_path / "home.tar")
+    (tmp_path / "file").touch()
+    with pytest.raises(HomeError, match="Nothing can be written"):
+        restore(tmp_path / "file" / "home", tmp_path / "home.tar")
+
+
 def test_a_home_comes_back_elsewhere_and_goes_on(store, tmp_path):
     claim = filled(store)
     file = tmp_path / "home.tar"

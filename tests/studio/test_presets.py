@@ -31,6 +31,26 @@ def test_a_persons_own_is_saved_by_name_without_model_and_data(home):
     assert not any(p["own"] for p in presets(home))
 
 
+def test_a_preset_does_not_change_what_is_trained_or_with_which_loss(home):
+    spec = RunSpec().with_values({
+        "train.loss": "dpo", "train.init_adapter": "first", "model.quantization": "nf4",
+        "data.thoughts": "turns", "data.max_length": 99, "train.optim": "adafactor", "seed": 5,
+    })  # fmt: skip
+    found = apply_preset(home, "balanced", spec)
+    usual = RunSpec()
+    assert (found.train.loss, found.train.init_adapter, found.seed) == ("dpo", "first", 5)
+    assert (found.model.quantization, found.data.thoughts) == ("nf4", "turns")
+    assert found.data.max_length == usual.data.max_length
+    assert found.train.optim == usual.train.optim
+
+
+def test_a_preset_with_settings_of_a_method_brings_the_method(home):
+    save_preset(home, "mine", RunSpec().with_values({"method.r": 64}))
+    other = RunSpec().with_values({"method.name": "loha"})
+    method = apply_preset(home, "mine", other).method
+    assert (method.name, method.r) == ("lora", 64)
+
+
 def test_bad_names_are_one_sentence(home):
     for name in ("", "balanced", "x" * 61):
         with pytest.raises(SpecError, match="cannot be a preset"):

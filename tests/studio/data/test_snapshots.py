@@ -1,6 +1,8 @@
 """Imported datasets: immutable, recognised, paged, with a way back to their parents."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -21,7 +23,7 @@ from studio.data.import_dataset import import_dataset
 from studio.data.prepare_run_data import prepare
 from studio.data.snapshots import delete_snapshot, open_snapshot, snapshots
 from studio.errors import DataError
-from studio.home import is_whole
+from studio.home import is_whole, publishing
 from studio.spec import DataSource
 
 
@@ -69,6 +71,23 @@ def test_the_same_file_twice_is_recognised_whatever_its_name(home, numbers, tmp_
     with pytest.raises(DataError):
         import_dataset(home, DataSource(path=str(copy)))
     assert len(list(home.datasets.iterdir())) == 2, "a refused file leaves nothing behind"
+
+
+def test_two_imports_at_once_take_two_names(home, numbers):
+    with ThreadPoolExecutor(1) as pool:
+        writing, go_on = threading.Event(), threading.Event()
+
+        def first() -> None:
+            with publishing(home.datasets / "numbers"):
+                writing.set()
+                go_on.wait(20)
+
+        done = pool.submit(first)
+        writing.wait(20)
+        assert brought_in(home, numbers).meta.name == "numbers-2"
+        go_on.set()
+        done.result()
+    assert {one.name for one in home.datasets.iterdir()} == {"numbers", "numbers-2"}
 
 
 def test_pages_read_any_part_of_the_rows(home, numbers):
