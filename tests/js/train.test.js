@@ -114,3 +114,23 @@ test('as many adapters are compared as there are lanes beside the base, and more
   assert.deepEqual(pick(3), [false, '3 selected']);
   assert.deepEqual(pick(4), [true, '4 selected · Compare takes up to 3 adapters.']);
 });
+
+const { Upload } = await import('../../ui/assets/train/upload.js');
+
+test('an upload says that its import waits, and leads to it', async () => {
+  globalThis.XMLHttpRequest = class {
+    upload = {}; status = 200; response = { path: 'p' };
+
+    open() {} send() { this.onload(); }
+  };
+  Object.assign(globalThis, { removeEventListener() {} });
+  const states = ['queued', 'paused', 'running', 'succeeded'], seen = [];
+  const upload = new Upload((name) => seen.push(name));
+  globalThis.fetch = async (path) => {
+    if (/outcome/.test(path)) seen.push(upload.line.textContent);
+    const state = /data.import|outcome/.test(path) ? states.shift() : null;
+    return { ok: true, json: async () => ({ id: 7, state, waits: '', outcome: { name: 'rows' } }) };
+  };
+  await upload.send({ name: 'a.csv', size: 1 });
+  assert.deepEqual(seen, ['Importing … queued', 'Importing … paused', 'Importing … ', 'rows']);
+});

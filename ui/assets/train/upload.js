@@ -1,6 +1,7 @@
 // Upload a data file on the Train page: it is imported as on the Data page, and chosen.
 
-import { api, button, h, later, t, text, word } from '../core/dom.js';
+import { api, button, dots, h, later, redraw, t, text, word } from '../core/dom.js';
+import { isWaiting } from '../core/live.js';
 import { sendFile } from '../core/upload.js';
 
 export class Upload {
@@ -29,10 +30,12 @@ export class Upload {
       const { problem } = await api('/api/data/look', { path });
       if (problem) throw new Error(t`${problem} Import it on the Data page, where its columns can be chosen.`);
       const job = await api('/api/do/data.import', { source: path, uploaded: true });
-      this.say(t`Importing …`);
+      const waits = h('span');
+      redraw(this.line, h('a', { href: `/runs?run=${job.id}` }, t`Importing …`), ' ', waits);
       let found = job, failures = 0;
       while (!['succeeded', 'failed', 'cancelled'].includes(found.state)) {
         await later(300);
+        text(waits, isWaiting(found) ? dots(word(found.state), found.waits) : '');
         try { found = await api(`/api/outcome/${job.id}`); failures = 0; } catch (error) {
           if (error.kind || ++failures > 30) throw error; // it was deleted, or the server is gone
         }
