@@ -20,7 +20,7 @@ from studio.adapter_stack import Stack
 from studio.adapters.adapter_lineage import of_other_bases, resolve_stack
 from studio.adapters.library import describe
 from studio.errors import DataError, SpecError
-from studio.evaluation.answer_scores import SCORES, scorers
+from studio.evaluation.answer_scores import ALIASES, SCORES, scorers
 from studio.evaluation.gate import CLASSIFIED, FORGOTTEN, bounds, check
 from studio.fields import knob
 from studio.home import Home
@@ -89,8 +89,9 @@ class EvaluateRequest(Request):
             StudioError: An adapter, the model or a score does not exist.
         """
         facts(self.model)
-        scorers(self.scores, self.pattern, self.json_schema)
-        gated = self._gated()
+        gated = self._gated() - {ALIASES.get(name, name) for name in self.scores}
+        scores = (*self.scores, *sorted(gated & {*SCORES}))
+        scorers(scores, self.pattern, self.json_schema)
         stack = resolve_stack(home, self.stack, or_model=True)
         run = self._run(stack)
         data, seed = self.data, self.seed
@@ -106,7 +107,7 @@ class EvaluateRequest(Request):
                 "learned": "answers" if learned == "auto" else learned,
                 "classify": self.classify or bool(gated & {*CLASSIFIED}),
                 "forgetting": self.forgetting or bool(gated & {*FORGOTTEN}),
-                "scores": (*self.scores, *sorted(gated & {*SCORES} - {*self.scores})),
+                "scores": scores,
             }
         )
 

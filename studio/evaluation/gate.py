@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studio.errors import GateFailed, SpecError, nearest
-from studio.evaluation.answer_scores import SCORES
+from studio.evaluation.answer_scores import ALIASES, SCORES
 
 CLASSIFIED = ("accuracy", "macro_f1", "ece", "mae", "rmse", "pearson")
 FORGOTTEN = ("forgetting", "rise", "changed")
@@ -22,6 +22,7 @@ def bounds(texts: Sequence[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for text in texts:
         name, _, value = (part.strip() for part in text.partition("="))
+        name = ALIASES.get(name, name)
         if name not in FIGURES and ":" not in name:
             raise SpecError(f'Unknown figure "{name}" in a gate.{nearest(name, FIGURES)}')
         try:
@@ -38,12 +39,16 @@ def check(report: Mapping[str, Any], least: Sequence[str], most: Sequence[str], 
         GateFailed: Names every figure that misses its bound.
     """
     figures = {**report, **report.get("scores", {})}
+    figures = {ALIASES.get(name, name): value for name, value in figures.items()}
     bad = []
     for limits, word, sign in ((bounds(least), "below", -1), (bounds(most), "above", 1)):
         for name, limit in limits.items():
             value = figures.get(name)
             if value is None:
-                bad.append(f"{name} was not measured")
+                task = name[: name.find(":") + 1]
+                known = [other for other, number in figures.items()
+                         if isinstance(number, int | float) and other.startswith(task)]  # fmt: skip
+                bad.append(f"{name} was not measured (measured: {', '.join(known) or 'nothing'})")
             elif not sign * (value - limit) <= 0:  # NaN fails
                 bad.append(f"{name} is {value:.4g}, {word} {limit:g}")
     if bad:

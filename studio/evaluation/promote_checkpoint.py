@@ -16,9 +16,9 @@ from studio import atomic
 from studio.adapters import library
 from studio.adapters.adapter_lineage import below_run
 from studio.chat import checkpoint_adapters
-from studio.errors import AdapterError
+from studio.errors import AdapterError, SpecError
 from studio.evaluation.evaluate_on_dataset import EvaluateRequest
-from studio.evaluation.gate import check
+from studio.evaluation.gate import bounds, check
 from studio.fields import knob
 from studio.home import Home, publishing
 from studio.job_request import Request
@@ -51,11 +51,17 @@ class PromoteRequest(Request):
 
         Raises:
             AdapterError: The checkpoint is missing or damaged, or the run trained the whole model.
+            SpecError: A bound is on an unknown figure, or on one that needs a pattern or schema.
         """
         found = checkpoint_adapters.find(home, self.checkpoint)
         if found.spec.method.trains_base:
             raise AdapterError(f"Run {found.run} trained the whole model: it has no adapter.")
         found.check()
+        for name in {"regex", "json_schema"} & {*bounds((*self.min, *self.max))}:
+            raise SpecError(
+                f"A promotion cannot measure {name}: it has no pattern or schema. Use another "
+                "figure, such as exact_match."
+            )
         self._measurement(found.spec).checked(home)
         name = self.name.strip() or f"promote {found.name}"
         return self.model_copy(update={"name": name})

@@ -115,6 +115,8 @@ def test_a_promoted_checkpoint_is_the_runs_adapter_and_the_old_one_stays(home, r
     with pytest.raises(GateFailed, match=r"Checkpoint 7@4 failed its gate: eval_loss is .*above 0"):
         list(PromoteRequest(checkpoint="7@4", **gate).checked(home).perform(home))
     assert not (home.run(7) / BEFORE).exists()
+    with pytest.raises(SpecError, match="A promotion cannot measure regex"):
+        PromoteRequest(checkpoint="7@4", min=("pattern=0.5",)).checked(home)
     gate["max"] = ("forgetting=1000",)
     request = PromoteRequest(checkpoint="7@4", **gate)
     finished = list(request.checked(home).perform(home))[-1]

@@ -116,8 +116,19 @@ def test_a_score_of_no_answer_is_no_figure(tmp_path):
     request = EvaluateRequest(scores=("exact_match",), min=("exact_match=0",))
     report = request._scored([])
     assert report["scores"] == {"exact_match": None}
-    with pytest.raises(GateFailed, match="exact_match was not measured"):
+    words = r"exact_match was not measured \(measured: answered\)"
+    with pytest.raises(GateFailed, match=words):
         check(report, request.min, request.max, "The evaluation")
+
+
+def test_a_gate_on_a_pattern_needs_one_before_anything_is_measured(tmp_path, home):
+    base = {"model": {"path": str(tiny_folder(tmp_path / "model"))}}
+    for gate in ({"min": ("regex=0.9",)}, {"max": ("pattern=0.9",)}, {"min": ("json_schema=1",)}):
+        with pytest.raises(SpecError, match=r"The score (regex|json_schema) needs a"):
+            EvaluateRequest.parse({**base, **gate}).checked(home)
+    named = {**base, "scores": ["pattern"], "pattern": "a", "min": ["pattern=0.9"]}
+    assert EvaluateRequest.parse(named).checked(home).scores == ("pattern",)
+    check({"scores": {"pattern": 0.95}}, ["pattern=0.9"], [], "The evaluation")
 
 
 def test_without_held_out_rows_only_forgetting_can_be_a_gate(tmp_path):
