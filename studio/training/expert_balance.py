@@ -27,6 +27,7 @@ class ExpertBalance:
         self._experts = experts
         self._counts = [torch.zeros_like(one.tokens_E) for one in experts]
         self._seen = [counts_E.cpu().clone() for counts_E in self._counts]
+        self._steps = 0
 
     def begin_step(self) -> None:
         """Let the experts count on from this session's last step."""
@@ -37,13 +38,20 @@ class ExpertBalance:
         """Return the evenness since the step began: the layers' mean entropy, in parts of log E."""
         if not self._experts:
             return None
+        self._steps += 1
         self._counts = [one.tokens_E for one in self._experts]
         before, self._seen = self._seen, [counts_E.cpu().clone() for counts_E in self._counts]
         layers = [evenness(now - old) for now, old in zip(self._seen, before, strict=True)]
         return sum(layers) / len(layers)
 
-    def warning(self, adapter: Adapter) -> str:
-        """Return a sentence on adapted experts that saw no token in any step; empty if none."""
+    def warning(self, adapter: Adapter, *, steps: int, processes: int) -> str:
+        """Return a sentence on adapted experts that saw no token in any step; empty if none.
+
+        It is empty too if a part of the run's tokens was not counted: after the run was resumed,
+        `steps` are more than those of this session, and other processes have rows of their own.
+        """
+        if steps != self._steps or processes > 1:
+            return ""
         adapted = {site.key.rpartition(".")[0] for site in adapter.sites if site.num_experts}
         unused = total = 0
         for one, seen in zip(self._experts, self._seen, strict=True):

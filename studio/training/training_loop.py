@@ -73,8 +73,11 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
             return
     if session.is_rank_0:
         yield Saving(step=session.progress.step)
-        notes = session.restore_best(folder), session.balance.warning(session.adapter)
-        note = " ".join(filter(None, notes))
+        unused = session.balance.warning(
+            session.adapter, steps=session.progress.step,
+            processes=session.accelerator.num_processes,
+        )  # fmt: skip
+        note = " ".join(filter(None, (session.restore_best(folder), unused)))
         if session.general:
             yield Loading(step=session.progress.step, text="Measuring forgetting")
         forgetting = general.measure()

@@ -27,11 +27,14 @@ def test_each_step_counts_its_own_tokens_and_unused_experts_are_named_at_the_end
     layer.tokens_E += torch.tensor([4, 0])
     assert balance.of_step() == 0
     site = SimpleNamespace(key="layers.0.experts.down_proj", num_experts=2)
-    assert "1 of 2 experts saw no token" in balance.warning(SimpleNamespace(sites=[site]))
+    adapter = SimpleNamespace(sites=[site])
+    assert "1 of 2 experts saw no token" in balance.warning(adapter, steps=2, processes=1)
+    assert balance.warning(adapter, steps=7, processes=1) == "", "resumed at step 5"
+    assert balance.warning(adapter, steps=2, processes=2) == "", "rank 0 saw a half"
     balance.begin_step()
     layer.tokens_E += torch.tensor([0, 1])
     assert balance.of_step() == 1 - 1
-    assert balance.warning(SimpleNamespace(sites=[site])) == ""
+    assert balance.warning(adapter, steps=3, processes=1) == ""
 
 
 def test_a_dense_model_has_no_balance():
