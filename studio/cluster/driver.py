@@ -197,7 +197,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _drive(storage: Storage) -> None:
     order = order_in(storage)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from studio.training.distributed_rank import TIMEOUT
 
     writer = EventWriter(storage)
     kind = "GPU" if order.gpus else "CPU"
@@ -206,6 +208,7 @@ def _drive(storage: Storage) -> None:
     trainer = TorchTrainer(
         work,
         train_loop_config={"place": storage.url},
+        torch_config=TorchConfig(timeout_s=int(TIMEOUT.total_seconds())),
         scaling_config=ScalingConfig(num_workers=order.workers, use_gpu=order.gpus),
         run_config=RunConfig(
             name="ray",

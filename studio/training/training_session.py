@@ -92,7 +92,7 @@ def forward_backward(session: Session) -> Pass:
     places, batches = session.next_rows(), session.next_batches()
     preference, smoothing = session.preference, session.spec.train.label_smoothing_factor
     if preference is None:
-        targets = session.sum_over_ranks(sum(map(total_weight, batches))) or 1.0
+        targets = session.sum_over_ranks(sum(map(total_weight, batches), 0.0)) or 1.0
     else:
         targets = preference.begin_step(places, batches)
     losses, scale = [], session.gradient_scale(targets)

@@ -164,8 +164,10 @@ def _join() -> str:
     """Join the launcher's process group; return this rank's device."""
     import torch
 
+    from studio.training.distributed_rank import TIMEOUT
+
     gpus = torch.cuda.is_available()
-    torch.distributed.init_process_group("nccl" if gpus else "gloo")
+    torch.distributed.init_process_group("nccl" if gpus else "gloo", timeout=TIMEOUT)
     if not gpus:
         return "cpu"
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

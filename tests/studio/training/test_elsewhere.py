@@ -6,12 +6,13 @@ import runpy
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path, PureWindowsPath
 
 import pytest
 
 from studio.errors import InputError, SpecError
-from studio.training import transfer_run
+from studio.training import distributed_rank, transfer_run
 from studio.training.train_run import train
 from studio.training.training_events import Finished, Step
 from tests.studio.tiny import tiny_spec
@@ -137,3 +138,13 @@ def test_a_place_that_is_taken_is_refused(spec, home, tmp_path):
     (tmp_path / "packed").mkdir()
     with pytest.raises(InputError, match="exists already"):
         transfer_run.pack(spec, tmp_path / "packed", home)
+
+
+def test_ranks_of_a_launcher_wait_as_long_for_rank_0_as_our_own(monkeypatch):
+    joined = list[timedelta]()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(
+        "torch.distributed.init_process_group", lambda backend, *, timeout: joined.append(timeout)
+    )
+    assert transfer_run._join() == "cpu"
+    assert joined == [distributed_rank.TIMEOUT]

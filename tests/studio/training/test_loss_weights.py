@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from studio.training.batching import pack, pad
 from studio.training.loss import evaluate_loss
+from studio.training.training_session import Session, forward_backward
 from tests.studio.training import conftest, test_siblings
 from tests.studio.training.conftest import make_rows
 
@@ -106,3 +107,12 @@ def test_siblings_have_the_weights_of_their_own_rows(monkeypatch):
     steps = test_siblings.rounds(sessions)
     for session, taken, values in zip(sessions, steps, test_siblings.SWEEP, strict=True):
         test_siblings.assert_equals_alone(session, taken, values)
+
+
+def test_a_rank_without_rows_has_a_sum_of_weights_with_its_fraction(session, monkeypatch):
+    """The sum over ranks has the type of the rank's own number."""
+    own, sums = session(), list[object]()
+    monkeypatch.setattr(Session, "next_rows", lambda self: [])
+    monkeypatch.setattr(Session, "sum_over_ranks", lambda self, value: sums.append(value) or value)
+    forward_backward(own)
+    assert [type(one) for one in sums] == [float]
