@@ -18,6 +18,9 @@ from studio.chat.lanes import LaneSettings, lane_notes
 from studio.errors import AdapterError, ChatError
 
 NO_CONVERSATION = 'There is no conversation "{id}": it was deleted or never saved.'
+ELSEWHERE = (
+    "This conversation went on in another tab. Reload this page; a branch keeps what is only here."
+)
 MOST_LISTED = 200
 MOST_TURN_CHARACTERS = 16_000_000
 TITLE_CHARACTERS = 80
@@ -69,11 +72,13 @@ class Conversations:
         title: str = "",
         parent: str | None = None,
         known: bool = False,
+        turns: int | None = None,
     ) -> None:
         """Save a conversation without its turns; an empty title keeps the old one.
 
         Raises:
-            ChatError: It is `known` to have been saved before, and was deleted since.
+            ChatError: It is `known` to have been saved before, and was deleted since, or it has
+                more `turns` than its page.
         """
         values = {
             "id": conversation, "title": title[:TITLE_CHARACTERS], "lanes": json.dumps(lanes),
@@ -82,22 +87,21 @@ class Conversations:
         with self._database.writing(durable=False) as db:
             if known:
                 _refuse_deleted(db, conversation)
+            if turns is not None and next(iter(db.query(_COUNT, [conversation])))["turns"] > turns:
+                raise ChatError(ELSEWHERE)
             db.conn.execute(_SAVE, values)
 
-    def save_turn(
-        self, conversation: str, number: int, *, prompt: str, answers: Rows, last: bool = False
-    ) -> None:
-        """Save one turn.
+    def save_turn(self, conversation: str, number: int, *, prompt: str, answers: Rows) -> None:
+        """Save one turn, whose prompt stays the same.
 
         Args:
             conversation: A saved conversation.
             number: The turn's number, from 0.
             prompt: The prompt.
             answers: One per lane, in order; each has at least a text.
-            last: Drop later turns.
 
         Raises:
-            ChatError: It is too long, or the conversation was deleted.
+            ChatError: It is too long, the conversation was deleted, or has another turn there.
         """
         text = json.dumps(answers, ensure_ascii=False)
         if len(text) + len(prompt) > MOST_TURN_CHARACTERS:
@@ -109,9 +113,8 @@ class Conversations:
         with self._database.writing(durable=False) as db:
             _refuse_deleted(db, conversation)
             db.conn.execute(_TOUCH, [now(), prompt[:TITLE_CHARACTERS], conversation])
-            db.conn.execute(_SAVE_TURN, values)
-            if last:
-                db.conn.execute(_DROP_TURNS, [conversation, number])
+            if not db.conn.execute(_SAVE_TURN, values).rowcount:
+                raise ChatError(ELSEWHERE)
 
     def branch(self, conversation: str, new: str, *, turns: int) -> dict[str, Any]:
         """Copy the first turns into a new conversation and return it.
@@ -189,9 +192,10 @@ WHERE id = ?
 _SAVE_TURN = """
 INSERT INTO turns(conversation, number, prompt, answers, words)
 VALUES (:id, :number, :prompt, :answers, :words)
-ON CONFLICT(conversation, number) DO UPDATE SET prompt = :prompt, answers = :answers, words = :words
+ON CONFLICT(conversation, number) DO UPDATE SET answers = :answers, words = :words
+WHERE prompt = :prompt
 """
-_DROP_TURNS = "DELETE FROM turns WHERE conversation = ? AND number > ?"
+_COUNT = "SELECT coalesce(max(number) + 1, 0) AS turns FROM turns WHERE conversation = ?"
 _COPY_TURNS = """
 INSERT INTO turns(conversation, number, prompt, answers, words)
 SELECT ?, number, prompt, answers, words FROM turns WHERE conversation = ? AND number < ?

@@ -50,24 +50,24 @@ class StopRequest(EmptyBody):
 
 
 class SavedConversation(EmptyBody):
-    """A conversation without its turns; `known` if it was saved before."""
+    """A conversation without its turns, but their number; `known` if it was saved before."""
 
     id: str = ID
     lanes: list[dict[str, Any]] = Field(max_length=MAX_LANES)
     settings: dict[str, Any] = Field(default_factory=dict)
     parent: str | None = None
     known: bool = False
+    turns: int | None = None
     title: str = Field("", max_length=200)
 
 
 class Turn(EmptyBody):
-    """One turn; `last` drops what came after it."""
+    """One turn."""
 
     conversation: str = ID
     number: int = Field(ge=0, le=10_000)
     prompt: str = Field(max_length=2_000_000)
     answers: list[dict[str, Any]] = Field(max_length=MAX_LANES)
-    last: bool = False
 
 
 class Branch(EmptyBody):

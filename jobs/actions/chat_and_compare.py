@@ -10,7 +10,7 @@ from jobs import judgements, suite_results
 from jobs.actions.registry import Reply, action, check_writable, field, submit, write_file
 from jobs.adapter_recipes import Recipes
 from jobs.job_queue import JobStore
-from jobs.saved_conversations import Conversations, answered_lanes
+from jobs.saved_conversations import ELSEWHERE, Conversations, answered_lanes
 from jobs.votes import Votes
 from studio.adapter_stack import MAX_LANES, read_lane
 from studio.chat.lanes import LaneSettings, Sampling
@@ -187,6 +187,7 @@ def vote(
         str, field("A to P, tie, bad, or none to take the vote back.", positional=True)
     ],
     blind: Annotated[bool, field("The lanes were hidden.", flag="-")] = False,
+    shown: Annotated[tuple[str, ...], field("The answers, as they were shown.", flag="-")] = NONE,
 ) -> dict[str, Any]:
     """Vote for the best answer of a turn."""
     talks, votes = Conversations(store.database), Votes(store.database)
@@ -196,6 +197,9 @@ def vote(
         raise ChatError(f"The conversation has {len(turns)} turns: there is no turn {turn}.")
     asked = turns[turn - 1]
     answers = asked["answers"]
+    texts = [str(a.get("text", "")) for a in answers]
+    if shown and texts != [*shown]:
+        raise ChatError(ELSEWHERE)
     word, letters = verdict.strip().lower(), LETTERS[: len(answers)]
     marks: list[str | None] = [None] * len(answers)
     if word == "none":
@@ -205,7 +209,7 @@ def vote(
         votes.cast(
             asked["prompt"], answered_lanes(talk, answers), winner=winner,
             bad=word == "bad", blind=blind, conversation=conversation, turn=turn - 1,
-            answers=[str(a.get("text", "")) for a in answers],
+            answers=texts,
         )  # fmt: skip
         marks = [
             word if winner is None else "won" if i == winner else "lost"

@@ -39,10 +39,16 @@ def test_a_search_reads_prompts_answers_and_lanes_literally(kept, search, hits):
     assert len(kept.list(search=search)) == hits
 
 
-def test_writing_a_turn_again_replaces_it_and_may_drop_the_later_ones(kept):
-    kept.save_turn("a", 0, prompt="Other", answers=[{"text": "x"}], last=True)
-
-    assert [turn["prompt"] for turn in kept.get("a")["turns"]] == ["Other"]
+def test_a_page_that_is_behind_writes_over_no_turn(kept):
+    before = kept.get("a")["turns"]
+    with pytest.raises(ChatError, match="in another tab"):
+        kept.save("a", lanes=[], settings={}, turns=1)
+    with pytest.raises(ChatError, match="in another tab"):
+        kept.save_turn("a", 1, prompt="Other", answers=[{"text": "x"}])
+    assert kept.get("a")["turns"] == before and kept.get("a")["lanes"] == LANES
+    kept.save("a", lanes=LANES, settings={}, turns=2)
+    kept.save_turn("a", 0, prompt=before[0]["prompt"], answers=[{"text": "x"}])
+    assert kept.get("a")["turns"] == [before[0] | {"answers": [{"text": "x"}]}, before[1]]
 
 
 def test_a_branch_has_the_first_turns_and_leaves_the_old_one_alone(kept):

@@ -51,6 +51,27 @@ test('a host that knows the request ends it itself, with its figures', async () 
   assert.deepEqual([reason, tokens], ['stopped', 3]);
 });
 
+test('a copy takes the turns that are saved, and then saves those that are not', async () => {
+  const sent = [], turn = (prompt) => ({ prompt, answers: [{ text: prompt }] });
+  let elsewhere = true;
+  globalThis.fetch = async (path, { body }) => {
+    const asked = JSON.parse(body), refused = elsewhere && path === '/api/chat/turns' && asked.number === 1;
+    sent.push([path.split('/').pop(), asked.number ?? asked.turns]);
+    return { ok: !refused, status: refused ? 400 : 200, json: async () => (refused
+      ? { error: { text: 'in another tab' } } : { parent: 'a' }) };
+  };
+  const one = new Conversation(null, settings, () => {});
+  one.begin({ id: 'a', turns: ['one', 'two', 'three'].map(turn), saved: true });
+  one.warned = true; // it was said
+  await one.save(1);
+  await one.save(2);
+  await one.save();
+  elsewhere = false;
+  await one.branch(3);
+  assert.deepEqual(sent.slice(-4), [['branch', 1], ['conversations', 3], ['turns', 1], ['turns', 2]]);
+  assert.deepEqual([one.parent, one.missing.size, one.turns.length], ['a', 0, 3]);
+});
+
 /** A bar of votes on a turn, and how often each of its keys was pressed. */
 function voting(verdicts) {
   const turn = { answers: verdicts.map((verdict) => ({ verdict, reason: 'stop', text: 'a' })) };

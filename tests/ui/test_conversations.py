@@ -37,6 +37,13 @@ def test_a_conversation_is_kept_found_branched_and_deleted(client):
     assert gone.status_code == 400 and "no conversation" in gone.json()["error"]["text"]
 
 
+def test_a_vote_is_on_the_answers_that_were_shown(client):
+    stale = client.post("/api/do/vote", json=VOTE | {"shown": ["a", "older"]})
+    assert "in another tab" in stale.json()["error"]["text"]
+    assert client.post("/api/do/leaderboard", json={}).json()["votes"] == 0
+    assert client.post("/api/do/vote", json=VOTE | {"shown": ["a", "<b>"]}).status_code == 200
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl", "html"])
 def test_votes_are_downloads_that_no_browser_runs(client, form):
     client.post("/api/do/vote", json=VOTE)

@@ -139,16 +139,16 @@ export class Conversation {
   async save(number) {
     const { id, turns, missing } = this;
     try {
-      await api('/api/chat/conversations', { ...this.meta(), known: this.saved });
+      await api('/api/chat/conversations', { ...this.meta(), known: this.saved, turns: turns.length });
       if (id === this.id) this.saved = true;
       for (const one of new Set([...missing, number])) {
         if (turns[one]) await api('/api/chat/turns', { conversation: id, number: one, prompt: turns[one].prompt,
-          answers: turns[one].answers.map((a) => a ?? {}), last: one === turns.length - 1 });
+          answers: turns[one].answers.map((a) => a ?? {}) });
         missing.delete(one);
       }
       this.warned = false;
     } catch (error) {
-      missing.add(number);
+      if (turns[number]) missing.add(number);
       if (!this.warned && !this.leaving) toast(t`Not saved: ${error.message}`, 'error');
       this.warned = true;
     }
@@ -159,20 +159,23 @@ export class Conversation {
     const turn = this.turns[this.unsaved];
     if (!turn) return;
     const body = (answers) => JSON.stringify({ conversation: this.id, number: this.unsaved,
-      prompt: turn.prompt, answers, last: this.unsaved === this.turns.length - 1 });
+      prompt: turn.prompt, answers });
     const whole = body(turn.answers);
     fetch(at('/api/chat/turns'), { method: 'POST', keepalive: true,
       headers: { 'content-type': 'application/json' }, body: new Blob([whole]).size < KEEPALIVE_BYTES
         ? whole : body(turn.answers.map((answer) => ({ ...answer, tokens: undefined }))) });
   }
 
+  /** Go on in a copy of the first turns; from the first that is not saved, as they stand here. */
   async branch(turns) {
-    const id = crypto.randomUUID().slice(0, 8), { missing } = this;
+    const id = crypto.randomUUID().slice(0, 8), kept = Math.min(turns, ...this.missing);
     const copied = this.turns.slice(0, turns).map(({ prompt, answers }) =>
       structuredClone({ prompt, answers }));
-    const { parent } = await api('/api/chat/branch', { id: this.id, new: id, turns });
+    const { parent } = await api('/api/chat/branch', { id: this.id, new: id, turns: kept });
     if (this.asking) throw new Error(t`A prompt was sent before the copy was made; the copy is under Conversations.`);
-    this.begin({ id, parent, turns: copied, saved: true, missing });
+    this.begin({ id, parent, turns: copied, saved: true });
+    for (let number = kept; number < turns; number += 1) this.missing.add(number);
+    if (kept < turns) await this.save();
   }
 }
 

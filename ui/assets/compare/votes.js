@@ -74,7 +74,7 @@ export class Votes {
     const { conversation } = this.page, number = conversation.turns.indexOf(turn);
     const verdict = winner === null ? (bad ? 'bad' : 'tie') : LETTERS[winner];
     if (!await send('/api/do/vote', { conversation: conversation.id, turn: number + 1, verdict,
-      blind: isBlind(turn) })) return;
+      blind: isBlind(turn), shown: turn.answers.map((answer) => answer?.text ?? '') })) return;
     turn.answers.forEach((answer, lane) => {
       answer.verdict = winner === null ? (bad ? 'bad' : 'tie') : lane === winner ? 'won' : 'lost';
     });
