@@ -5,6 +5,7 @@ home, is refused and nothing is changed. Jobs that ran when the backup was taken
 the next supervisor: their processes are marked as those of another boot, which cannot be alive.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from jobs.backup import MANIFEST, VERSION, refuse_too_large
 from jobs.database import damage
 from jobs.database_schema import unknown_migration
 from jobs.file_locks import FileLock
+from jobs.job_queue import JobStore
 from studio import atomic
 from studio.errors import HomeError
 from studio.home import MANIFEST as LIST
@@ -49,7 +51,8 @@ def restore(home_path: Path, file: Path) -> dict[str, Any]:
             head = source.read(len(SQLITE))
     except OSError as error:
         raise HomeError(f"{file} cannot be read ({error.strerror}).") from None
-    if supervisor.living(Home(home_path)) is not None or _runs(Home(home_path)):
+    home = Home(home_path)
+    if supervisor.living(home) is not None or _runs(home) or _processes(home):
         raise HomeError("This home is in use. `studio stop` ends what runs; then restore again.")
     if head == SQLITE:
         return _restore_database(open_home(home_path), file)
@@ -65,6 +68,14 @@ def _runs(home: Home) -> bool:
         if not free:
             return True
     return False
+
+
+def _processes(home: Home) -> bool:
+    """Return True if a page or chat, which outlive the supervisor, may use the database."""
+    if home.database.exists():
+        with contextlib.suppress(HomeError), closing(JobStore(home)) as store:
+            return bool(store.processes())
+    return False  # none, or one that nothing can use
 
 
 def _restore_database(home: Home, file: Path) -> dict[str, Any]:

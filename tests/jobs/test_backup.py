@@ -166,6 +166,14 @@ def test_a_home_in_use_is_not_overwritten(home, tmp_path):
         child.wait(timeout=30)
 
 
+def test_a_home_with_an_open_page_is_not_overwritten(store, tmp_path):
+    backup(store.home, tmp_path / "b.tar")
+    store.announce("web")
+    for file in (tmp_path / "b.tar", store.home.database):
+        with pytest.raises(HomeError, match="studio stop"):
+            restore(store.home.path, file)
+
+
 def tar_of(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
     with tarfile.open(path, "w") as tar:
         for info, body in members:
