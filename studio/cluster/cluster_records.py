@@ -111,6 +111,7 @@ class Submission(Record):
 
     submission: str
     place: str
+    address: str = ""
     submitted: bool = False
     file: int = 1
     lines: int = 0

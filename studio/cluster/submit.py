@@ -14,6 +14,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from studio.cluster import Cluster
@@ -48,8 +49,20 @@ def submit(spec: RunSpec, *, run_dir: Path, home: Home, ray: Ray, storage: str) 
     sent = read_submission(run_dir) or _prepared(spec, run_dir, home, ray.facts(), storage)
     if not sent.submitted:
         ray.submit(sent.submission, place=sent.place)
-        sent = sent.model_copy(update={"submitted": True}).save(run_dir)
+        update = {"submitted": True, "address": ray.address}
+        sent = sent.model_copy(update=update).save(run_dir)
     return sent
+
+
+def cluster_of(run_dir: Path, address: str) -> Ray:
+    """Return the cluster of a run: that at `address`, unless an earlier one knows the run."""
+    sent = read_submission(run_dir)
+    if sent is not None and sent.address not in ("", address):
+        with suppress(NoAnswer):
+            earlier = Ray(sent.address)
+            if earlier.status(sent.submission) is not None:
+                return earlier
+    return Ray(address)
 
 
 def too_few(wanted: int, facts: ClusterFacts) -> str:
@@ -130,9 +143,9 @@ def train(
         if (finished := already_finished(run_dir)) is not None:
             yield finished
             return
-    ray = Ray(cluster.address)
 
     while True:
+        ray = cluster_of(run_dir, cluster.address)
         yield Loading(text="Submitting the run to the cluster")
         waiting = False
         while True:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from studio.cluster.cluster_records import ORDER, Order, read_json, read_submission
-from studio.cluster.ray_api import ClusterFacts, NoAnswer
+from studio.cluster.ray_api import ClusterFacts, NoAnswer, Ray
 from studio.cluster.shared_storage import Storage
-from studio.cluster.submit import submit
+from studio.cluster.submit import cluster_of, submit
 from studio.errors import ClusterError
 from studio.home import Home, publishing
 from studio.spec import RunSpec
@@ -19,7 +19,7 @@ class Door:
     """A cluster that takes jobs, or does not answer."""
 
     def __init__(self, *, devices: int = 4) -> None:
-        self.devices, self.answers = devices, True
+        self.devices, self.answers, self.address = devices, True, "http://first:8265"
         self.taken: list[tuple[str, str]] = []
 
     def facts(self) -> ClusterFacts:
@@ -75,6 +75,21 @@ def test_a_run_whose_cluster_fell_silent_is_the_same_job_when_it_answers(spec, h
     for _ in range(2):
         assert sent_to(door, spec, tmp_path / "7", home).url == note.place
     assert door.taken == [(note.submission, note.place)]
+
+
+@pytest.mark.parametrize("known", [True, False, None])
+def test_a_run_stays_with_the_cluster_that_knows_it(spec, home, tmp_path, monkeypatch, known):
+    assert cluster_of(tmp_path / "7", "http://second:8265").address == "http://second:8265"
+    sent_to(Door(), spec, tmp_path / "7", home)
+
+    def status(ray: Ray, submission: str) -> tuple[str, str] | None:
+        if known is None:
+            raise NoAnswer("It was switched off.")
+        return ("RUNNING", "") if known else None
+
+    monkeypatch.setattr(Ray, "status", status)
+    wanted = "http://first:8265" if known else "http://second:8265"
+    assert cluster_of(tmp_path / "7", "http://second:8265").address == wanted
 
 
 def test_a_model_goes_to_the_storage_once_for_all_runs(spec, home, tmp_path):
