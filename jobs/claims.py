@@ -105,8 +105,7 @@ WHERE state = 'queued'
                   WHERE dependencies.job = jobs.id AND needed.state <> 'succeeded')
   AND (kind <> 'bakeoff'  -- which measures what its runs left, wherever these are trained
        OR NOT EXISTS (SELECT 1 FROM jobs AS run WHERE run.sweep = jobs.sweep AND run.kind = 'train'
-                      AND run.state IN ('queued', 'starting', 'running', 'stopping',
-                                        'interrupted')))
+                      AND run.state NOT IN ('succeeded', 'failed', 'cancelled')))
 ORDER BY position, id
 """
 _START_ATTEMPT = """

@@ -66,7 +66,8 @@ class Placement:
         busy = {device_of(str(row["device"])) for row in leases if row["holder"] == "job"}
         wanted = {slot.device: slot.wanted for slot in slots}
         self.left = self._room([device for device in wanted if device not in busy], chat)
-        self._short, sentences = set(), self._absent(list(wanted)) | dict(others or {})
+        held = {row["id"]: row["why"] for row in self._store.database.rows(_HELD_RUNS)}
+        self._short, sentences = set(), self._absent(list(wanted)) | held | dict(others or {})
         for slot, room in self.left.items():
             found = self._store.claims.waiting_for_memory(
                 room, wanted=wanted[slot], start_when=start_when
@@ -149,6 +150,12 @@ _SET_WAITS = "UPDATE jobs SET waits = ? WHERE id = ? AND state = 'queued'"
 _NAMED = """
 SELECT id, device_wanted FROM jobs
 WHERE state = 'queued' AND (device_wanted LIKE 'cuda:%' OR device_wanted LIKE 'xpu:%')
+"""
+_HELD_RUNS = """
+SELECT jobs.id, 'It waits for "' || run.name || '", which is paused.' AS why
+FROM jobs JOIN jobs AS run ON run.sweep = jobs.sweep
+WHERE jobs.state = 'queued' AND jobs.kind = 'bakeoff' AND run.kind = 'train'
+  AND run.state = 'paused'
 """
 
 

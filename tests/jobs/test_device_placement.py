@@ -184,6 +184,16 @@ def test_a_processor_is_shared_until_its_memory_is_short(store):
     assert machine.claim() == large
 
 
+def test_a_table_waits_for_a_paused_run_and_says_so(store, machine):
+    run = store.submit({"name": "mine"}, sweep="duel").id
+    table = store.submit({"name": ""}, kind="bakeoff", sweep="duel").id
+    store.pause(run)
+    assert machine.claim() is None
+    assert store.get(table).waits == 'It waits for "mine", which is paused.'
+    store.cancel(run)
+    assert machine.claim() == table
+
+
 def test_a_wide_job_takes_the_devices_that_have_room_for_it(store):
     job = store.submit({"train": {"num_processes": 2}}, memory_bytes=8 * GB).id
     slots = ["cuda:0", "cuda:1", "cuda:2"]
