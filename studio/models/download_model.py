@@ -71,6 +71,9 @@ def check(found: Repository) -> None:
         raise ModelError(found.why_not)
     folder = repository_folder(found.id, found.kind)
     needed = found.size_bytes - arrived_bytes(found) + SPARE_BYTES
+    if _copies():
+        snapshot = folder / "snapshots" / found.revision
+        needed += sum(file.size for file in found.files if not (snapshot / file.name).exists())
     free = free_bytes()
     if needed > free:
         raise DiskFull(
@@ -85,6 +88,13 @@ def check(found: Repository) -> None:
                 "one answer. Install hf_xet and download it into the same cache with "
                 f"`hf download {found.id}{more}`, then use it by its name."
             )
+
+
+def _copies() -> bool:
+    """Return True if the library copies blobs into a snapshot, since it cannot link them."""
+    from huggingface_hub.file_download import are_symlinks_supported
+
+    return os.name == "nt" and not are_symlinks_supported(cache_folder())
 
 
 def free_bytes() -> int:

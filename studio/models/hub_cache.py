@@ -76,9 +76,11 @@ def is_whole(snapshot: Path) -> bool:
 
 
 def size_on_disk(name: str) -> int:
-    """Return the bytes that a model's blobs use, what arrived in part included."""
+    """Return the bytes of a model's blobs, of those in part, and of copies where links fail."""
+    folder = repository_folder(name)
     with contextlib.suppress(OSError):
-        return sum(one.stat().st_size for one in (repository_folder(name) / "blobs").iterdir())
+        found = [*(folder / "blobs").glob("*"), *(folder / "snapshots").rglob("*")]
+        return sum(one.stat().st_size for one in found if one.is_file() and not one.is_symlink())
     return 0
 
 

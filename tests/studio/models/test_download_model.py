@@ -20,6 +20,7 @@ from studio.models.hub_cache import (
     cached,
     remove,
     repository_folder,
+    size_on_disk,
 )
 from studio.models.hub_models import endpoint, look_up, read_name, search
 from studio.spec import ModelSource
@@ -189,6 +190,21 @@ def test_a_file_that_the_hub_does_not_send_whole_is_refused_before_any_is_fetche
     with pytest.raises(ModelError, match=rf"model.safetensors of .*`hf download {NAME}{more}`"):
         fetch(replace(found, kind=kind))
     assert not arrived_bytes(found)
+
+
+def test_where_links_fail_copies_need_room_and_are_counted(hub, monkeypatch):
+    found = look_up(NAME)
+    room = download_model.SPARE_BYTES + found.size_bytes * 3 // 2
+    monkeypatch.setattr(download_model, "free_bytes", lambda: room)
+    download_model.check(found)
+    monkeypatch.setattr(download_model, "_copies", lambda: True)
+    with pytest.raises(DiskFull, match="are free"):
+        download_model.check(found)
+    for place in ("blobs/a", "snapshots/c/a"):
+        (repository_folder(NAME) / place).parent.mkdir(parents=True, exist_ok=True)
+        (repository_folder(NAME) / place).write_bytes(b"x" * 10)
+    (repository_folder(NAME) / "snapshots/c/b").symlink_to("../../blobs/a")
+    assert size_on_disk(NAME) == 20
 
 
 def test_a_full_disk_is_said_before_and_while_it_fills(hub, home, monkeypatch):
