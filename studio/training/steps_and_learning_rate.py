@@ -97,6 +97,12 @@ def plan_run(spec: RunSpec, *, num_rows: int, hidden_size: int) -> Plan:
     total = args.max_steps
     if total < 1:
         total = math.ceil(num_rows * args.num_train_epochs / rows_per_step)
+    share = spec.data.validation_fraction
+    held_out = AUTO_EVAL_ROWS
+    if not spec.data.validation_path:
+        held_out = min(held_out, math.ceil(num_rows * share / (1 - share)) or 1)
+    # Of a row an evaluation does a third of the work: all of them take a sixth of the run at most.
+    evaluations = total * rows_per_step // (2 * held_out)
     warmup = args.warmup_steps if args.warmup_steps >= 0 else math.ceil(0.05 * total)
     return Plan(
         num_rows=num_rows,
@@ -104,7 +110,7 @@ def plan_run(spec: RunSpec, *, num_rows: int, hidden_size: int) -> Plan:
         micro_batch=min(args.per_device_train_batch_size, rows_per_step),
         total_steps=total,
         warmup_steps=min(warmup, total),
-        eval_every=_interval(args.eval_steps, total, times=10),
+        eval_every=_interval(args.eval_steps, total, times=min(max(evaluations, 2), 10)),
         eval_rows=MOST_EVAL_ROWS if args.eval_steps > 0 else AUTO_EVAL_ROWS,
         save_every=_interval(args.save_steps, total, times=5),
         learning_rate=learning_rate(args, spec.method, hidden_size),

@@ -54,6 +54,7 @@ def test_evaluations_take_the_same_rows_however_long_a_run_is_and_a_users_interv
     assert make_plan(100, max_steps=95, save_steps=4).save_every == 4
     assert make_plan(5000, max_steps=30).eval_rows == make_plan(5000, max_steps=500).eval_rows == 64
     assert make_plan(5000, max_steps=30, eval_steps=10).eval_rows > 5000
+    assert make_plan(5000, max_steps=30).eval_every == 15, "a sixth of the work at most"
 
 
 def test_schedules_rise_linearly_and_end_where_they_should():
