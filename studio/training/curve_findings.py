@@ -263,14 +263,14 @@ def _why_nothing(run: RunCurves) -> tuple[str, Correction]:
     if gradients and max(gradients) < NO_GRADIENT and plain and targets != plain.default:
         other = _again({"method.target_modules": plain.default}, "with the default modules")
         return "no gradient reaches the modules that are trained", other
-    if spec.data.train_on == "all":
+    if spec.data.train_on == "all" and spec.train.loss == "sft":
         why = "prompts carry loss too and outweigh the answers"
         return why, _again({"data.train_on": "assistant"}, "on the answers alone")
     if spec.train.learning_rate != "auto" and run.rate < method.base_learning_rate / 5:
         why = f"the learning rate of {run.rate:.2g} is low for {method.title}"
         return why, _again({"train.learning_rate": "auto"}, "at the automatic rate")
     why = f"the learning rate of {run.rate:.2g} may be too low, or the rows are known already"
-    return why, _again({"train.find_learning_rate": True}, "and find the learning rate")
+    return why, _find_rate(run)
 
 
 def noise(run: RunCurves) -> Finding | None:
@@ -355,8 +355,8 @@ def copies_prompts(run: RunCurves) -> Finding | None:
     last = [value for _, value in run.points("answers_copied")][-2:]
     if len(last) < 2 or min(last) < MOST_SAMPLES:
         return None
-    remedy = _again({"train.find_learning_rate": True}, "and find the learning rate")
-    if run.spec.data.train_on == "all":
+    remedy = _find_rate(run)
+    if run.spec.data.train_on == "all" and run.spec.train.loss == "sft":
         remedy = _again({"data.train_on": "assistant"}, "on the answers alone")
     elif run.spec.data.chat_template == "plain":
         remedy = _again({"data.chat_template": "auto"}, "with the model's own template")
@@ -483,6 +483,13 @@ def _longer(run: RunCurves, steps: float) -> Correction:
         return _again({name: own + added}, f"for {own + added:g} {unit}")
     title = f"Train {added} {unit if added > 1 else unit[:-1]} more"
     return Correction(title=title, action="extend", values={unit: added})
+
+
+def _find_rate(run: RunCurves) -> Correction:
+    """Return the remedy that searches the rate, or a higher one where no search is possible."""
+    if run.spec.train.may_use_several_processes or run.held_out == 0:
+        return _again({"train.learning_rate": _round(3 * run.rate)}, "at three times the rate")
+    return _again({"train.find_learning_rate": True}, "and find the learning rate")
 
 
 def _again(values: dict[str, Any], how: str = "at a quarter of the rate") -> Correction:

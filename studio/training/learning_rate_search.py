@@ -37,13 +37,8 @@ def find_rate(
     each trial: a run that was interrupted or retried repeats none, and keeps its rate.
 
     Raises:
-        SpecError: No row is held out, or the run uses several processes.
+        SpecError: No row is held out.
     """
-    if spec.train.may_use_several_processes:
-        raise SpecError(
-            "train.find_learning_rate needs a single process: find the rate on one device, then "
-            "set it.", field="train.find_learning_rate",
-        )  # fmt: skip
     if not len(prepared.validation):
         raise SpecError(
             "train.find_learning_rate compares held-out losses, but no row is held out: set "

@@ -97,7 +97,8 @@ def check(spec: RunSpec) -> None:
 
     Raises:
         MethodError: The method changes the base itself, which is quantised or the loss's reference.
-        SpecError: The base is sharded, or a setting of the loss is invalid.
+        SpecError: The base is sharded, a setting of the loss is invalid, or several processes
+            would search the learning rate.
     """
     args = spec.train
     if spec.method.trains_base and spec.model.quantization != "none":
@@ -105,6 +106,11 @@ def check(spec: RunSpec) -> None:
             f"{spec.method.title} trains the weights of the base, which cannot be trained in "
             f"{spec.model.quantization}: set model.quantization=none, or use LoRA."
         )
+    if args.find_learning_rate and args.num_devices > 1:
+        raise SpecError(
+            "train.find_learning_rate needs a single process: find the rate on one device, then "
+            "set it.", field="train.find_learning_rate",
+        )  # fmt: skip
     if args.loss == "sft":
         return
     if args.loss == "grpo":

@@ -7,7 +7,7 @@ import pytest
 from studio.errors import SpecError
 from studio.home import open_home
 from studio.spec import RunSpec
-from studio.training import learning_rate_search
+from studio.training import learning_rate_search, objectives
 from studio.training.train_run import train
 from studio.training.training_events import Finished, Loading, Started
 
@@ -62,6 +62,8 @@ def test_a_search_that_was_interrupted_repeats_no_trial_and_a_run_under_way_none
 
 
 def test_the_search_needs_held_out_rows_and_one_process(tmp_path):
+    with pytest.raises(SpecError, match="needs a single process"):
+        objectives.check(spec("lora", find_learning_rate=True, num_processes=2))
     home = open_home(tmp_path / "home")
     none_held = spec("lora", find_learning_rate=True).with_values({"data.validation_fraction": 0})
     with pytest.raises(SpecError, match="no row is held out"):
