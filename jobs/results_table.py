@@ -39,6 +39,8 @@ FIXED = {
     "eval_loss": ("Held-out loss", "min"), "forgetting": ("Forgetting", "min"),
     "win_rate": ("Win rate", "max"), "size_bytes": ("Bytes", "min"),
 }  # fmt: skip
+ALIKE = {"eval_loss": "data", "win_rate": "group"}
+"""Column: what rows must have in common, beside the base, so that their figures are compared."""
 MEASURED = {
     "accuracy": ("accuracy", "max"), "macro_f1": ("macro F1", "max"), "eval_loss": ("loss", "min"),
     "token_accuracy": ("token accuracy", "max"), "exact_match": ("exact match", "max"),
@@ -79,7 +81,7 @@ def table(store: JobStore) -> dict[str, Any]:
         ):
             answered = times.get(judged["suite"], at)
             for one in judged["standings"]:
-                rate = {"judged": _win_rate(one)}
+                rate = {"judged": one["rate"]}
                 found.put(found.of_lane(one["lane"], answered), job.name, rate, job.id)
     _put_votes(found)
     _mark(found)
@@ -196,7 +198,10 @@ def _abouts(specs: Mapping[int, dict[str, Any]]) -> dict[int, str]:
 
 
 def _put_votes(found: _Table) -> None:
-    """Put the share of votes that each row won: lanes that are the same adapter count together."""
+    """Put the share of its games that each row won: lanes of the same adapter count together.
+
+    A vote is a game of the winner against each other lane, as in the ranking.
+    """
     matches = []
     for vote in Votes(found.database).list():
         at = vote["created"]
@@ -207,13 +212,13 @@ def _put_votes(found: _Table) -> None:
             matches.append(Match(lanes=lanes, winner=vote["winner"]))
     for one in leaderboard(matches):
         if one.lane in found.rows:
-            found.rows[one.lane]["win_rate"] = _win_rate(one.as_dict())
+            found.rows[one.lane] |= {"win_rate": one.rate, "group": one.group}
 
 
 def _mark(found: _Table) -> None:
     """Put the columns in which a row is the best of its base, and what the picture of it lacks.
 
-    A held-out loss is compared with those on the same dataset; one on a few rows is no evidence.
+    A held-out loss on a few rows is no evidence.
     """
     rows = [*found.shown]
     for row in rows:
@@ -221,10 +226,10 @@ def _mark(found: _Table) -> None:
         lacks = [words for key, words in LACKS.items() if row.get(key) is None]
         row["lacks"] = None if row["method"] == "Base" else lacks
     for key, column in found.columns.items():
-        groups = defaultdict[tuple[str, ...], list[dict[str, Any]]](list)
+        groups = defaultdict[tuple[Any, ...], list[dict[str, Any]]](list)
         for row in rows:
             if row.get(key) is not None and not (key == "eval_loss" and row.get("few")):
-                groups[row["base"], row["data"] if key == "eval_loss" else ""].append(row)
+                groups[row["base"], row.get(ALIKE.get(key))].append(row)
         if not column["best"]:
             continue
         pick = min if column["best"] == "min" else max
@@ -239,11 +244,6 @@ def _seconds(moment: str) -> float:
         return datetime.fromisoformat(moment).timestamp()
     except ValueError:
         return 0.0
-
-
-def _win_rate(one: Mapping[str, Any]) -> float:
-    won, games = one["wins"] + one["ties"] / 2, one["wins"] + one["losses"] + one["ties"]
-    return float(won / games)
 
 
 def _put_tasks(found: _Table, job: Job, at: float) -> None:

@@ -34,12 +34,13 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
-    """One lane's score, 95 % interval and games."""
+    """One lane's score, 95 % interval and votes; `rate` is the share of its games that it won."""
 
     lane: str
     score: float
     low: float
     high: float
+    rate: float
     wins: int
     losses: int
     ties: int
@@ -79,9 +80,11 @@ def leaderboard(matches: Sequence[Match]) -> list[Standing]:
         strengths, deviations = fit([[table[a][b] for b in group] for a in group])
         for row, a in enumerate(group):
             score, spread = strengths[row] * SCALE, deviations[row] * SCALE * NORMAL_95
+            won, lost = sum(table[a]), sum(row[a] for row in table)
             standings.append(Standing(
                 lane=lanes[a], score=CENTRE + score, low=CENTRE + score - spread,
-                high=CENTRE + score + spread, group=number, **_record(lanes[a], matches),
+                high=CENTRE + score + spread, rate=won / (won + lost), group=number,
+                **_record(lanes[a], matches),
             ))  # fmt: skip
     return sorted(standings, key=lambda one: (one.group, -one.score, one.lane))
 

@@ -198,6 +198,24 @@ def test_votes_on_lanes_of_one_adapter_count_together_and_never_against_itself(s
     assert rows["one"]["win_rate"] == 2 / 4 and rows["base"]["win_rate"] == 2 / 3
 
 
+def test_a_win_rate_counts_the_games_of_votes_of_many_lanes_and_is_best_among_those_that_met(
+    store, home
+):
+    names = {name: adapter(home, name, None, None) for name in "abcde"}
+    a, b, c, d, e = (write_lane("base", [StackItem(name=item)]) for item in names.values())
+    votes = Votes(store.database)
+    for winner in [0] * 5 + [1] * 5:
+        votes.cast("hi", [a, "base"], winner=winner)
+    for winner in [0] * 4 + [1] * 2 + [2] * 2 + [3] * 2:
+        votes.cast("hi", [b, c, d, "base"], winner=winner)
+    votes.cast("hi", [e, "other"], winner=0)  # e met none of the others
+    rows = {row["name"]: row for row in results_table.table(store)["rows"]}
+    # b: 4 wins over three lanes, 6 losses to one each: 12 of 18; base: 5 of 10, then 6 of 14.
+    rates = {name: rows[name]["win_rate"] for name in ("a", "b", "c", "base", "e")}
+    assert rates == {"a": 0.5, "b": 12 / 18, "c": 6 / 14, "base": 11 / 24, "e": 1.0}
+    assert "win_rate" in rows["b"]["best"] and "win_rate" not in rows["a"]["best"]
+
+
 def test_lanes_of_a_suite_that_differ_in_settings_are_told_apart(store, home):
     one = adapter(home, "one", None, None)
     lane = {"model": "base", "stack": [{"name": one}]}
