@@ -170,8 +170,8 @@ class TrainArgs(Record):
         },
     )  # fmt: skip
     eval_steps: int = _evaluation(
-        0, "Steps between evaluations; 0 evaluates 64 held-out rows up to ten times per "
-        "run, in a sixth of its time at most, -1 never.", ge=-1,
+        0, "Steps between evaluations; 0 evaluates 64 held-out rows up to ten times and "
+        "for at most a sixth of the run, -1 never.", ge=-1,
         words={"auto": 0, "never": -1},
     )  # fmt: skip
     save_steps: int = _evaluation(
