@@ -186,9 +186,9 @@ class TrainArgs(Record):
         "learning from preferences, with the highest reward accuracy).", title="Best checkpoint",
     )  # fmt: skip
     early_stopping_patience: int = _evaluation(
-        0, "Stop after this many evaluations without a lower held-out loss, and publish the best "
-        "checkpoint; 0 disables early stopping.", title="Early stopping", ge=0, le=1000,
-        words={"off": 0},
+        0, "Stop after this many evaluations without a lower held-out loss (or a higher reward "
+        "accuracy or reward), and publish the best checkpoint; 0 disables early stopping.",
+        title="Early stopping", ge=0, le=1000, words={"off": 0},
     )  # fmt: skip
     num_samples: int = _evaluation(
         3, "Validation prompts to answer at every evaluation; 0 disables sampling.", ge=0, le=8,

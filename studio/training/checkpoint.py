@@ -56,20 +56,22 @@ class RunProgress:
         self, eval_loss: float | None, score: float | None = None,
         sources: dict[str, float] | None = None,
     ) -> None:  # fmt: skip
-        """Record a held-out loss, or only a score; `waited` counts evaluations since the best.
+        """Record a held-out loss, or only a score.
 
         The best has the highest score (reward accuracy, reward), if there is one, then the lowest
-        loss. `sources` are the losses (or rewards) by source of a mix.
+        loss. `waited` counts evaluations since the best and the lowest loss. `sources` are the
+        losses (or rewards) by source of a mix.
         """
         self.eval_loss, self.sources = eval_loss, sources or {}
+        self.waited += 1
         if eval_loss is not None:
+            if all(eval_loss < loss for _, loss in self.evaluations):
+                self.waited = 0
             self.evaluations.append((self.step, eval_loss))
         best = -(self.best_accuracy or 0.0), self.best_loss or 0.0
         if self.best_step is None or (-(score or 0.0), eval_loss or 0.0) < best:
             self.best_loss, self.best_step, self.waited = eval_loss, self.step, 0
             self.best_accuracy, self.best_sources = score, self.sources
-        else:
-            self.waited += 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -61,8 +61,7 @@ def train(
                 raise failed from None
             raise
         except OutOfMemory as error:
-            single = spec.train.num_processes == 1
-            helps = single and not isinstance(error, WeightsTooLarge)
+            helps = not (in_process_group or isinstance(error, WeightsTooLarge))
             changes = next_remedy(spec) if spec.train.retry_when_out_of_memory and helps else None
             if changes is None:
                 raise

@@ -378,8 +378,14 @@ class Session:
     def restore_best(self, folder: Path) -> str:
         """Load the adapter of the best evaluation; return a note for the user."""
         progress, best = self.progress, self.progress.best_step
-        if not self.keeps_best or best is None or best == progress.step:
+        if not self.keeps_best or best == progress.step:
             return ""
+        if best is None:
+            return (
+                "Nothing was evaluated, so the adapter is that of the last step: early stopping "
+                "and the best checkpoint need held-out rows (data.validation_fraction) and "
+                "evaluations (train.eval_steps)."
+            )
         # Not `stopped_early`, which communicates: the other ranks have left.
         best_of = "the lowest held-out loss"
         if self.preference and progress.best_accuracy is not None:

@@ -106,7 +106,10 @@ def test_a_retry_that_is_not_possible_here_leaves_the_first_error(monkeypatch, t
         list(train_run.train(spec, run_dir=tmp_path, home=home))
 
 
-def test_a_retry_begins_without_the_model_of_the_failed_attempt(monkeypatch, tmp_path, home):
+@pytest.mark.parametrize("devices", [{}, {"train__device": "cpu", "train__num_processes": 2}])
+def test_a_retry_begins_without_the_model_of_the_failed_attempt(
+    monkeypatch, tmp_path, home, devices
+):
     class Model:
         pass
 
@@ -125,6 +128,6 @@ def test_a_retry_begins_without_the_model_of_the_failed_attempt(monkeypatch, tmp
         yield
 
     monkeypatch.setattr(train_run, "_train", attempt)
-    spec = make_spec(train__retry_when_out_of_memory=True)
+    spec = make_spec(train__retry_when_out_of_memory=True, **devices)
     (event,) = train_run.train(spec, run_dir=tmp_path, home=home)
     assert "retrying with per_device_train_batch_size 4" in event.text

@@ -7,6 +7,7 @@ import torch
 from studio.job_request import Command
 from studio.training import checkpoint, training_loop
 from studio.training.batching import pack, pad
+from studio.training.checkpoint import RunProgress
 from studio.training.loss import evaluate_loss, head_loss, loss_sum
 from studio.training.training_events import Evaluated, Finished, Step
 from studio.training.training_session import Session
@@ -170,3 +171,20 @@ def test_every_attention_gives_the_same_losses_and_gradients(session, implementa
         assert one.loss == pytest.approx(other.loss, rel=1e-5)
         assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)
     assert np.isfinite(steps[0][-1].loss)
+
+
+def test_patience_watches_the_held_out_loss_and_the_reward_accuracy():
+    progress = RunProgress()
+    for step, (loss, accuracy) in enumerate(
+        [(0.68, 0.8), (0.6, 0.75), (0.55, 0.75), (0.55, 0.75), (0.6, 0.85), (0.6, 0.85)], 1
+    ):
+        progress.step = step
+        progress.record_evaluation(loss, accuracy)
+        assert progress.waited == (1 if step in (4, 6) else 0)
+    assert progress.best_step == 5
+
+
+@pytest.mark.parametrize("wish", [{"early_stopping_patience": 3}, {"load_best_model_at_end": True}])
+def test_a_best_checkpoint_without_any_evaluation_is_noted(session, tmp_path, wish):
+    own = session(train={"max_steps": 2, "eval_steps": -1, "num_samples": 0, **wish})
+    assert run_all(own, tmp_path)[-1].note.startswith("Nothing was evaluated")
