@@ -50,7 +50,7 @@ from studio.training.row_and_batch_lengths import (
     row_lengths,
     shares_prompts,
 )
-from studio.training.steps_and_learning_rate import Plan, plan_run
+from studio.training.steps_and_learning_rate import FACTORS, Plan, plan_run, trial_steps
 
 EFFICIENCY = 0.9
 """Fraction of linear speed-up: measured 0.905 for two CPU processes, a guess for GPUs."""
@@ -83,6 +83,7 @@ class Estimate:
         shared_bytes: Bytes of `parts` that those processes share.
         beside_bytes: Further bytes on the device, such as those of the launcher.
         share_tokens: Tokens of a process in each step, out of `tokens_per_step`.
+        steps_before: Time before the first step, in steps.
         dtype: Precision of the loaded weights.
     """
 
@@ -99,6 +100,7 @@ class Estimate:
     shared_bytes: int = 0
     beside_bytes: int = 0
     share_tokens: int = 0
+    steps_before: float = 0.0
     dtype: str = ""
 
     @property
@@ -165,7 +167,7 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
     step_seconds = STEP_SECONDS * shape.layers * layer_calls(spec, shape, plan, load)
     flops *= emulated_slowdown(spec, device)
     step_seconds += flops / speed(device, home) * slowdown(size, on_gpu=on_gpu)
-    before = reference_steps(spec, plan) * step_seconds
+    before = steps_before(spec, plan)
     on_device, shared, beside = _shared_memory(spec, known, on_gpu=on_gpu)
     starts = START_SECONDS + (PROCESS_START_SECONDS if size > 1 else 0)
     return Estimate(
@@ -178,8 +180,9 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
             gpu_bytes=on_gpu * device.total_bytes,
             flash=device.has_flash,
         ),
-        seconds=starts + before + plan.total_steps * step_seconds,
+        seconds=starts + (before + plan.total_steps) * step_seconds,
         total_steps=plan.total_steps,
+        steps_before=before,
         tokens_per_step=round(load.step_tokens),
         share_tokens=round(load.share_tokens),
         longest_batch_tokens=load.tokens,
@@ -207,14 +210,18 @@ def layer_calls(spec: RunSpec, shape: Shape, plan: Plan, load: BatchLoad) -> flo
     return calls * (args.num_iterations + needs_reference(spec) / 2) + written
 
 
-def reference_steps(spec: RunSpec, plan: Plan) -> float:
-    """Return how many steps the pass over the rows for the reference's log-probabilities takes.
+def steps_before(spec: RunSpec, plan: Plan) -> float:
+    """Return the time before the first step, in steps.
 
-    It is a forward pass, half of a step, once over the rows that the run uses.
+    The search of the rate takes its trials; the reference's log-probabilities take a forward pass,
+    half of a step, once over the rows that the run uses.
     """
-    if spec.train.loss == "grpo" or not needs_reference(spec):  # grpo's is part of each step
-        return 0.0
-    return 0.5 * min(plan.total_steps, plan.num_rows / plan.rows_per_step)
+    found = 0.0
+    if spec.train.find_learning_rate:
+        found += len(FACTORS) * trial_steps(plan.total_steps)
+    if spec.train.loss != "grpo" and needs_reference(spec):  # grpo's is part of each step
+        found += 0.5 * min(plan.total_steps, plan.num_rows / plan.rows_per_step)
+    return found
 
 
 def memory(

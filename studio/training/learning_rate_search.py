@@ -12,7 +12,7 @@ from studio import atomic
 from studio.errors import Diverged, SpecError
 from studio.spec import RunSpec
 from studio.training.open_session import open_session
-from studio.training.steps_and_learning_rate import learning_rate, plan_run
+from studio.training.steps_and_learning_rate import FACTORS, learning_rate, plan_run, trial_steps
 from studio.training.training_events import Event, Loading
 
 if TYPE_CHECKING:
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from studio.data.prepare_run_data import Prepared
     from studio.models.loading import Loaded
 
-FACTORS = tuple(10 ** (place / 2) for place in (-1, 0, 1, 2))
-TRIAL_SHARE = 4  # a trial takes this part of the run's steps
-FEWEST_STEPS = 5
 NAME, TRIALS = "trial", "learning_rate_trials.json"
 
 
@@ -49,7 +46,7 @@ def find_rate(
     own = learning_rate(spec.train, spec.method, width)
     num_rows = len(prepared.train) // prepared.rows_per_example
     total = plan_run(spec, num_rows=num_rows, hidden_size=width).total_steps
-    steps = min(total, max(FEWEST_STEPS, total // TRIAL_SHARE))
+    steps = trial_steps(total)
     weights = backbone.model.named_parameters() if spec.method.trains_base else ()
     kept = [(weight, weight.detach().clone()) for _, weight in weights]
     key, losses = [own, steps, spec.seed, prepared.data_hash], list[float | None]()

@@ -110,7 +110,8 @@ def corrected(
     share = guess.share_tokens / max(1, guess.longest_batch_tokens)
     share = share if batches is None else batches
     share *= slowdown(guess.processes, on_gpu=hardware.is_card(guess.device))
-    seconds = START_SECONDS + guess.total_steps * step_seconds * share
+    steps = guess.steps_before + guess.total_steps
+    seconds = START_SECONDS + steps * step_seconds * share
     return replace(guess, parts=parts, seconds=seconds, measured=True)
 
 

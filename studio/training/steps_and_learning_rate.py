@@ -21,6 +21,8 @@ from studio.training.objectives import objective
 REFERENCE_WIDTH = 2000
 AUTO_EVAL_ROWS, MOST_EVAL_ROWS = 64, 1_000_000
 LION_SHARE = 0.2  # Lion's rate is three to ten times smaller than AdamW's
+FACTORS = tuple(10 ** (place / 2) for place in (-1, 0, 1, 2))  # of the rate, in its search
+TRIAL_SHARE, FEWEST_TRIAL_STEPS = 4, 5
 STABLE_SHARE = 0.8  # of the steps after warmup, for warmup_stable_decay
 
 
@@ -117,6 +119,11 @@ def plan_run(spec: RunSpec, *, num_rows: int, hidden_size: int) -> Plan:
         scheduler=args.lr_scheduler_type,
         seed=spec.seed,
     )
+
+
+def trial_steps(total: int) -> int:
+    """Return the steps of each trial in the search of the rate, for a run of `total` steps."""
+    return min(total, max(FEWEST_TRIAL_STEPS, total // TRIAL_SHARE))
 
 
 @lru_cache(maxsize=2)

@@ -15,9 +15,9 @@ from studio.spec import RunSpec
 from studio.training import train_run
 from studio.training.activation_sizes import Shape, shape_of
 from studio.training.base_precision import base_model, loaded_dtype
-from studio.training.estimate_memory_and_time import estimate, memory
+from studio.training.estimate_memory_and_time import START_SECONDS, estimate, memory, steps_before
 from studio.training.memory_remedies import make_it_fit, next_remedy
-from studio.training.preflight import REPORT, preflight
+from studio.training.preflight import REPORT, corrected, preflight
 from studio.training.row_and_batch_lengths import BatchLoad, batch_load
 from studio.training.steps_and_learning_rate import plan_run
 from studio.training.training_events import Finished, Loading, Step
@@ -154,6 +154,19 @@ def test_parts_follow_the_settings(tmp_path, home):
         == saving["activations"]
     )  # two layers: one is in use, one comes next
     assert parts(**{"method.name": "full"})["optimizer"] == 8 * usual["weights"] // 4
+
+
+def test_the_time_counts_what_comes_before_the_first_step_measured_or_not(tmp_path, home):
+    spec = make_spec(tmp_path, **{"train.find_learning_rate": True})
+    plan = plan_run(spec, num_rows=40, hidden_size=8)
+    assert steps_before(spec, plan) == 4 * 4, "four trials of min(4, 5) steps"
+    dpo = make_spec(tmp_path, **{"train.loss": "dpo"})
+    assert steps_before(dpo, plan) == 0.5 * 4, "a forward pass over the rows of the four steps"
+    found = estimate(spec, home)
+    measured = corrected(found, peak_bytes=1, step_seconds=1.0, batches=1.0)
+    assert measured.seconds == START_SECONDS + 4 + 4 * 4
+    usual = estimate(make_spec(tmp_path), home)
+    assert found.seconds - START_SECONDS == pytest.approx(5 * (usual.seconds - START_SECONDS))
 
 
 def test_logits_are_held_whole_where_the_head_is_no_plain_product(tmp_path, home):
