@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from jobs.database import Database
-from jobs.saved_conversations import Conversations
+from jobs.saved_conversations import Conversations, as_message, settings_of
 from jobs.votes import Votes
 from studio.adapter_stack import StackItem, lane_note, read_lane, write_lane
 from studio.errors import ChatError
@@ -107,7 +107,8 @@ def _turns(database: Database, wanted: TurnFilter) -> Iterator[VotedTurn]:
                 answers = [*_said(talk, number, vote)]
                 alone = any(one.get("alone") for one in talk["turns"][number]["answers"])
                 last = alone or number + 1 == len(talk["turns"])
-                yield VotedTurn(talk["id"], answers, _verdict(vote), last)
+                verdict = _verdict(vote, talk["turns"][number]["answers"])
+                yield VotedTurn(talk["id"], answers, verdict, last)
     kept = {talk["id"] for talk in talks.list(limit=-1)} if votes else set()
     for vote in votes.values():
         if vote["conversation"] in kept:
@@ -124,38 +125,33 @@ def _turns(database: Database, wanted: TurnFilter) -> Iterator[VotedTurn]:
 
 def _said(talk: dict[str, Any], number: int, vote: Row | None) -> Iterator[Said]:
     turns = talk["turns"]
+    voted = vote["lanes"] if vote else ()
+    if len(voted) != len(turns[number]["answers"]):
+        voted = ()  # a lane was removed since: places are others now
     for lane, answer in enumerate(turns[number]["answers"]):
         own = talk["lanes"][lane] if lane < len(talk["lanes"]) else {}
-        settings = own.get("own") or talk["settings"].get("shared") or {}
-        before: Messages = [{"role": "system", "content": settings.get("system") or ""}]
+        system = settings_of(talk, own, answer).get("system") or ""
+        before: Messages = [{"role": "system", "content": system}]
         for turn in () if answer.get("alone") else turns[:number]:
             earlier = turn["answers"][lane] if lane < len(turn["answers"]) else {}
             if earlier and earlier.get("text"):
-                before += [{"role": "user", "content": turn["prompt"]}, _message(earlier)]
+                before += [{"role": "user", "content": turn["prompt"]}, as_message(earlier)]
         before.append({"role": "user", "content": turns[number]["prompt"]})
-        voted = vote["lanes"][lane] if vote and lane < len(vote["lanes"]) else ""
-        name = voted or answer.get("lane") or own.get("model", "")
+        name = voted[lane] if voted else answer.get("lane") or own.get("model", "")
         original = {"role": "assistant", "content": answer.get("original", "")}
         said = [one for one in before if one["content"]]
-        yield Said(name, said, _message(answer), original if original["content"] else None)
+        yield Said(name, said, as_message(answer), original if original["content"] else None)
 
 
-def _message(answer: Row) -> Row:
-    """Return an answer as a message; thoughts stand apart from the text."""
-    parts = answer.get("parts") or [["text", answer.get("text", "")]]
-    text, thought = (
-        "".join(words for part, words in parts if part == kind) for kind in ("text", "thought")
-    )
-    made = {"role": "assistant", "content": text.strip()}
-    return made | ({"reasoning_content": thought.strip()} if thought.strip() else {})
-
-
-def _verdict(vote: Row | None) -> int | str | None:
+def _verdict(vote: Row | None, answers: Sequence[Row] = ()) -> int | str | None:
     if vote is None:
         return None
-    if vote["winner"] is not None:
+    if vote["winner"] is None:
+        return "bad" if vote["bad"] else "tie"
+    if not answers or len(answers) == len(vote["lanes"]):
         return int(vote["winner"])
-    return "bad" if vote["bad"] else "tie"
+    # A lane was removed since: the mark moved with its answer.
+    return next((at for at, one in enumerate(answers) if one.get("verdict") == "won"), None)
 
 
 def _couples(turn: VotedTurn, left_out: Counter[str]) -> Iterator[tuple[Said, Row, Row, str]]:

@@ -14,7 +14,7 @@ from jobs import bakeoff, suite_results
 from jobs.job_queue import JobStore
 from jobs.job_record import Job, summary
 from jobs.run_findings import reading
-from jobs.saved_conversations import Conversations, settings_of
+from jobs.saved_conversations import Conversations, as_message, settings_of
 from jobs.votes import Votes
 from studio.adapter_stack import StackItem, read_lane, write_lane
 from studio.adapters import library
@@ -159,7 +159,7 @@ def of_conversation(store: JobStore, conversation: str) -> str:
     }  # fmt: skip
     turns = [
         {"prompt": turn["prompt"], "answers": [
-            (title(str(answer.get("lane", ""))), str(answer.get("text", "")),
+            (title(str(answer.get("lane", ""))), as_message(answer)["content"],
              verdicts.get(str(answer.get("verdict")), ""))
             for answer in turn["answers"] if answer
         ]} for turn in found["turns"]

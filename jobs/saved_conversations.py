@@ -15,6 +15,7 @@ from jobs.database_schema import Tables
 from jobs.job_names import escaped_like
 from studio.adapter_stack import read_lane
 from studio.chat.lanes import LaneSettings, lane_notes
+from studio.chat.thought_and_tool_parser import message_of
 from studio.errors import AdapterError, ChatError
 
 NO_CONVERSATION = 'There is no conversation "{id}": it was deleted or never saved.'
@@ -119,6 +120,8 @@ class Conversations:
     def branch(self, conversation: str, new: str, *, turns: int) -> dict[str, Any]:
         """Copy the first turns into a new conversation and return it.
 
+        Votes and corrections count once: the copy's answers have neither.
+
         Raises:
             ChatError: There is no such conversation, or the new id exists.
         """
@@ -144,17 +147,28 @@ class Conversations:
             raise ChatError(NO_CONVERSATION.format(id=conversation))
 
 
-def settings_of(talk: dict[str, Any], lane: dict[str, Any]) -> dict[str, Any]:
-    """Return the system prompt and the sampling of a lane: its own, else those that all share."""
-    return dict(lane.get("own") or talk["settings"].get("shared") or {})
+def as_message(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer as a message: its text, thoughts and tool calls apart."""
+    return message_of(answer.get("parts") or [("text", str(answer.get("text", "")))])
+
+
+def settings_of(
+    talk: dict[str, Any], lane: dict[str, Any], answer: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the system prompt and the sampling of an answer as it was asked for, else of a lane.
+
+    A lane's settings are its own, else those that all share.
+    """
+    asked = answer if answer and "sampling" in answer else None
+    return dict(asked or lane.get("own") or talk["settings"].get("shared") or {})
 
 
 def answered_lanes(talk: dict[str, Any], answers: Rows) -> list[str]:
     """Return the lanes that answered a turn; settings follow where lanes differ in them."""
     names = [str(answer.get("lane", "")) for answer in answers]
     lanes = []
-    for name, lane in zip(names, talk["lanes"], strict=False):
-        own = settings_of(talk, lane)
+    for name, lane, answer in zip(names, talk["lanes"], answers, strict=False):
+        own = settings_of(talk, lane, answer)
         values = {key: own[key] for key in ("system", "sampling") if own.get(key)}
         try:
             lanes.append(LaneSettings.model_validate(read_lane(name) | values))
@@ -198,5 +212,9 @@ WHERE prompt = :prompt
 _COUNT = "SELECT coalesce(max(number) + 1, 0) AS turns FROM turns WHERE conversation = ?"
 _COPY_TURNS = """
 INSERT INTO turns(conversation, number, prompt, answers, words)
-SELECT ?, number, prompt, answers, words FROM turns WHERE conversation = ? AND number < ?
+SELECT ?, number, prompt, (
+    SELECT json_group_array(json_remove(value, '$.original', '$.verdict',
+      CASE WHEN value ->> 'verdict' IS NULL THEN '$.original' ELSE '$.place' END))
+    FROM json_each(answers)
+  ), words FROM turns WHERE conversation = ? AND number < ?
 """

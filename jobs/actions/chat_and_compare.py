@@ -10,7 +10,7 @@ from jobs import judgements, suite_results
 from jobs.actions.registry import Reply, action, check_writable, field, submit, write_file
 from jobs.adapter_recipes import Recipes
 from jobs.job_queue import JobStore
-from jobs.saved_conversations import ELSEWHERE, Conversations, answered_lanes
+from jobs.saved_conversations import ELSEWHERE, Conversations, answered_lanes, as_message
 from jobs.votes import Votes
 from studio.adapter_stack import MAX_LANES, read_lane
 from studio.chat.lanes import LaneSettings, Sampling
@@ -209,7 +209,7 @@ def vote(
         votes.cast(
             asked["prompt"], answered_lanes(talk, answers), winner=winner,
             bad=word == "bad", blind=blind, conversation=conversation, turn=turn - 1,
-            answers=texts,
+            answers=[as_message(a)["content"] for a in answers],
         )  # fmt: skip
         marks = [
             word if winner is None else "won" if i == winner else "lost"

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from studio.adapter_stack import MAX_LANES, NOTE, Stack, write_lane
-from studio.chat.thought_and_tool_parser import PartKind, Piece
+from studio.chat.thought_and_tool_parser import PartKind, Piece, message_of
 from studio.data.template.template_settings import ChatTemplateKwargs
 from studio.errors import ChatError, StudioError
 from studio.fields import PLAIN, Record, knob
@@ -111,6 +111,18 @@ class Message(Record):
     tool_calls: tuple[dict[str, Any], ...] = knob((), "Tool calls of an answer.")
     tool_call_id: str = knob("", "The call that a tool's result belongs to.", max_length=200)
     name: str = knob("", "Name of the tool.", max_length=200)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_parts(cls, values: Any) -> Any:
+        """Accept an earlier answer as its `parts`, as its events named them."""
+        if not isinstance(values, Mapping) or "parts" not in values:
+            return values
+        given = {key: value for key, value in values.items() if key != "parts"}
+        try:
+            return given | message_of(values["parts"])
+        except (TypeError, ValueError):
+            raise ValueError("parts must be pairs of a kind and a text") from None
 
     def turn(self) -> dict[str, Any]:
         """Return the message as templates read it, without what is empty."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 PartKind = Literal["text", "thought", "call", "mark"]
 Call = dict[str, Any]
@@ -337,3 +337,14 @@ class OpenAIMessage:
             )
             made.append({"index": number, **self.calls[-1]})
         return {"tool_calls": made}
+
+
+def message_of(parts: Iterable[Sequence[str]]) -> dict[str, Any]:
+    """Return an answer in parts, as `(kind, text)`, as a message."""
+    gathered = OpenAIMessage(lambda place: f"call{place:05}")  # Mistral wants nine characters
+    for kind, text in parts:
+        gathered.take(Piece(cast(PartKind, kind), text))
+    made = gathered.finish()
+    made["content"] = (made["content"] or "").strip()
+    del made["refusal"]
+    return made

@@ -54,6 +54,30 @@ def test_a_prompt_that_was_answered_alone_has_no_history(database):
     ]  # fmt: skip
 
 
+def test_a_lane_that_is_removed_takes_its_place_in_the_vote_with_it(database):
+    lanes = [A, B, "starter~c:1"]
+    Votes(database).cast("q1", lanes, winner=1, conversation="a", turn=0, answers=["a", "b", "c"])
+    kept = [{"text": "b", "lane": B, "verdict": "won"}, {"text": "c", "lane": lanes[2]}]
+    Conversations(database).save_turn("a", 0, prompt="q1", answers=kept)
+    row = rows_of(database, "pairs", TurnFilter())[0][0]
+    assert (said(row["chosen"]), said(row["rejected"])) == (["b"], ["c"])
+    assert (row["lane"], row["rejected_lane"]) == (B, lanes[2])
+
+    Conversations(database).save_turn("a", 0, prompt="q1", answers=kept[1:])
+    rows, _ = rows_of(database, "answers", TurnFilter())
+    assert [said(row["messages"])[-1] for row in rows] == ["better"]  # the winner is gone
+
+
+def test_a_row_has_the_system_prompt_its_answer_was_asked_with_and_no_thought_in_its_text(database):
+    parts = [["thought", "hm"], ["mark", "</think>"], ["text", "\n\nb1"]]
+    answers = [{"text": "a1", "lane": A}, {"text": "hm</think>b1", "lane": B, "parts": parts}]
+    answers = [answer | {"system": "Be old.", "sampling": {}} for answer in answers]
+    Conversations(database).save_turn("a", 0, prompt="q1", answers=answers)
+    row = rows_of(database, "pairs", TurnFilter())[0][0]
+    assert said(row["prompt"]) == ["Be old.", "q1"]
+    assert row["chosen"] == [{"role": "assistant", "content": "b1", "reasoning_content": "hm"}]
+
+
 def test_ties_teach_nothing_and_bad_answers_are_verdicts(database):
     Votes(database).cast("q1", (A, B), winner=None, conversation="a", turn=0, answers=["a1", "b1"])
     rows, left_out = rows_of(database, "judged", TurnFilter())

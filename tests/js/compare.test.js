@@ -2,7 +2,7 @@ import './dom_stub.js';
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-const { Conversation } = await import('../../ui/assets/compare/conversation.js');
+const { Conversation, correct } = await import('../../ui/assets/compare/conversation.js');
 const { runOf } = await import('../../ui/assets/compare/tabs.js');
 const { Votes } = await import('../../ui/assets/compare/votes.js');
 
@@ -70,6 +70,33 @@ test('a copy takes the turns that are saved, and then saves those that are not',
   await one.branch(3);
   assert.deepEqual(sent.slice(-4), [['branch', 1], ['conversations', 3], ['turns', 1], ['turns', 2]]);
   assert.deepEqual([one.parent, one.missing.size, one.turns.length], ['a', 0, 3]);
+});
+
+test('a failure of the whole request leaves the answers that had ended', async () => {
+  const { one, asked, answered } = await asking(true);
+  asked.write.write(line({ type: 'done', lane: 0, reason: 'stop', tokens: 3 }));
+  asked.write.write(line({ type: 'error', lane: null, text: 'The host ended.' }));
+  asked.write.close();
+  await answered;
+  const [answer] = one.turns[0].answers;
+  assert.deepEqual([answer.reason, answer.error, answer.system], ['stop', undefined, '']);
+});
+
+test('a corrected answer keeps its thought, and no marker becomes text', () => {
+  const answer = { text: '<think>hm</think>\n\nHi', parts: [['mark', '<think>'], ['thought', 'hm'],
+    ['mark', '</think>'], ['text', '\n\nHi']] };
+  correct(answer, 'Ahoy');
+  assert.deepEqual([answer.original, answer.text, answer.parts.at(-1)], ['Hi', '<think>hm</think>Ahoy', ['text', 'Ahoy']]);
+});
+
+const { Answer } = await import('../../ui/assets/compare/answer.js');
+
+test('notes and loading messages are hidden while a test is blind', () => {
+  const cell = new Answer(0, {}), view = { hidden: true, place: 0 };
+  cell.show({ text: '', status: 'Loading pirate …', note: 'pirate does nothing' }, view);
+  assert.doesNotMatch(cell.words.textContent + cell.note.textContent, /pirate/);
+  cell.show({ text: '', status: 'Loading pirate …', note: 'pirate does nothing' }, { ...view, hidden: false, letter: 'A' });
+  assert.match(cell.words.textContent + cell.note.textContent, /Loading pirate.*pirate does/);
 });
 
 /** A bar of votes on a turn, and how often each of its keys was pressed. */

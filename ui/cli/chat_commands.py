@@ -26,6 +26,7 @@ from studio.chat.lanes import (
     Sampling,
     events_of,
 )
+from studio.chat.thought_and_tool_parser import Piece, message_of
 from studio.errors import ChatError, StudioError
 from studio.home import open_home
 from ui.cli.commands_from_actions import HomeOption, JsonOption
@@ -153,17 +154,17 @@ def _converse(
             print(HELP, file=sys.stderr)
         elif line:
             asked = [*messages, Message(role="user", content=line)]
-            text = ""
+            parts: list[Piece] = []
             try:
                 for delta in _printed(residents, lane_for(system, asked)):
-                    text += delta.text
+                    parts += delta.pieces or (Piece("text", delta.text),)
             except KeyboardInterrupt:
                 print(" …", end="")
             except StudioError as error:
                 print(error.text, file=sys.stderr)
                 continue
             print()
-            messages = [*asked, Message(role="assistant", content=text)]
+            messages = [*asked, Message(**message_of(parts))]
 
 
 @action("compare", terminal=True)

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from studio.chat.lanes import Message
 from studio.chat.thought_and_tool_parser import (
     MarkedText,
     OpenAIMessage,
     Piece,
     markers_in,
+    message_of,
     read_calls,
 )
 
@@ -31,7 +33,7 @@ def pieces_of(source, *texts, prompt=""):
     return joined
 
 
-def message_of(source, *texts, prompt=""):
+def gathered_of(source, *texts, prompt=""):
     message = OpenAIMessage(lambda place: f"call_{place}")
     for piece in pieces_of(source, *texts, prompt=prompt):
         message.take(piece)
@@ -41,7 +43,7 @@ def message_of(source, *texts, prompt=""):
 def test_thought_text_and_calls_are_told_apart():
     text = f"<think>\nhm\n</think>\n\nLet me see.\n<tool_call>\n{CALL}\n</tool_call>"
 
-    message = message_of(QWEN, text)
+    message = gathered_of(QWEN, text)
 
     assert message["reasoning_content"] == "hm" and message["content"] == "Let me see."
     (call,) = message["tool_calls"]
@@ -50,7 +52,7 @@ def test_thought_text_and_calls_are_told_apart():
 
 
 def test_a_thought_that_the_prompt_opened_only_ends_in_the_answer():
-    message = message_of(QWEN, "hm</think>yes", prompt="<|im_start|>assistant\n<think>\n")
+    message = gathered_of(QWEN, "hm</think>yes", prompt="<|im_start|>assistant\n<think>\n")
 
     assert (message["reasoning_content"], message["content"]) == ("hm", "yes")
 
@@ -58,13 +60,13 @@ def test_a_thought_that_the_prompt_opened_only_ends_in_the_answer():
 def test_markers_that_the_template_does_not_know_are_text():
     text = f"<think>a</think><tool_call>{CALL}</tool_call>"
 
-    assert message_of("{{ messages }}", text)["content"] == text
+    assert gathered_of("{{ messages }}", text)["content"] == text
 
 
 def test_a_call_that_cannot_be_read_is_content():
     text = "<tool_call>{broken</tool_call> ok"
 
-    assert message_of(QWEN, text) == {"role": "assistant", "content": text, "refusal": None}
+    assert gathered_of(QWEN, text) == {"role": "assistant", "content": text, "refusal": None}
 
 
 def test_an_answer_of_harmony_is_read():
@@ -72,14 +74,14 @@ def test_an_answer_of_harmony_is_read():
         "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary "
         'to=functions.f <|constrain|>json<|message|>{"city": "Oslo"}'
     )
-    message = message_of(HARMONY, text)
+    message = gathered_of(HARMONY, text)
 
     assert message["reasoning_content"] == "hm" and message["content"] is None
     assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"city": "Oslo"}
     final = (
         "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes"
     )
-    assert message_of(HARMONY, final)["content"] == "yes"
+    assert gathered_of(HARMONY, final)["content"] == "yes"
 
 
 @pytest.mark.parametrize(
@@ -129,3 +131,16 @@ def test_nothing_is_lost_however_the_text_arrives(parts, cut):
 
     assert "".join(piece.text for piece in found) == text
     assert found == pieces_of(QWEN, *text)
+
+
+def test_an_earlier_answer_is_read_from_its_parts_without_markers():
+    parts = [["mark", "<|channel|>analysis<|message|>"], ["thought", "hm"], ["mark", "<|end|>"],
+             ["mark", "<|channel|>final<|message|>"], ["text", "Hi"]]  # fmt: skip
+    raw = "".join(text for _, text in parts)
+    message = Message.model_validate({"role": "assistant", "content": raw, "parts": parts})
+    assert message.turn() == {"role": "assistant", "content": "Hi", "reasoning_content": "hm"}
+
+    called = Message(**message_of([["mark", "<tool_call>"], ["call", '{"name": "f"}']]))
+    assert called.tool_calls[0]["function"]["name"] == "f" and not called.content
+    with pytest.raises(ValueError, match="pairs of a kind and a text"):
+        Message.model_validate({"role": "assistant", "parts": "ab cd"})

@@ -49,7 +49,8 @@ export class Answer {
     words.toggleAttribute('data-waiting', waiting);
     words.toggleAttribute('data-error', answer.reason === 'error' && !answer.text);
     this.fill(answer, view, waiting);
-    const remark = [answer.text && answer.error, answer.note].filter(Boolean).join(' ');
+    const noted = !view.hidden && answer.note; // it may name adapters
+    const remark = [answer.text && answer.error, noted].filter(Boolean).join(' ');
     this.note.hidden = !remark;
     text(this.note, remark);
     const old = !view.hidden && view.last && isOld(answer, view.stands);
@@ -60,7 +61,7 @@ export class Answer {
   fill(answer, view, waiting) {
     const { words } = this;
     if (waiting || (!answer.text && answer.reason)) {
-      text(words, waiting ? answer.status ?? t`Waiting for the answer …`
+      text(words, waiting ? (!view.hidden && answer.status) || t`Waiting for the answer …`
         : answer.error ?? EMPTY[answer.reason] ?? t`(an empty answer)`);
       this.shown = null;
       return;

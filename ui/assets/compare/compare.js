@@ -8,7 +8,7 @@ import { laneName, LETTERS, parseLane, writeLane } from '../core/lanes.js';
 import { saveReport } from '../core/take_away.js';
 import { Answer, answeredBy } from './answer.js';
 import { Composer, usualSettings } from './composer.js';
-import { Conversation } from './conversation.js';
+import { Conversation, correct, textOf } from './conversation.js';
 import { LaneHead } from './lane.js';
 import { runOf, showEndpoint, Tabs, welcome } from './tabs.js';
 import { isBlind, Votes } from './votes.js';
@@ -260,13 +260,10 @@ export class Compare extends Page {
   /** Replace an answer by what it should have been; later turns continue from it. */
   correct(turn, answer) {
     const words = h('textarea', { rows: 8, label: t`Answer` });
-    words.value = answer.text;
+    words.value = textOf(answer);
     dialog(t`Correct the answer`, [quiet(t`The next turns continue from it, and datasets made of this conversation take
       it as better than what the lane said.`), words], t`Save`, async () => {
-      answer.original ??= answer.text;
-      answer.text = words.value.trim();
-      delete answer.parts;
-      delete answer.tokens;
+      correct(answer, words.value.trim());
       await this.conversation.save(this.conversation.turns.indexOf(turn));
       this.refresh(turn);
     });

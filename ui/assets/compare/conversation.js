@@ -63,7 +63,7 @@ export class Conversation {
       const seed = nextSeed ? (old?.seed ?? sampling.seed) + 1 : sampling.seed;
       const tail = goOn ? [{ role: 'assistant', content: old.text }] : [];
       turn.answers[lane] = { ...(goOn ? { text: old.text, parts: old.parts, tokens: old.tokens } : blank()), seed,
-        place: old?.place, lane: writeLane(this.lanes[lane]), alone: this.alone };
+        place: old?.place, lane: writeLane(this.lanes[lane]), alone: this.alone, system, sampling };
       return { model: this.lanes[lane].model, stack: this.lanes[lane].stack, system,
         sampling: { ...sampling, seed, logprobs: ALTERNATIVES },
         messages: [...this.before(number, lane), { role: 'user', content: turn.prompt }, ...tail] };
@@ -90,8 +90,10 @@ export class Conversation {
 
   /** What a lane is shown before a turn: nothing where each prompt stands alone. */
   before(number, lane) {
-    return this.alone ? [] : this.turns.slice(0, number).flatMap(({ prompt, answers }) => answers[lane]?.text
-      ? [{ role: 'user', content: prompt }, { role: 'assistant', content: answers[lane].text }] : []);
+    return this.alone ? [] : this.turns.slice(0, number).flatMap(({ prompt, answers }) => {
+      const { text, parts } = answers[lane] ?? {};
+      return text ? [{ role: 'user', content: prompt }, { role: 'assistant', content: text, parts }] : [];
+    });
   }
 
   async stream(asked, turn, lanes) {
@@ -169,10 +171,14 @@ export class Conversation {
   /** Go on in a copy of the first turns; from the first that is not saved, as they stand here. */
   async branch(turns) {
     const id = crypto.randomUUID().slice(0, 8), kept = Math.min(turns, ...this.missing);
-    const copied = this.turns.slice(0, turns).map(({ prompt, answers }) =>
-      structuredClone({ prompt, answers }));
+    const copied = structuredClone(this.turns.slice(0, turns));
     const { parent } = await api('/api/chat/branch', { id: this.id, new: id, turns: kept });
     if (this.asking) throw new Error(t`A prompt was sent before the copy was made; the copy is under Conversations.`);
+    for (const answer of copied.flatMap(({ answers }) => answers)) { // as the server copies them
+      if (answer?.verdict) delete answer.place;
+      delete answer?.verdict;
+      delete answer?.original;
+    }
     this.begin({ id, parent, turns: copied, saved: true });
     for (let number = kept; number < turns; number += 1) this.missing.add(number);
     if (kept < turns) await this.save();
@@ -197,8 +203,23 @@ function addPart(answer, part, words) {
 
 const blank = () => ({ text: '', tokens: [] });
 
+/** An answer without its thoughts and calls. */
+export const textOf = ({ parts, text }) => (parts ?? [['text', text]]).filter(([part]) => part === 'text')
+  .map(([, words]) => words).join('').trim();
+
+/** Replace an answer's text, and what it said after it; its thought stays. */
+export function correct(answer, words) {
+  answer.original ??= textOf(answer);
+  if (answer.parts) {
+    const at = answer.parts.findIndex(([part, said]) => part === 'call' || (part === 'text' && said.trim()));
+    answer.parts = [...answer.parts.slice(0, at < 0 ? undefined : at), ['text', words]];
+  }
+  answer.text = answer.parts ? answer.parts.map(([, said]) => said).join('') : words;
+  delete answer.tokens;
+}
+
 function take(event, turn, lanes) {
-  const touched = event.lane == null ? lanes.map((lane) => turn.answers[lane])
+  const touched = event.lane == null ? lanes.map((lane) => turn.answers[lane]).filter(({ reason }) => !reason)
     : [turn.answers[lanes[event.lane]]];
   for (const answer of touched) {
     if (event.type === 'status') {
