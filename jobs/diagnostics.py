@@ -1,8 +1,10 @@
 """Diagnostics to paste into a report of a problem: versions, devices, findings, the last error.
 
-No secret and no path of the user is in it: the user's folder is `~`, the home is `HOME`.
+No secret and no path of the user is in it: the user's folder is `~`, the home is `HOME`; of another
+place only the last part stays, of a package its file.
 """
 
+import re
 from contextlib import closing
 from typing import Any
 
@@ -16,6 +18,10 @@ from studio.names import readable
 from studio.redaction import redacted
 
 LOG_LINES, SUPERVISOR_LINES = 40, 15
+_ELSEWHERE = re.compile(
+    r"""(?<![\w~./:…-])(?:[A-Za-z]:\\|/)(?:[^\s/\\:"',]+[/\\])*?"""
+    r"""(?=site-packages[/\\]|[^\s/\\:"',]+(?![^\s:"',]*[/\\]))"""
+)
 
 
 def diagnostics(home: Home | None) -> str:
@@ -34,7 +40,7 @@ def diagnostics(home: Home | None) -> str:
     if home is not None:
         for path in {str(home.path), str(home.path.resolve())}:
             text = text.replace(path, "HOME")
-    return redacted(text)
+    return _ELSEWHERE.sub("…/", redacted(text))
 
 
 def _machine(facts: dict[str, Any]) -> str:

@@ -79,7 +79,7 @@ def test_its_runs_are_listed(old):
         "first": "succeeded", "second": "paused",
     }  # fmt: skip
     assert (first["notes"], first["tags"]) == ("The first run.", ["sample"])
-    unknown = {"trained": None, "held_out": None}  # counted since
+    unknown = {"trained": None, "held_out": None, "evaluated": None}  # counted since
     assert (first["step"], first["rows"]) == (4, {"read": 8, "kept": 8, "dropped": 0} | unknown)
     assert first["first_loss"] == pytest.approx(9.955670356750488)
     assert first["spec"]["method"]["r"] == 2

@@ -65,8 +65,8 @@ def train(
             changes = next_remedy(spec) if spec.train.retry_when_out_of_memory and helps else None
             if changes is None:
                 raise
-            # A new error: the traceback of this one holds the model.
-            spec, failed = spec.with_values(changes), OutOfMemory(error.text)
+            error.__cause__ = error.__context__ = None  # their frames hold the model
+            spec, failed = spec.with_values(changes), error.with_traceback(None)
         trim()
         listed = ", ".join(f"{field.removeprefix('train.')} {v}" for field, v in changes.items())
         yield Loading(text=f"Out of memory; retrying with {listed}")

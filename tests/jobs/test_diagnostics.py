@@ -23,12 +23,18 @@ def test_the_last_error_and_its_log_are_in_without_secrets_and_paths(tmp_path, m
         store.claims.finish(claim, "failed", error=("data", f"No row of {data} can be used."))
         log = home.run(claim.job) / "log.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(f"GET https://jane:hunter2@hub with s3cr3t-value in {home.path}/runs\n")
+        log.write_text(
+            f"GET https://jane:hunter2@hub with s3cr3t-value in {home.path}/runs\n"
+            'File "/opt/secret/lib/site-packages/torch/nn.py", no /mnt/clients/secret/a.csv:1\n'
+            r"no C:\clients\secret\rows.csv, 3/4 of it, https://example.org/a/b" + "\n"
+        )
     text = diagnostics(home)
     assert "No row of ~/rows.jsonl can be used." in text
     assert "GET https://…@hub with … in HOME/runs" in text
+    assert 'File "…/site-packages/torch/nn.py", no …/a.csv:1' in text
+    assert "no …/rows.csv, 3/4 of it, https://example.org/a/b" in text
     assert "Python" in text and "torch" in text and "cpu: " in text
-    for private in (str(tmp_path), "hunter2", "s3cr3t"):
+    for private in (str(tmp_path), "hunter2", "s3cr3t", "clients", "secret/"):
         assert private not in text
 
 

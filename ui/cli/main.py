@@ -270,7 +270,7 @@ def doctor(
     add_help_option=False,
 )
 def bench(context: typer.Context) -> int:
-    """Measure: startup, train, siblings, methods, data, queue, idle, chat."""
+    """Measure speed, memory and learning; `studio bench --help` lists what."""
     from ui.bench.bench_command import bench as run_bench
 
     return run_bench(context.args)
