@@ -195,9 +195,7 @@ def write(adapter: Adapter, folder: Path, anatomy: Anatomy, *, base: str) -> Non
     tensors = expert_files.to_file(method.to_tensors(own, adapter.params), experts)
     if isinstance(method, Lora):
         beside = [site for site in adapter.sites if site.key in adapter.beside]
-        saved, fields = saved_modules.joined(method, beside, adapter.params, anatomy)
-        config["target_modules"] += fields.pop("target_modules", [])
-        tensors, config = tensors | saved, config | fields
+        tensors |= saved_modules.joined(config, method, beside, adapter.params, anatomy)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -213,7 +211,7 @@ def _without_copies(tensors: Params, anatomy: Anatomy) -> Params:
         own_key = key.removeprefix(START).replace(".base_layer.", ".")
         own_key = own_key.replace(".token_adapter.", ".")
         own = anatomy.parameter(own_key)
-        if own is None or own.shape != tensor.shape or not own.detach().cpu().equal(tensor):
+        if own is None or not own.detach().to("cpu", tensor.dtype).equal(tensor):
             kept[key] = tensor
     return kept
 

@@ -23,7 +23,7 @@ from studio.methods.method import START, Params
 
 T = TypeVar("T")
 TOWER = "language_model."
-ENDING = ".lora_A.weight"
+A_ENDINGS = (".lora_A.weight", ".lora_embedding_A")
 NAMED = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\.default(?=\.|$)")
 COMPILED = "_orig_mod."
 TOKENS = re.compile(r"\\\.|\.\*|\\d\+|\.|[\w-]+")
@@ -50,9 +50,10 @@ def one_scale(
     scale, made, found = method.scaling, dict(tensors), Counter[int]()
     experts = {site.key: site.num_experts for site in anatomy.experts()}
     for key, a in tensors.items():
-        if not key.endswith(ENDING):
+        ending = next((one for one in A_ENDINGS if key.endswith(one)), None)
+        if ending is None:
             continue
-        module = key.removeprefix(START).removesuffix(ENDING)
+        module = key.removeprefix(START).removesuffix(ending)
         rank, size = _matched(ranks, module, r), experts.get(module, 0)
         stored = a.shape[0] // max(1, size)
         # Gate and up of single experts were joined to twice the rank.
@@ -62,8 +63,8 @@ def one_scale(
                 "made for another base or r."
             )
         own = _matched(alphas, module, alpha) / rank**root
-        name = f"{START}{module}.lora_B.weight"
-        for scaled in (name, name.replace(".weight", ".bias")):
+        name = f"{START}{module}{ending.replace('A', 'B')}"
+        for scaled in {name, name.replace(".weight", ".bias")}:
             if own != scale and scaled in made:
                 made[scaled] = made[scaled].float() * (own / scale)
         found[stored] += 0 if size else 1

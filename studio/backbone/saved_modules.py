@@ -107,6 +107,12 @@ def fresh(method: Lora, anatomy: Anatomy, taken: Sequence[Site]) -> tuple[list[S
         index = torch.tensor(ids)
         deltas = {id(site.parameter): torch.zeros(len(ids), anatomy.hidden_size) for site in both}
         for site in both:
+            if site.key in found and site.parameter is embedding_.parameter:
+                raise MethodError(
+                    f"{site.key} shares its matrix with the embeddings, of which "
+                    "method.trainable_token_indices trains single tokens: set "
+                    "method.modules_to_save=embeddings or method.trainable_token_indices=none."
+                )
             if site.key not in found:
                 found[site.key] = (site, {"tokens": deltas[id(site.parameter)], "_index": index})
     if twice := {site.key for site in taken} & found.keys():
@@ -179,18 +185,23 @@ def split(
         if key.endswith(f".{TOKENS}"):
             site = _known(known, path.removesuffix(f".{TOKENS}"), key)
             index = _indices(config, site)
+            own = site.parameter.detach().float().cpu()[index]
+            delta = _sized(left.pop(key), own, key) - own
             for where in _sharing(anatomy, site):
-                own = where.parameter.detach().float().cpu()[index]
-                delta = _sized(left[key], own, key) - own
+                if f"{START}{where.key}.weight" in tensors:
+                    raise AdapterError(
+                        f"The adapter file stores {where.key} in full, and single tokens of the "
+                        "embeddings that share its matrix: only one of the two can be loaded."
+                    )
                 found[where.key] = (where, {"tokens": delta, "_index": index})
-            del left[key]
         elif name in LOW_RANK and (a := left.get(f"{START}{module}.{LOW_RANK[0]}")) is not None:
             site, b = _known(known, module, key), left.get(f"{START}{module}.{LOW_RANK[1]}")
             rows, width = site.parameter.shape
             if b is None or a.shape[1] != rows or b.shape != (width, len(a)):
                 raise AdapterError(f"{key} does not fit {module} of this model ({rows} × {width}).")
             found[module] = (site, {"A": a.float(), "B": b.float() * method.scaling})
-            left = {k: v for k, v in left.items() if k.rpartition(".")[2] not in LOW_RANK}
+            for factor in LOW_RANK:
+                del left[f"{START}{module}.{factor}"]
         elif name in ("weight", "bias") and module.endswith(saved):
             site = _known(known, module, key)
             own = anatomy.parameter(path)
@@ -198,6 +209,9 @@ def split(
                 raise AdapterError(f"{key} is not a parameter of this model.")
             base = own.detach().float().cpu()
             delta = _sized(left.pop(key), base, key) - base
+            twin = next((p for s, p in found.values() if s.parameter is site.parameter), {})
+            if name in twin and twin[name].equal(delta):
+                delta = twin[name]  # tied matrices stay one
             found.setdefault(module, (site, {}))[1][name] = delta
     for module, (site, own) in found.items():
         if site.kind == "norm" and "weight" not in own:
@@ -205,36 +219,41 @@ def split(
         elif site.kind == "linear" and "bias" in own and "weight" not in own:
             own["weight"] = torch.zeros(site.out_features, site.in_features)
         if any(key.startswith(f"{START}{module}.lora_") for key in left):
-            raise AdapterError(f"{module} has both a LoRA and a copy of its own in the file.")
+            both = "DoRA of embeddings" if "A" in own else "both a LoRA and a copy of its own"
+            raise AdapterError(f"{module} has {both} in the file, which cannot be loaded.")
     return left, [site for site, _ in found.values()], [own for _, own in found.values()]
 
 
 def joined(
-    method: Lora, sites: Sequence[Site], params: dict[str, Params], anatomy: Anatomy
-) -> tuple[Params, dict[str, Any]]:
-    """Return the file's tensors of saved modules, and the fields of its config."""
+    config: dict[str, Any], method: Lora, sites: Sequence[Site], params: dict[str, Params],
+    anatomy: Anatomy,
+) -> Params:  # fmt: skip
+    """Return the file's tensors of saved modules, and add their fields to its config."""
     tensors: Params = {}
-    fields: dict[str, Any] = {}
     for site in sites:
         p, key = params[site.key], f"{START}{site.key}"
         if "A" in p:
             tensors[f"{key}.{LOW_RANK[0]}"] = p["A"].detach()
             tensors[f"{key}.{LOW_RANK[1]}"] = p["B"].detach() / method.scaling
-            fields["target_modules"] = [site.key]
+            config["target_modules"].append(site.key)
+            if (rank := len(p["A"])) != config["r"]:
+                alpha = method.scaling * (rank**0.5 if method.use_rslora else rank)
+                config.setdefault("rank_pattern", {})[site.key] = rank
+                config.setdefault("alpha_pattern", {})[site.key] = alpha
         elif "tokens" in p:
             if site.kind != "embedding" and site.parameter is anatomy.embedding().parameter:
                 continue  # PEFT ties the head's rows to those of the embeddings
             own = site.parameter.detach().float().cpu()[p["_index"].cpu()]
             tensors[f"{key}.{TOKENS}"] = own + p["tokens"].detach().cpu()
             name = site.key.rpartition(".")[2]
-            fields.setdefault("trainable_token_indices", {})[name] = p["_index"].tolist()
+            config.setdefault("trainable_token_indices", {})[name] = p["_index"].tolist()
         else:
             assert not _is_quantised(site)
             for name, delta in p.items():
                 base = getattr(site.module, name).detach().float()
                 tensors[f"{key}.{name}"] = base + delta.detach().to(base.device)
-            fields.setdefault("modules_to_save", []).append(site.key)
-    return tensors, fields
+            config.setdefault("modules_to_save", []).append(site.key)
+    return tensors
 
 
 def _known(known: dict[str, Site], module: str, key: str) -> Site:

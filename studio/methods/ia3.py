@@ -86,8 +86,13 @@ class IA3(Method):
         """Return the fields of PEFT's IA3Config."""
         return {
             "target_modules": [site.key for site in sites],
-            "feedforward_modules": [site.key for site in sites if _is_feed_forward(site)],
             "fan_in_fan_out": any(site.transposed for site in sites),
+        }
+
+    def patterns(self, sites: list[Site], params: dict[str, Params]) -> dict[str, Any]:
+        """Return PEFT's `feedforward_modules`: the layers whose input is scaled."""
+        return {
+            "feedforward_modules": [site.key for site in sites if "gain_in" in params[site.key]]
         }
 
     @classmethod
@@ -106,6 +111,12 @@ class IA3(Method):
     def from_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
         """Return a vector."""
         return tensor.reshape(-1)
+
+    def shapes(self, site: Site, tensors: Params) -> dict[str, tuple[int, ...]]:
+        """Return the one gain of a site: of its input if the file's tensor is a row."""
+        if len(tensors[self.tensor_name(site, "gain")]) == 1:
+            return {"gain_in": (site.in_features,)}
+        return {"gain_out": (site.out_features,)}
 
 
 def _is_feed_forward(site: Site) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -132,6 +133,19 @@ def test_a_run_stores_what_it_forgot(tmp_path, method):
                 p, q = (log_softmax(m.model(ids).logits[0, at], -1) for m in (loaded, trained))
             total += float((p.exp() * (p - q)).sum())
         assert found["forgetting"] == pytest.approx(total / sum(map(len, old)), rel=1e-4)
+
+
+def test_full_fine_tuning_that_continues_a_checkpoint_compares_with_the_base(tmp_path, monkeypatch):
+    monkeypatch.setitem(RunForgetting.__init__.__kwdefaults__, "seconds", 1e6)
+    spec = tiny_spec(tmp_path, method__name="full", train__max_steps=2, train__learning_rate=0.05)
+    spec = spec.with_values({"train.measure_forgetting": True})
+    home, first, longer = open_home(tmp_path / "home"), tmp_path / "first", tmp_path / "longer"
+    *_, one = train(spec, run_dir=first, home=home)
+    shutil.copytree(first / "checkpoints", longer / "checkpoints")  # all that an extension has
+    *_, other = train(spec.with_values({"train.max_steps": 4}), run_dir=longer, home=home)
+    before, after = (end.facts["forgetting"] for end in (one, other))
+    assert after["loss_before"] == before["loss_before"]
+    assert after["forgetting"] > 0
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
