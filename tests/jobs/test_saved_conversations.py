@@ -63,7 +63,8 @@ def test_a_branch_has_the_first_turns_and_leaves_the_old_one_alone(kept):
 
 def test_votes_and_corrections_are_not_copied(kept):
     voted = {"text": "b", "verdict": "won", "place": 1, "original": "c", "parts": [["text", "b"]]}
-    kept.save_turn("a", 0, prompt="q", answers=[voted, {"text": "d", "place": 0}])
+    asked = kept.get("a")["turns"][0]["prompt"]
+    kept.save_turn("a", 0, prompt=asked, answers=[voted, {"text": "d", "place": 0}])
     (turn,) = kept.branch("a", "b", turns=1)["turns"]
     assert turn["answers"] == [{"text": "b", "parts": [["text", "b"]]}, {"text": "d", "place": 0}]
 
