@@ -56,7 +56,10 @@ def find_rate(
     rates = [own * factor for factor in FACTORS]
     for number, rate in [*enumerate(rates)][len(losses) :]:
         yield Loading(text=f"Learning rate {rate:.2g}: trial {number + 1} of {len(FACTORS)}")
-        changes = {"learning_rate": rate, "max_steps": steps, "neftune_noise_alpha": 0.0}
+        changes = {
+            "learning_rate": rate, "max_steps": steps, "neftune_noise_alpha": 0.0,
+            "eval_steps": 1,  # evaluates all held-out rows, not a sample
+        }  # fmt: skip
         trial = spec.with_parts(train=changes)
         session = open_session(
             trial, loaded=loaded, prepared=prepared, backbone=backbone, name=NAME

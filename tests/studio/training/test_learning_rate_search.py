@@ -8,6 +8,8 @@ from studio.errors import SpecError
 from studio.home import open_home
 from studio.spec import RunSpec
 from studio.training import learning_rate_search, objectives
+from studio.training.open_session import open_session
+from studio.training.steps_and_learning_rate import MOST_EVAL_ROWS
 from studio.training.train_run import train
 from studio.training.training_events import Finished, Loading, Started
 
@@ -22,12 +24,20 @@ def spec(method: str, **train_args) -> RunSpec:
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_the_best_trial_trains_as_if_it_had_been_given(method, tmp_path):
-    home = open_home(tmp_path / "home")
+def test_the_best_trial_trains_as_if_it_had_been_given(method, tmp_path, monkeypatch):
+    home, trial_plans = open_home(tmp_path / "home"), []
+
+    def opened(*given, **options):
+        session = open_session(*given, **options)
+        trial_plans.append(session.plan)
+        return session
+
+    monkeypatch.setattr(learning_rate_search, "open_session", opened)
     searched = list(train(spec(method, find_learning_rate=True), run_dir=tmp_path / "a", home=home))
     (rate,) = (event.learning_rate for event in searched if isinstance(event, Started))
     trials = [e.text for e in searched if isinstance(e, Loading) and "trial" in e.text]
     assert len(trials) == len(learning_rate_search.FACTORS)
+    assert {plan.eval_rows for plan in trial_plans} == {MOST_EVAL_ROWS}
     given = list(train(spec(method, learning_rate=rate), run_dir=tmp_path / "b", home=home))
     ends = [events[-1] for events in (searched, given)]
     assert all(isinstance(end, Finished) for end in ends)
