@@ -88,7 +88,8 @@ def test_what_was_trained_is_read_by_peft_and_here_with_equal_logits(way, tied, 
         parameter.data += torch.randn(parameter.shape, generator=generator) * 0.2
     backbone.save("a", tmp_path)
     again = Backbone(model(tied=tied))
-    again.load("a", tmp_path)
+    loaded = again.load("a", tmp_path)
+    assert loaded.num_parameters == backbone.adapters["a"].num_parameters  # shared ones stay so
     again.use([("a", 1.0)])
     theirs = PeftModel.from_pretrained(model(tied=tied), tmp_path).eval()
     with torch.no_grad():
@@ -110,6 +111,15 @@ def test_what_was_trained_is_read_by_peft_and_here_with_equal_logits(way, tied, 
 def test_what_cannot_be_trained_in_full_is_one_sentence(fields, words):
     with pytest.raises(MethodError, match=words):
         attached(False, fields)
+
+
+def test_a_head_cannot_be_trained_beside_tokens_of_the_embeddings_that_it_shares(tmp_path):
+    both = {"modules_to_save": ("lm_head",), "trainable_token_indices": (5,)}
+    with pytest.raises(MethodError, match=r"lm_head shares its matrix .* set"):
+        attached(True, both)
+    attached(False, both).save("a", tmp_path)
+    with pytest.raises(AdapterError, match=r"stores lm_head in full, and single tokens"):
+        Backbone(model(tied=True)).load("a", tmp_path)
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])

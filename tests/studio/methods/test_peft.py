@@ -29,6 +29,10 @@ MADE_BY_PEFT = {
     "IA3": dict(
         target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
     ),
+    "IA3-other": dict(
+        target_modules=["q_proj", "o_proj", "up_proj", "down_proj"],
+        feedforward_modules=["o_proj", "up_proj"],
+    ),
     "LN_TUNING": dict(target_modules=["input_layernorm", "post_attention_layernorm"]),
     "PREFIX_TUNING": dict(num_virtual_tokens=5),
     "PREFIX_TUNING-mlp": dict(num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=16),

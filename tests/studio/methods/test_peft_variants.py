@@ -64,8 +64,12 @@ BESIDE = [
     {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]},
     {"modules_to_save": ["norm", "embed_tokens"], "target_modules": ["q_proj"]},
     {"target_modules": ["q_proj", "embed_tokens"]},
+    {
+        "target_modules": ["q_proj", "embed_tokens"], "rank_pattern": {"q_proj": 2},
+        "alpha_pattern": {"embed_tokens": 32},
+    },
     {"trainable_token_indices": [5, 6, 40], "target_modules": ["q_proj"]},
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("fields", BESIDE, ids=str)
