@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from studio import atomic
 from studio.chat.decoding import Batch, shares_passes
 from studio.data.conversation_records import Conversation, Document, Problem
 from studio.data.prepare_run_data import drawn, prepare
@@ -343,14 +344,18 @@ class RunForgetting:
     """Forgetting of a run: measured at its end and, for a curve, at every evaluation."""
 
     def __init__(self, session: Session, run_dir: Path, *, seconds: float = MIN_SECONDS) -> None:
-        """Observe the base if the run changes it; measuring takes at least `seconds` each time."""
+        """Observe the base if the run changes it; measuring takes at least `seconds` each time.
+
+        Call it before the run is resumed: a run that continues another one's checkpoint, or is
+        restarted on a cluster, has no observation yet.
+        """
         self._session, self._path, self._seconds = session, run_dir / BEFORE, seconds
         self._stack = session.stack
         self._general = session.general if session.is_rank_0 else None
         self._spent = 0.0
         self._base: Observed | None = None  # that of a curve
         self._last: tuple[int, dict[str, Any] | None] = (-1, None)
-        if self._general and session.spec.method.trains_base and session.progress.step == 0:
+        if self._general and session.spec.method.trains_base and not self._path.is_file():
             self._observe_base(self._general)
 
     def point(self) -> Iterator[Forgotten]:
@@ -396,15 +401,15 @@ class RunForgetting:
             part = _fitting(base, answered, PASS_LOGITS)
             (logits,) = answer_logits(base, backbone, part, [self._stack])
             tensors = {str(n): one.float().cpu().clone() for n, one in enumerate(logits)}
-        save_file(tensors, self._path, {"observed": json.dumps(asdict(found))})
+        temporary = atomic.beside(self._path)
+        save_file(tensors, temporary, {"observed": json.dumps(asdict(found))})
+        atomic.replace(temporary, self._path)
         session.activate()
         self._spent = time.monotonic() - started
 
-    def _against_before(self, general: GeneralSet) -> dict[str, Any] | None:
+    def _against_before(self, general: GeneralSet) -> dict[str, Any]:
         from safetensors import safe_open
 
-        if not self._path.is_file():  # resumed from a checkpoint of a run that did not measure
-            return None
         session, started = self._session, time.monotonic()
         with safe_open(self._path, "pt") as file:
             old = Observed(**json.loads(file.metadata()["observed"]))

@@ -34,10 +34,10 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
     plan, folder = session.plan, run_dir / "checkpoints"
     if session.preference:
         yield from session.preference.prepare_reference(run_dir)
+    general = RunForgetting(session, run_dir)
     if (newest := checkpoint.newest(folder)) is not None:
         session.resume(newest)
     yield session.started()
-    general = RunForgetting(session, run_dir)
     sampler = PromptSampler(session)
     yield sampler.asked()
     threads = threads_of(session.loaded.device, session.accelerator.num_processes)
