@@ -7,7 +7,8 @@ before an adapter had its weights (a promoted checkpoint, a name that is used ag
 
 import csv
 import io
-from collections import defaultdict
+import zlib
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -22,6 +23,7 @@ from studio import atomic
 from studio.adapter_stack import lane_note, read_lane
 from studio.adapters import library
 from studio.adapters.adapter_lineage import frozen_below
+from studio.adapters.library import StoredAdapter
 from studio.errors import AdapterError
 from studio.evaluation.evaluate_on_dataset import REPORT
 from studio.evaluation.html_page import text_of
@@ -30,17 +32,22 @@ from studio.goals import LEAST_HELD_OUT
 from studio.home import Home
 from studio.methods import methods
 from studio.spec import DataSource
+from studio.train_args import LOSSES, TrainArgs
 
 Form = Literal["json", "csv", "markdown"]
 Place = tuple[str, ...] | None
 RUN_REPORT = "report.json"
-LACKS = {"eval_loss": "no held-out loss", "forgetting": "forgetting was not measured"}
+LACKS = {"eval_loss": "no held-out SFT loss", "forgetting": "forgetting was not measured"}
 FIXED = {
-    "eval_loss": ("Held-out loss", "min"), "forgetting": ("Forgetting", "min"),
+    "eval_loss": ("Held-out loss", "min"), "reward_accuracy": ("Reward accuracy", "max"),
+    "reward": ("Reward", "max"), "forgetting": ("Forgetting", "min"),
     "win_rate": ("Win rate", "max"), "size_bytes": ("Bytes", "min"),
 }  # fmt: skip
-ALIKE = {"eval_loss": "data", "win_rate": "group"}
+HELD_OUT = ("eval_loss", "reward_accuracy", "reward")
+EMBEDDED = "embedded"
+ALIKE = {**dict.fromkeys(HELD_OUT, "how"), "win_rate": "group"}
 """Column: what rows must have in common, beside the base, so that their figures are compared."""
+SCORED = {"max_new_tokens": 128, "pattern": "", "json_schema": ""}
 MEASURED = {
     "accuracy": ("accuracy", "max"), "macro_f1": ("macro F1", "max"), "eval_loss": ("loss", "min"),
     "token_accuracy": ("token accuracy", "max"), "exact_match": ("exact match", "max"),
@@ -69,7 +76,8 @@ def table(store: JobStore) -> dict[str, Any]:
             figures = {**report, **(report.get("scores") or {})}
             found.put(row, about[job.id], figures, job.id)
             if figures.get("forgetting") is not None:
-                row["forgetting"] = figures["forgetting"]
+                general = (report.get("general") or {}).get("set", EMBEDDED)
+                row.setdefault("forgot", {})[general] = figures["forgetting"]
         elif job.kind == "tasks":
             _put_tasks(found, job, at)
         elif job.kind == suite_results.KIND:
@@ -83,6 +91,7 @@ def table(store: JobStore) -> dict[str, Any]:
             for one in judged["standings"]:
                 rate = {"judged": one["rate"]}
                 found.put(found.of_lane(one["lane"], answered), job.name, rate, job.id)
+    _put_forgetting(found)
     _put_votes(found)
     _mark(found)
     used = [key for key in found.columns if any(row.get(key) is not None for row in found.shown)]
@@ -107,8 +116,9 @@ class _Table:
             held_out = (report.get("rows") or {}).get("validation_examples") or 0
             self.rows[str(one.path)] = {
                 "name": one.name, "id": one.id, "method": known.title if known else one.method,
-                "base": one.base, "data": one.data_path, "eval_loss": one.eval_loss,
-                "forgetting": one.forgetting, "size_bytes": one.size_bytes,
+                "base": one.base, "data": one.data_path, **_held_out(one),
+                "forgot": {one.section("forgetting").get("set", EMBEDDED): one.forgetting},
+                "size_bytes": one.size_bytes,
                 "few": held_out if held_out < LEAST_HELD_OUT else 0,
             }  # fmt: skip
             self._since[str(one.path)] = max(
@@ -116,7 +126,7 @@ class _Table:
             )
         self.columns: dict[str, dict[str, Any]] = {
             key: {"title": title, "best": best} for key, (title, best) in FIXED.items()
-        }
+        } | {f"{loss}_loss": {"title": f"Held-out loss ({loss})", "best": None} for loss in LOSSES}
 
     @property
     def shown(self) -> Iterable[dict[str, Any]]:
@@ -185,6 +195,8 @@ def _abouts(specs: Mapping[int, dict[str, Any]]) -> dict[int, str]:
             "seed": spec.get("seed", 0) if held or most else 0,
             "learned": spec.get("learned", "answers") if held else "answers",
         }  # fmt: skip
+        if spec.get("scores"):
+            one |= {key: spec.get(key, default) for key, default in SCORED.items()}
         asked[job] = {key: str(value) for key, value in one.items()
                       if held or not key.startswith("validation_")}  # fmt: skip
         for key, value in asked[job].items():
@@ -192,9 +204,42 @@ def _abouts(specs: Mapping[int, dict[str, Any]]) -> dict[int, str]:
     found = {}
     for job, one in asked.items():
         name = Path(one["path"]).name
-        how = [f"{key} {value}" for key, value in one.items() if len(values[name, key]) > 1]
+        how = [f"{key} {_short(value)}" for key, value in one.items() if len(values[name, key]) > 1]
         found[job] = f"{name} ({', '.join(how)})" if how else name
     return found
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:40]}… {zlib.crc32(text.encode()):08x}"
+
+
+def _held_out(one: StoredAdapter) -> dict[str, Any]:
+    """Return what a run measured on held-out rows, and how: only equal ways are compared."""
+    train = TrainArgs().model_dump() | one.section("spec", "train")
+    data = DataSource().model_dump(mode="json") | one.section("spec", "data")
+    settings = ("loss", "rewards", "reward_pattern", "reward_json_schema", "max_completion_length")
+    how = (
+        data | {"path": one.data_path}, one.section("spec").get("seed", 0),
+        train["eval_steps"] > 0, [train[key] for key in settings],
+    )  # fmt: skip
+    if (loss := train["loss"]) == "sft":
+        return {"eval_loss": one.eval_loss, "how": str(how)}
+    score = "reward" if loss == "grpo" else "reward_accuracy"
+    found = {f"{loss}_loss": one.eval_loss, score: one.passport.get("eval_score")}
+    return {"eval_loss": None, "how": str(how), **found}
+
+
+def _put_forgetting(found: _Table) -> None:
+    """Put the forgetting on each general set; the set of most rows has the column of that name."""
+    forgot = [(row, row.pop("forgot", {})) for row in found.shown]
+    sets = Counter(name for _, own in forgot for name, value in own.items() if value is not None)
+    usual = sets.most_common(1)[0][0] if sets else EMBEDDED
+    for row, own in forgot:
+        row["forgetting"] = own.pop(usual, None)
+        for name, value in own.items():
+            key = f"forgetting {name}"
+            found.columns[key] = {"title": f"Forgetting ({Path(name).name})", "best": "min"}
+            row[key] = value
 
 
 def _put_votes(found: _Table) -> None:
@@ -228,8 +273,8 @@ def _mark(found: _Table) -> None:
     for key, column in found.columns.items():
         groups = defaultdict[tuple[Any, ...], list[dict[str, Any]]](list)
         for row in rows:
-            if row.get(key) is not None and not (key == "eval_loss" and row.get("few")):
-                groups[row["base"], row.get(ALIKE.get(key))].append(row)
+            if row.get(key) is not None and not (key in HELD_OUT and row.get("few")):
+                groups[row["base"], row.get(ALIKE.get(key, ""))].append(row)
         if not column["best"]:
             continue
         pick = min if column["best"] == "min" else max
@@ -237,6 +282,9 @@ def _mark(found: _Table) -> None:
             best = pick(row[key] for row in group)
             for row in group if len(group) > 1 else ():
                 row["best"] += [key] if row[key] == best else []
+    for row in rows:
+        for key in {*ALIKE.values()}:
+            row.pop(key, None)
 
 
 def _seconds(moment: str) -> float:

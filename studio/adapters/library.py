@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,14 +66,14 @@ class StoredAdapter:
         folder = self.path.parent if self.source == "run" else self.path
         return f"{self.source}-{folder.name}"
 
-    def section(self, name: str) -> dict[str, Any]:
-        """Return a section of the passport, such as `data`; empty if it has none."""
-        return _part(self.passport, name)
+    def section(self, *names: str) -> dict[str, Any]:
+        """Return a section of the passport, such as `data`, or one in it; empty if missing."""
+        return reduce(_part, names, self.passport)
 
     @property
     def data_path(self) -> str:
         """Return the dataset it was trained on, as the run named it; empty if unknown."""
-        data = self.section("data") or _part(self.section("spec"), "data")
+        data = self.section("data") or self.section("spec", "data")
         return str(data.get("path", ""))
 
     @property
@@ -89,7 +90,7 @@ class StoredAdapter:
     @property
     def chat_template_kwargs(self) -> str:
         """Return the settings of the chat template that it was trained with."""
-        return str(_part(self.section("spec"), "data").get("chat_template_kwargs") or "")
+        return str(self.section("spec", "data").get("chat_template_kwargs") or "")
 
     @property
     def is_model(self) -> bool:

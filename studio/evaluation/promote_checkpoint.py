@@ -130,6 +130,7 @@ def _passport(
         "first_loss": progress.get("first_loss"),
         "last_loss": progress.get("last_loss"),
         "eval_loss": progress.get("eval_loss"),
+        "eval_score": progress.get("eval_score"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return {"parents": [], **passport, **fresh}

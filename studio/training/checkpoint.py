@@ -33,6 +33,7 @@ class RunProgress:
     first_loss: float | None = None
     last_loss: float | None = None
     eval_loss: float | None = None
+    eval_score: float | None = None  # reward accuracy, or reward
     seconds: float = 0.0
     tokens: int = 0
     evaluations: list[tuple[int, float]] = field(default_factory=list)
@@ -62,7 +63,7 @@ class RunProgress:
         loss. `waited` counts evaluations since the best and the lowest loss. `sources` are the
         losses (or rewards) by source of a mix.
         """
-        self.eval_loss, self.sources = eval_loss, sources or {}
+        self.eval_loss, self.eval_score, self.sources = eval_loss, score, sources or {}
         self.waited += 1
         if eval_loss is not None:
             if all(eval_loss < loss for _, loss in self.evaluations):

@@ -119,6 +119,7 @@ def _publish_adapter(session: Session, run_dir: Path, forgetting: dict[str, Any]
         "first_loss": progress.first_loss,
         "last_loss": progress.last_loss,
         "eval_loss": progress.eval_loss,
+        "eval_score": progress.eval_score,
         "forgetting": forgetting or {},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **session.start.passport(target),

@@ -397,7 +397,8 @@ class Session:
                 f"{early}The checkpoint of step {best}, which had {best_of}, is missing "
                 f"or damaged: the adapter is that of step {progress.step}."
             )
-        progress.eval_loss, progress.sources = progress.best_loss, progress.best_sources
+        progress.eval_loss, progress.eval_score = progress.best_loss, progress.best_accuracy
+        progress.sources = progress.best_sources
         return f"{early}The adapter is that of step {best}, which had {best_of}."
 
     # -- state ---------------------------------------------------------------------------------

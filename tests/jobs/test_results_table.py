@@ -148,6 +148,50 @@ def test_the_best_is_of_one_base_and_dataset_and_rests_on_enough_rows(store, hom
     assert [line.split()[1] for line in lines if "| **0" in line] == ["low"]
 
 
+def test_only_losses_that_were_measured_alike_are_compared(store, home):
+    def run(name, loss, train=(), data=(), **more):
+        spec = {"train": dict(train), "data": {"path": "shop", **dict(data)}, **more}
+        adapter(home, name, loss, None, spec=spec, eval_score=0.75 if train else None)
+
+    run("low", 1.0)
+    run("high", 1.5)
+    run("all", 0.5, data={"train_on": "all"})
+    run("seed", 0.5, seed=1)
+    run("dpo", 0.25, {"loss": "dpo"})
+    run("grpo", None, {"loss": "grpo", "rewards": "number"})
+    found = results_table.table(store)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert [name for name, row in rows.items() if "eval_loss" in row["best"]] == ["low"]
+    dpo = rows["dpo"]
+    assert (dpo["eval_loss"], dpo["dpo_loss"], dpo["reward_accuracy"]) == (None, 0.25, 0.75)
+    assert "no held-out SFT loss" in dpo["lacks"] and rows["grpo"]["reward"] == 0.75
+    titles = {column["key"]: column["title"] for column in found["columns"]}
+    assert titles["dpo_loss"] == "Held-out loss (dpo)" and "kto_loss" not in titles
+    assert "how" not in dpo and "forgot" not in dpo
+
+
+def test_evaluations_with_other_settings_of_their_scores_have_columns_of_their_own(store, home):
+    one = [{"name": adapter(home, "one", None, None)}]
+    scored = {"scores": ["regex"]}
+    for score, asked in ((0.5, {"pattern": "a"}), (0.25, {"pattern": "b" * 200}),
+                         (0.75, {"pattern": "a", "max_new_tokens": 9})):  # fmt: skip
+        evaluated(store, one, asked=scored | asked, scores={"regex": score})
+    (row,) = results_table.table(store)["rows"]
+    figures = {key: value for key, value in row.items() if key.endswith("regex")}
+    assert sorted(figures.values()) == [0.25, 0.5, 0.75]
+    assert "bank.csv (max_new_tokens 128, pattern a) regex" in figures
+    assert max(map(len, figures)) < 120
+
+
+def test_forgetting_of_another_general_set_has_a_column_of_its_own(store, home):
+    one, other = adapter(home, "one", None, 0.5), adapter(home, "two", None, 0.25)
+    evaluated(store, [{"name": one}], forgetting=0.75, general={"set": "/x/law.jsonl"})
+    evaluated(store, [{"name": other}], forgetting=0.125, general={"set": "embedded"})
+    rows = {row["name"]: row for row in results_table.table(store)["rows"]}
+    assert (rows["one"]["forgetting"], rows["two"]["forgetting"]) == (0.5, 0.125)
+    assert rows["one"]["forgetting /x/law.jsonl"] == 0.75
+
+
 def test_evaluations_of_other_rows_have_columns_of_their_own(store, home):
     one = adapter(home, "one", 0.5, 0.25)
     held = {"rows": "held_out", "max_rows": 5, "seed": 1}

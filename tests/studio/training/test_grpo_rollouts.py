@@ -267,6 +267,8 @@ def test_a_stop_and_a_resume_change_not_one_bit(tmp_path):
         assert told[0] == told[1]
     held = [e.reward for e in straight if isinstance(e, Evaluated)]
     assert len(held) == 2 and whole.progress.best_accuracy == max(held)
+    passport = json.loads((tmp_path / "whole" / "adapter" / "passport.json").read_text())
+    assert passport["eval_score"] == max(held)
 
 
 def test_the_reward_rises(tmp_path):

@@ -78,8 +78,8 @@ class ResultsPage extends Page {
     const points = adapters.filter((row) => !row.lacks.length).map((row) => ({ x: row[LEARNED], y: row[FORGOT],
       few: row.few, label: row.few ? t`${row.name} (${row.few} held-out rows)` : row.name }));
     redraw(this.body, h('section.s-card.s-figures-table', this.table.element,
-      quiet(t`Bold: the best of its base and dataset. `, adapters.some((row) => row.few) && t`* on fewer than 8 held-out
-        rows: may be chance. `, t`A number opens the job that measured it.`)),
+      quiet(t`Bold: the best of its base, measured the same way. `, adapters.some((row) => row.few)
+        && t`* on fewer than 8 held-out rows: may be chance. `, t`A number opens the job that measured it.`)),
     adapters.length < 2 ? '' : h('section.s-card.s-figures-table',
       h('h2', t`Learned × forgot`), mixed || several('base')
         ? quiet(t`Losses on different datasets or bases cannot be compared: choose one above, or search.`)
