@@ -158,7 +158,8 @@ test('a setting of an answer that is out of bounds or no whole number is shown a
   const typed = { seed: '1.6', temperature: '20' };
   for (const one of composer.fields) {
     const { min, max } = one.input.attributes;
-    one.input = { type: 'number', min, max, value: typed[one.name], get valueAsNumber() { return Number(this.value); } };
+    one.input = { type: 'number', min, max, value: typed[one.name],
+      get valueAsNumber() { return Number(this.value); } };
   }
   composer.system.value = '';
   composer.take();

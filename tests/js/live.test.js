@@ -2,7 +2,7 @@ import './dom_stub.js';
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-const { append, hues, progress, resumes, showJobs, stages, stateName, subscribe } =
+const { append, hues, poke, progress, resumes, showJobs, stages, stateName, subscribe } =
   await import('../../ui/assets/core/live.js');
 
 test('new points replace the steps that a resumed run repeats', () => {
@@ -84,4 +84,35 @@ test('a job that is selected counts as gone only by an answer to a question that
   done(give({ detail: { id: 3 } }));
   while (told.length < 4) await soon();
   assert.deepEqual(told.filter(([name]) => name === 'page'), [['page', '9', true], ['page', 'detail', 3]]);
+});
+
+test('all are told again once a minute, and what ended is trained only if it trains', async (context) => {
+  const soon = () => new Promise((done) => { setTimeout(done, 1); });
+  const shown = [];
+  globalThis.localStorage = { getItem: () => 'on' };
+  globalThis.Notification = class { static permission = 'granted'; constructor(words) { shown.push(words); } };
+  let times = 0, news = null, polls = 0, now = Date.now();
+  context.mock.method(Date, 'now', () => now);
+  globalThis.fetch = async () => { polls += 1; return { ok: true, status: news ? 200 : 204, json: async () => news }; };
+  const poll = async (jobs) => {
+    const before = polls;
+    news = jobs && { jobs: { digest: 'b', whole: false, removed: [], queue: {}, items: jobs } };
+    poke();
+    while (polls === before) await soon();
+    await soon();
+    return times;
+  };
+  document.hidden = false;
+  context.after(() => { document.hidden = true; globalThis.localStorage = { getItem: () => 'off' }; }); // no more polls
+  subscribe({ onJobs: () => { times += 1; } });
+  await poll();
+  const first = await poll();
+  assert.equal(await poll(), first);
+  now += 61_000;
+  assert.equal(await poll(), first + 1);
+  assert.equal(await poll(), first + 1);
+  const jobs = (state) => ['train', 'import'].map((kind, i) => ({ id: 20 + i, name: kind, kind, state }));
+  await poll(jobs('running'));
+  await poll(jobs('succeeded'));
+  assert.deepEqual(shown, ['train is trained', 'import is done']);
 });

@@ -5,12 +5,13 @@ import { actOn, api, badge, bar, button, changed, count, dots, duration, fill, g
   sureButton, t, text } from './dom.js';
 
 const LIVE = new Set(['queued', 'starting', 'running', 'stopping']);
-const FAST = 700, SLOW = 2500, HIDDEN = 5000, MOST_POINTS = 4000;
+const FAST = 700, SLOW = 2500, HIDDEN = 5000, MINUTE = 60_000, MOST_POINTS = 4000;
 
 const subscribers = new Set();
 const state = { jobs: [], digest: '', seq: 0, watched: '', supervised: true, queue: {} };
 const series = new Map(); // name -> Map(run -> {x: [], y: []})
 let timer = 0, wait = FAST, busy = false, again = false;
+let told = 0; // when all were told of the jobs last: the ages that they show grow
 let answered = null; // the selection that the last answer was asked with
 
 /** Subscribe `{element, runs: () => [ids], names: () => [...], detail: () => [id, view, digest shown], ...}`.
@@ -106,7 +107,10 @@ function take(news, asked) {
   }
   const more = asked !== answered;
   answered = asked;
-  if (news.jobs || more) for (const s of subscribers) tell(s);
+  if (news.jobs || more || Date.now() - told > MINUTE) {
+    told = Date.now();
+    for (const s of subscribers) tell(s);
+  }
   if (news.metrics) {
     if (news.metrics.snapshot) series.clear();
     state.seq = news.metrics.seq;
@@ -221,7 +225,7 @@ function jobRow(node, job) {
 }
 
 const KEY = 'studio.notify';
-const ENDS = { succeeded: t`is trained`, failed: t`failed`, cancelled: t`was cancelled`,
+const ENDS = { succeeded: t`is done`, failed: t`failed`, cancelled: t`was cancelled`,
   paused: t`is paused`, interrupted: t`was interrupted` };
 
 export const wantsNotifications = () => {
@@ -245,7 +249,8 @@ export async function toggleNotifications() {
 function notify(before, job) {
   const worked = before && ['starting', 'running', 'stopping'].includes(before.state);
   if (!worked || !ENDS[job.state] || !wantsNotifications()) return;
-  const shown = new Notification(`${job.name} ${ENDS[job.state]}`, {
+  const trained = job.state === 'succeeded' && ['train', 'arrive'].includes(job.kind);
+  const shown = new Notification(`${job.name} ${trained ? t`is trained` : ENDS[job.state]}`, {
     body: job.error?.text ?? (job.last_loss == null ? '' : t`loss ${number(job.last_loss)}`),
     tag: `studio-${job.id}-${job.attempt}-${job.state}`,
   });
