@@ -90,7 +90,7 @@ class Answer:
         self._tokenizer = tokenizer
         kept = _kept_tokens(tokenizer, markers, stop_ids)
         self._text = Detokenizer(tokenizer, prompt.ids, kept)
-        self._parts = _parts_after(lane, markers, tokenizer, prompt.ids)
+        self._parts = _parts_after(prompt, lane, markers, tokenizer)
         self._stops = StopTexts(lane.sampling.stop)
         self._started = started
         self._first = 0.0
@@ -167,15 +167,15 @@ def _kept_tokens(tokenizer: Any, markers: Markers, stop_ids: Collection[int]) ->
 
 
 def _parts_after(
-    lane: Lane, markers: Markers, tokenizer: Any, prompt: Sequence[int]
+    prompt: FittedPrompt, lane: Lane, markers: Markers, tokenizer: Any
 ) -> MarkedText | None:
     """Return the splitter of an answer, in the state that its prompt or its beginning left."""
     if not markers:
         return None
-    tail = prompt[-2 * CONTEXT_TOKENS :]
+    end = len(prompt.ids) - prompt.num_continued
+    tail = prompt.ids[max(0, end - 2 * CONTEXT_TOKENS) : end]
     parts = MarkedText(markers, str(tokenizer.decode(tail, skip_special_tokens=False)))
-    if lane.messages[-1].role == "assistant":  # it is continued
-        parts = MarkedText(markers)
+    if prompt.num_continued:
         parts.add(lane.messages[-1].content)
         parts.flush()
     return parts

@@ -16,15 +16,17 @@ from studio.errors import ChatError
 if TYPE_CHECKING:
     from studio.data.template.template import Template
 
-Turn = dict[str, Any]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FittedPrompt:
-    """The prompt's tokens, the limit of the answer, and a note for the user."""
+    """The prompt's tokens, the limit of the answer, and a note for the user.
+
+    The last `num_continued` tokens are of an unfinished answer.
+    """
 
     ids: list[int]
     max_new_tokens: int
+    num_continued: int = 0
     note: str = ""
 
 
@@ -51,8 +53,13 @@ def fit_prompt(
     system, turns = turns[:head], turns[head:]
     starts = [i for i, turn in enumerate(turns) if turn["role"] == "user" or i == 0] or [0]
 
+    unfinished: list[int] = []
+    if len(system + turns) > 1 and turns and turns[-1]["role"] == "assistant":
+        unfinished = tokenizer.encode(turns.pop()["content"], add_special_tokens=False)
+
     def encoded(place: int) -> list[int]:
-        return _encode(template, tokenizer, system + turns[starts[place] :], [*lane.tools])
+        shown = system + turns[starts[place] :]
+        return template.encode_prompt(shown, [*lane.tools] or None) + unfinished
 
     ids = encoded(0)
     place = 0
@@ -75,15 +82,6 @@ def fit_prompt(
             "context and were left out."
         )
     return FittedPrompt(
-        ids=ids, max_new_tokens=min(lane.sampling.max_new_tokens, room - len(ids)), note=note
-    )
-
-
-def _encode(template: Template, tokenizer: Any, turns: list[Turn], tools: list[Any]) -> list[int]:
-    unfinished = ""
-    if len(turns) > 1 and turns[-1]["role"] == "assistant":
-        unfinished, turns = turns[-1]["content"], turns[:-1]
-    ids = template.encode_prompt(turns, tools or None)
-    if unfinished:
-        ids += tokenizer.encode(unfinished, add_special_tokens=False)
-    return ids
+        ids=ids, max_new_tokens=min(lane.sampling.max_new_tokens, room - len(ids)),
+        num_continued=len(unfinished), note=note,
+    )  # fmt: skip

@@ -82,6 +82,19 @@ test('a failure of the whole request leaves the answers that had ended', async (
   assert.deepEqual([answer.reason, answer.error, answer.system], ['stop', undefined, '']);
 });
 
+test('an answer that was cut in a character goes on from the last whole one', async () => {
+  const { one, asked, answered } = await asking(true);
+  asked.write.write(line({ type: 'delta', lane: 0, text: 'Hi \uFFFD', part: 'thought' }));
+  asked.write.close();
+  await answered;
+  const [turn] = one.turns, begun = new Promise((done) => { asked.begun = done; });
+  const more = one.run(turn, [0], { goOn: true });
+  await begun;
+  asked.write.close();
+  await more;
+  assert.deepEqual([turn.answers[0].text, turn.answers[0].parts], ['Hi ', [['thought', 'Hi ']]]);
+});
+
 test('a corrected answer keeps its thought, and no marker becomes text', () => {
   const answer = { text: '<think>hm</think>\n\nHi', parts: [['mark', '<think>'], ['thought', 'hm'],
     ['mark', '</think>'], ['text', '\n\nHi']] };

@@ -1,6 +1,7 @@
 """One growing answer: its text of whole characters, and the sampling of its tokens."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from studio.chat.answer_text import Detokenizer, StopTexts
-from studio.chat.lanes import Sampling
+from studio.chat.answer_text import Detokenizer, StopTexts, _parts_after
+from studio.chat.context_window import FittedPrompt
+from studio.chat.lanes import Lane, Message, Sampling
 from studio.chat.sampling import Sampler, candidates, pick_all
+from studio.chat.thought_and_tool_parser import Piece, markers_in
 
 TEXTS = [
     "Hello, world! It's  fine.\n\n  indented\ttab",
@@ -50,6 +53,18 @@ def test_a_part_of_a_character_waits_for_the_rest_but_not_forever(real):
     assert (detokenizer.add(tokens[0]), detokenizer.flush()) == ("", "\ufffd"), "stays visible"
     broken = Detokenizer(tokenizer)
     assert len("".join(broken.add(tokens[0]) for _ in range(40))) >= 32
+
+
+def test_a_thought_that_the_prompt_opened_goes_on_when_its_answer_is_continued():
+    words = {1: "<think>", 2: " so", 3: "</think>"}
+    tokenizer = SimpleNamespace(decode=lambda ids, **_: "".join(words[token] for token in ids))
+    for begun, kind in (([2], "thought"), ([2, 3], "text")):
+        text = tokenizer.decode(begun)
+        prompt = FittedPrompt(ids=[1, *begun], max_new_tokens=8, num_continued=len(begun))
+        lane = Lane(messages=(Message(role="user", content="q"),
+                              Message(role="assistant", content=text)))  # fmt: skip
+        parts = _parts_after(prompt, lane, markers_in("<think></think>"), tokenizer)
+        assert parts.add(" on") == [Piece(kind, " on")]
 
 
 @pytest.mark.parametrize(

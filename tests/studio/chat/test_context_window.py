@@ -24,7 +24,8 @@ def test_a_short_conversation_is_read_whole_and_a_last_answer_is_continued():
     whole = fitted(lane_of(("user", "w5"), ("assistant", "w6"), ("user", "w7")))
     assert whole.ids == [1, 5, 2, 1, 6, 2, 1, 7, 2]
     assert (whole.max_new_tokens, whole.note) == (8, "")
-    assert fitted(lane_of(("user", "w5"), ("assistant", "w6 w7"))).ids == [1, 5, 2, 6, 7]
+    begun = fitted(lane_of(("user", "w5"), ("assistant", "w6 w7")))
+    assert (begun.ids, begun.num_continued) == ([1, 5, 2, 6, 7], 2)
     with pytest.raises(ValueError, match="there is no prompt to answer"):
         lane_of(("user", "  "))
 

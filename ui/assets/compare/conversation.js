@@ -61,8 +61,10 @@ export class Conversation {
       const old = turn.answers[lane];
       const { system, sampling } = this.settingsOf(lane);
       const seed = nextSeed ? (old?.seed ?? sampling.seed) + 1 : sampling.seed;
-      const tail = goOn ? [{ role: 'assistant', content: old.text }] : [];
-      turn.answers[lane] = { ...(goOn ? { text: old.text, parts: old.parts, tokens: old.tokens } : blank()), seed,
+      const kept = goOn ? { text: whole(old.text), parts: old.parts?.map(([part, words]) => [part, whole(words)]),
+        tokens: old.tokens } : blank();
+      const tail = goOn ? [{ role: 'assistant', content: kept.text }] : [];
+      turn.answers[lane] = { ...kept, seed,
         place: old?.place, lane: writeLane(this.lanes[lane]), alone: this.alone, system, sampling };
       return { model: this.lanes[lane].model, stack: this.lanes[lane].stack, system,
         sampling: { ...sampling, seed, logprobs: ALTERNATIVES },
@@ -202,6 +204,9 @@ function addPart(answer, part, words) {
 }
 
 const blank = () => ({ text: '', tokens: [] });
+
+/** A text without the half of a character that it was cut in. */
+const whole = (words) => words.replace(/\uFFFD+$/, '');
 
 /** An answer without its thoughts and calls. */
 export const textOf = ({ parts, text }) => (parts ?? [['text', text]]).filter(([part]) => part === 'text')
