@@ -109,6 +109,9 @@ class ResidentModels:
         streams: list[Iterator[Delta]] = []
         for path, places in numbers.items():
             name = lanes[places[0]].model
+            if stopped is not None and stopped():
+                yield from (Delta(lane=at, done=True, reason="stopped") for at in places)
+                continue
             try:
                 place = self._place(models[name], [lanes[number] for number in places])
                 yield from self._ready(name, models[name], place, places[0], keep=numbers.keys())
@@ -205,6 +208,7 @@ class ResidentModels:
 
     def _make_room(self, known: ModelFacts, place: _Place, keep: Collection[Path]) -> None:
         need = place.num_bytes
+        _return_memory()  # torch keeps that of earlier answers
         for path in [path for path in self._bases if path not in keep]:
             if _free_bytes(place.device) > 1.2 * need:
                 return

@@ -97,16 +97,23 @@ def test_a_base_that_is_dropped_returns_its_memory_before_the_next_is_counted(
     monkeypatch.setattr(resident_models, "facts", lambda source: replace(
         known, path=Path(source.path), parameters=8_000_000_000
     ))  # fmt: skip
-    monkeypatch.setattr(
-        torch_modules, "return_cached_memory", lambda: gpu.update(free=24 * GIB - gpu["held"])
-    )
-    gpu["held"], other = 0, str(tmp_path / "other")
+    models, other = ResidentModels(home, device="cuda:0"), str(tmp_path / "other")
+    monkeypatch.setattr(torch_modules, "return_cached_memory", lambda: gpu.update(
+        free=(24 - 15 * len(models.describe())) * GIB
+    ))  # fmt: skip
     shutil.copytree(MODEL_DIR, other)
-    models = ResidentModels(home, device="cuda:0")
-    ask(models)
+    gpu["free"] = 9 * GIB  # torch keeps that of earlier answers, too
+    assert ask(models)[-1].error is None
     gpu["free"] = 9 * GIB  # torch keeps what is dropped until it is asked
     assert ask(models, model=other)[-1].error is None
     assert [model["model"] for model in sorted(models.describe(), key=str)] == [other]
+
+
+def test_a_request_that_was_stopped_while_it_waited_loads_nothing(home):
+    models = ResidentModels(home, device="cpu")
+    lane = Lane(messages=[{"role": "user", "content": "Hello"}])
+    (end,) = models.stream([lane], stopped=lambda: True)
+    assert (end.done, end.reason, models.describe()) == (True, "stopped", [])
 
 
 def test_the_device_is_asked_at_each_question_and_held_before_loading(home, gpu):
