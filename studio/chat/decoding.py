@@ -355,8 +355,11 @@ def length_of_switch(model: Any) -> int | None:
     transformers does so in the classes that have their own preparation of `generate`.
     """
     own = type(model).prepare_inputs_for_generation
-    if own is GenerationMixin.prepare_inputs_for_generation:
-        return None
+    return None if own is GenerationMixin.prepare_inputs_for_generation else longrope_length(model)
+
+
+def longrope_length(model: Any) -> int | None:
+    """Return the length beyond which all positions of a pass get other rotary factors."""
     kinds = {kind for module in model.modules() for kind in rope_types(module)}
     length: int | None = getattr(model.config, "original_max_position_embeddings", None)
     return length if "longrope" in kinds else None

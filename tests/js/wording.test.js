@@ -7,9 +7,10 @@ const { Mapping } = await import('../../ui/assets/data/import.js');
 
 test('an answer says what its stack changed, of which unit, and nothing of the base alone', () => {
   const end = { reason: 'stop', tokens_count: 24,
-    active: { stack: [{ name: 'pirate', weight: 0.5 }], max_logit_difference: 20.04 } };
+    active: { stack: [{ name: 'pirate', weight: 0.5 }], max_logit_difference: 20.04, verified: true } };
   assert.match(figures(end), /pirate × 0\.5/);
   assert.match(figures(end), /changed logits by up to 20$/);
+  assert.doesNotMatch(figures({ ...end, active: { ...end.active, verified: false } }), /logits/);
   assert.doesNotMatch(figures({ ...end, active: { stack: [], max_logit_difference: 0 } }), /logits/);
 });
 

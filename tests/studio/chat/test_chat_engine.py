@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from studio.chat.chat_engine import NO_EFFECT
 from studio.chat.lanes import Message
 from studio.errors import MethodError
 from studio.methods import Phase, methods, named
@@ -116,10 +117,18 @@ def test_a_stack_that_does_nothing_is_not_verified():
     lanes = collect(engine.stream([make_lane("w5", "fresh"), make_lane("w5")]))
 
     assert not lanes[0]["end"].active.verified
-    assert lanes[0]["notes"] == [
-        "This stack does not change the model here: the answer is the base's."
-    ]
+    assert lanes[0]["notes"] == [NO_EFFECT]
     assert lanes[0]["tokens"] == lanes[1]["tokens"]
+
+
+def test_a_prompt_that_changes_the_rotary_factors_is_answered_without_the_comparison():
+    engine = make_engine("phi3", {"a": "lora"})
+    lanes = [make_lane("w5 w6"), make_lane(" ".join(["w5 w6 w7"] * 20), "a")]
+
+    short, long = (collect(engine.stream([lane]))[0]["end"] for lane in lanes)
+
+    assert short.active.verified and long.error is None
+    assert (long.active.stack, long.active.verified) == ((("a", 1.0),), False)
 
 
 @pytest.mark.parametrize("wrong", ["rotated", "all on", "swapped pair"])

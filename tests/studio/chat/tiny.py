@@ -15,6 +15,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -65,6 +67,14 @@ def make_model(kind: str) -> Any:
         )).eval()  # fmt: skip
     if kind == "windowed":
         return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=7)).eval()
+    if kind == "phi3":
+        return Phi3ForCausalLM(Phi3Config(
+            **SIZES, pad_token_id=0, original_max_position_embeddings=16, rope_parameters={
+                "rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0,
+                "original_max_position_embeddings": 16, "partial_rotary_factor": 1.0,
+                "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
+            },
+        )).eval()  # fmt: skip
     return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
 
 

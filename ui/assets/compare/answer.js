@@ -5,8 +5,8 @@ import { button, copy, dots, h, number, redraw, t, text, word } from '../core/do
 import { called, hueOf, parseLane } from '../core/lanes.js';
 import { code, diff, markdown } from './text.js';
 
-const PROOF = t`What was active. “Changed logits by” is the largest difference of a logit from the base alone: more
-  than 0 proves that the adapters took part.`;
+const PROOF = t`What was active. “Changed logits by” is the largest difference of a logit from the base alone; it is
+  shown where it is more than rounding, which proves that the adapters took part.`;
 
 const EMPTY = { stopped: t`(stopped before the first token)`,
   interrupted: t`(interrupted before the first token: ask again)` };
@@ -133,5 +133,5 @@ export function figures({ reason, tokens_count: tokens, tokens_per_second: speed
     speed && t`${number(speed, 3)} tok/s`,
     first != null && t`first after ${number(first, 2)} s`, how,
     active && (stack.map((part) => `${called(part.name)} × ${part.weight}`).join(' + ') || t`base`),
-    stack.length > 0 && moved != null && t`changed logits by up to ${number(moved, 2)}`);
+    stack.length > 0 && active.verified && t`changed logits by up to ${number(moved, 2)}`);
 }
