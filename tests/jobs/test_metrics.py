@@ -67,6 +67,9 @@ def test_what_is_no_finite_number_is_a_gap_with_a_flag(store):
     with store.database.reading() as db:
         flags = db.conn.execute("SELECT flag FROM metrics ORDER BY step").fetchall()
     assert flags == [("nan",), ("inf",), ("-inf",), (None,)]
+    folder = str(store.home.path)
+    store.claims.report(claim, Progress(step=4, checkpoints=[(4, folder, math.inf)]))
+    assert [row["eval_loss"] for row in store.checkpoints(claim.job)] == [None]
 
 
 def test_thinning_keeps_spikes_gaps_and_ends(store):
