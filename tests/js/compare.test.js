@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 const { Conversation, correct } = await import('../../ui/assets/compare/conversation.js');
-const { runOf } = await import('../../ui/assets/compare/tabs.js');
+const { runOf, Tabs } = await import('../../ui/assets/compare/tabs.js');
 const { Votes } = await import('../../ui/assets/compare/votes.js');
 
 const settings = { system: '', sampling: { seed: 0 } };
@@ -178,4 +178,14 @@ test('a setting of an answer that is out of bounds or no whole number is shown a
   composer.take();
   assert.deepEqual(used.sampling, { seed: 2, temperature: 10 });
   assert.deepEqual(composer.fields.map(({ input }) => input.value), [10, 2]);
+});
+
+test('Back changes the tab, and the address has the lanes and the chat that are shown', (context) => {
+  const heard = [], done = [];
+  context.mock.method(globalThis, 'addEventListener', (type, act) => heard.push([type, act]));
+  const tabs = new Tabs({ address: () => done.push('address') });
+  tabs.open = (view) => done.push(view);
+  location.href = 'http://a/compare?view=suites';
+  heard.find(([type]) => type === 'popstate')[1]();
+  assert.deepEqual(done, ['suites', 'address']);
 });

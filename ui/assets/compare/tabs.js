@@ -17,7 +17,10 @@ export class Tabs {
     this.suites = new Suites(page);
     this.tabs = tabs(TABS, (tab) => { remember({ view: tab === 'chat' ? null : tab }, true); this.open(tab); },
       { class: 's-tool' });
-    addEventListener('popstate', () => this.open(query().get('view') ?? 'chat'));
+    addEventListener('popstate', () => {
+      this.open(query().get('view') ?? 'chat');
+      page.address(); // Back changes the tab, not the lanes and the chat
+    });
     this.element = h('section.s-compare-tab', { hidden: true, testid: 'compare-tab' });
   }
 
