@@ -32,11 +32,28 @@ test('a model and a plan in words', () => {
     'o/m · 1.20\u202fB parameters · to download · gated · suggested');
   assert.equal(planWords({ unknown: 'Known once the model is downloaded.' }), 'Known once the model is downloaded.');
   const known = { seconds: 90, total_steps: 114, device: 'cpu', total_bytes: 2 ** 30 };
-  assert.match(planWords(known), /1:30.min for 114 steps/);
+  assert.match(planWords(known), /1:30.min for 114 steps on cpu, with 1.00.GiB of memory\.$/);
+  assert.match(planWords({ ...known, fits: false }), /of memory\. This does not fit: /);
 });
 
 test('a finding is a sentence and a command', () => {
   assert.deepEqual(findingParts('The GPU is not used. Run: pip install torch'),
     { sentence: 'The GPU is not used.', command: 'pip install torch' });
   assert.equal(findingParts('A note.').command, '');
+});
+
+const { Detail } = await import('../../ui/assets/runs/run.js');
+
+test('a log is not drawn again while some of it is selected', () => {
+  const detail = Object.assign(Object.create(Detail.prototype), { job: { id: 1 }, view: 'log', digest: 'old',
+    body: document.createElement('div') });
+  detail.body.contains = (node) => node === 'mine';
+  const fill = (selected, anchorNode) => {
+    globalThis.getSelection = () => ({ isCollapsed: !selected, anchorNode });
+    detail.fill({ id: 1, view: 'log', digest: anchorNode, content: `log of ${anchorNode}` });
+    return [detail.digest, detail.body.textContent];
+  };
+  assert.deepEqual(fill(true, 'mine'), ['old', '']);
+  assert.deepEqual(fill(true, 'other'), ['other', 'log of other']);
+  assert.deepEqual(fill(false, 'mine'), ['mine', 'log of mine']);
 });

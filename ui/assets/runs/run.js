@@ -271,8 +271,14 @@ export class Detail {
     go('/?' + (answer?.detail?.content?.query ?? ''));
   }
 
+  isSelected() {
+    const { isCollapsed, anchorNode } = getSelection();
+    return !isCollapsed && this.body.contains(anchorNode);
+  }
+
   fill(detail) {
     if (detail.id !== this.job?.id || detail.view !== this.view) return;
+    if (this.view === 'log' && this.isSelected()) return; // asked for again until nothing is
     this.digest = detail.digest;
     const { body } = this;
     const atEnd = body.scrollTop + body.clientHeight >= body.scrollHeight - 8;

@@ -21,9 +21,10 @@ export const modelWords = (one) => `${one.name}${one.here ? '' : ` · ${dots(
   one.suggested ? t` · suggested` : ''}`;
 
 /** Minutes and steps of an estimate in words, or why they are not known. */
-export function planWords({ unknown, error, seconds, total_steps: steps, device, total_bytes: size }) {
+export function planWords({ unknown, error, seconds, total_steps: steps, device, total_bytes: size, fits }) {
   if (unknown || error) return unknown ?? error.text;
-  return t`About ${duration(seconds)} for ${count(steps)} steps on ${device}, with ${bytes(size)} of memory.`;
+  return t`About ${duration(seconds)} for ${count(steps)} steps on ${device}, with ${bytes(size)} of memory.`
+    + (fits === false ? t` This does not fit: choose a smaller model, or “Make it fit” in the form.` : '');
 }
 
 class Guide {
