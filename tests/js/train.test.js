@@ -63,6 +63,16 @@ test('a form is judged once more for a model that was just looked at, however of
   assert.equal(judged.length, 3);
 });
 
+test('an estimate is of the form it was made for, and forgotten with another', () => {
+  const preflight = Object.assign(new Preflight({ found: {} }), { look() {} });
+  preflight.take({ set: ['a'] });
+  preflight.seconds = 3;
+  preflight.take({ set: ['a'] });
+  assert.equal(preflight.seconds, 3);
+  preflight.take({ set: ['a', 'b'] });
+  assert.equal(preflight.seconds, null);
+});
+
 const { Train } = await import('../../ui/assets/train/train.js');
 
 const formOf = (answer, method = 'lora') => {

@@ -20,6 +20,7 @@ export class Preflight {
     clearTimeout(this.timer);
     this.turn++;
     if (!form) return this.show(null);
+    if (form.set.join() !== this.set?.join()) this.seconds = null;
     this.set = form.set;
     this.timer = setTimeout(() => this.look(), 200);
     return undefined;
