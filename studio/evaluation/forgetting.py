@@ -10,7 +10,8 @@ one observation of the base, so that all points rest on the same rows and prompt
 The divergence is the headline: it is about what the base does, so it is meaningful for a base that
 never knew the general set, whose loss may fall.
 
-Time is bounded: the first row shows how fast the model is, and what does not fit is left out.
+Time is bounded: the first row shows how fast the model is, and what does not fit is left out. The
+divergence is that of all answers that were made, so that it rests on the same as their changes do.
 
 Shapes: `S stacks, R rows, N positions of answer tokens, V vocabulary`.
 """
@@ -147,9 +148,7 @@ def measure(
         base, adapted = observe(loaded, backbone, general, [(), stack], seconds=0.7 * seconds)
     else:
         (adapted,) = observe(loaded, backbone, general, [stack], like=base)
-    left = max(0.0, seconds - (time.monotonic() - started))
-    asked = zip(general.prompts, base.answers, strict=False)
-    kl = kl_sums(loaded, backbone, list(asked), stack, seconds=left)
+    kl = kl_sums(loaded, backbone, list(zip(general.prompts, base.answers, strict=False)), stack)
     return compared(general, base, adapted, kl=kl, seconds=time.monotonic() - started)
 
 
@@ -245,24 +244,11 @@ def greedy_rows(
 
 
 def kl_sums(
-    loaded: Loaded, backbone: Backbone, answered: Sequence[Answered], stack: Stack, *,
-    seconds: float = math.inf,
-) -> list[float]:  # fmt: skip
-    """Return `Σ_n Σ_v p_v (log p_v − log q_v)` of each of the base's answers, `q` of the stack.
-
-    Args:
-        loaded: The base.
-        backbone: The base with the stack's adapters.
-        answered: Prompts with the base's own answers.
-        stack: What is compared with the base.
-        seconds: No further pass begins after them; at least one is made.
-    """
-    deadline, sums = time.monotonic() + seconds, list[float]()
-    while len(sums) < len(answered) and (not sums or time.monotonic() < deadline):
-        part = _fitting(loaded, answered[len(sums) :], PASS_LOGITS // 2)
-        pairs = zip(*answer_logits(loaded, backbone, part, [(), stack]), strict=True)
-        sums += torch.stack([kl_sum(*pair) for pair in pairs]).tolist()
-    return sums
+    loaded: Loaded, backbone: Backbone, answered: Sequence[Answered], stack: Stack
+) -> list[float]:
+    """Return `Σ_n Σ_v p_v (log p_v − log q_v)` of each of the base's answers, `q` of the stack."""
+    pairs = answer_logits(loaded, backbone, answered, [(), stack])
+    return [float(kl_sum(base_NV, adapted_NV)) for base_NV, adapted_NV in pairs]
 
 
 def _fitting(loaded: Loaded, answered: Sequence[Answered], numbers: int) -> Sequence[Answered]:
@@ -274,14 +260,20 @@ def _fitting(loaded: Loaded, answered: Sequence[Answered], numbers: int) -> Sequ
 
 def answer_logits(
     loaded: Loaded, backbone: Backbone, answered: Sequence[Answered], stacks: Sequence[Stack]
-) -> list[list[Tensor]]:
-    """Return each stack's logits `(N, V)` where each answer's tokens are predicted."""
-    batch = pack([_example(*one) for one in answered] * len(stacks), loaded.device)
-    use(backbone, stacks, len(answered))
-    with backbone.evaluating():
-        logits_NV = backbone.packed_logits(batch.ids_T, batch.lengths, batch.keep_N, batch.kept)
-    parts, size = logits_NV.split(list(batch.kept)), len(answered)
-    return [list(parts[start : start + size]) for start in range(0, len(parts), size)]
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield for each answer every stack's logits `(N, V)` where the answer's tokens are predicted.
+
+    A pass holds up to `PASS_LOGITS` values, but at least one answer.
+    """
+    while answered:
+        part = _fitting(loaded, answered, PASS_LOGITS // len(stacks))
+        batch = pack([_example(*one) for one in part] * len(stacks), loaded.device)
+        use(backbone, stacks, len(part))
+        with backbone.evaluating():
+            logits_NV = backbone.packed_logits(batch.ids_T, batch.lengths, batch.keep_N, batch.kept)
+        rows = logits_NV.split(list(batch.kept))
+        yield from (rows[place :: len(part)] for place in range(len(part)))
+        answered = answered[len(part) :]
 
 
 def kl_sum(base_NV: Tensor, adapted_NV: Tensor) -> Tensor:
@@ -396,11 +388,8 @@ class RunForgetting:
         base, backbone = session.loaded, session.backbone
         (found,) = observe(base, backbone, general, [self._stack], seconds=0.3 * self._seconds)
         answered = list(zip(general.prompts, found.answers, strict=False))
-        tensors: dict[str, Tensor] = {}
-        if answered:
-            part = _fitting(base, answered, PASS_LOGITS)
-            (logits,) = answer_logits(base, backbone, part, [self._stack])
-            tensors = {str(n): one.float().cpu().clone() for n, one in enumerate(logits)}
+        logits = answer_logits(base, backbone, answered, [self._stack])
+        tensors = {str(n): one.float().cpu().clone() for n, (one,) in enumerate(logits)}
         temporary = atomic.beside(self._path)
         save_file(tensors, temporary, {"observed": json.dumps(asdict(found))})
         atomic.replace(temporary, self._path)
@@ -411,16 +400,13 @@ class RunForgetting:
         from safetensors import safe_open
 
         session, started = self._session, time.monotonic()
+        base, backbone = session.loaded, session.backbone
         with safe_open(self._path, "pt") as file:
             old = Observed(**json.loads(file.metadata()["observed"]))
-            kept = [file.get_tensor(str(n)) for n in range(len(file.keys()))]
-        base, backbone = session.loaded, session.backbone
-        (new,) = observe(base, backbone, general, [self._stack], like=old)
-        answered = list(zip(general.prompts, old.answers, strict=False))[: len(kept)]
-        kl = list[float]()
-        if answered:
-            (logits,) = answer_logits(base, backbone, answered, [self._stack])
-            pairs = zip(kept, logits, strict=True)
-            kl = [float(kl_sum(one.to(other.device), other)) for one, other in pairs]
+            (new,) = observe(base, backbone, general, [self._stack], like=old)
+            answered = list(zip(general.prompts, old.answers, strict=False))[: len(file.keys())]
+            logits = answer_logits(base, backbone, answered, [self._stack])
+            kl = [float(kl_sum(file.get_tensor(str(n)).to(one.device), one))
+                  for n, (one,) in enumerate(logits)]  # fmt: skip
         taken = self._spent + time.monotonic() - started
         return compared(general, old, new, kl=kl, seconds=taken)

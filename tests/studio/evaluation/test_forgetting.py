@@ -96,6 +96,18 @@ def test_little_time_means_few_rows_not_much_time(bench, monkeypatch):
     assert {len(ids) for own in cut for ids in own} < set(range(1, 5))
 
 
+def test_all_points_of_a_curve_rest_on_the_same_prompts_however_slow_the_machine(
+    bench, monkeypatch
+):
+    loaded, backbone, general = bench
+    whole = measure(loaded, backbone, general, (("a", 1.0),))
+    (base,) = forgetting.observe(loaded, backbone, general, [()])
+    monkeypatch.setattr(forgetting, "PASS_LOGITS", 1)  # one answer in each pass
+    late = measure(loaded, backbone, general, (("a", 1.0),), seconds=0, base=base)
+    for figure in ("forgetting", "interval", "changed", "prompts"):
+        assert late[figure] == pytest.approx(whole[figure], rel=1e-4)
+
+
 @pytest.mark.parametrize("size", [2, 3, 4, 12])
 def test_the_interval_covers_the_truth_in_95_percent_however_few_answers(size):
     draw, trials = np.random.default_rng(0), 2000
