@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,12 +146,12 @@ def describe(folder: Path, *, source: Source = "folder") -> StoredAdapter:
         size_bytes=sum(file.stat().st_size for file in weights),
         created=str(passport.get("created") or ""),
         ended=str(passport.get("ended") or ""),
-        steps=int(passport.get("steps") or 0),
+        steps=int(_number(passport.get("steps")) or 0),
         first_loss=_number(passport.get("first_loss")),
         last_loss=_number(passport.get("last_loss")),
         eval_loss=_number(passport.get("eval_loss")),
-        parents=tuple(map(str, passport.get("parents") or ())),
-        tags=tuple(map(str, label.get("tags") or ())),
+        parents=_texts(passport.get("parents")),
+        tags=_texts(label.get("tags")),
         passport=passport,
     )
 
@@ -245,7 +246,11 @@ def _method_name(passport: dict[str, Any], config: dict[str, Any]) -> str:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if isinstance(value, int | float) and isfinite(value) else None
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list) else ()
 
 
 def refuse_place(out: Path) -> None:

@@ -82,11 +82,13 @@ def read_adapterhub(
 
 def write_config(method: Bottleneck, name: str, anatomy: Anatomy) -> dict[str, Any]:
     """Return AdapterHub's `adapter_config.json`."""
-    size, model = method.size(anatomy.hidden_size), anatomy.model
+    model, width = anatomy.model, anatomy.hidden_size
+    size = method.size(width)
+    factor = width / (size if width % size == 0 else size + 0.5)  # `width // factor` is the size
     return {
         "config": {
             "architecture": None, "mh_adapter": method.placement == "houlsby",
-            "output_adapter": True, "reduction_factor": anatomy.hidden_size / size,
+            "output_adapter": True, "reduction_factor": factor,
             "non_linearity": method.non_linearity, "scaling": float(method.scaling),
             "dropout": method.adapter_dropout, "init_weights": "mam_adapter",
             "is_parallel": method.placement == "parallel",
@@ -96,7 +98,7 @@ def write_config(method: Bottleneck, name: str, anatomy: Anatomy) -> dict[str, A
             "inv_adapter_reduction_factor": None, "cross_adapter": False, "leave_out": [],
             "phm_layer": False,
         },
-        "hidden_size": anatomy.hidden_size, "model_class": type(model).__name__,
+        "hidden_size": width, "model_class": type(model).__name__,
         "model_name": model.config.name_or_path, "model_type": model.config.model_type,
         "name": name, "version": "adapters.1.3.0",
     }  # fmt: skip

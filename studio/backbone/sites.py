@@ -209,7 +209,8 @@ class Anatomy:
         found = []
         for key, module in self.modules.items():
             weight = getattr(module, "weight", None)
-            if "norm" not in type(module).__name__.lower() or weight is None:
+            is_norm = "norm" in type(module).__name__.lower()
+            if not is_norm or not isinstance(weight, nn.Parameter):
                 continue
             if not self._is_text(key) or len(signature(type(module).forward).parameters) > 2:
                 continue  # a gated norm multiplies its result by a second input

@@ -40,6 +40,7 @@ class LoHa(LinearMethod):
     width_exponent: ClassVar[float] = 1.2
     largest_learning_rate: ClassVar[float] = 1.8e-2
     peft_fields: ClassVar[tuple[str, ...]] = ("r", "alpha")
+    peft_defaults: ClassVar[dict[str, Any]] = {"r": 8, "alpha": 8}
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "rank_dropout": (0, 0.0), "module_dropout": (0, 0.0), "init_weights": (True, False),
     }  # fmt: skip

@@ -39,6 +39,7 @@ class LoKr(LinearMethod):
     width_exponent: ClassVar[float] = 1.2
     largest_learning_rate: ClassVar[float] = 1.8e-2
     peft_fields: ClassVar[tuple[str, ...]] = ("r", "alpha", "decompose_both", "decompose_factor")
+    peft_defaults: ClassVar[dict[str, Any]] = {"r": 8, "alpha": 8}
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "rank_dropout": (0, 0.0), "module_dropout": (0, 0.0),
         "init_weights": (True, False, "lycoris"), "rank_dropout_scale": (True, False),
@@ -110,6 +111,6 @@ def factors(size: int, factor: int = -1) -> tuple[int, int]:
     """
     if factor > 0 and size % factor == 0:
         return factor, size // factor
-    limit = min(int(size**0.5), factor) if factor > 0 else int(size**0.5)
+    limit = max(1, min(int(size**0.5), factor)) if factor >= 0 else int(size**0.5)
     small = max(d for d in range(1, limit + 1) if size % d == 0)
     return small, size // small

@@ -44,6 +44,7 @@ class Lora(LinearMethod):
     peft_fields: ClassVar[tuple[str, ...]] = (
         "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
     )  # fmt: skip
+    peft_defaults: ClassVar[dict[str, Any]] = {"r": 8, "lora_alpha": 8}
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "bias": ("none",), "fan_in_fan_out": (True, False), "init_lora_weights": RANDOM_INITS,
         "megatron_core": ("megatron.core", None), "qalora_group_size": (16, None),
@@ -87,6 +88,8 @@ class Lora(LinearMethod):
     def _one_start(self) -> Self:
         if self.use_dora and self.init_lora_weights == "pissa":
             raise ValueError("DoRA and the pissa initialisation cannot be combined; choose one")
+        if self.init_lora_weights == "pissa" and self.r > 512:
+            raise ValueError("pissa is stored at rank 2r, so r must be at most 512")
         return self
 
     @property

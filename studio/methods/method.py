@@ -68,6 +68,8 @@ class Method(Record):
     """Fields of PEFT's config with the same meaning here."""
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Further fields of PEFT's config, with the values under which the maths is the same."""
+    peft_defaults: ClassVar[dict[str, Any]] = {}
+    """PEFT's defaults of fields that have another default here."""
     needs_bias: ClassVar[bool] = False
     """True if folding needs a bias vector at every site (`backbone/fold.py`)."""
     is_low_rank: ClassVar[bool] = False
@@ -193,8 +195,9 @@ class Method(Record):
                     f"adapter_config.json sets {key} to {str(value)[:60]!r}, which is not "
                     f"supported for {cls.title} and would change the adapter's output."
                 )
+        given = {name: config[name] for name in cls.peft_fields if name in config}
         try:
-            return cls(**{name: config[name] for name in cls.peft_fields if name in config})
+            return cls(**{**cls.peft_defaults, **given})
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from copy import copy
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from studio.errors import MethodError
 from studio.methods.method import Init, Method, Params, Phase
@@ -61,16 +62,12 @@ class NormTuning(Method):
         return zeros
 
     def delta(self, p: Params, x: Tensor, y: Tensor, site: Site, *, training: bool) -> Tensor:
-        """Return `x̂ ⊙ Δg + Δb`."""
-        import torch
-
-        x = x.float()
-        if "bias" in p or isinstance(site.module, torch.nn.LayerNorm):
-            x = x - x.mean(-1, keepdim=True)
-        names = ("variance_epsilon", "eps", "epsilon")
-        eps = next((getattr(site.module, one) for one in names if hasattr(site.module, one)), 1e-6)
-        change = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * p["weight"]
-        return change + p["bias"] if "bias" in p else change
+        """Return what the norm's own formula gives with the differences, less without, in
+        float32.
+        """
+        module, x = site.module, x.float()
+        own = {name: one.detach().float() for name, one in module.named_parameters()}
+        return _normed(module, own | {k: own[k] + p[k] for k in p}, x) - _normed(module, own, x)
 
     def fold(self, p: Params, site: Site, weight: float) -> Params:
         """Return `w Δg` and `w Δb`."""
@@ -84,3 +81,11 @@ class NormTuning(Method):
         """Return the difference to the model's own value."""
         own = getattr(site.module, name).detach().float().cpu()
         return tensor - own if tensor.shape == own.shape else tensor
+
+
+def _normed(module: Any, parameters: Params, x: Tensor) -> Tensor:
+    """Return what a norm makes of `x` with these parameters, without its hooks."""
+    other = copy(module)
+    other._parameters = {**module._parameters, **parameters}
+    normed: Tensor = type(module).forward(other, x)
+    return normed

@@ -125,7 +125,8 @@ class Vera(LinearMethod):
                 f"model needs {(self.r, wide)} and {(tall, self.r)}: made for another base."
             )
         sites, params = super().from_tensors(left, anatomy)
-        return sites, [{**p, "__A": a.float(), "__B": b.float()} for p in params]
+        shared = {"__A": a.float(), "__B": b.float()}
+        return sites, [{**p, **shared} for p in params]
 
 
 def _kaiming(rows: int, columns: int, generator: Any) -> Tensor:

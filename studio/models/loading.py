@@ -159,6 +159,7 @@ def _load_model(
     options: dict[str, Any] = {
         "dtype": dtype, "local_files_only": True, "trust_remote_code": False,
         "use_safetensors": True, "attn_implementation": attention_of(cls),
+        "ignore_mismatched_sizes": True,  # told below
     }  # fmt: skip
     if source.quantization != "none":
         options |= quantising_options(source.quantization, dtype, device)
@@ -184,7 +185,7 @@ def _load_model(
     if known.stored and (known.path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(known.path)
     if info["missing_keys"] or info["mismatched_keys"]:
-        first = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))[0]
+        first = min(info["missing_keys"] or [key for key, *_ in info["mismatched_keys"]])
         raise ModelError(
             f"The weights in {known.path} do not fit its config.json: {first} is missing or has "
             "another shape."

@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from studio.backbone import Backbone
+from studio.backbone.fold import fold
+from studio.methods.norm_tuning import NormTuning
 from tests.families import FAMILIES, LAYERS, VOCABULARY, family_config, family_model
 
 
@@ -29,3 +32,20 @@ def test_both_towers_of_a_wrapper_have_as_many_layers(name):
     vision = config.vision_config
     count = getattr(vision, "num_hidden_layers", None) or vision.depth
     assert config.get_text_config().num_hidden_layers == count == LAYERS
+
+
+@pytest.mark.parametrize("name", ["cohere2", "qwen4"])
+def test_norms_with_a_formula_of_their_own_fold_as_they_answer(name):
+    backbone = Backbone(model := family_model(name))
+    ids = torch.arange(3, 20)[None]
+    for parameter in backbone.attach("a", NormTuning()).parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape)
+    with torch.no_grad():
+        base = model(input_ids=ids, use_cache=False).logits
+        backbone.use([("a", 1.0)])
+        live = model(input_ids=ids, use_cache=False).logits
+        folded = fold(backbone, (("a", 1.0),))
+        backbone.use([])
+        model.load_state_dict(folded.tensors, strict=False)
+        merged = model(input_ids=ids, use_cache=False).logits
+    assert (merged - live).abs().max() < 1e-3 * (merged - base).abs().max()

@@ -105,6 +105,14 @@ def test_broken_folders_are_refused_and_left_out_of_the_list(home):
         describe(pickled)
 
 
+def test_an_odd_passport_leaves_its_adapter_in_the_list(home):
+    folder = make_adapter(home.adapters / "odd")
+    odd = {"name": "odd", "steps": "many", "parents": 3, "first_loss": float("inf")}
+    (folder / "passport.json").write_text(json.dumps(odd))
+    (found,) = adapters(home)
+    assert (found.name, found.steps, found.parents, found.first_loss) == ("odd", 0, (), None)
+
+
 def put(folder: Path, name: str) -> Path:
     with publishing(folder) as temporary:
         (temporary / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))

@@ -4,13 +4,17 @@ import json
 import pickle
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from studio.backbone import Backbone, adapter_files
+from studio.backbone.sites import Anatomy
 from studio.errors import AdapterError, MethodError
+from studio.methods import method_of_config
 from studio.methods.bitfit import BitFit
+from studio.methods.bottleneck import Bottleneck
 from studio.methods.lora import Lora
 from studio.methods.prefix_tuning import PrefixTuning
 from tests.studio.methods.cases import ADAPTERS
@@ -85,6 +89,19 @@ def edit_tensors(folder: Path, **changes) -> None:
 def test_a_config_with_other_maths_is_refused(folder, changes, says):
     edit_config(folder, **changes)
     refused(folder, says)
+
+
+def test_what_a_config_leaves_out_is_pefts_default(folder):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    del config["lora_alpha"], config["r"]
+    method = method_of_config.read_method(config)
+    theirs = peft.LoraConfig()
+    assert (method.r, method.lora_alpha) == (theirs.r, theirs.lora_alpha)
+
+
+def test_a_rank_that_could_not_be_read_again_is_refused():
+    with pytest.raises(ValueError, match="r must be at most 512"):
+        Lora(r=520, init_lora_weights="pissa")
 
 
 def test_a_regular_expression_in_the_config_is_never_run(folder):
@@ -179,6 +196,13 @@ def test_a_bottleneck_round_trips(label, model_name, tmp_path):
     other.load("theirs", tmp_path)
     other.use([("theirs", 1.0)])
     torch.testing.assert_close(logits(other), logits(backbone), atol=1e-5, rtol=1e-5)
+
+
+def test_every_size_of_a_bottleneck_is_read_as_it_was_written():
+    anatomy = Anatomy(tiny_model("llama"))
+    for size in range(1, 40):
+        config = adapter_files.write_config(Bottleneck(bottleneck_dim=size), "mine", anatomy)
+        assert method_of_config.read_bottleneck(config, 32).bottleneck_dim == size
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ MADE_BY_PEFT = {
     "LOHA": dict(r=4, alpha=8, target_modules=["q_proj", "down_proj"]),
     "LOKR": dict(r=2, alpha=8, target_modules=["q_proj", "down_proj"]),
     "LOKR-both": dict(r=1, decompose_both=True, decompose_factor=8, target_modules=["q_proj"]),
+    "LOKR-one": dict(r=2, alpha=8, decompose_factor=0, target_modules=["q_proj"]),
     "VERA": dict(r=8, target_modules=["q_proj"]),
     "IA3": dict(
         target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]

@@ -142,6 +142,15 @@ def test_keys_as_other_trainers_save_them_load(rename, tmp_path):
     torch.testing.assert_close(ours(tmp_path), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_copy_of_the_base_in_less_precision_is_known_as_one(tmp_path):
+    expected = made(tmp_path, target_modules=["q_proj", "lm_head"])
+    weights = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    (key,) = (key for key in tensors if key.endswith("lm_head.base_layer.weight"))
+    save_file({**tensors, key: tensors[key].half()}, weights, metadata={"format": "pt"})
+    torch.testing.assert_close(ours(tmp_path), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_fields_without_meaning_for_the_maths_load(tmp_path):
     expected = made(tmp_path)
     path = tmp_path / "adapter_config.json"
