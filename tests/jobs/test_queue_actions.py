@@ -1,5 +1,6 @@
 """Order, holds, longer runs, dropped checkpoints, the webhook: what a person asks of the queue."""
 
+import calendar
 import json
 import threading
 import time
@@ -175,6 +176,8 @@ def test_a_moment_can_be_a_distance_a_time_or_a_date():
         ("2027-01-31 13:00", 3600),
     ):  # fmt: skip
         assert parse_time(text, now=now) == now + later
+    there = "2027-01-30T18:30:00.000Z"  # as a page of another time zone sends it
+    assert parse_time(there, now=now) == calendar.timegm((2027, 1, 30, 18, 30, 0))
     for wrong in ("", "soon", "25:00", "+2", "2027-13-01", "9" * 50):
         with pytest.raises(QueueError, match="Cannot parse"):
             parse_time(wrong, now=now)

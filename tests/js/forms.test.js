@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 const { askAction } = await import('../../ui/assets/core/form.js');
-const { combinations, localTime } = await import('../../ui/assets/runs/queue.js');
+const { combinations, instant, localTime, planSchedule } = await import('../../ui/assets/runs/queue.js');
 const { readPairs, writePairs } = await import('../../ui/assets/data/import.js');
 
 test('pairs are read as they were written', () => {
@@ -24,10 +24,35 @@ test('a time is written as the clock shows it then, not with the offset of today
   assert.equal(localTime(Date.parse('2026-12-01T10:30Z') / 1000), '2026-12-01 11:30');
 });
 
-test('the button of a dialog has the title of its action, whatever name is in the heading', async () => {
+const ACTIONS = [{ name: 'schedule', title: 'Schedule', help: '', fields: [{ name: 'at', title: 'Not before', type: 'text',
+  choices: [], when: {}, default: '' }] }, { name: 'sweep', title: '排入参数扫描', help: '', fields: [] }];
+
+test('a time is of the clock where it was typed, and is sent only if it was changed', async () => {
+  process.env.TZ = 'Asia/Shanghai';
+  const now = Date.parse('2026-12-01T12:00+08:00');
+  for (const [words, sent] of [['02:30', '2026-12-01T18:30:00.000Z'], ['13:00', '2026-12-01T05:00:00.000Z'],
+    ['9:05', '2026-12-02T01:05:00.000Z'], ['2027-01-31 02:30', '2027-01-30T18:30:00.000Z'],
+    ['2027-01-31', '2027-01-30T16:00:00.000Z'], ['+2h', '+2h'], ['', ''], ['25:00', '25:00'],
+    ['2027-13-01', '2027-13-01'], ['2027-01-31 02:30+01:00', '2027-01-31 02:30+01:00']]) {
+    assert.equal(instant(words, now), sent, words);
+  }
+  const sent = [], job = { id: 1, needs: [], start_after: Date.parse('2999-12-01T18:30Z') / 1000 };
   HTMLElement.prototype.showModal = () => {};
-  globalThis.fetch = async () => ({ ok: true, json: async () => [{ name: 'sweep', title: '排入参数扫描', help: '',
-    fields: [] }] });
+  HTMLElement.prototype.close = () => {};
+  document.hidden = true; // nothing is polled
+  globalThis.fetch = async (path, { body } = {}) => {
+    if (body) sent.push(JSON.parse(body).at);
+    return { ok: true, json: async () => ACTIONS };
+  };
+  for (const change of [(words) => words, () => '', () => '2999-12-02 03:30']) {
+    const node = await planSchedule(job, []), [input] = node.all((one) => one.attributes.name === 'at');
+    input.value = change(input.attributes.value);
+    await node.firstChild.listeners.submit({ preventDefault() {} });
+  }
+  assert.deepEqual(sent, [undefined, '', '2999-12-01T19:30:00.000Z']);
+});
+
+test('the button of a dialog has the title of its action, whatever name is in the heading', async () => {
   const button = async (settings) => (await askAction('sweep', settings)).all((one) => one.attributes.type === 'submit'
     || one.type === 'submit')[0].textContent;
   assert.equal(await button({ title: '由 my first run 排入参数扫描' }), '排入参数扫描');

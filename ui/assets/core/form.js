@@ -175,10 +175,9 @@ let actions = null;
 /** The form of an action, as {title, help, element, submit()}.
  *  `fixed` are values that are sent and not shown, `only` the names of the fields shown, `choices` replace those
  *  of a field and `allow` keeps some of them, `stack` begins a stack of `known.adapters`, which may be empty if
- *  `bare`; the rest is as for
- *  Fields. `submit(more)` sends further values. */
+ *  `bare`; the rest is as for Fields. `submit(more)` sends further values, changed by `sent`. */
 export async function actionForm(name, { fixed = {}, only = null, choices = {}, allow = {}, stack = [],
-  bare = false, ...settings } = {}) {
+  bare = false, sent = (values) => values, ...settings } = {}) {
   actions ??= await api('/api/actions');
   const { title, help, fields } = actions.find((one) => one.name === name);
   const drawn = fields.filter((one) => !(one.name in fixed) && (only?.includes(one.name) ?? true))
@@ -189,7 +188,7 @@ export async function actionForm(name, { fixed = {}, only = null, choices = {}, 
     stack.length || bare ? stack : adapters.slice(0, 1)) } : {};
   const form = new Fields(drawn, { nodes, ...settings });
   return { title, help, element: form.element,
-    submit: (more = {}) => api(`/api/do/${name}`, { ...fixed, ...form.value(), ...more }) };
+    submit: (more = {}) => api(`/api/do/${name}`, sent({ ...fixed, ...form.value(), ...more })) };
 }
 
 /** A dialog that asks for an action; `label` is on its button. `done` (text, or a function of the answer) is shown on

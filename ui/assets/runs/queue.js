@@ -43,11 +43,22 @@ export class QueueBar {
 export function planSchedule(job, jobs) {
   const older = jobs.filter((one) => one.id < job.id && one.state !== 'failed' && one.state !== 'cancelled')
     .slice(0, 60).map(({ id }) => id);
+  const shown = job.start_after > Date.now() / 1000 + 60 ? localTime(job.start_after) : '';
   const choice = (id) => [String(id), dots(id, jobs.find((one) => one.id === id)?.name)];
   return askAction('schedule', { fixed: { job: job.id }, only: ['at', 'when', 'needs', 'retries'],
     choices: { needs: [...new Set([...job.needs, ...older])].map(choice) },
-    values: { at: job.start_after > Date.now() / 1000 + 60 ? localTime(job.start_after) : '',
-      when: job.start_when || 'any', needs: job.needs, retries: job.retries_left ?? 0 } });
+    sent: ({ at, ...values }) => ({ ...values, ...(at !== shown && { at: instant(at) }) }),
+    values: { at: shown, when: job.start_when || 'any', needs: job.needs, retries: job.retries_left ?? 0 } });
+}
+
+/** A day, a time of it or both, in the time zone of the browser, as the server reads it in any; other words as is. */
+export function instant(words, now = Date.now()) {
+  const [, day, time] = /^(\d{4}-\d\d-\d\d)?[ T]*(\d{1,2}:\d\d)?$/.exec(words) ?? [];
+  if (!day && !time) return words;
+  const at = new Date(`${day ?? localTime(now / 1000).slice(0, 10)}T${(time ?? '00:00').padStart(5, '0')}`);
+  if (Number.isNaN(at.getTime())) return words;
+  if (!day && at <= now) at.setDate(at.getDate() + 1);
+  return at.toISOString();
 }
 
 /** 2026-11-25 02:53, in the local time zone. */
