@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 const { fileName } = await import('../../ui/assets/core/take_away.js');
+const { RankedTable } = await import('../../ui/assets/core/ranked.js');
 const { csv, drawnTable, framed, markdown, SvgPen } = await import('../../ui/assets/core/svg_pen.js');
 
 test('a file is named by its title in any script', () => {
@@ -44,7 +45,19 @@ test('a file names its size, and a legend that is wide takes a second line', () 
 });
 
 test('no text of a CSV is a formula, and commas and quotes stay inside a cell', () => {
-  assert.equal(csv([['Step', '=1+1', 'a, "b"'], [-2, null, NaN]]), 'Step,\'=1+1,"a, ""b"""\r\n-2,,\r\n');
+  assert.equal(csv([['Step', '=1+1', 'a, "b"'], [-2, null, NaN], ['-0.5', '-a']]),
+    'Step,\'=1+1,"a, ""b"""\r\n-2,,\r\n-0.5,\'-a\r\n');
+});
+
+test('the values of a ranked table are numbers, each spread in a column of its own', () => {
+  const figure = (key) => ({ title: key, value: (row) => row[key], spread: (row) => row[`${key}_interval`],
+    show: (row) => `${row[key]} B` });
+  const table = new RankedTable([{ title: 'Method', value: (row) => row.name }, figure('loss'), figure('size')],
+    { order: 'loss', rest: (row) => row.error && document.createElement('i') });
+  table.draw([{ name: 'b', loss: 2, size: 2 ** 20 }, { name: 'c', error: 'failed' }, { name: 'a', loss: 1,
+    loss_interval: 0.25, size: 7 }]);
+  assert.deepEqual(table.values(), [['Method', 'loss', 'loss ±', 'size'], ['a', 1, 0.25, 7],
+    ['b', 2, undefined, 2 ** 20], ['c', '']]);
 });
 
 test('a Markdown table aligns numbers and keeps bars inside their cell', () => {

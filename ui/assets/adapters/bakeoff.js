@@ -23,6 +23,7 @@ export async function askBakeoff({ models, set = null, impossible = [] }) {
 
 const times = (value) => (value == null ? '–' : `×\u202f${number(value, 3)}`);
 const figure = (title, key, show, best = 'min', hint = '') => ({ title, hint, best, value: (row) => row[key],
+  spread: (row) => row[`${key}_interval`],
   show: (row) => show(row[key]) + (row[`${key}_interval`] ? ` ±\u202f${number(row[`${key}_interval`], 2)}` : '') });
 const COLUMNS = [
   { title: t`Method`, value: (row) => row.title,
@@ -88,7 +89,7 @@ export class Results {
       h('span.s-quiet', ended.length < rows.length ? t`${ended.length} of ${rows.length} trained` : ''),
       h('span.s-actions', h('a.s-button', {
         href: `/runs?run=${rows.flatMap((row) => row.runs).join()}` },
-        t`Overlay the curves`), takeTable(t`Bake-off ${this.name}`, this.table.element),
+        t`Overlay the curves`), takeTable(t`Bake-off ${this.name}`, this.table),
       this.closed && button(t`Close`, () => this.closed()))),
     this.table.element, scatter(points, { x: t`Held-out loss (learned)`, y: t`KL from the base (forgot)` }),
     asked.length ? h('details.s-bin', h('summary', t`Sample answers`), asked.map((prompt, place) => [

@@ -4,9 +4,9 @@
 import { h, number, redraw, t } from './dom.js';
 import { resolved, svg, takeAway, tick } from './take_away.js';
 
-/** `columns`: {title, hint, value(row), show(row), best: 'min' | 'max', first(row): marked as best, words: true for
- *  text}; `rest(row)` fills the columns after the first of a row that has no values; rows for which `first(row)` holds
- *  stay on top. The order survives a new `draw(rows)`. */
+/** `columns`: {title, hint, value(row), spread(row), show(row), best: 'min' | 'max', first(row): marked as best,
+ *  words: true for text}; `rest(row)` fills the columns after the first of a row that has no values; rows for which
+ *  `first(row)` holds stay on top. The order survives a new `draw(rows)`. */
 export class RankedTable {
   constructor(columns, { rest = () => null, first = () => false, order = null, falls = false,
     onSort = () => {} } = {}) {
@@ -35,6 +35,7 @@ export class RankedTable {
       const first = one.first ? one.first(row) : best.get(one) != null && value === best.get(one);
       return h('td', { class: one.words && 's-plain' }, first ? h('b', { title: t`best` }, text) : text);
     };
+    Object.assign(this, { shown, sorted });
     redraw(this.element, h('table.s-table.s-numbers',
       h('thead', h('tr', shown.map(head))),
       h('tbody', sorted.map((row) => {
@@ -42,6 +43,17 @@ export class RankedTable {
         return h('tr', rest ? [cell(row, shown[0]), h('td', { colspan: shown.length - 1 }, rest)]
           : shown.map((one) => cell(row, one)));
       }))));
+  }
+
+  /** The values of what is shown, titles first, each spread in a column of its own. */
+  values() {
+    const spreads = (one) => one.spread && this.sorted.some(one.spread);
+    const columns = this.shown.flatMap((one) => [one, ...(spreads(one)
+      ? [{ title: `${one.title} ±`, value: one.spread }] : [])]);
+    return [columns.map(({ title }) => title), ...this.sorted.map((row) => {
+      const rest = this.rest(row);
+      return rest ? [columns[0].value(row), rest.textContent] : columns.map((one) => one.value(row));
+    })];
   }
 
   sort(column) {

@@ -26,7 +26,7 @@ export function takeAway(title, { drawing, rows }) {
     return framed(made.markup, { title, ...made, colours: colours() });
   });
   const file = fileName(title);
-  return taken(title, async () => save(await png(svg()), `${file}.png`), rows,
+  return taken(title, async () => save(await png(svg()), `${file}.png`), rows, rows,
     item('SVG', () => save(svg(), `${file}.svg`, 'image/svg+xml')));
 }
 
@@ -42,15 +42,16 @@ export async function saveTable(title, element) {
   save(await png(made), `${fileName(title)}.png`);
 }
 
-export const takeTable = (title, element) => taken(title, () => saveTable(title, element),
-  () => cells(element.querySelector('table') ?? element));
+/** The menu of a `RankedTable`: its CSV has the values, the rest is as shown. */
+export const takeTable = (title, ranked) => taken(title, () => saveTable(title, ranked.element),
+  () => cells(ranked.element), () => ranked.values());
 
 export const cells = (table) => [...table.querySelectorAll('tr')].map((row) => [...row.children]
   .flatMap((cell) => [cell.textContent.replace(/^[☆★]| [↑↓]$/g, ''), ...Array(cell.colSpan - 1).fill('')]));
 
-function taken(title, drawn, rows, ...more) {
+function taken(title, drawn, rows, values, ...more) {
   const node = menu(t`save`, item('PNG', drawn), ...more,
-    item('CSV', async () => save(csv(await rows()), `${fileName(title)}.csv`, 'text/csv')),
+    item('CSV', async () => save(csv(await values()), `${fileName(title)}.csv`, 'text/csv')),
     item(t`Copy as Markdown`, async (words) => copy(markdown(await rows()), words)));
   const [summary] = node.children;
   node.className += ' s-take';
