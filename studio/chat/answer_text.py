@@ -156,6 +156,18 @@ class Answer:
         )
 
 
+def without_thought(
+    ids: Sequence[int], prompt: Sequence[int], tokenizer: Any, markers: Markers,
+    stop_ids: Collection[int],
+) -> str:  # fmt: skip
+    """Return the text of an answer's tokens without thoughts and markers."""
+    text = Detokenizer(tokenizer, prompt, _kept_tokens(tokenizer, markers, stop_ids))
+    tail = tokenizer.decode(prompt[-2 * CONTEXT_TOKENS :], skip_special_tokens=False)
+    parts = MarkedText(markers, str(tail))
+    pieces = parts.add("".join(map(text.add, ids)) + text.flush()) + parts.flush()
+    return "".join(one.text for one in pieces if one.kind in ("text", "call")).strip()
+
+
 def _kept_tokens(tokenizer: Any, markers: Markers, stop_ids: Collection[int]) -> dict[int, str]:
     """Return the control tokens whose text belongs to an answer: markers of thoughts and calls."""
     if not markers:

@@ -23,7 +23,7 @@ from studio.chat.context_window import fit_prompt
 from studio.chat.decoding import Batch, longrope_length, shares_passes, use_transposed_products
 from studio.chat.lanes import Active, ActiveStack, Delta, Lane, Reason
 from studio.chat.sampling import pick_all
-from studio.chat.thought_and_tool_parser import NO_MARKERS, Markers, markers_in
+from studio.chat.thought_and_tool_parser import NO_MARKERS, Markers, markers_of
 from studio.data.template.template import Template, choose
 from studio.errors import ChatError, MethodError, OutOfMemory, StudioError, is_out_of_memory
 
@@ -376,9 +376,7 @@ class ChatEngine:
 
     @cached_property
     def _markers(self) -> Markers:
-        """The markers of the model's own chat template."""
-        source = getattr(self.loaded.tokenizer, "chat_template", None) or ""
-        return markers_in("\n".join(source.values()) if isinstance(source, dict) else source)
+        return markers_of(self.loaded.tokenizer)
 
     def _chosen_template(self, lane: Lane) -> Template:
         settings = lane.sampling.chat_template_kwargs

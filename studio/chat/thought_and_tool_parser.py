@@ -93,6 +93,12 @@ def markers_in(source: str) -> Markers:
     )
 
 
+def markers_of(tokenizer: Any) -> Markers:
+    """Return the markers of a model's own chat template."""
+    source = getattr(tokenizer, "chat_template", None) or ""
+    return markers_in("\n".join(source.values()) if isinstance(source, dict) else source)
+
+
 NO_MARKERS = Markers()
 
 

@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -235,8 +234,13 @@ class EvaluateRequest(Request):
     def _answers(
         self, loaded: Loaded, backbone: Backbone, rows: Sequence[TokenRow], room: int
     ) -> Iterator[dict[str, str]]:
-        """Answer the last question of each row; plain text is continued after its first third."""
+        """Answer the last question of each row, without thoughts.
+
+        Plain text is continued after its first third.
+        """
+        from studio.chat.answer_text import without_thought
         from studio.chat.lanes import Sampling
+        from studio.chat.thought_and_tool_parser import NO_MARKERS, markers_of
         from studio.data.template.template import choose_for
         from studio.evaluation.label_classification import parts
         from studio.training.batching import grouped
@@ -252,7 +256,8 @@ class EvaluateRequest(Request):
             if prompt:
                 asked.append((prompt, wanted, min(self.max_new_tokens, room - len(prompt))))
         sizes = [len(prompt) + limit for prompt, _, limit in asked]
-        text = partial(loaded.tokenizer.decode, skip_special_tokens=True)
+        markers = markers_of(loaded.tokenizer) if template.name == "model" else NO_MARKERS
+        how = {"tokenizer": loaded.tokenizer, "markers": markers, "stop_ids": template.stop_ids}
         for places in reversed(grouped(sizes, max_tokens=BATCH_ANSWER_TOKENS)):
             part = [asked[place] for place in places]
             found = continuations(
@@ -260,8 +265,11 @@ class EvaluateRequest(Request):
                 device=loaded.device, stop_ids=template.stop_ids, limits=[n for *_, n in part],
             )  # fmt: skip
             for (prompt, wanted, _), one in zip(part, found, strict=True):
-                texts = {"prompt": prompt, "answer": one.ids, "wanted": wanted}
-                yield {name: text(ids).strip() for name, ids in texts.items()}
+                yield {
+                    "prompt": loaded.tokenizer.decode(prompt, skip_special_tokens=True).strip(),
+                    "answer": without_thought(one.ids, prompt, **how),
+                    "wanted": without_thought(wanted, prompt, **how),
+                }
 
     def _scored(self, answers: Sequence[dict[str, str]]) -> dict[str, Any]:
         score = scorers(self.scores, self.pattern, self.json_schema)

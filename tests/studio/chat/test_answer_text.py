@@ -14,7 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from studio.chat.answer_text import Detokenizer, StopTexts, _parts_after
+from studio.chat.answer_text import Detokenizer, StopTexts, _parts_after, without_thought
 from studio.chat.context_window import FittedPrompt
 from studio.chat.lanes import Lane, Message, Sampling
 from studio.chat.sampling import Sampler, candidates, pick_all
@@ -65,6 +65,21 @@ def test_a_thought_that_the_prompt_opened_goes_on_when_its_answer_is_continued()
                               Message(role="assistant", content=text)))  # fmt: skip
         parts = _parts_after(prompt, lane, markers_in("<think></think>"), tokenizer)
         assert parts.add(" on") == [Piece(kind, " on")]
+
+
+def test_the_text_of_an_answer_is_without_its_thought():
+    words = {1: "<think>", 2: " Paris?", 3: "</think>", 4: "\n\n[1]", 5: "<end>"}
+
+    def decode(ids, *, skip_special_tokens, **_):
+        shown = (word for word in ids if not skip_special_tokens or word not in (1, 3, 5))
+        return "".join(words[word] for word in shown)
+
+    tokenizer = SimpleNamespace(decode=decode, all_special_ids=[1, 3, 5],
+                                all_special_tokens=["<think>", "</think>", "<end>"])  # fmt: skip
+    how = {"tokenizer": tokenizer, "markers": markers_in("<think></think>"), "stop_ids": (5,)}
+    assert without_thought([1, 2, 3, 4, 5], [2], **how) == "[1]"
+    assert without_thought([2, 3, 4, 5], [2, 1], **how) == "[1]"  # the prompt opened it
+    assert without_thought([2, 4], [2], **how | {"markers": markers_in("")}) == "Paris?\n\n[1]"
 
 
 @pytest.mark.parametrize(
