@@ -1,8 +1,9 @@
 """The OpenAI-compatible API of the chat host: its requests, answers and streams as plain values.
 
 A model's name is `base`, `base+adapter`, or `base+adapter:0.5+other`; an adapter's own name alone
-means the base it was trained on. Unsupported fields that would change the answer are refused by
-name, never ignored. `chat_host` owns the routes and the models.
+means the base it was trained on. Adapters' names may be percent-encoded. Without a limit an answer
+may fill the context. Unsupported fields that would change the answer are refused by name, never
+ignored. `chat_host` owns the routes and the models.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
+from urllib.parse import quote, unquote
 
 from studio.adapter_stack import StackItem
 from studio.adapters.library import adapters
-from studio.chat.lanes import ChatRequest, Event
+from studio.chat.lanes import MAX_NEW_TOKENS, ChatRequest, Event
 from studio.chat.thought_and_tool_parser import OpenAIMessage, Piece
+from studio.data.template import template_settings
 from studio.errors import ChatError, nearest
 from studio.home import Home
+from studio.models.model_list import usable
 
 STOPPED = {
     "type": "error", "kind": "stopped",
@@ -26,7 +30,7 @@ STOPPED = {
 }  # fmt: skip
 IGNORED = {
     "model", "messages", "tools", "stream", "stream_options", "user", "metadata", "store", "n",
-    "reasoning_effort",
+    "reasoning_effort", "service_tier", "logprobs", "top_logprobs",
 }  # fmt: skip
 SAMPLING = {
     **{name: name for name in ("temperature", "top_p", "seed", "stop", "top_k",
@@ -37,6 +41,7 @@ SAMPLING = {
 NEUTRAL: dict[str, Any] = {
     "presence_penalty": 0,
     "frequency_penalty": 0,
+    "min_p": 0,
     "logit_bias": {},
     "response_format": {"type": "text"},
     "parallel_tool_calls": True,
@@ -50,8 +55,6 @@ Values = dict[str, Any]
 
 def model_names(home: Home) -> list[str]:
     """Return every name that can be requested: all bases, and all adapters of the library."""
-    from studio.models.model_list import usable
-
     return [*(model.path for model in usable(home)), *(adapter.name for adapter in adapters(home))]
 
 
@@ -68,32 +71,33 @@ def chat_request(values: Values, home: Home) -> ChatRequest:
     Raises:
         ChatError: A field is unknown, invalid or unsupported.
     """
-    sampling: Values = {}
+    sampling: Values = {"max_new_tokens": MAX_NEW_TOKENS}
+    tools = values.get("tools") if values.get("tool_choice") != "none" else None
     for key, value in values.items():
         if value is None or key in IGNORED or value == NEUTRAL.get(key, ...):
             continue
-        if key == "tool_choice" and value == "none":
+        if (key, value) == ("tool_choice", "none") or (key == "parallel_tool_calls" and not tools):
             continue
-        if key in SAMPLING:
-            sampling[SAMPLING[key]] = value
-        elif key == "logprobs":
-            sampling["logprobs"] = max(int(bool(value)) - 1, sampling.get("logprobs", -1))
-        elif key == "top_logprobs":
-            sampling["logprobs"] = value if values.get("logprobs") else -1
-        else:
-            known = {*SAMPLING, *IGNORED, "logprobs", "top_logprobs"}
-            raise ChatError(f'"{key}" is not supported here.{nearest(key, known)}')
+        if key not in SAMPLING:
+            raise ChatError(f'"{key}" is not supported here.{nearest(key, {*SAMPLING, *IGNORED})}')
+        sampling[SAMPLING[key]] = value
     if values.get("n") not in (None, 1):
         raise ChatError("n must be 1: send several requests with different seeds.")
+    if not isinstance(values.get("stream_options") or {}, dict):
+        raise ChatError("stream_options must be an object.")
+    if values.get("logprobs"):
+        sampling["logprobs"] = values.get("top_logprobs") or 0
     if effort := values.get("reasoning_effort"):
-        own = values.get("chat_template_kwargs") or {}
-        sampling["chat_template_kwargs"] = {**own, "reasoning_effort": effort}
+        try:
+            own = template_settings.read(values.get("chat_template_kwargs") or {})
+        except ValueError as error:
+            raise ChatError(f"chat_template_kwargs: {error}.") from None
+        sampling["chat_template_kwargs"] = own | {"reasoning_effort": effort}
     if isinstance(sampling.get("stop"), str):
         sampling["stop"] = [sampling["stop"]]
     messages = values.get("messages")
     if not isinstance(messages, list):
         raise ChatError("messages must be a list of role and content.")
-    tools = values.get("tools") if values.get("tool_choice") != "none" else None
     lane = {
         **_model_and_stack(values.get("model"), home),
         "messages": [_message(message) for message in messages],
@@ -106,18 +110,26 @@ def chat_request(values: Values, home: Home) -> ChatRequest:
 def _model_and_stack(name: Any, home: Home) -> Values:
     if not isinstance(name, str) or not name:
         raise ChatError("model is missing: name a base, or base+adapter.")
-    base, *parts = name.split("+")
-    stack = [StackItem.read(part).model_dump() for part in parts]
-    own = {adapter.name: adapter for adapter in adapters(home)}
-    first = StackItem.read(base) if base.rpartition(":")[0] in own else StackItem(name=base)
-    if first.name not in own:
-        return {"model": base, "stack": stack}
-    if not own[first.name].base:
+    own = {adapter.name: adapter for adapter in reversed(adapters(home))}  # the newest of a name
+    bases = [model.path for model in usable(home)]
+    # Known names are read whole, the longest first, bases before adapters: they may hold "+".
+    known = [one for one in (*bases, *own) if f"{name}+".startswith((f"{one}+", f"{one}:"))]
+    first = max(known, key=len, default=name.partition("+")[0])
+    weight, *parts = name[len(first) :].split("+")
+    stack = [_item(part) for part in parts]
+    if first in bases or first not in own:
+        return {"model": first + weight, "stack": stack}
+    if not own[first].base:
         raise ChatError(
-            f'The adapter "{first.name}" does not say which base it was trained on: '
-            f"name it as BASE+{first.name}."
+            f'The adapter "{first}" does not say which base it was trained on: '
+            f"name it as BASE+{first}."
         )
-    return {"model": own[first.name].base, "stack": [first.model_dump(), *stack]}
+    return {"model": own[first].base, "stack": [_item(quote(first) + weight), *stack]}
+
+
+def _item(part: str) -> Values:
+    item = StackItem.read(part).model_dump()
+    return item | {"name": unquote(item["name"])}
 
 
 def _message(message: Any) -> Any:

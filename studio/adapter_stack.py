@@ -7,6 +7,7 @@ not have, as in `starter · temperature 0.7`. Loads no torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -21,6 +22,7 @@ MAX_ADAPTERS = 32
 MAX_LANES = 16
 MAX_WEIGHT = 10
 NOTE = " · "
+_STACKED = re.compile(r"(.*)~([^~]+:-?[\d.]+(?:e-?\d+)?)", re.DOTALL)
 
 
 class StackItem(Record):
@@ -80,7 +82,11 @@ def read_lane(text: str) -> dict[str, Any]:
     Raises:
         AdapterError: A name is empty or a weight invalid.
     """
-    model, tilde, rest = text.partition(NOTE)[0].partition("~")
+    plain = text.partition(NOTE)[0]
+    found = _STACKED.fullmatch(plain)  # weights after the last tilde: paths have some, too
+    model, tilde, rest = (found[1], "~", found[2]) if found else plain.partition("~")
+    if not found and Path(plain).expanduser().exists():
+        model, tilde = plain, ""
     items = [StackItem.read(unquote(part)) for part in rest.split("+")] if tilde else []
     return {"model": model or "starter", "stack": [item.model_dump() for item in items]}
 

@@ -27,6 +27,7 @@ from studio.errors import ChatError, StudioError
 from studio.fields import PLAIN, Record, knob
 
 MAX_CHARACTERS = 2_000_000
+MAX_NEW_TOKENS = 1_048_576
 
 Reason = Literal["stop", "length", "stopped", "error"]
 ActiveStack = tuple[tuple[str, float], ...]
@@ -43,7 +44,7 @@ class Sampling(Record):
         title="Longest answer",
         unit="tokens",
         ge=1,
-        le=1_048_576,
+        le=MAX_NEW_TOKENS,
     )
     temperature: float = knob(
         0.0,

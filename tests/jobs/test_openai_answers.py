@@ -3,7 +3,10 @@
 import asyncio
 import json
 
+import pytest
+
 from jobs.openai_api import chat_request, chunks, completion, status_of
+from studio.errors import ChatError
 from studio.home import open_home
 
 DONE = {
@@ -115,3 +118,53 @@ def test_tools_calls_and_results_of_a_request_reach_the_conversation(tmp_path):
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "r", "tool_call_id": "1"},
     ]
+
+
+def asked(home, **values):
+    messages = [{"role": "user", "content": "q"}]
+    (lane,) = chat_request({"model": "starter", "messages": messages} | values, home).lanes
+    return lane
+
+
+def make_adapter(home, folder, name, base, *, age=0):
+    path = home.adapters / folder
+    path.mkdir()
+    (path / "adapter_config.json").write_text("{}")
+    (path / "adapter_model.safetensors").write_bytes(b"")
+    (path / "passport.json").write_text(json.dumps({
+        "name": name, "base": {"path": base}, "created": f"2026-01-{20 - age:02}T00:00:00Z",
+    }))  # fmt: skip
+
+
+def test_names_that_are_listed_can_be_requested(home):
+    for name in ("a+b", "c:d", "starter"):
+        make_adapter(home, name, name, "/own")
+    lanes = {
+        "a+b": "/own~a%2Bb:1", "a+b:0.5+e": "/own~a%2Bb:0.5+e:1", "c:d:2": "/own~c%3Ad:2",
+        "m+a%2Bb+c%3Ad:0.5": "m~a%2Bb:1+c%3Ad:0.5", "starter": "starter",
+        "starter+starter": "starter~starter:1", "other+e:2": "other~e:2",
+    }  # fmt: skip
+    assert {name: asked(home, model=name).name for name in lanes} == lanes
+
+
+def test_of_adapters_with_one_name_the_newest_is_meant(home):
+    make_adapter(home, "x1", "x", "/old", age=9)
+    make_adapter(home, "x2", "x", "/new")
+    assert asked(home, model="x").model == "/new"
+
+
+def test_fields_that_change_nothing_are_accepted_and_wrong_ones_named(home):
+    asked(home, min_p=0, service_tier="auto", parallel_tool_calls=False)
+    how = asked(home, reasoning_effort="low", chat_template_kwargs="enable_thinking=false")
+    assert how.sampling.chat_template_kwargs == "enable_thinking=false, reasoning_effort=low"
+    assert [asked(home, logprobs=on, top_logprobs=2).sampling.logprobs for on in (True, False)] == [
+        2, -1
+    ]  # fmt: skip
+    for values, sentence in (
+        ({"reasoning_effort": "low", "chat_template_kwargs": "x"}, "chat_template_kwargs: write"),
+        ({"logprobs": True, "top_logprobs": "many"}, "logprobs is 'many'"),
+        ({"stream_options": [1]}, "stream_options must be an object"),
+        ({"min_p": 0.1}, '"min_p" is not supported'),
+    ):
+        with pytest.raises(ChatError, match=sentence):
+            asked(home, **values)

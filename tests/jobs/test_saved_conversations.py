@@ -4,7 +4,7 @@ import pytest
 
 from jobs.saved_conversations import Conversations, answered_lanes
 from jobs.votes import Votes
-from studio.adapter_stack import read_lane
+from studio.adapter_stack import StackItem, read_lane, write_lane
 from studio.errors import ChatError
 from studio.evaluation.export_votes_and_suites import title
 
@@ -126,3 +126,12 @@ def test_lanes_of_one_adapter_are_told_apart_by_their_settings():
     assert "… " in prompted and read_lane(prompted) == read_lane(plain)
     assert title(warm) == "starter + pirate · temperature 0.7"
     assert answered_lanes({"settings": {}, "lanes": lanes[:1]}, answers[:2]) == [plain] * 2
+
+
+def test_a_tilde_in_a_models_path_is_no_stack(tmp_path):
+    item = StackItem(name="pirate", weight=-0.5)
+    model = str(tmp_path / "my~models")
+    (tmp_path / "my~models").mkdir()
+    assert read_lane(write_lane(model, [item])) == {"model": model, "stack": [item.model_dump()]}
+    assert read_lane(model) == {"model": model, "stack": []}
+    assert read_lane("starter~pirate")["stack"][0]["name"] == "pirate"

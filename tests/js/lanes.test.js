@@ -29,6 +29,7 @@ test('a lane has a name for the page and one for OpenAI clients', () => {
   const lane = { model: '/m/starter', stack: [{ name: 'pirate', weight: 0.5 }, { name: 'terse', weight: 1 }] };
   assert.equal(laneName(lane), 'starter + pirate × 0.5 + terse');
   assert.equal(clientName(lane), '/m/starter+pirate:0.5+terse');
+  assert.equal(clientName({ model: 'm', stack: [{ name: 'a+b', weight: 1 }] }), 'm+a%2Bb');
 });
 
 test('a lane keeps its note, which is not part of its stack', () => {

@@ -7,7 +7,7 @@ from fastapi.testclient import TestClient
 
 from jobs import chat_client
 from jobs.openai_api import chat_request
-from studio.chat.lanes import Delta, Lane, Sampling
+from studio.chat.lanes import MAX_NEW_TOKENS, Delta, Lane, Sampling
 from studio.evaluation.suites import SuiteRequest, parse_cases
 from studio.home import Home
 from tests.ui.conftest import client_of
@@ -47,7 +47,8 @@ def test_commands_ask_with_the_records_defaults(command, asked, home, capsys):
 def test_the_openai_route_asks_with_the_records_defaults(home):
     request = chat_request({"model": "starter", "messages": MESSAGES}, home)
 
-    assert request.lanes == (Lane(messages=MESSAGES),)
+    unlimited = Sampling(max_new_tokens=MAX_NEW_TOKENS)  # as other servers of this API
+    assert request.lanes == (Lane(messages=MESSAGES, sampling=unlimited),)
 
 
 def test_a_suite_asks_with_the_records_defaults():

@@ -40,7 +40,7 @@ export function laneName({ model, stack, note }) {
 
 /** What an OpenAI client calls a lane: starter+pirate:0.5+terse */
 export const clientName = ({ model, stack }) => [model, ...stack.map(({ name, weight }) =>
-  (weight === 1 ? name : `${name}:${weight}`))].join('+');
+  name.replace(/[%+:]/g, encodeURIComponent) + (weight === 1 ? '' : `:${weight}`))].join('+');
 
 const lane = (model, name) => ({ model, stack: name ? [{ name, weight: 1 }] : [] });
 
