@@ -20,7 +20,7 @@ from jobs.job_names import escaped_like
 from jobs.job_record import ENDED, LEGAL, Intent, Job, State
 from jobs.job_table import find_job, insert, read_jobs
 from jobs.process_identity import Identity, me
-from jobs.run_curves import Curves
+from jobs.run_curves import Curves, finite
 from jobs.run_folder import newest_step
 from studio.cluster.cluster_records import NOTE as SUBMISSION
 from studio.cluster.cluster_records import read_submission
@@ -182,7 +182,7 @@ class JobStore:
     def checkpoints(self, job_id: int) -> Rows:
         """Return the checkpoints that are still on disk, oldest first."""
         rows = self.database.rows("SELECT * FROM checkpoints WHERE job = ? ORDER BY step", [job_id])
-        return [row for row in rows if Path(row["path"]).is_dir()]
+        return [finite(row) for row in rows if Path(row["path"]).is_dir()]
 
     def events(self, job_id: int) -> Rows:
         """Return every transition of the job, oldest first."""

@@ -213,8 +213,7 @@ def write_measurements(db: Tables, job: int, progress: Progress) -> None:
         _SAMPLE, [(job, step, prompt, text, moment) for step, prompt, text in progress.samples]
     )
     db.conn.executemany(
-        _CHECKPOINT,
-        [(job, step, path, finite(loss), moment) for step, path, loss in progress.checkpoints],
+        _CHECKPOINT, [(job, step, path, loss, moment) for step, path, loss in progress.checkpoints]
     )
 
 
