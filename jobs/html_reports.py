@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs import bakeoff, suite_results
 from jobs.job_queue import JobStore
-from jobs.job_record import Job, summary
+from jobs.job_record import TRAINS, Job, summary
 from jobs.run_findings import reading
 from jobs.saved_conversations import Conversations, as_message, settings_of
 from jobs.votes import Votes
@@ -38,7 +38,6 @@ FIGURES = {
     "first_loss": "First loss", "last_loss": "Last loss", "eval_loss": "Held-out loss",
     "forgetting": "KL from the base", "step": "Steps", "seconds": "Seconds",
 }  # fmt: skip
-TRAINS = ("train", "arrive")
 BINS, NUM_ROWS, NUM_SHOTS, NUM_TOKENS = 400, 3, 5, 400
 
 

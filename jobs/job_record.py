@@ -23,6 +23,8 @@ ENDED: frozenset[State] = frozenset({"succeeded", "failed", "cancelled"})
 """States that only the user can leave."""
 OPEN: frozenset[State] = frozenset(STATES) - ENDED
 """What the job reads has to stay where it is."""
+TRAINS = ("train", "arrive")
+"""Kinds of runs: trained here, or elsewhere and then unpacked."""
 
 NEXT: dict[State, tuple[State, ...]] = {
     "queued": ("starting", "paused", "cancelled"),

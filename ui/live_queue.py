@@ -19,7 +19,7 @@ from fastapi import APIRouter, Query, Response
 from jobs import queue_settings
 from jobs.claims import device_of
 from jobs.job_queue import JobStore
-from jobs.job_record import Job, actions, summary
+from jobs.job_record import TRAINS, Job, actions, summary
 from jobs.run_curves import SERIES
 from jobs.supervisor import shortage
 from studio.errors import QueueError, SpecError
@@ -230,10 +230,10 @@ def _detail(store: JobStore, home: Home, job_id: int, view: View) -> dict[str, A
 
 
 def _config(job: Job) -> dict[str, str]:
-    if job.kind != "train":
+    if job.kind not in TRAINS:
         return {"yaml": yaml.safe_dump(job.spec, sort_keys=False, allow_unicode=True)}
     try:
-        spec = RunSpec.parse(job.spec)
+        spec = RunSpec.parse({key: value for key, value in job.spec.items() if key != "folder"})
     except SpecError as error:
         return {"yaml": json.dumps(job.spec, indent=2), "command": "", "query": "",
                 "error": error.text}  # fmt: skip

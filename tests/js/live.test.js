@@ -116,3 +116,16 @@ test('all are told again once a minute, and what ended is trained only if it tra
   await poll(jobs('succeeded'));
   assert.deepEqual(shown, ['train is trained', 'import is done']);
 });
+
+const { Detail } = await import('../../ui/assets/runs/run.js');
+
+test('a copy of the settings of a run opens only if they can be read', async () => {
+  for (const [detail, opened] of [[{ content: { query: 'set=method.r%3D4' } }, '/?set=method.r%3D4'],
+    [{ content: { query: '' } }, '/?set='], [{ content: { query: '', error: 'no such field' } }, undefined],
+    [{ error: { text: 'gone' } }, undefined]]) {
+    globalThis.fetch = async () => ({ ok: true, json: async () => ({ detail }) });
+    delete location.href;
+    await Detail.prototype.duplicate.call({ job: { id: 1 } });
+    assert.equal(location.href, opened);
+  }
+});

@@ -102,6 +102,18 @@ def test_every_view_of_a_run_has_content(page, store, view):
     assert "no job number 9" in gone["error"]["text"]
 
 
+def test_a_run_that_was_trained_elsewhere_has_the_address_of_its_form(page, store):
+    values = RunSpec(method={"name": "lora", "r": 3}).model_dump(mode="json")
+    jobs = [
+        store.submit(values | {"folder": "/far"}, kind="arrive").id,
+        store.submit(values | {"method": {"name": "lora", "rank": 3}}).id,
+    ]
+    ask = [{"detail": job, "view": "config"} for job in jobs]
+    found, old = [page.get("/api/live", params=one).json()["detail"]["content"] for one in ask]
+    assert found["query"] == "set=method.r%3D3" and "folder" not in found["yaml"]
+    assert "method.rank" in old["error"]
+
+
 def test_a_zoomed_part_comes_at_full_detail(page, store):
     job, claim = running(store)
     store.claims.report(claim, points(1, 400))

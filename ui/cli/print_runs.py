@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.job_record import Job, summary
+from jobs.job_record import TRAINS, Job, summary
 from jobs.preflight_jobs import TITLES
 from jobs.run_findings import command
 from studio.errors import InputError
@@ -32,7 +32,7 @@ def _input_kinds(root: type[InputError]) -> set[str]:
 
 def ending(job: Job, as_json: bool) -> int:
     """Print how a job ended that made nothing, and return the exit code."""
-    facts, whole = summary(job), job.kind in ("train", "arrive")
+    facts, whole = summary(job), job.kind in TRAINS
     if as_json:
         error = None if whole else facts["error"]
         print(json.dumps({"error": error} if error else facts, ensure_ascii=False))

@@ -50,7 +50,7 @@ const compareLink = (...lanes) => `/compare?${lanes.map((one) =>
 export const blindTest = ({ blind_test: { lanes } }) =>
   `/compare?${lanes.map((one) => `lane=${encodeURIComponent(one)}`).join('&')}&blind=on`;
 
-export const COMPARED = new Set(['train', 'mix', 'merge']);
+export const COMPARED = new Set(['train', 'arrive', 'mix', 'merge']);
 export const compareAddress = ({ kind, model, adapter, name, trains_base: whole }) =>
   compareLink(lane(model), kind === 'merge' || whole ? lane(adapter) : lane(model, name));
 

@@ -1,7 +1,7 @@
 // One run: progress, figures, actions, and tabs with what it wrote.
 
 import { actOn, ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, go, h, menu, number,
-  newest, quiet, redraw, say, send, short, sureButton, t, table, tabs, text, when } from '../core/dom.js';
+  newest, quiet, redraw, say, send, short, sureButton, t, table, tabs, text, toast, when } from '../core/dom.js';
 import { blindTest, compareAddress, COMPARED } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { isLive, isOpen, isWaiting, JobProgress, poke, resumes, stages, stateName } from '../core/live.js';
@@ -267,8 +267,10 @@ export class Detail {
   }
 
   async duplicate() {
-    const answer = await api(`/api/live?detail=${this.job.id}&view=config`);
-    go('/?' + (answer?.detail?.content?.query ?? ''));
+    const { content, error } = (await send(`/api/live?detail=${this.job.id}&view=config`))?.detail ?? {};
+    const wrong = error?.text ?? content?.error;
+    if (wrong) toast(wrong, 'error');
+    else if (content) go('/?' + (content.query || 'set=')); // else the form opens as it was left
   }
 
   isSelected() {
