@@ -57,13 +57,28 @@ def numbers_of(folder: Path) -> Numbers:
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     text = config.get_text_config(decoder=True)
+    tied = any(getattr(c, "tie_word_embeddings", False) for c in (config, text))
     return {
         **text.to_dict(),
-        "tie_word_embeddings": any(
-            getattr(c, "tie_word_embeddings", False) for c in (config, text)
-        ),
+        "tie_word_embeddings": tied and not _has_head(folder),
         "architecture": (config.architectures or [""])[0],
     }
+
+
+def _has_head(folder: Path) -> bool:
+    """Return True if a folder stores an output head other than its embeddings.
+
+    The configurations of a wrapper and its text part may disagree on that.
+    """
+    from safetensors import safe_open
+
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            for key in opened.keys():
+                if key.endswith(("lm_head.weight", "embed_tokens.weight")):
+                    found[key.split(".")[-2]] = opened.get_tensor(key)
+    return "lm_head" in found and not found["lm_head"].equal(found["embed_tokens"])
 
 
 def rope_of(numbers: Numbers) -> Numbers:

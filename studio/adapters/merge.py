@@ -157,6 +157,10 @@ def write_model(
         changed = stored | changed
         plain = source.model_copy(update={"quantization": "none", "dtype": _name(loaded.dtype)})
         model = load(plain, "cpu").model
+        for site in Anatomy(model).all_linears():
+            key = site.parameter_key
+            if site.transposed and not whole[key].transposed:  # quantised as an ordinary linear
+                changed[key] = changed[key].mT.contiguous()
     state = model.state_dict()
     for name, tensor in changed.items():
         state[name] = tensor.to(state[name].dtype)
@@ -174,6 +178,7 @@ def _untie(model: Any, changed: dict[str, Tensor]) -> None:
     alike = len(found) == len(names) and all(one.equal(found[0]) for one in found)
     if found and not alike and model.config.tie_word_embeddings:
         model.config.tie_word_embeddings = False
+        model.config.get_text_config(decoder=True).tie_word_embeddings = False
         model._tied_weights_keys = None
 
 

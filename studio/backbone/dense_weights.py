@@ -68,9 +68,9 @@ def is_whole(weight: Any) -> bool:
 
 
 def stored_weight(site: Site) -> Tensor:
-    """Return the weight as `dense_weight` does, but experts as the module stores them."""
+    """Return the weight in full, in the order in which the module stores it."""
     weight = dense_weight(site)
-    return weight.mT if site.num_experts and site.transposed else weight
+    return weight.mT if site.transposed else weight
 
 
 class QuantisedLinear(nn.Linear):

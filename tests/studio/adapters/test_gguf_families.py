@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
 import gguf
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from studio.adapters.gguf_adapter import halves_of
@@ -36,6 +37,23 @@ def written(tmp_path):
         return {key: torch.from_numpy(t.copy()) for key, t in read_tensors(file).items()}
 
     return write_one
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own", "equal"])
+@pytest.mark.parametrize("name", ["ministral3-vl", "gemma3-vl"])
+def test_a_head_is_written_if_the_folder_has_its_own_whatever_the_configurations_say(
+    tmp_path, name, own
+):
+    folder, file = write_family(name, tmp_path / name), tmp_path / "a.gguf"
+    tensors = load_file(folder / "model.safetensors")
+    (embeddings,) = (one for key, one in tensors.items() if key.endswith("embed_tokens.weight"))
+    head = embeddings + own
+    tensors["language_model.lm_head.weight"] = head
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write(folder, file, precision="f32", name=name)
+    there = read_tensors(file)
+    assert ("output.weight" in there) is own
+    assert not own or np.array_equal(there["output.weight"], head.numpy())
 
 
 def turned_in_pairs(x_TD, frequencies):

@@ -116,10 +116,12 @@ def test_only_what_changes_is_copied_in_the_precision_of_the_base(tmp_path, monk
         assert tensor.data_ptr() == source_of.data_ptr(), name
 
 
-def test_a_nf4_base_is_dequantised_and_says_so(tmp_path):
+@pytest.mark.parametrize("model_name", ["llama", "gpt2"])
+def test_a_nf4_base_is_dequantised_and_says_so(tmp_path, model_name):
     pytest.importorskip("bitsandbytes", reason="QLoRA needs bitsandbytes")
-    base = tiny_folder(tmp_path / "base")
-    run(ModelSource(path=str(base), quantization="nf4"), saved(tmp_path, "lora"), tmp_path / "out")
+    base = tiny_folder(tmp_path / "base", model_name)
+    stack = saved(tmp_path, "lora", model_name=model_name)
+    run(ModelSource(path=str(base), quantization="nf4"), stack, tmp_path / "out")
     certificate = read_certificate(tmp_path / "out")
     assert certificate["base_precision"] == "nf4"
     assert certificate["merged_precision"] == "float32"
