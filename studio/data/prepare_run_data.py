@@ -123,7 +123,7 @@ def prepare(
             )
     if trained_on(source, rows) != source.train_on:
         warnings.append(
-            "data.train_on=all has no effect: only answers carry loss where they are compared."
+            "Only answers carry loss where they are compared: data.train_on=all has no effect."
         )
     if split and source.validation_fraction and not len(validation):
         warnings.append("Too few rows to hold some out: there is no evaluation loss.")

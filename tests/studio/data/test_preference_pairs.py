@@ -291,7 +291,7 @@ def test_prompts_of_compared_answers_carry_no_loss_whatever_is_trained(
     )
     assert [r.labels.tolist() for r in whole.train] == [r.labels.tolist() for r in usual.train]
     assert [text for text in whole.report.warnings if text not in usual.report.warnings] == [
-        "data.train_on=all has no effect: only answers carry loss where they are compared."
+        "Only answers carry loss where they are compared: data.train_on=all has no effect."
     ]
     shown = xray(DataSource(path=path, train_on="all"), backend, context_length=99, count=1)
     assert {token.state for token in shown[0].tokens} > {"trained"}
