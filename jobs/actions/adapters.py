@@ -121,7 +121,6 @@ def export_adapter(
         stack, base = (), name
     else:
         found = describe(resolve(home, item.name))
-        base = base or found.base
         if found.is_model:
             stack, base = (), str(found.path)
     source = ModelSource(path=base)
@@ -236,8 +235,11 @@ def evaluate(
     }  # fmt: skip
     values = merge_values(values, dict(map(parse_assignment, set)))
     if not values["model"]["path"]:
-        base = describe(resolve(home, stack[0].name)).base if stack else ""
-        values["model"]["path"] = base or RunSpec().model.path
+        found = describe(resolve(home, stack[0].name)) if stack else None
+        if found and found.base:
+            values["model"] |= {"path": found.base, "revision": found.base_revision}
+        else:
+            values["model"]["path"] = RunSpec().model.path
     if tasks:
         return TasksRequest.parse(values)
     if isinstance(values["scores"], str):

@@ -143,7 +143,7 @@ def base_of(model: ModelSource, stack: Stack) -> ModelSource:
     adapter = library.describe(Path(stack[0].name))
     if not adapter.base:
         raise AdapterError(f'The base of "{adapter.name}" is unknown: choose one.')
-    return model.model_copy(update={"path": adapter.base})
+    return model.model_copy(update={"path": adapter.base, "revision": adapter.base_revision})
 
 
 def base_fingerprint(adapter: StoredAdapter) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from studio import atomic
-from studio.adapter_stack import Stack
+from studio.adapter_stack import Stack, StackItem
 from studio.adapters.adapter_lineage import base_of, of_other_bases, resolve_stack
 from studio.adapters.export import export_adapter, refuse_form
 from studio.adapters.import_adapter import import_adapter, locate
@@ -132,7 +132,8 @@ class MixRequest(Request):
             backbone, stack, out, how=self.how, r=self.r, density=self.density, seed=self.seed
         )
         folder = home.adapters / slug(self.name)
-        base = {"path": self.model.path, "fingerprint": loaded.facts.fingerprint}
+        base = {"path": self.model.path, "revision": self.model.revision,
+                "fingerprint": loaded.facts.fingerprint}  # fmt: skip
         publish_mix(
             backbone, out, folder, base=base, parents=parents, mixed=mixed, how=self.how,
             notes=of_other_bases([one.path for one, _ in parents], self.model.path, loaded.facts),
@@ -170,11 +171,7 @@ class PictureRequest(Request):
             StudioError: The adapter or its base is missing.
         """
         folder = resolve(home, self.adapter)
-        path = self.model.path or describe(folder).base
-        if not path:
-            raise AdapterError(f'The base of "{self.adapter}" is unknown: choose one.')
-        model = self.model.model_copy(update={"path": path})
-        facts(model)
+        facts(model := base_of(self.model, (StackItem(name=str(folder)),)))
         return self.model_copy(update={"adapter": str(folder), "model": model})
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:

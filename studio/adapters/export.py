@@ -159,7 +159,8 @@ class _Beside:
 
         if not base:
             raise AdapterError(f'The base of "{adapter.name}" is unknown: give it.')
-        loaded = load(ModelSource(path=base), "cpu")
+        revision = adapter.base_revision if base == adapter.base else ""
+        loaded = load(ModelSource(path=base, revision=revision), "cpu")
         backbone = Backbone(loaded.model)
         original = backbone.load("original", adapter.path)
         return cls(backbone, original, loaded.tokenizer, loaded.facts.path)

@@ -78,6 +78,12 @@ class StoredAdapter:
         return str(data.get("path", ""))
 
     @property
+    def base_revision(self) -> str:
+        """Return the revision of the base on the hub; empty for its newest."""
+        model = {**self.section("spec", "model"), **self.section("base")}
+        return str(model.get("revision") or "")
+
+    @property
     def chat_template(self) -> str:
         """Return the named template it was trained with; `auto` for the model's own or none."""
         name = self.section("data").get("template")

@@ -8,10 +8,11 @@ import pytest
 
 from studio.adapter_stack import StackItem
 from studio.adapters import library
-from studio.adapters.adapter_lineage import resolve_stack
+from studio.adapters.adapter_lineage import base_of, resolve_stack
 from studio.adapters.library import adapters, describe, resolve
 from studio.errors import AdapterError
 from studio.home import is_whole, publishing
+from studio.spec import ModelSource
 
 
 def make_adapter(folder: Path, **passport: object) -> Path:
@@ -46,6 +47,22 @@ def test_the_passport_tells_the_base_and_how_it_ended(home):
     assert (found.ended, found.last_loss, found.eval_loss) == ("completed", 1.5, None)
     foreign = describe(make_adapter(home.adapters / "theirs"))
     assert (foreign.name, foreign.base, foreign.ended) == ("theirs", "some/base", "")
+
+
+@pytest.mark.parametrize(
+    "passport",
+    [
+        {"spec": {"model": {"path": "some/base", "revision": "v1"}}},
+        {"base": {"path": "some/base", "revision": "v1"}},
+    ],
+)
+def test_the_base_of_a_stack_is_the_revision_that_its_adapter_was_trained_on(home, passport):
+    folder = make_adapter(home.adapters / "own", **passport)
+    stack = (StackItem(name=str(folder)),)
+    found = base_of(ModelSource(path="", dtype="float32"), stack)
+    assert (found.path, found.revision, found.dtype) == ("some/base", "v1", "float32")
+    chosen = ModelSource(path="other/base")
+    assert base_of(chosen, stack) == chosen
 
 
 def test_adapters_are_found_by_path_name_and_run(home, tmp_path):
