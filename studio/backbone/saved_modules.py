@@ -287,7 +287,8 @@ def _indices(config: dict[str, Any], site: Site) -> Tensor:
     """Return the token ids whose rows the file stores."""
     chosen = config.get("trainable_token_indices")
     if isinstance(chosen, dict):
-        chosen = chosen.get(site.key.rpartition(".")[2])
+        ends = (ids for name, ids in chosen.items() if f".{site.key}".endswith(f".{name}"))
+        chosen = next(ends, None)
     rows = len(site.parameter)
     ids = chosen if isinstance(chosen, list) else [None]
     good = all(isinstance(i, int) and 0 <= i < rows for i in ids)

@@ -4,13 +4,14 @@ Names are dotted module paths, as in adapters. Some checkpoints omit the outermo
 `transformer.h.0`); targets match a path or its end, so both are valid.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from studio.models.find_model import resolve
 from studio.models.quantized_checkpoints import whole_weights
-from studio.models.safetensors_headers import read_headers
+from studio.models.safetensors_headers import Header, TensorInfo, read_headers
 from studio.models.trainability import read_config, stored_quantization
 from studio.spec import ModelSource
 
@@ -47,15 +48,23 @@ def linear_modules(source: ModelSource) -> list[LinearModule]:
         for tensor in whole_weights(header.tensors, quantization):
             path, _, last = tensor.name.rpartition(".")
             match = _IN_LAYER.match(path)
-            if last == "weight" and len(tensor.shape) == 2 and match:
+            shape = _shape(tensor, header) if last == "weight" and match else ()
+            if match and len(shape) == 2:
                 found.append(
                     LinearModule(
                         key=path, layer=int(match["layer"]), name=match["name"],
-                        shape=(tensor.shape[0], tensor.shape[1]),
+                        shape=(shape[0], shape[1]),
                     )
                 )  # fmt: skip
     order = {name: place for place, name in enumerate(dict.fromkeys(m.name for m in found))}
     return sorted(found, key=lambda module: (module.layer, order[module.name]))
+
+
+def _shape(tensor: TensorInfo, header: Header) -> tuple[int, ...]:
+    """Return the shape of a weight; bitsandbytes stores flat ones, with the shape beside them."""
+    start = f"{tensor.name}.quant_state."
+    state = next((one for one in header.tensors if one.name.startswith(start)), None)
+    return tuple(json.loads(header.read(state))["shape"]) if state else tensor.shape
 
 
 def targets(chosen: Sequence[str], modules: Sequence[LinearModule]) -> list[str]:

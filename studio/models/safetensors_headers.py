@@ -40,6 +40,12 @@ class Header:
     size_bytes: int
     tensors: tuple[TensorInfo, ...]
 
+    def read(self, tensor: TensorInfo) -> bytes:
+        """Return the bytes of a tensor."""
+        with self.path.open("rb") as file:
+            file.seek(self.data_start + tensor.start)
+            return file.read(tensor.end - tensor.start)
+
     def sample(self, *, count: int = 16, width: int = 4096) -> bytes:
         """Return bytes from `count` tensors spread over the file, to distinguish models."""
         chosen = self.tensors[:: max(1, len(self.tensors) // count)]

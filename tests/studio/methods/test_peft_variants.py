@@ -69,6 +69,7 @@ BESIDE = [
         "alpha_pattern": {"embed_tokens": 32},
     },
     {"trainable_token_indices": [5, 6, 40], "target_modules": ["q_proj"]},
+    {"trainable_token_indices": {"model.embed_tokens": [5, 6]}, "target_modules": ["q_proj"]},
 ]  # fmt: skip
 
 

@@ -169,6 +169,15 @@ def test_a_checkpoint_of_bitsandbytes_is_read_and_quantised_again(tmp_path):
             found = dequantised(again.get_parameter(name))
             torch.testing.assert_close(found.float(), weight, atol=0.02, rtol=0.05)
     assert facts(source).parameters == facts(ModelSource(path=str(folder))).parameters
+    assert linear_modules(source) == linear_modules(ModelSource(path=str(folder)))
+
+
+def test_weights_of_other_shapes_than_the_configurations_are_named(tmp_path):
+    folder = tiny_folder(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 56}))
+    with pytest.raises(ModelError, match=r"fit its config.json: model\S+_proj.weight is"):
+        load(ModelSource(path=str(folder)), "cpu")
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
