@@ -19,13 +19,18 @@ from studio.chat.thought_and_tool_parser import message_of
 from studio.errors import AdapterError, ChatError
 
 NO_CONVERSATION = 'There is no conversation "{id}": it was deleted or never saved.'
-ELSEWHERE = (
-    "This conversation went on in another tab. Reload this page; a branch keeps what is only here."
-)
 MOST_LISTED = 200
 MOST_TURN_CHARACTERS = 16_000_000
 TITLE_CHARACTERS = 80
 Rows = list[dict[str, Any]]
+
+
+def gone_on() -> ChatError:
+    """Return the error of a page that knows less of a conversation than is stored."""
+    return ChatError(
+        "This conversation went on in another tab. Reload this page; a branch keeps what is only "
+        "here."
+    )
 
 
 class Conversations:
@@ -89,7 +94,7 @@ class Conversations:
             if known:
                 _refuse_deleted(db, conversation)
             if turns is not None and next(iter(db.query(_COUNT, [conversation])))["turns"] > turns:
-                raise ChatError(ELSEWHERE)
+                raise gone_on()
             db.conn.execute(_SAVE, values)
 
     def save_turn(self, conversation: str, number: int, *, prompt: str, answers: Rows) -> None:
@@ -115,7 +120,7 @@ class Conversations:
             _refuse_deleted(db, conversation)
             db.conn.execute(_TOUCH, [now(), prompt[:TITLE_CHARACTERS], conversation])
             if not db.conn.execute(_SAVE_TURN, values).rowcount:
-                raise ChatError(ELSEWHERE)
+                raise gone_on()
 
     def branch(self, conversation: str, new: str, *, turns: int) -> dict[str, Any]:
         """Copy the first turns into a new conversation and return it.

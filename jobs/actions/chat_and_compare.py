@@ -10,7 +10,7 @@ from jobs import judgements, suite_results
 from jobs.actions.registry import Reply, action, check_writable, field, submit, write_file
 from jobs.adapter_recipes import Recipes
 from jobs.job_queue import JobStore
-from jobs.saved_conversations import ELSEWHERE, Conversations, answered_lanes, as_message
+from jobs.saved_conversations import Conversations, answered_lanes, as_message, gone_on
 from jobs.votes import Votes
 from studio.adapter_stack import MAX_LANES, read_lane
 from studio.chat.lanes import LaneSettings, Sampling
@@ -199,7 +199,7 @@ def vote(
     answers = asked["answers"]
     texts = [str(a.get("text", "")) for a in answers]
     if shown and texts != [*shown]:
-        raise ChatError(ELSEWHERE)
+        raise gone_on()
     word, letters = verdict.strip().lower(), LETTERS[: len(answers)]
     marks: list[str | None] = [None] * len(answers)
     if word == "none":

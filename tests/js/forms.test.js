@@ -24,8 +24,9 @@ test('a time is written as the clock shows it then, not with the offset of today
   assert.equal(localTime(Date.parse('2026-12-01T10:30Z') / 1000), '2026-12-01 11:30');
 });
 
-const ACTIONS = [{ name: 'schedule', title: 'Schedule', help: '', fields: [{ name: 'at', title: 'Not before', type: 'text',
-  choices: [], when: {}, default: '' }] }, { name: 'sweep', title: '排入参数扫描', help: '', fields: [] }];
+const AT = { name: 'at', title: 'Not before', type: 'text', choices: [], when: {}, default: '' };
+const ACTIONS = [{ name: 'schedule', title: 'Schedule', help: '', fields: [AT] },
+  { name: 'sweep', title: '排入参数扫描', help: '', fields: [] }];
 
 test('a time is of the clock where it was typed, and is sent only if it was changed', async () => {
   process.env.TZ = 'Asia/Shanghai';
