@@ -26,3 +26,7 @@ def test_a_table_is_never_wider_than_the_terminal_and_breaks_no_word(width):
     for line in lines[1:4]:
         assert all(w in words or w.endswith("…") or w == "loss" for w in line.split()), line
     assert "a very long name of a run that nobody wants to read" in lines[1] or width < 120
+
+
+def test_the_first_cell_of_a_short_row_is_whole():
+    assert fitted(["A", "B", "C"], [["first", "why"]], 80) == ["A      B  C", "first  why"]

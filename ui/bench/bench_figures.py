@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ui.cli.terminal_tables import fitted
+
 Figure = dict[str, Any]
 
 
@@ -35,17 +37,12 @@ def table_text(columns: Sequence[tuple[str, str]], rows: Iterable[Mapping[str, A
         columns: Heading and format of each, such as `("Δ loss", "{loss_difference:.1e}")`.
         rows: Named values; `memory` is added in MB, and a row with an `error` is a sentence.
     """
-    lines = [[heading for heading, _ in columns]]
+    lines = []
     for row in rows:
         values = {"memory": row.get("peak_bytes", 0) / 1e6, **row}
         used = [*columns[:1], ("", "{error}")] if "error" in row else columns
         lines.append([form.format(**values) for _, form in used])
-    whole = [line for line in lines if len(line) == len(columns)]
-    widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip()
-        for line in lines
-    )
+    return "\n".join(fitted([heading for heading, _ in columns], lines, 10**6))
 
 
 def steps_of(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
@@ -102,6 +99,31 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_c
 def median_ms(work: Callable[[], object], *, times: int = 15) -> float:
     """Return the median of several calls in milliseconds."""
     return 1e3 * statistics.median(seconds(work) for _ in range(times))
+
+
+def interleaved(
+    variants: Mapping[str, Callable[[], Any]], rounds: int, label: str
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Return the seconds of each round, a warm-up aside, and what each variant last returned.
+
+    A variant that returns a float has timed itself.
+    """
+    import torch
+
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else bool
+    taken: dict[str, list[float]] = {name: [] for name in variants}
+    found: dict[str, Any] = {}
+    for number in range(rounds + 1):
+        progress(round_text(label, number, rounds))
+        for name, run in variants.items():
+            wait()
+            started = time.perf_counter()
+            found[name] = run()
+            wait()
+            taken[name].append(time.perf_counter() - started)
+            if isinstance(found[name], float):
+                taken[name][-1] = found[name]
+    return {name: own[1:] for name, own in taken.items()}, found
 
 
 def median_ratio(ones: Iterable[float], others: Iterable[float]) -> float:

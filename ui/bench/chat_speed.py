@@ -19,7 +19,15 @@ from studio.adapter_stack import StackItem
 from studio.chat.lanes import Lane, Message, Sampling
 from studio.home import open_home
 from studio.spec import ModelSource
-from ui.bench.bench_figures import Figure, figure, figures_text, median_ratio, progress, round_text
+from ui.bench.bench_figures import (
+    Figure,
+    figure,
+    figures_text,
+    interleaved,
+    median_ratio,
+    progress,
+    round_text,
+)  # fmt: skip
 from ui.bench.child_processes import processor_seconds
 from ui.bench.training_case import make_model
 
@@ -65,13 +73,7 @@ def bench_chat(
     engine = make_engine(base)
     variants = _ours(engine, prompt, tokens)
     variants |= _peers(base, attach_adapters(engine, folder), prompt, tokens)
-    taken: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):  # the first warms caches up
-        progress(round_text("lanes and peers", number, rounds))
-        for name, run in variants.items():
-            took = _timed(run)
-            if number:
-                taken[name].append(took)
+    taken, _ = interleaved(variants, rounds, "lanes and peers")
     stream = _stream(base, folder, " ".join("7" * prompt_tokens), tokens, rounds)
     return {
         "shape": shape,
@@ -212,18 +214,6 @@ def _peers(base: Path, adapters: dict[str, Path], prompt: list[int], count: int)
         ),
         "peft: switch the adapter": lambda: tuned.set_adapter("b"),
     }
-
-
-def _timed(run: Callable[[], float | None]) -> float:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    own = run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return own if own is not None else time.perf_counter() - started
 
 
 def _ratios(seconds: dict[str, list[float]]) -> dict[str, float]:

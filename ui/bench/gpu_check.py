@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -286,7 +286,7 @@ def captured_decoding(machine: Machine) -> Answer:
     return "; ".join([*said, *filter(None, whys)]), bool(whys) and not any(whys)
 
 
-def _estimated(machine: Machine, quantization: str) -> Answer:
+def memory(machine: Machine, quantization: str) -> Answer:
     """Train a model from a folder and compare the measured peak with the estimate."""
     from studio.home import open_home
     from studio.spec import RunSpec
@@ -314,16 +314,6 @@ def _estimated(machine: Machine, quantization: str) -> Answer:
     text = f"peak {report['memory_bytes'] / GIB:.2f} GiB, {share:.2f} of the estimate"
     speed = f", {report['tokens_per_second']:,.0f} tokens/s"
     return text + speed, None if machine.tiny else abs(share - 1) < ALLOWED_ESTIMATE
-
-
-def lora_memory(machine: Machine) -> Answer:
-    """Compare the peak of a LoRA run with its estimate."""
-    return _estimated(machine, "none")
-
-
-def qlora_memory(machine: Machine) -> Answer:
-    """Compare the peak of a QLoRA run with its estimate."""
-    return _estimated(machine, "nf4")
 
 
 def out_of_memory(machine: Machine) -> Answer:
@@ -366,8 +356,8 @@ CHECKS: list[tuple[str, str, Callable[[Machine], Answer]]] = [
     ("Triton kernels, bfloat16", "right; those that are slower are not used", triton_kernels),
     ("host waits of a step", "1", host_waits),
     ("LoRA bfloat16, 8B, 2,048 tokens", "17,000 tokens/s on an H200, by arithmetic", lora_speed),
-    ("LoRA, 1B: peak", "estimate ± 15 %", lora_memory),
-    ("QLoRA, 1B: peak", "estimate ± 15 %", qlora_memory),
+    ("LoRA, 1B: peak", "estimate ± 15 %", partial(memory, quantization="none")),
+    ("QLoRA, 1B: peak", "estimate ± 15 %", partial(memory, quantization="nf4")),
     ("decoding, 8B: 1 and 4 lanes", "3.4 ms on an H200, by bandwidth", decoding),
     ("decoding, captured", "right and faster", captured_decoding),
     ("out of memory, then a step", "recognised", out_of_memory),

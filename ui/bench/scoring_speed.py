@@ -8,7 +8,6 @@ many rows of the base, and lm-eval through the resident base against its own `hf
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from studio.evaluation.likelihood import Continuations, Stack, score
-from ui.bench.bench_figures import Figure, figure, figures_text, median_ratio, progress, round_text
+from ui.bench.bench_figures import Figure, figure, figures_text, interleaved, median_ratio
 from ui.bench.chat_speed import ADAPTERS, attach_adapters, make_engine
 from ui.bench.training_case import make_model
 
@@ -68,15 +67,7 @@ def bench_scoring(
     variants |= _peers(base, answers)
     if find_spec("lm_eval") and find_spec("peft"):
         variants |= _lm_eval(engine, base, adapters, answers, folder)
-    taken: dict[str, list[float]] = {name: [] for name in variants}
-    found: dict[str, Any] = {}
-    for number in range(rounds + 1):  # the first warms caches up
-        progress(round_text("scoring", number, rounds))
-        for name, run in variants.items():
-            started = time.perf_counter()
-            found[name] = run()
-            if number:
-                taken[name].append(time.perf_counter() - started)
+    taken, found = interleaved(variants, rounds, "scoring")
     whole = sum(len(prompt) + len(text) for prompt in prompts for text in texts)
     once = sum(map(len, prompts)) + rows * sum(map(len, texts))
     return {

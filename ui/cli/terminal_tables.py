@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 
 NAME_WIDTH = 20  # to which a column may be cut
 
@@ -45,8 +46,8 @@ def fitted(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> li
     The longest text is cut first, then the last columns are left out, which is said. A row with
     fewer cells than the head has its last one to the end of the line.
     """
-    whole = [row for row in rows if len(row) == len(head)]
-    sizes = [max(map(len, column)) for column in zip(head, *whole, strict=True)]
+    aligned = [row if len(row) == len(head) else row[:-1] for row in (head, *rows)]
+    sizes = [max(map(len, column)) for column in zip_longest(*aligned, fillvalue="")]
     while sum(sizes) + 2 * (len(sizes) - 1) > width and max(sizes) > NAME_WIDTH:
         sizes[sizes.index(max(sizes))] -= 1
     while sum(sizes) + 2 * (len(sizes) - 1) > width and len(sizes) > 2:
