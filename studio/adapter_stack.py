@@ -34,7 +34,7 @@ class StackItem(Record):
     )  # fmt: skip
     weight: float = knob(
         1.0, "1 as trained, 0 off, negative reverses it.", title="Weight", ge=-MAX_WEIGHT,
-        le=MAX_WEIGHT, step=0.05,
+        le=MAX_WEIGHT,
     )  # fmt: skip
 
     @classmethod

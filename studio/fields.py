@@ -65,7 +65,7 @@ def knob(
         title: Label; the field's name in words by default.
         unit: Shown behind the number.
         advanced: Show in the form's Advanced section only; a text is its heading there.
-        step: Step of the slider.
+        step: By how much the arrows of its control change it.
         several: The text is a comma-separated list of choices.
         flag: Option of the command line; `--` and the field's name by default, "-" for none.
         positional: An argument of the command line instead of an option.
@@ -92,7 +92,7 @@ def knob(
 
 
 Kind = Literal["switch", "choice", "number", "text", "open_choice", "several", "list", "stack"]
-AS_DECLARED = ("unit", "step", "positional", "metavar", "of", "labels", "lines", "when", "words")
+AS_DECLARED = ("unit", "positional", "metavar", "of", "labels", "lines", "when", "words")
 BOUNDS = {"Ge": "ge", "Gt": "gt", "Le": "le", "Lt": "lt", "MaxLen": "max_length"}
 
 
@@ -112,7 +112,6 @@ class Parameter:
     unit: str = ""
     heading: str = ""
     advanced: bool = False
-    step: float | None = None
     flag: str = ""
     positional: bool = False
     metavar: str = ""

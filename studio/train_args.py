@@ -51,7 +51,7 @@ class TrainArgs(Record):
         advanced="Optimizer",
     )  # fmt: skip
     num_train_epochs: float = knob(
-        3, "Passes over the training data.", title="Epochs", gt=0, le=1000, step=0.5
+        3, "Passes over the training data.", title="Epochs", gt=0, le=1000
     )
     max_steps: int = knob(
         -1, "Number of optimizer steps; -1 derives it from the epochs.", title="Steps", ge=-1,

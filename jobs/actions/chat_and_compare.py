@@ -133,7 +133,6 @@ def judge(
             title="Least agreement",
             ge=0.5,
             le=1,
-            step=0.05,
         ),
     ] = 0.7,
     max_new_tokens: Annotated[

@@ -343,7 +343,7 @@ def delete(store: JobStore, name: Dataset) -> dict[str, Any]:
 def split(
     name: Dataset,
     fraction: Annotated[
-        float, field("Share to hold out.", ge=0, lt=1, step=0.05, when={"count": ("0", "")})
+        float, field("Share to hold out.", ge=0, lt=1, when={"count": ("0", "")})
     ] = 0.0,
     count: Annotated[int, field("Rows to hold out.", title="Rows", ge=0)] = 0,
     group_by: Annotated[

@@ -336,7 +336,7 @@ def shown_field(one: Parameter) -> dict[str, Any]:
     return {
         "name": one.path, "title": one.title, "help": one.help, "type": whole, "of": one.of,
         "default": default, "choices": choices,
-        "advanced": one.advanced, "unit": one.unit, "step": one.step, "required": one.required,
+        "advanced": one.advanced, "unit": one.unit, "required": one.required,
         "lines": one.lines, "when": one.when, "words": one.words, "heading": one.heading,
         "max_length": one.bounds.get("max_length"),
         "ge": one.bounds.get("ge", one.bounds.get("gt")),

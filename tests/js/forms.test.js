@@ -2,7 +2,7 @@ import './dom_stub.js';
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-const { askAction } = await import('../../ui/assets/core/form.js');
+const { askAction, weighted } = await import('../../ui/assets/core/form.js');
 const { combinations, instant, localTime, planSchedule } = await import('../../ui/assets/runs/queue.js');
 const { readPairs, writePairs } = await import('../../ui/assets/data/import.js');
 
@@ -24,9 +24,10 @@ test('a time is written as the clock shows it then, not with the offset of today
   assert.equal(localTime(Date.parse('2026-12-01T10:30Z') / 1000), '2026-12-01 11:30');
 });
 
-const AT = { name: 'at', title: 'Not before', type: 'text', choices: [], when: {}, default: '' };
-const ACTIONS = [{ name: 'schedule', title: 'Schedule', help: '', fields: [AT] },
-  { name: 'sweep', title: '排入参数扫描', help: '', fields: [] }];
+const drawn = (name, type, usual) => ({ name, title: name, type, choices: [], when: {}, default: usual });
+const ACTIONS = [{ name: 'schedule', title: 'Schedule', help: '', fields: [drawn('at', 'text', '')] },
+  { name: 'sweep', title: '排入参数扫描', help: '', fields: [] }, { name: 'split', title: 'Split', help: '',
+    fields: ['number', 'integer'].map((type) => drawn(type, type, 1)) }];
 
 test('a time is of the clock where it was typed, and is sent only if it was changed', async () => {
   process.env.TZ = 'Asia/Shanghai';
@@ -58,4 +59,14 @@ test('the button of a dialog has the title of its action, whatever name is in th
     || one.type === 'submit')[0].textContent;
   assert.equal(await button({ title: '由 my first run 排入参数扫描' }), '排入参数扫描');
   assert.equal(await button({ label: '使用' }), '使用');
+});
+
+test('a number may have any decimals, and the weight of a dataset any size', async () => {
+  const one = [{ name: 'a', path: 'a' }], isNumber = ({ attributes }) => attributes.type === 'number';
+  const [stack, mix] = [undefined, { min: 0 }].map((bounds) =>
+    weighted([], one, 'A', 'B', bounds).element.all(isNumber)[0].attributes);
+  assert.deepEqual([stack.min, stack.max, stack.step], [-10, 10, 'any']);
+  assert.deepEqual([mix.min, mix.max, mix.step], [0, undefined, 'any']);
+  const inputs = (await askAction('split')).all(isNumber);
+  assert.deepEqual(inputs.map(({ attributes }) => attributes.step), ['any', 1]);
 });

@@ -66,7 +66,7 @@ function ticks(field, choices, value) {
 }
 
 function control(field, choices, value) {
-  const { name, type, step, required } = field;
+  const { name, type, required } = field;
   if (type === 'switch') return box({ name, checked: Boolean(value) });
   if (type === 'list' && choices.length) {
     const size = Math.min(5, Math.max(2, choices.length));
@@ -81,7 +81,7 @@ function control(field, choices, value) {
     return area;
   }
   const bounds = type === 'integer' || type === 'number'
-    ? { type: 'number', min: field.ge, max: field.le, step: step ?? (type === 'integer' ? 1 : 'any') }
+    ? { type: 'number', min: field.ge, max: field.le, step: type === 'integer' ? 1 : 'any' }
       : { type: 'text' };
   return h('input', { ...bounds, value: words, ...props });
 }
@@ -98,8 +98,9 @@ function read(node, { type, title, lines, default: usual }) {
 
 export const list = (words, between = ',') => words.split(between).map((one) => one.trim()).filter(Boolean);
 
-/** An ordered list of `known` adapters (or datasets) with weights, as a field that begins with `chosen`. */
-export function weighted(known, chosen, title = t`Stack, with weights`, noun = t`Adapter`) {
+/** An ordered list of `known` adapters (or datasets) with weights in `bounds`, as a field that begins with `chosen`. */
+export function weighted(known, chosen, title = t`Stack, with weights`, noun = t`Adapter`,
+  bounds = { min: -10, max: 10 }) {
   const part = ({ name, path }) => ({ name, path, weight: 1 });
   const stack = chosen.map(part);
   const rows = h('div.s-stack-rows');
@@ -113,7 +114,7 @@ export function weighted(known, chosen, title = t`Stack, with weights`, noun = t
     if (!names.some(([path]) => path === one.path)) names.push([one.path, one.name]);
     return h('div.s-stack-row',
       select(names, one.path, (path) => { one.path = path; }, { label: `${noun} ${place + 1}` }),
-      h('input', { type: 'number', min: -10, max: 10, step: 0.05, value: String(one.weight), label:
+      h('input', { type: 'number', ...bounds, step: 'any', value: String(one.weight), label:
         t`Weight ${place + 1}`, oninput: (event) => { one.weight = event.target.valueAsNumber; } }),
       button('×', () => { stack.splice(place, 1); show(); }, 's-tool',
         { label: t`Remove: ${noun} ${place + 1}` }));
@@ -125,7 +126,7 @@ export function weighted(known, chosen, title = t`Stack, with weights`, noun = t
   show();
   return { element: h('div.s-stack-edit', h('h3', title), rows, add),
     value: () => stack.map(({ path, weight }) => {
-      if (!Number.isFinite(weight)) throw new Error(t`Every weight is a number between −10 and 10.`);
+      if (!Number.isFinite(weight)) throw new Error(t`Every weight must be a number.`);
       return { name: path, weight };
     }) };
 }

@@ -75,7 +75,8 @@ export class Data extends Page {
   askMix() {
     const known = [...this.datasets.map(({ name }) => ({ name, path: name })),
       ...this.demos.map((name) => ({ name: t`Demo · ${name}`, path: `starter:${name}` }))];
-    const field = weighted(known, known.slice(0, 2), t`Datasets and their weights`, t`Dataset`);
+    const field = weighted(known, known.slice(0, 2), t`Datasets and their weights`, t`Dataset`,
+      { min: 0 });
     const sources = { element: field.element, value: () => field.value().map((one) => `${one.name}:${one.weight}`) };
     return askAction('data.mix', { nodes: { sources }, done: (job) => this.openResult(job) });
   }
