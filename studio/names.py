@@ -1,4 +1,4 @@
-"""Names of runs and adapters, and sizes in bytes, as users read them.
+"""Names of runs and adapters, sizes in bytes and counts, as users read them.
 
 A name is typed where a path, a number, an option or `NAME:WEIGHT` could stand, and printed on a
 terminal: what could be read as one of these is no name.
@@ -18,6 +18,14 @@ def readable(count: float) -> str:
     while size >= 999.5 and unit < len(UNITS) - 1:
         size, unit = size / 1024, unit + 1
     return f"{size:#.3g}".rstrip(".") + f" {UNITS[unit]}" if unit else f"{size:.0f} B"
+
+
+def compact(count: float) -> str:
+    """Return a number of parameters with three digits and a unit: 270 M, 1.24 B."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= limit:
+            return f"{count / limit:.3g} {unit}"
+    return str(round(count) or "–")
 
 
 LONGEST = 120

@@ -26,7 +26,7 @@ from studio.home import Home
 from studio.methods import methods
 from studio.models import find_model, model_list, remote_facts
 from studio.models.hub_cache import size_on_disk
-from studio.names import readable
+from studio.names import compact, readable
 from studio.spec import DataSource, ModelSource, RunSpec
 from ui.language import say
 from ui.page_words import with_titles
@@ -384,10 +384,7 @@ def _leaf(path: str) -> str:
 
 
 def _compact(value: float) -> str:
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.3g}\u202f{unit}"
-    return f"{value:.0f}"
+    return compact(value).replace(" ", "\u202f")
 
 
 def _count(value: int) -> str:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 HELP = "/new starts over, /system TEXT sets the system prompt, /exit or Ctrl-D quits."
+ANSWER = (
+    "tokens", "tokens_per_second", "prompt_tokens", "first_token_seconds", "reason", "active",
+)  # fmt: skip
 
 
 def _sampling(name: str) -> Any:
@@ -98,22 +101,10 @@ def chat(
     lane = lane_for(system, [Message(role="user", content=prompt)])
     deltas = list(_printed(residents, lane, quiet=as_json))
     text = "".join(delta.text for delta in deltas)
-    print(json.dumps(answer_json(text, deltas[-1]), ensure_ascii=False) if as_json else "")
+    end = events_of(deltas[-1])[-1]
+    answer = {"text": text, **{key: end[key] for key in ANSWER}}
+    print(json.dumps(answer, ensure_ascii=False) if as_json else "")
     return 0
-
-
-def answer_json(text: str, end: Delta) -> dict[str, Any]:
-    """Return what `studio chat --json` prints."""
-    active = end.active.as_dict() if end.active else None
-    return {
-        "text": text,
-        "tokens": end.stats.tokens,
-        "tokens_per_second": round(end.stats.tokens_per_second, 2),
-        "prompt_tokens": end.stats.prompt_tokens,
-        "first_token_seconds": round(end.stats.first_token_seconds, 4),
-        "reason": end.reason,
-        "active": active,
-    }
 
 
 def _printed(residents: ResidentModels, lane: Lane, *, quiet: bool = False) -> Iterator[Delta]:

@@ -3,18 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from studio.names import readable
+from studio.names import compact, readable
 from ui.cli.terminal_tables import printable
 
 WAYS = ("full", "lora", "qlora")
-
-
-def count(value: float) -> str:
-    """Return a number of parameters: 270 M, 1.24 B."""
-    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.3g} {unit}"
-    return "–"
 
 
 def reach(fits: Sequence[Mapping[str, Any]]) -> str:
@@ -63,7 +55,7 @@ def models(answer: Mapping[str, Any]) -> None:
     ):
         print(title)
         _lines(heads, [
-            [count(row["parameters"]), f"{row['context'] // 1024}k" if row["context"] > 1023
+            [compact(row["parameters"]), f"{row['context'] // 1024}k" if row["context"] > 1023
              else str(row["context"] or "–"), *(_ways(row) if with_fits else ()), row["path"]]
             for row in group
         ])  # fmt: skip
@@ -91,7 +83,7 @@ def found(rows: Sequence[Mapping[str, Any]]) -> None:
         return
     heads = ["Size", "Downloads", "Full", "LoRA", "QLoRA", "Licence", "Model"]
     _lines(heads, [
-        [count(row["parameters"]), f"{row['downloads']:,}", *_ways(row), row["license"] or "–",
+        [compact(row["parameters"]), f"{row['downloads']:,}", *_ways(row), row["license"] or "–",
          row["id"] + (" (gated)" if row["gated"] else "")]
         for row in rows
     ])  # fmt: skip
@@ -103,7 +95,7 @@ def one(row: Mapping[str, Any]) -> None:
     """Print all of a hub model before its download."""
     left = row["bytes"] - row["arrived_bytes"]
     for name, value in {
-        "model": row["id"], "commit": row["revision"], "parameters": count(row["parameters"]),
+        "model": row["id"], "commit": row["revision"], "parameters": compact(row["parameters"]),
         "context": f"{row['context']:,}" if row["context"] else "",
         "licence": row["license"] + (f" (gated: accept it on {row['page']})" * row["gated"]),
         "download": f"{len(row['files'])} files, {readable(left)} of {readable(row['bytes'])}",
