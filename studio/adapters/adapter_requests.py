@@ -48,11 +48,7 @@ class MergeRequest(Request):
     device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True, flag="-")
 
     def checked(self, home: Home) -> Self:
-        """Return the request as the queue stores it: adapters found, folders absolute.
-
-        Raises:
-            StudioError: An adapter or the model is missing, or the result exists already.
-        """
+        """Return it with adapters found and the new folder absolute."""
         stack = _adapters(home, self.stack)
         facts(model := base_of(self.model, stack))
         out = self.folder(home)
@@ -98,11 +94,7 @@ class MixRequest(Request):
     seed: int = knob(0, "For DARE.", ge=0, le=2**31 - 1, advanced=True, when={"how": ("dare",)})
 
     def checked(self, home: Home) -> Self:
-        """Return the request as the queue stores it.
-
-        Raises:
-            StudioError: An adapter or the model is missing, or the name is empty or taken.
-        """
+        """Return it with adapters found; the name must be free."""
         stack = _adapters(home, self.stack)
         facts(model := base_of(self.model, stack))
         if not self.name.strip():
@@ -165,11 +157,7 @@ class PictureRequest(Request):
     name: str = knob("", "Name of the job.", title="Name", max_length=120, flag="-")
 
     def checked(self, home: Home) -> Self:
-        """Return the request as the queue stores it; no model means the adapter's own base.
-
-        Raises:
-            StudioError: The adapter or its base is missing.
-        """
+        """Return it with its adapter found; no model means the adapter's own base."""
         folder = resolve(home, self.adapter)
         facts(model := base_of(self.model, (StackItem(name=str(folder)),)))
         return self.model_copy(update={"adapter": str(folder), "model": model})
@@ -196,11 +184,7 @@ class ImportAdapterRequest(Request):
     model: ModelSource | None = knob(None, "The base to check it against.")
 
     def checked(self, home: Home) -> Self:
-        """Return the request as the queue stores it; the job reads the folder.
-
-        Raises:
-            StudioError: The folder or the model is missing, or the name exists.
-        """
+        """Return it with its folder found, which the job reads."""
         source, _ = locate(home, self.source.strip(), self.adapter)
         if self.model is not None:
             facts(self.model)
@@ -234,11 +218,7 @@ class ExportRequest(Request):
     model: str = knob("", "Its base, if the passport does not name it.", advanced=True)
 
     def checked(self, home: Home) -> Self:
-        """Return the request as the queue stores it.
-
-        Raises:
-            StudioError: The adapter is missing, or the folder exists.
-        """
+        """Return it with its adapter found and the new folder absolute."""
         folder = resolve(home, self.adapter)
         refuse_form(describe(folder), self.form)
         usual = home.path / "exports" / slug(f"{describe(folder).name} {self.form}")

@@ -77,11 +77,7 @@ class GgufRequest(Request):
     out: str = knob("", "The new folder; empty puts it into the home's exports.", max_length=4000)
 
     def checked(self, home: Home) -> Self:
-        """Return the request as the queue stores it.
-
-        Raises:
-            StudioError: The model or an adapter is missing, or the folder exists.
-        """
+        """Return it with adapters found and the new folder absolute."""
         package()
         stack = resolve_stack(home, self.stack)
         known = facts(model := base_of(self.model, stack))

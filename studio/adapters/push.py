@@ -31,11 +31,7 @@ class PushRequest(Request):
     private: bool = knob(True, "Only you can see it.", title="Private")
 
     def checked(self, home: Home) -> Self:
-        """Return the request as the queue stores it.
-
-        Raises:
-            InputError: The folder or the repository's name is invalid, or there is no token.
-        """
+        """Return it with its folder absolute; a token must be there."""
         folder = Path(self.folder).expanduser().absolute()
         if not self.folder.strip() or not files_of(folder):
             raise InputError(

@@ -59,11 +59,7 @@ class ImportRequest(DatasetRequest):
     seed: int = 0
 
     def checked(self, home: Home) -> Self:
-        """Refuse an import whose first rows show that it cannot be read.
-
-        Raises:
-            DataError: The file is missing or its columns have no known format.
-        """
+        """Refuse an import whose first rows show that it cannot be read."""
         from studio.data import mapping_preview
         from studio.data.find_dataset import origin_of
 
@@ -112,11 +108,7 @@ class MixtureRequest(DatasetRequest):
     seed: int = 0
 
     def checked(self, home: Home) -> Self:
-        """Refuse sources that do not exist.
-
-        Raises:
-            DataError: One is missing, or a weight is wrong.
-        """
+        """Refuse sources that do not exist and weights that are wrong."""
         from studio.data.find_dataset import origin_of
         from studio.data.mix_datasets import read_sources
 
@@ -159,11 +151,7 @@ class CurateRequest(DatasetRequest):
         return _facts(made.meta)
 
     def checked(self, home: Home) -> Self:
-        """Return the request with every field of its step.
-
-        Raises:
-            DataError: The dataset is not imported, or a field of the step is wrong.
-        """
+        """Return it with every field of its step; the dataset must be imported."""
         from studio.data.curate_dataset import parse_step
         from studio.data.snapshots import open_snapshot
 

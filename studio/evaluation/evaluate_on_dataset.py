@@ -82,11 +82,7 @@ class EvaluateRequest(Request):
     device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True)
 
     def checked(self, home: Home) -> Self:
-        """Return the request as the queue stores it, with the adapters' folders.
-
-        Raises:
-            StudioError: An adapter, the model or a score does not exist.
-        """
+        """Return it with its adapters found and the scores that its bounds need."""
         facts(self.model)
         gated = self._gated() - {ALIASES.get(name, name) for name in self.scores}
         scores = (*self.scores, *sorted(gated & {*SCORES}))

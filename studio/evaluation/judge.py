@@ -97,11 +97,7 @@ class JudgeRequest(Request):
     device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True)
 
     def checked(self, home: Home) -> Self:
-        """Return the request as the queue stores it.
-
-        Raises:
-            StudioError: The suite has nothing to compare, or the judge cannot be asked.
-        """
+        """Refuse a suite with nothing to compare and a judge that cannot be asked."""
         self.pairs(home)
         if self.address:
             self._place(home)

@@ -47,12 +47,7 @@ class PromoteRequest(Request):
     name: str = knob("", "Name of the job.", title="Name", max_length=120, flag="-")
 
     def checked(self, home: Home) -> Self:
-        """Return the request as the queue stores it.
-
-        Raises:
-            AdapterError: The checkpoint is missing or damaged, or the run trained the whole model.
-            SpecError: A bound is on an unknown figure, or on one that needs a pattern or schema.
-        """
+        """Refuse a missing or damaged checkpoint and bounds that cannot be measured."""
         found = checkpoint_adapters.find(home, self.checkpoint)
         if found.spec.method.trains_base:
             raise AdapterError(f"Run {found.run} trained the whole model: it has no adapter.")

@@ -51,11 +51,7 @@ class TasksRequest(Request):
     device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True)
 
     def checked(self, home: Home) -> Self:
-        """Return the request as the queue stores it, with adapters and files found.
-
-        Raises:
-            StudioError: An adapter, the model or a task does not exist, or lm-eval is missing.
-        """
+        """Return it with adapters and files found; lm-eval must be installed."""
         facts(self.model)
         bounds((*self.min, *self.max))
         stack, model = resolve_stack(home, self.stack, or_model=not self.each), self.model

@@ -99,11 +99,7 @@ class SuiteRequest(Request):
     device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True)
 
     def checked(self, home: Home) -> Self:
-        """Return the request as the queue stores it.
-
-        Raises:
-            StudioError: A model or an adapter does not exist.
-        """
+        """Refuse lanes whose model or adapter does not exist."""
         for lane in self.lanes:
             check_lane(home, lane)
         return self

@@ -262,11 +262,7 @@ class DownloadRequest(Request):
     commit: str = knob("", "Commit that was shown before.", flag="-", max_length=40)
 
     def checked(self, home: Home) -> Self:
-        """Return the request with its commit pinned.
-
-        Raises:
-            StudioError: The hub does not have it, or it cannot be trained here.
-        """
+        """Return it with its commit pinned; the hub must have it, and it must be trainable here."""
         name, revision = read_name(self.repo)
         revision = self.revision or revision
         ref_file(name, revision or "main")  # raises

@@ -51,11 +51,7 @@ class ExtendRequest(Request):
     name: str = knob("", "Name of the new model.", title="Name", max_length=120)
 
     def checked(self, home: Home) -> Self:
-        """Return the request as the queue stores it.
-
-        Raises:
-            StudioError: The model is missing, a token is invalid, or the name is taken.
-        """
+        """Return it with its name; refuse invalid tokens and a name that is taken."""
         known = facts(self.model)
         read_tokens(self.token)
         name = self.name.strip() or f"{known.path.name} extended"
