@@ -132,7 +132,7 @@ class TrainArgs(Record):
         "", "Regular expression of the score pattern.", title="Pattern", max_length=2000
     )
     reward_json_schema: str = _grpo(
-        "", "JSON schema of the score json_schema.", title="JSON schema", max_length=20_000
+        "", "JSON schema of the score json_schema.", title="JSON schema", max_length=20_000, lines=4
     )
     num_generations: int = _grpo(
         8, "Answers to each prompt; they are compared with each other.", title="Answers per prompt",
@@ -195,8 +195,9 @@ class TrainArgs(Record):
         words={"none": 0},
     )  # fmt: skip
     sample_prompts: str = _evaluation(
-        "", "Prompts to answer instead of validation prompts, separated by |.", max_length=4000
-    )
+        "", "Prompts to answer instead of validation prompts, separated by |.", max_length=4000,
+        lines=2,
+    )  # fmt: skip
     measure_forgetting: bool = _evaluation(
         True, "Measure at the end how much the model changed on a general set that the data does "
         "not touch: loss, KL divergence, changed answers; 3 s, or 5 % of a longer run.",

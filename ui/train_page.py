@@ -150,10 +150,11 @@ def typed(values: Values) -> Values:
     }
     read: Values = {}
     for path, value in values.items():
-        text = value.strip() if isinstance(value, str) else value
+        field, text = known.get(path), value.strip() if isinstance(value, str) else value
         if text in ("", None):
             continue
-        field = known.get(path)
+        if field is not None and field.lines:
+            text = value
         if isinstance(text, str) and field is not None:
             words = field.words | {say(word): code for word, code in field.words.items()}
             if text in words:

@@ -43,7 +43,7 @@ class PrefixTuning(VirtualTokenMethod):
     )  # fmt: skip
     prefix_init_text: str = knob(
         "", "Text to start from, truncated or repeated to P tokens; empty takes the first row.",
-        title="Initial text", advanced=True, max_length=20_000,
+        title="Initial text", advanced=True, max_length=20_000, lines=4,
     )  # fmt: skip
     prefix_projection: bool = knob(
         False, "Train the output of a small network (reparameterisation).", title="Projection",

@@ -45,7 +45,7 @@ class PromptTuning(VirtualTokenMethod):
     )  # fmt: skip
     prompt_tuning_init_text: str = knob(
         "", "Text to start from, truncated or repeated to P tokens; empty takes the first row.",
-        title="Initial text", advanced=True, max_length=20_000,
+        title="Initial text", advanced=True, max_length=20_000, lines=4,
     )  # fmt: skip
 
     def create(self, site: Site, init: Init) -> Params:

@@ -2,7 +2,7 @@ import './dom_stub.js';
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-const { pickedDevices, written } = await import('../../ui/assets/train/settings.js');
+const { pickedDevices, Setting, written } = await import('../../ui/assets/train/settings.js');
 const { Preflight } = await import('../../ui/assets/train/preflight.js');
 const { picture } = await import('../../ui/assets/train/methods.js');
 const { isOld } = await import('../../ui/assets/compare/answer.js');
@@ -17,6 +17,14 @@ test('codes are words, and an automatic value is an empty field', () => {
   assert.equal(written(field(1, { off: 0 }), 0), 'off');
   assert.equal(written(field('x'), ['q_proj', 'v_proj']), 'q_proj, v_proj');
   assert.equal(written(field(16)), '16');
+});
+
+test('a text of several lines keeps them', () => {
+  const text = { name: 'method.init_text', title: 'Initial text', type: 'text', choices: [], lines: 4, ...field('') };
+  const setting = new Setting(text);
+  setting.fill('One\n two');
+  assert.deepEqual([setting.control.tag, setting.value()], ['textarea', 'One\n two']);
+  assert.equal(new Setting({ ...text, lines: 0 }).control.tag, 'input');
 });
 
 test('GPUs are picked together, everything else alone', () => {

@@ -30,6 +30,13 @@ def spec_of(values) -> RunSpec:
     return RunSpec().with_values(typed(values))
 
 
+def test_a_text_of_several_lines_survives_the_form():
+    words = " Be brief.\n\nAnswer in one line. \n"
+    asked = {"method.name": "prompt_tuning", "method.prompt_tuning_init_text": words}
+    assert typed(asked | {"name": " mine "}) == asked | {"name": "mine"}
+    assert typed({"train.reward_json_schema": " \n"}) == {}
+
+
 def test_an_address_with_a_wrong_field_keeps_the_others(client):
     asked = "?set=train.max_step=50&set=method.r=8&set=train.learning_rate=.nan&set=name"
     found = judge(client, address=asked)

@@ -52,6 +52,9 @@ export class Setting {
     const closed = !['open_choice', 'text'].includes(field.type);
     if (choices.length && closed) return this.input = select(choices, '', null, named);
     const number = ['number', 'integer'].includes(field.type) || field.words.auto !== undefined;
+    if (field.lines) {
+      return this.input = h('textarea', { rows: field.lines, maxlength: field.max_length, ...named });
+    }
     this.input = h('input', { type: 'text', inputmode: number && 'decimal', maxlength: field.max_length,
       placeholder: auto(field) === undefined ? false : t`auto`, ...named });
     if (closed || !choices.length) return this.input;
