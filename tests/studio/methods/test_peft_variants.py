@@ -11,6 +11,7 @@ from torch import Tensor
 
 from studio.backbone import Backbone
 from studio.backbone.fold import fold
+from studio.errors import AdapterError
 from tests.studio.tiny import tiny_model
 
 IDS = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(5))
@@ -150,6 +151,12 @@ def test_a_copy_of_the_base_in_less_precision_is_known_as_one(tmp_path):
     (key,) = (key for key in tensors if key.endswith("lm_head.base_layer.weight"))
     save_file({**tensors, key: tensors[key].half()}, weights, metadata={"format": "pt"})
     torch.testing.assert_close(ours(tmp_path), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dora_of_embeddings_is_refused_by_its_name(tmp_path):
+    made(tmp_path, target_modules=["q_proj", "embed_tokens"], use_dora=True)
+    with pytest.raises(AdapterError, match=r"embed_tokens has DoRA of embeddings in the file"):
+        ours(tmp_path)
 
 
 def test_fields_without_meaning_for_the_maths_load(tmp_path):
