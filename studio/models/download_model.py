@@ -2,8 +2,8 @@
 
 The hub's library keeps nothing of a file that was interrupted and checks only its size. So each
 blob is fetched here with that library's transfer function into a partial file of a fixed name,
-continued from there, hashed beside the writing, and renamed when its hash is the hub's. Links from
-a snapshot appear when all blobs are there; the library makes them, so other tools find the model.
+continued from there, and renamed when its hash is the hub's. Links from a snapshot appear when all
+blobs are there; the library makes them, so other tools find the model.
 """
 
 from __future__ import annotations
@@ -139,16 +139,20 @@ def _fetch_blob(found: Repository, file: RemoteFile) -> None:
         with FileLock(lock):
             if blob.exists():
                 return
+            begun = hashlib.sha256() if file.in_lfs else hashlib.sha1(b"blob %d\0" % file.size)
             url = huggingface_hub.hf_hub_url(
                 found.id, file.name, revision=found.revision, repo_type=found.kind
             )
-            with Hashed(partial, file) as writer:
+            if _size(partial) > file.size:
+                partial.unlink()
+            with partial.open("a+b") as writer:
                 http_get(
-                    url, writer,  # type: ignore[arg-type]
-                    resume_size=writer.size, headers=headers(), expected_size=file.size,
-                    displayed_filename=file.name,
+                    url, writer, resume_size=writer.tell(), headers=headers(),
+                    expected_size=file.size, displayed_filename=file.name,
                 )  # fmt: skip
-            if writer.hexdigest() != file.etag:
+                writer.seek(0)
+                digest = hashlib.file_digest(writer, lambda: begun)
+            if digest.hexdigest() != file.etag:
                 partial.unlink()
                 raise Unreached(
                     f"{file.name} of {found.id} arrived damaged (its hash is not the hub's) and "
@@ -157,69 +161,6 @@ def _fetch_blob(found: Repository, file: RemoteFile) -> None:
             os.replace(partial, blob)
     except Exception as error:  # the library raises dozens of kinds
         raise refused(found.id, error, found.branch, found.kind) from None
-
-
-class Hashed:
-    """A partial file that is continued at its end, hashed beside the writing.
-
-    Only what `http_get` asks of a file: writing, and starting again where the server
-    ignores the range and sends all of it again.
-    """
-
-    def __init__(self, path: Path, file: RemoteFile) -> None:
-        """Open the file; what is longer than it should be is begun again."""
-        self._path, self._file = path, file
-        self._last: Future[None] | None = None
-
-    def __enter__(self) -> Self:
-        """Hash what is there."""
-        if _size(self._path) > self._file.size:
-            self._path.unlink()
-        self._handle = self._path.open("a+b")
-        self._pool = ThreadPoolExecutor(1)
-        self._begin()
-        self._handle.seek(0)
-        while block := self._handle.read(1 << 22):
-            self._digest.update(block)
-        self.size = self._handle.tell()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the file."""
-        self._pool.shutdown()
-        self._handle.close()
-
-    def _begin(self) -> None:
-        self._digest = hashlib.sha256() if self._file.in_lfs else hashlib.sha1()
-        if not self._file.in_lfs:
-            self._digest.update(b"blob %d\0" % self._file.size)
-
-    def write(self, block: bytes) -> int:
-        """Append a block; the one before is hashed meanwhile."""
-        if self._last is not None:
-            self._last.result()
-        self._last = self._pool.submit(self._digest.update, block)
-        return self._handle.write(block)
-
-    def tell(self) -> int:
-        """Return the size."""
-        return self._handle.tell()
-
-    def seek(self, place: int) -> int:
-        """Go to the beginning, the only place that is asked for."""
-        return self._handle.seek(place)
-
-    def truncate(self) -> int:
-        """Begin again."""
-        if self._last is not None:
-            self._last.result()
-        self._last = None
-        self._begin()
-        return self._handle.truncate()
-
-    def hexdigest(self) -> str:
-        """Return the hash of everything written."""
-        return self._digest.hexdigest()
 
 
 def _link(found: Repository) -> Path:

@@ -8,6 +8,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from huggingface_hub import file_download
 
 from studio import offline
 from studio.errors import DiskFull, ModelError, Unreached
@@ -213,15 +214,15 @@ def test_a_full_disk_is_said_before_and_while_it_fills(hub, home, monkeypatch):
         download_model.check(
             replace(found, files=(replace(found.files[0], size=free_bytes() + 1),))
         )
-    real = download_model.Hashed.write
+    real = file_download.http_get
 
-    def full(self, block):
-        if self.tell() > 0:
+    def full(url, file, *, expected_size, **more):
+        if expected_size > 1 << 20:
+            file.write(bytes(1 << 19))
             raise OSError(28, "No space left on device")
-        return real(self, block)
+        real(url, file, expected_size=expected_size, **more)
 
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 19)
-    monkeypatch.setattr(download_model.Hashed, "write", full)
+    monkeypatch.setattr(file_download, "http_get", full)
     with pytest.raises(DiskFull, match="what has arrived is kept"):
         fetch(found)
     with pytest.raises(ModelError, match="free some room"):  # a job fails and may be resumed
