@@ -109,7 +109,7 @@ def render(template: jinja2.Template, values: dict[str, Any]) -> str:
     except TemplateRefused:
         raise
     except Exception as error:  # any failure of a foreign program counts as its refusal
-        logger.info("A chat template failed: %s", _short(error))
+        logger.debug("A chat template refused a trial: %s", _short(error))
         raise TemplateRefused("a part has another form than it reads") from None
 
 
