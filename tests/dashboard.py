@@ -2,10 +2,10 @@
 
 import contextlib
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.serving import Handler, serving
 
 
 class Dashboard:
@@ -40,7 +40,7 @@ def answering() -> Iterator[Dashboard]:
     """Serve one on loopback."""
     here = Dashboard()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Asked(Handler):
         def do_GET(self) -> None:
             here.asked.append(f"{self.command} {self.path}")
             answer = here.answers.get(self.path, 404)
@@ -52,14 +52,6 @@ def answering() -> Iterator[Dashboard]:
 
         do_POST = do_GET
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    here.address = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with serving(Asked) as server:
+        here.address = f"http://127.0.0.1:{server.server_port}"
         yield here
-    finally:
-        server.shutdown()
-        server.server_close()

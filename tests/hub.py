@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests import serving
 
 LFS = (".safetensors", ".bin", ".gguf", ".parquet")
 TOKEN = "hf_right"  # the only token that this hub knows
@@ -182,13 +184,10 @@ class Hub:
         return None
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(serving.Handler):
     """One request."""
 
     protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: Any) -> None:
-        """Stay silent."""
 
     def do_HEAD(self) -> None:
         """Answer without content."""
@@ -334,19 +333,13 @@ class Handler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def running() -> Iterator[Hub]:
     """Run a hub while the block lasts."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client went away
-    server.daemon_threads = True
-    hub = server.hub = Hub(server)  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield hub
-    finally:
-        hub.closed.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving.serving(Handler) as server:
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client went away
+        hub = server.hub = Hub(server)  # type: ignore[attr-defined]
+        try:
+            yield hub
+        finally:
+            hub.closed.set()
 
 
 def environment(hub: Hub, cache: Path) -> dict[str, str]:

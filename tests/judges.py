@@ -10,8 +10,9 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.serving import Handler, serving
 
 
 def verdict(kind: str, prompt: str) -> str:
@@ -33,7 +34,7 @@ def judging(kind: str, *, fails_after: int = 10**9) -> Iterator[Any]:
     """Serve a judge; yields its address, and the requests it got as `asked`."""
     release, asked = threading.Event(), []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Judge(Handler):
         def do_GET(self) -> None:
             self._send(200, {"data": [{"id": "judge-1"}]})
 
@@ -65,17 +66,8 @@ def judging(kind: str, *, fails_after: int = 10**9) -> Iterator[Any]:
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        release.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Judge) as server:
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            release.set()

@@ -2,9 +2,7 @@
 
 import calendar
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -19,6 +17,7 @@ from studio.errors import QueueError
 from tests.jobs.conftest import a_spec, begin, curve, run_one, supervising, until
 from tests.jobs.fake_runner import fake_loss
 from tests.jobs.test_disk_usage import checkpoint
+from tests.serving import Handler, serving
 
 
 def order(store: JobStore) -> list[int]:
@@ -187,21 +186,14 @@ def test_a_moment_can_be_a_distance_a_time_or_a_date():
 def listener():
     heard: list[dict[str, object]] = []
 
-    class Hook(BaseHTTPRequestHandler):
+    class Hook(Handler):
         def do_POST(self) -> None:
             heard.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
             self.send_response(204)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None: ...
-
-    server = HTTPServer(("127.0.0.1", 0), Hook)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/hook?key=s3cret", heard
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Hook) as server:
+        yield f"http://127.0.0.1:{server.server_port}/hook?key=s3cret", heard
 
 
 def test_the_webhook_hears_every_end_once_and_nothing_from_before(store, listener):

@@ -2,8 +2,7 @@
 
 import base64
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
 from typing import ClassVar
 
 import huggingface_hub
@@ -13,9 +12,10 @@ from huggingface_hub import constants
 from studio.adapters import push
 from studio.adapters.push import PushRequest, files_of
 from studio.errors import InputError, Unreached
+from tests.serving import Handler, serving
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(Handler):
     """As much of a hub's API as an upload of small files needs."""
 
     files: ClassVar[dict[str, bytes]] = {}
@@ -61,24 +61,19 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *words: object) -> None:
-        """Say nothing."""
-
 
 @pytest.fixture
 def hub(monkeypatch):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_address[1]}"
     Hub.files, Hub.asked, Hub.status, Hub.loses = {}, [], 200, ""
     monkeypatch.setattr(constants, "is_offline_mode", lambda: False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_secret")
-    own = huggingface_hub.HfApi
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: own(endpoint=address, token=token))
-    yield Hub
-    server.shutdown()
-    server.server_close()
+    with serving(Hub) as server:
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(
+            huggingface_hub, "HfApi", partial(huggingface_hub.HfApi, endpoint=address)
+        )
+        yield Hub
 
 
 @pytest.fixture
