@@ -16,6 +16,7 @@ from studio.models.loading import Loaded
 from studio.spec import RunSpec
 from studio.training import training_loop
 from studio.training.open_session import open_session
+from studio.training.training_events import Evaluated, Step
 from studio.training.training_session import Session
 
 VOCABULARY = 97
@@ -113,3 +114,9 @@ def run_all(session: Session, run_dir: Path, stop_at: int = -1) -> list[Any]:
         return "stop" if session.progress.step == stop_at else None
 
     return list(training_loop.run(session, run_dir=run_dir, control=control))
+
+
+def but_for_pace(events: list[Any]) -> list[dict[str, Any]]:
+    """Return steps and evaluations without what depends on the machine."""
+    pace = {"tokens_per_second": None, "memory_bytes": None}
+    return [one.as_dict() | pace for one in events if isinstance(one, Step | Evaluated)]
