@@ -12,12 +12,12 @@ import os
 import re
 import shlex
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from studio.cluster.cluster_records import MARK
 from studio.errors import ClusterError, StudioError, revived
+from studio.gpus import installed
 
 TIMEOUT_SECONDS = 5.0
 OLDEST = (2, 51)  # the first whose TorchTrainer is the one that starts lost workers again
@@ -133,7 +133,7 @@ class Ray:
         version = str(found["ray_version"])
         numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
         if not OLDEST <= numbers < (3,):
-            here = _version_here()
+            here = installed("ray")
             raise ClusterError(
                 f"The cluster runs Ray {version}; this studio needs 2.{OLDEST[1]} or later, below 3"
                 f"{f' (here is {here})' if here else ''}."
@@ -217,10 +217,3 @@ def error_in(log: str) -> StudioError | None:
 def _token() -> dict[str, str]:
     token = os.environ.get("RAY_AUTH_TOKEN", "")
     return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-def _version_here() -> str:
-    try:
-        return metadata.version("ray")
-    except metadata.PackageNotFoundError:
-        return ""

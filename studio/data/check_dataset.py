@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from studio.data.column_mapping import Mapping
 from studio.data.dataset_report import Frozen, Report
 from studio.data.dataset_survey import NEAR_ROWS_IN_CHECK, Survey
 from studio.data.find_dataset import find
@@ -29,9 +28,7 @@ class FileReport(Report):
     error: Fault | None = None
 
 
-def check_file(
-    path: str | Path, *, mapping: Mapping | None = None, home: Home | None = None
-) -> FileReport:
+def check_file(path: str | Path, *, home: Home | None = None) -> FileReport:
     """Read a whole file (or folder, hub id, demo, imported dataset) and report on its rows.
 
     Never raises for what is in the file: a refusal is in `error`.
@@ -40,7 +37,7 @@ def check_file(
     source = DataSource(path=str(path))
     try:
         origin = find(source, home)
-        guess = guess_origin(origin, source, mapping)
+        guess = guess_origin(origin, source)
         survey = Survey(origin, guess, near_rows=NEAR_ROWS_IN_CHECK)
         for item in origin.rows():
             survey.see(item)

@@ -173,7 +173,8 @@ def best_and_worst(found: list[Scored], choice: Choice, margin: float) -> list[t
     couples = [(found[0], found[-1])] if choice == "best" else [*combinations(found, 2)]
     made = [(a.turns, b.turns) for a, b in couples if far_enough(a.score, b.score, margin)]
     if not made:
-        raise Dropped("margin", f"No two scores differ{_by(margin)}.")
+        by = f" by {margin:g} (data.margin)" if margin else ""
+        raise Dropped("margin", f"No two scores differ{by}.")
     return made
 
 
@@ -181,10 +182,6 @@ def far_enough(better: Any, worse: Any, margin: float) -> bool:
     """Return True if one score is above another, by `margin` at least."""
     high, low = _number(better), _number(worse)
     return high is not None and low is not None and high > low and high - low >= margin
-
-
-def _by(margin: float) -> str:
-    return f" by {margin:g} (data.margin)" if margin else ""
 
 
 def _first(values: dict[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:

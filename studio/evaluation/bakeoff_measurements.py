@@ -157,22 +157,18 @@ def ratio(base: Callable[[], None], other: Callable[[], None]) -> float:
 
 
 def decoder(backbone: Backbone, stack: tuple[tuple[str, float], ...] = ()) -> Callable[[], None]:
-    """Return a function that generates `TOKENS` tokens with a cache."""
+    """Return a function that generates `TOKENS` tokens as chat does."""
     import torch
-    from transformers import DynamicCache
 
-    from studio.chat.decoding import cache_argument
+    from studio.chat.decoding import Batch
 
     def run() -> None:
         backbone.use(stack)
-        name = cache_argument(backbone.model)
-        cache = DynamicCache(config=backbone.model.config)
-        token = torch.ones(1, 1, dtype=torch.long, device=backbone.model.device)
         with torch.no_grad():
-            for place in range(TOKENS):
-                at = torch.full_like(token, place)
-                output = backbone.model(token, position_ids=at, use_cache=True, **{name: cache})
-                token = output.logits[:, -1:].argmax(-1)
+            batch = Batch(backbone.model, [[1]], backbone.model.device)
+            logits_BV, _ = batch.prefill()
+            for _ in range(TOKENS - 1):
+                logits_BV = batch.step(logits_BV.argmax(-1).tolist())
 
     return run
 
