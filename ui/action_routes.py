@@ -33,8 +33,9 @@ def action_routes(home: Home, store: JobStore) -> APIRouter:
     def do(name: str, values: dict[str, Any]) -> Any:
         if find(name).terminal:
             raise QueueError(f'"{name}" is a command only: run `studio {name}` in a terminal.')
-        if isinstance(values.get("over"), list):  # a sweep, with fields by their titles
-            values = values | {"over": [with_path(str(line)) for line in values["over"]]}
+        for lines in ("over", "set"):  # assignments, with fields by their titles
+            if isinstance(values.get(lines), list):
+                values = values | {lines: [with_path(str(line)) for line in values[lines]]}
         answer = ask(home, name, values, store=store)
         return job_row(answer.jobs[0]) if len(answer.jobs) == 1 else answer.value
 

@@ -26,10 +26,10 @@ def with_titles(text: str) -> str:
 
 
 def with_path(line: str) -> str:
-    """Return a line such as `学习率 = 1e-4, 3e-4` with the field's path for its title."""
+    """Return a line such as `学习率 = 1e-4` or `“Rank” = 16` with the path for the title."""
     title, equals, values = line.partition("=")
     paths = {_short(one): path for path, one in titled_fields()}
-    return f"{paths.get(title.strip(), title)}{equals}{values}"
+    return f"{paths.get(title.strip(' “”'), title)}{equals}{values}"
 
 
 def _short(title: str) -> str:

@@ -71,7 +71,7 @@ def data_choices(home: Home) -> list[tuple[str, str]]:
 def adapter_choices(home: Home) -> list[tuple[str, str]]:
     """Return (label, value) of the adapters that a run can start from, newest first."""
     found = [one.name for one in library.adapters(home) if not one.is_model]
-    return [(name, name) for name in dict.fromkeys(found)]
+    return [(say("none"), ""), *((name, name) for name in dict.fromkeys(found))]
 
 
 def device_choices() -> list[tuple[str, str]]:

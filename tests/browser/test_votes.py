@@ -91,7 +91,7 @@ def test_from_ten_votes_over_dpo_to_a_win_rate(page, studio, tmp_path):
     page.locator("#field-name-input").fill("parrot")
     page.locator("#field-train-max_steps-input").fill("40")
     page.get_by_text("Advanced", exact=True).click()
-    page.locator("#field-train-init_adapter-input").fill("mate")
+    page.locator("#field-train-init_adapter-input").select_option("mate")
     page.get_by_role("button", name="Train", exact=True).click()
     expect(page.get_by_test_id("launched")).to_contain_text("parrot")
     number = trained(studio, "parrot")

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 const { askAction, weighted } = await import('../../ui/assets/core/form.js');
-const { combinations, instant, localTime, planSchedule } = await import('../../ui/assets/runs/queue.js');
+const { combinations, instant, localTime, planNext, planSchedule } = await import('../../ui/assets/runs/queue.js');
 const { readPairs, writePairs } = await import('../../ui/assets/data/import.js');
 
 test('pairs are read as they were written', () => {
@@ -52,6 +52,17 @@ test('a time is of the clock where it was typed, and is sent only if it was chan
     await node.firstChild.listeners.submit({ preventDefault() {} });
   }
   assert.deepEqual(sent, [undefined, '', '2999-12-01T19:30:00.000Z']);
+});
+
+test('a next stage has the datasets of the Train page to choose from', async () => {
+  const data = { ...drawn('data', 'text'), required: true }, path = { name: 'data.path', title: 'Dataset', type: 'text',
+    words: {}, choices: [], default: 'own' };
+  const choices = { 'data.path': [['own', 'own'], ['prefs', 'prefs']] };
+  const answers = { '/api/train/form': { fields: [path], choices } };
+  ACTIONS.push({ name: 'then', title: 'Then', help: '', fields: [data] });
+  globalThis.fetch = async (address) => ({ ok: true, json: async () => answers[address] ?? ACTIONS });
+  const node = await planNext({ id: 1, name: 'first', data: 'own' });
+  assert.match(node.outline, /<option>own<\/option><option>prefs<\/option>/);
 });
 
 test('the button of a dialog has the title of its action, whatever name is in the heading', async () => {

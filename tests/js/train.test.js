@@ -27,6 +27,14 @@ test('a text of several lines keeps them', () => {
   assert.equal(new Setting({ ...text, lines: 0 }).control.tag, 'input');
 });
 
+test('what a run starts from is chosen from a list, of datasets and of adapters', () => {
+  for (const name of ['data.path', 'train.init_adapter']) {
+    const text = { name, title: name, type: 'text', choices: [], ...field('') };
+    const setting = new Setting(text, [['', 'none'], ['a', 'a']]);
+    assert.equal(setting.input.tag, 'select', name);
+  }
+});
+
 test('GPUs are picked together, everything else alone', () => {
   assert.deepEqual(pickedDevices([]), ['auto']);
   assert.deepEqual(pickedDevices(['auto', 'cuda:1']), ['cuda:1']);

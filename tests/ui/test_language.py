@@ -23,7 +23,7 @@ from ui.action_routes import action_routes
 from ui.cli.main import main
 from ui.data_page import data_routes
 from ui.language import LOCALE, PAGES, PART, TEXTS, read_po, say, translated
-from ui.page_words import with_titles
+from ui.page_words import with_path, with_titles
 from ui.train_page import train_routes
 
 LANGUAGES = [folder.name for folder in LOCALE.iterdir()]
@@ -282,6 +282,11 @@ def test_a_field_is_named_by_its_title_in_the_language_of_the_page(chinese):
     assert (
         with_titles("method.r is 0: input should be a whole number.") == "“秩” 为 0：输入应为整数。"
     )
+
+
+def test_a_page_reads_a_setting_as_its_own_sentences_write_it():
+    assert with_path(with_titles("method.r=16")) == "method.r= 16"
+    assert with_path("Rank = 4, 8") == "method.r= 4, 8"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import { badge, button, bytes, count, dots, h, number, pairs, percent, quiet, re
 import { blindTest, compareAdapters, laneName, parseLane } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { hues, poke, subscribe } from '../core/live.js';
+import { NEXT_STAGE, planNext } from '../runs/queue.js';
 import { askExport } from './actions.js';
 import { heatmap } from './heatmap.js';
 
@@ -67,6 +68,7 @@ export class Passport {
       h('a.s-button', { href: blindTest(one),
         title: t`Against what it was trained from, without names; your votes give the win rate` }, t`Blind test`),
       one.run && h('a.s-button', { href: `/runs?run=${one.run}` }, t`Its run`),
+      one.run && !one.is_model && button(NEXT_STAGE, () => planNext({ ...one, id: one.run })),
       h('a.s-button', { href: `/api/download/adapter/${one.id}`, download: '',
         title: t`${bytes(one.size_bytes)}, its folder as a zip: PEFT and most tools read it` }, t`Download`),
       button(t`Export …`, () => askExport(this.page, [one])),

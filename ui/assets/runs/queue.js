@@ -4,6 +4,7 @@
 import { api, button, dots, go, h, send, t, text, toast } from '../core/dom.js';
 import { askAction, list } from '../core/form.js';
 import { poke, toggleNotifications, wantsNotifications } from '../core/live.js';
+import { Setting } from '../train/settings.js';
 
 export class QueueBar {
   constructor() {
@@ -71,8 +72,16 @@ export const planLonger = (job) => askAction('extend', { fixed: { job: job.id },
   t`A new run goes on from its last checkpoint. Epochs count while Steps is 0; else the steps do.`,
 done: ({ id }) => go(`/runs?run=${id}`) });
 
-export const planNext = (job) => askAction('then', { fixed: { job: job.id },
-  done: ({ name }) => t`${name} is queued; it starts when ${job.name} has succeeded.` });
+export const NEXT_STAGE = t`Train on with another dataset or loss …`;
+
+/** A next stage that starts from the adapter of a run, with the dataset picker of the Train page. */
+export async function planNext(job) {
+  const { fields, choices } = await api('/api/train/form', {});
+  const data = new Setting(fields.find(({ name }) => name === 'data.path'), choices['data.path']);
+  data.fill(job.data);
+  return askAction('then', { fixed: { job: job.id }, nodes: { data }, title: t`Train on from ${job.name}`,
+    done: ({ id }) => go(`/runs?run=${id}`) });
+}
 
 export const planNote = (job) => askAction('note', { fixed: { job: job.id }, only: ['text', 'tags'],
   title: t`Note on ${job.name}`, values: { text: job.notes, tags: job.tags } });

@@ -8,7 +8,7 @@ import { isLive, isOpen, isWaiting, JobProgress, poke, resumes, stages, stateNam
 import { saveReport } from '../core/take_away.js';
 import { bySource, KINDS, outcome } from '../adapters/actions.js';
 import { Results } from '../adapters/bakeoff.js';
-import { planLonger, planNext, planNote, planSchedule, planSweep } from './queue.js';
+import { NEXT_STAGE, planLonger, planNext, planNote, planSchedule, planSweep } from './queue.js';
 import { readAt, Reading } from './reading.js';
 import { remedies, views } from './run_tabs.js';
 
@@ -232,7 +232,7 @@ export class Detail {
         () => this.act('anyway'), '', { title: t`It may run out of memory` }),
       trains && button(t`Sweep …`, () => planSweep(now())),
       trains && !job.trains_base && (waits || isLive(job) || job.state === 'succeeded')
-        && button(t`Then …`, () => planNext(now()), '', { title: t`A next stage, from its adapter` }),
+        && button(NEXT_STAGE, () => planNext(now())),
       trains && job.state === 'running' && button(t`Save now`, () => this.act('save',
         t`A checkpoint is saved after this step.`)),
       trains && job.state === 'running' && button(t`Sample now`, () => this.act('sample',

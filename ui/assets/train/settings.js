@@ -48,7 +48,7 @@ export class Setting {
     if (field.type === 'switch') return this.input = box(named);
     this.labels = new Map(choices);
     if (field.type === 'several' && choices.filter(([name]) => GPU.test(name)).length > 1) return this.ticks(choices);
-    if (field.name.endsWith('.path') && choices.length) return this.picker(choices, named);
+    if (/\.(path|init_adapter)$/.test(field.name) && choices.length) return this.picker(choices, named);
     const closed = !['open_choice', 'text'].includes(field.type);
     if (choices.length && closed) return this.input = select(choices, '', null, named);
     const number = ['number', 'integer'].includes(field.type) || field.words.auto !== undefined;
