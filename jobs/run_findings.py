@@ -36,6 +36,7 @@ def reading(store: JobStore, job: Job) -> list[dict[str, Any]]:
         for name in (*STEP_CURVES, *EVAL_CURVES):
             query = _STEPS if name in STEP_CURVES else _EVALUATIONS
             found[name] = db.conn.execute(query, values | {"name": name}).fetchall()
+    shots = store.samples(job.id)
     rows, share = job.result.get("rows") or {}, job.result.get("longer_chosen")
     run = RunCurves(
         spec=spec, curves=found, total_steps=job.total_steps or job.step,
@@ -43,6 +44,7 @@ def reading(store: JobStore, job: Job) -> list[dict[str, Any]]:
         ended=job.state == "succeeded", diverged=job.error_kind == "diverged",
         held_out=rows.get("held_out"), is_text=rows.get("format") == "text",
         rows_ended=job.result.get("rows_ended"), rows_truncated=rows.get("truncated") or 0,
+        answers=[one["text"] for one in shots if one["step"] == shots[-1]["step"]],
         longer_chosen=0.5 if share is None else share,
         checkpoints=() if spec.method.trains_base
         else tuple(row["step"] for row in store.checkpoints(job.id)),

@@ -8,6 +8,7 @@ on how a run ended wait for its end, the others also read a running one.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -52,6 +53,8 @@ ONE_SIDED, UNLEARNT = 0.95, 0.75
 LONGER, LEAST_TOKENS = 2.0, 8
 """Preferences: growth of the sampled answers, as a factor and in tokens."""
 SMOOTHING = 0.9
+LOOP = re.compile(r"\b(\w+(?:\W+\w+){2,11}?)(?:\W+\1\b){2,}")
+"""Answers: three to twelve words that follow themselves twice."""
 HOTTER, LEARNED = 1.5, 0.9
 """Rewards: factor on the temperature, and the share of the best reward that is enough."""
 
@@ -88,7 +91,8 @@ class RunCurves:
     `rate` is the peak learning rate; `held_out` the number of held-out rows, None if not known;
     `is_text` says that the rows are texts without questions; `rows_ended` is the fraction of the
     sampled rows whose own answer trains an end of turn; `longer_chosen` that of the pairs whose
-    chosen answer is the longer one; `checkpoints` are the steps on disk.
+    chosen answer is the longer one; `checkpoints` are the steps on disk; `answers` the last ones to
+    the sample prompts.
     """
 
     spec: RunSpec
@@ -103,6 +107,7 @@ class RunCurves:
     rows_truncated: int = 0
     longer_chosen: float = 0.5
     checkpoints: Sequence[int] = field(default_factory=tuple)
+    answers: Sequence[str] = ()
 
     def points(self, name: str) -> Points:
         """Return a curve; empty if the run has none of that name."""
@@ -318,6 +323,18 @@ def never_ends(run: RunCurves) -> Finding | None:
     return Finding(rule="never_ends", title="Answers do not end", text=text + ".", remedy=remedy)
 
 
+def repeats(run: RunCurves) -> Finding | None:
+    """Find sample answers that say a phrase at least three times in a row."""
+    loops = [found[1] for text in run.answers if (found := LOOP.search(text))]
+    if not loops:
+        return None
+    return Finding(
+        rule="repeats", title="Answers repeat a phrase",
+        text=f"{len(loops)} of {len(run.answers)} sample answers say the same words three times "
+        f'or more in a row, such as "{loops[0]}".',
+    )  # fmt: skip
+
+
 def ends_early(run: RunCurves) -> Finding | None:
     """Find answers that end long before the rows' own."""
     lengths = [value for _, value in run.points("answer_length")][-2:]
@@ -467,8 +484,8 @@ def no_signal(run: RunCurves) -> Finding | None:
 
 RUNNING_RULES: tuple[Rule, ...] = (memorises, unlearns, too_easy)
 ENDED_RULES: tuple[Rule, ...] = (
-    learned_nothing, never_ends, ends_early, copies_prompts, drifts, grows, too_short, unfinished,
-    noise,
+    learned_nothing, never_ends, repeats, ends_early, copies_prompts, drifts, grows, too_short,
+    unfinished, noise,
 )  # fmt: skip
 
 

@@ -188,6 +188,18 @@ FALLS = {  # slowly; within the first steps
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("answer", "is_loop"),
+    [("We are sorry that your laptop" + " that your laptop" * 3 + " and", True),
+     ("It is so very, very, very good. It is so.", False), ("| - | - | - | - | - | - |", False),
+     ("We will answer. We will answer.", False)],
+)  # fmt: skip
+def test_an_answer_that_repeats_a_phrase_is_found(answer, is_loop):
+    found = read(run(facts={"answers": ("Fine.", answer)}))
+    assert [one.rule for one in found] == ["repeats"] * is_loop
+    assert not is_loop or 'such as "that your laptop"' in found[0].text
+
+
 @pytest.mark.parametrize(("fall", "least", "most"), [
     ("slow", 0, 3), ("fast", 0, 3), ("none", 195, 200)])  # fmt: skip
 def test_noise_is_not_taken_for_a_loss_that_stays(fall, least, most):

@@ -141,7 +141,7 @@ export function welcome(page) {
     h('h2', t`One prompt, answered by every lane`),
     h('p', tuned ? t`Same prompt, same seed, side by side: the difference is what the adapter changed.`
       : t`This lane is the base alone. Train an adapter, or add a lane, to see a difference.`),
-    asks(questions.filter((one) => !one.trained), t`Questions of its dataset, not trained on`),
+    asks(questions.filter((one) => !one.trained), t`Held-out questions of its dataset`),
     asks(questions.filter((one) => one.trained), t`Questions of its dataset, trained on`),
     !questions.length && asks(page.choices.prompts.slice(0, 6).map((prompt) => ({ prompt }))),
     tuned ? '' : h('a.s-button', { href: '/' }, t`Train an adapter`));

@@ -18,7 +18,8 @@ export const asked = ({ action, values }) => (action === 'duplicate'
 export const queuedWords = ({ steps, seconds }) => t`A run of ${count(steps)} steps is queued.`
   + (seconds ? t` It takes about ${duration(seconds)} at the pace of this one.` : '');
 
-export const calmWords = (held) => t`Nothing to mend: these curves show none of the known faults.`
+export const calmWords = (held) => t`The curves show none of the known faults. They do not show whether the
+  answers are good.`
   + (held > 0 && held < FEW_ROWS ? t` The held-out loss rests on ${held} rows only: ask it questions of your own.`
     : '');
 

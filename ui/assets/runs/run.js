@@ -112,7 +112,7 @@ export class Detail {
     redraw(this.answers, h('h2', t`Answers after step ${count(answers[0].step)}`),
       table([t`Question`, ...(known ? [t`Wanted answer`] : []), t`Answer`],
         answers.map(({ prompt, wanted, answer, trained }) => [
-          h('td', prompt, trained == null ? '' : quiet(trained ? t`trained on` : t`not trained on`)),
+          h('td', prompt, trained == null ? '' : quiet(trained ? t`trained on` : t`held out`)),
           ...(known ? [wanted ?? ''] : []), answer || '–'])));
   }
 
