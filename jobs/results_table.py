@@ -5,8 +5,6 @@ the queue, votes. A newer evaluation of the same rows replaces an older one, and
 before an adapter had its weights (a promoted checkpoint, a name that is used again) does not count.
 """
 
-import csv
-import io
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -332,25 +330,20 @@ def _place(home: Home, model: str, stack: Sequence[Mapping[str, Any]]) -> Place:
 
 def written(found: dict[str, Any], form: Form) -> str:
     """Return the table as CSV or as Markdown, in which the best of a column is bold."""
-    from studio.data.export_rows import harmless
+    from studio.data.export_rows import csv_text
 
     heads = ["Name", "Method", "Base", *(column["title"] for column in found["columns"])]
-    text = io.StringIO(newline="")
-    write = csv.writer(text).writerow
+    keys = [column["key"] for column in found["columns"]]
+    named = [
+        (row, [str(row[key] or "") for key in ("name", "method", "base")]) for row in found["rows"]
+    ]
     if form == "csv":
-        write(map(harmless, heads))
-    else:
-        marks = ["---"] * 3 + ["---:"] * len(found["columns"])
-        text.write("\n".join("| " + " | ".join(line) + " |" for line in (heads, marks)) + "\n")
-    for row in found["rows"]:
-        words = [str(row[key] or "") for key in ("name", "method", "base")]
-        values = {column["key"]: row.get(column["key"]) for column in found["columns"]}
-        if form == "csv":
-            write([*map(harmless, words), *("" if v is None else v for v in values.values())])
-            continue
+        return csv_text([heads, *([*words, *map(row.get, keys)] for row, words in named)])
+    lines = [heads, ["---"] * 3 + ["---:"] * len(keys)]
+    for row, words in named:
         cells = [word.replace("|", "\\|").replace("\n", " ") for word in words]
-        for key, value in values.items():
+        for key, value in zip(keys, map(row.get, keys), strict=True):
             shown = text_of(value) if value is None or isinstance(value, float) else value
             cells.append(f"**{shown}**" if key in row["best"] else str(shown))
-        text.write("| " + " | ".join(cells) + " |\n")
-    return text.getvalue()
+        lines.append(cells)
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

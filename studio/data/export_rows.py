@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,10 @@ def rows_as(snapshot: Snapshot, form: str, *, part: str = "") -> Iterator[bytes]
     names: dict[str, None] = {}
     for row in snapshot.rows():
         names.update(dict.fromkeys(row.values))
-    yield _csv_line([harmless(name) for name in names])
+    yield csv_text([names]).encode("utf-8", "replace")
     for row in rows:
-        yield _csv_line([harmless(row.values.get(name)) for name in names])
+        cells = [harmless(row.values.get(name)) for name in names]
+        yield csv_text([cells]).encode("utf-8", "replace")
 
 
 def harmless(value: Any) -> str:
@@ -64,7 +65,10 @@ def harmless(value: Any) -> str:
     return "'" + text if is_formula else text
 
 
-def _csv_line(cells: list[str]) -> bytes:
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Return rows as CSV; numbers stay as they are, since their minus begins no formula."""
     text = io.StringIO(newline="")
-    csv.writer(text).writerow(cells)
-    return text.getvalue().encode("utf-8", "replace")
+    csv.writer(text).writerows(
+        [harmless(cell) if isinstance(cell, str) else cell for cell in row] for row in rows
+    )
+    return text.getvalue()

@@ -5,8 +5,6 @@ The page is one template with autoescape: whatever users and models wrote is sho
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -38,12 +36,14 @@ def votes_as(form: Form, votes: Sequence[Row], board: Row) -> str:
     if form == "jsonl":
         return _jsonl(votes)
     if form == "csv":
+        from studio.data.export_rows import csv_text
+
         header = ("id", "created", "prompt", "verdict", "blind", "lane", "won", "answer")
-        return _csv(header, [
+        return csv_text([header, *(
             (vote["id"], vote["created"], vote["prompt"], verdict(vote), bool(vote["blind"]), lane,
              vote["winner"] == place, (vote["answers"] + [""] * 99)[place])
             for vote in votes for place, lane in enumerate(vote["lanes"])
-        ])  # fmt: skip
+        )])  # fmt: skip
     standings = [
         (place, title(one["lane"]), f"{one['score']:.0f}", f"{one['low']:.0f} – {one['high']:.0f}",
          one["wins"], one["losses"], one["ties"], one["bad"])
@@ -69,13 +69,15 @@ def suite_as(
     if form == "jsonl":
         return _jsonl(rows)
     if form == "csv":
+        from studio.data.export_rows import csv_text
+
         measured = [key for key in rows[0]["answers"][0] if key != "text"] if rows else []
         header = ("case", "prompt", "expected", "pattern", "lane", "text", *measured)
-        return _csv(header, [
+        return csv_text([header, *(
             (row["case"] + 1, row["prompt"], row["expected"], row["pattern"], lane, answer["text"],
              *(answer[key] for key in measured))
             for row in rows for lane, answer in zip(lanes, row["answers"], strict=True)
-        ])  # fmt: skip
+        )])  # fmt: skip
     keys = [key for key in (summary["means"] or [{}])[0] if key != "lane"]
     means = [(title(one["lane"]), *(one[key] for key in keys)) for one in summary["means"]]
     detail = [
@@ -119,17 +121,6 @@ def said(vote: Row) -> str:
 
 def _jsonl(rows: Sequence[Row]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    from studio.data.export_rows import harmless
-
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(header)
-    for row in rows:  # a number's own minus is not a formula; a text may be one
-        writer.writerow([harmless(cell) if isinstance(cell, str) else cell for cell in row])
-    return text.getvalue()
 
 
 def _wins(lanes: Sequence[str], wins: Sequence[Sequence[float]]) -> Section:
