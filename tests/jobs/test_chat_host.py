@@ -239,6 +239,15 @@ def test_weights_move_while_an_answer_is_written(place):
         chat_client.weigh(home, weights | {"lane": 99})
 
 
+class Unloaded:
+    """Resident models without a model."""
+
+    def describe(self) -> list[Any]:
+        return []
+
+    def release(self) -> None: ...
+
+
 def talk(home: Home, models: type, *prompts: str, let: threading.Event | None = None) -> list:
     """Ask a host in this process, whose models are a test's, and return the events of each."""
 
@@ -258,16 +267,10 @@ def talk(home: Home, models: type, *prompts: str, let: threading.Event | None = 
 def test_a_second_request_waits_its_turn_and_is_told_so(home):
     let = threading.Event()
 
-    class Models:
+    class Models(Unloaded):
         def stream(self, lanes, stopped, wanted):
             let.wait(10)
             yield Delta(lane=0, text=lanes[0].messages[0].content)
-
-        def describe(self):
-            return []
-
-        def release(self):
-            pass
 
     first, second = talk(home, Models, "one", "two", let=let)
 
@@ -281,17 +284,11 @@ def test_a_running_host_obeys_the_offline_switch_of_another_process(home, monkey
     monkeypatch.setattr("studio.offline._GIVEN", "")
     monkeypatch.setattr("studio.offline._applied", None)
 
-    class Models:
+    class Models(Unloaded):
         def stream(self, lanes, stopped, wanted):
             seen.append(constants.HF_HUB_OFFLINE)
             place.unlink() if place.exists() else place.touch()
             yield Delta(lane=0, text="x")
-
-        def describe(self):
-            return []
-
-        def release(self):
-            pass
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     talk(home, Models, "a", "b", "c")
@@ -302,17 +299,11 @@ def test_a_running_host_obeys_the_offline_switch_of_another_process(home, monkey
 def test_a_client_that_leaves_an_answer_that_is_not_streamed_stops_it(home):
     sent = []
 
-    class Models:
+    class Models(Unloaded):
         def stream(self, lanes, stopped, wanted):
             yield Delta(lane=0, text="half")
             until(stopped, seconds=20)
             yield Delta(lane=0, done=True, reason="stopped")
-
-        def describe(self):
-            return []
-
-        def release(self):
-            pass
 
     async def leave() -> None:
         worker = ChatWorker(home)

@@ -16,14 +16,8 @@ from studio.data.recognise_format import guess_origin
 from studio.data.row_converters import record_converter
 from studio.data.snapshots import open_snapshot
 from studio.errors import DataError
-from studio.home import open_home
 from studio.models.loading import load_tokenizer
 from studio.spec import DataSource, ModelSource
-
-
-@pytest.fixture
-def home(tmp_path):
-    return open_home(tmp_path / "home")
 
 
 def rows(tmp_path, name, items):
