@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jobs.job_names import free_name
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from jobs.needed_memory import needed_bytes
@@ -66,7 +67,7 @@ def extend(
             f'"{job.name}" is {job.state}; only a run that succeeded can be extended. '
             "Resume it instead."
         )
-    spec = _longer(job, epochs=epochs, steps=steps, name=name)
+    spec = _longer(job, epochs=epochs, steps=steps, name=name or _next_name(store, job))
     kept = needed_steps(store.home.run(job.id))
     if not kept:
         raise QueueError(
@@ -166,6 +167,12 @@ def _longer(job: Job, *, epochs: float, steps: int, name: str) -> RunSpec:
     else:
         change = {"train.num_train_epochs": train["num_train_epochs"] + epochs}
     return RunSpec.parse({**job.spec, "name": name}).with_values(change)
+
+
+def _next_name(store: JobStore, job: Job) -> str:
+    """Return a free name that begins with that of a run."""
+    with store.database.reading() as db:
+        return free_name(db, job.name[:110])
 
 
 def _copy_checkpoint(checkpoint: Path, run_dir: Path) -> None:

@@ -310,7 +310,10 @@ def validated(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
         return cls.model_validate(values)
     except ValidationError as error:
         sentences, expected, field = [], dict[str, list[str]](), ""
-        for fault in error.errors():
+        for fault in (faults := error.errors()):
+            loc = fault["loc"]
+            if fault["type"] == "too_short" and any(loc == one["loc"][:-1] for one in faults):
+                continue  # it is not too short: a part of it is wrong
             inner = fault.get("ctx", {}).get("error")
             if isinstance(inner, StudioError):
                 sentences.append(inner.text)
@@ -363,6 +366,8 @@ def _expected(fault: Any, cls: type[BaseModel]) -> str:
         return "fields of its own" + "".join(f", such as {name}" for name in owner[:1])
     if fault["type"] in PLAIN:
         return PLAIN[fault["type"]]
+    if fault["type"] == "too_short":
+        return f"a list of {fault['ctx']['min_length']} or more"
     text = str(fault["msg"]).removeprefix("Input should be ").partition(", unable to ")[0]
     text = text.replace("String should have ", "text of ")
     return text.replace("a valid tuple", "a list such as [q_proj, v_proj]")

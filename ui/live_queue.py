@@ -27,6 +27,7 @@ from studio.home import Home
 from studio.methods import methods, trains_base
 from studio.spec import RunSpec
 from studio.spec_text import command_line
+from studio.train_args import LOSSES
 from ui import form_state, language
 from ui.page_words import with_titles
 
@@ -94,6 +95,7 @@ def job_row(job: Job) -> dict[str, Any]:
     spec = job.spec
     method = dict(spec.get("method") or {})
     known = methods().get(str(method.get("name")))
+    title, loss = known.title if known else method.get("name", ""), loss_of(spec)
     shown = summary(job)
     if shown["error"]:
         shown["error"] |= {"text": with_titles(shown["error"]["text"] or "")}
@@ -103,7 +105,7 @@ def job_row(job: Job) -> dict[str, Any]:
         "stage_of": stage_of(job),
         "model": (spec.get("model") or {}).get("path", ""),
         "data": (spec.get("data") or {}).get("path", ""),
-        "method": known.title if known else method.get("name", ""),
+        "method": f"{title} · {loss}" if loss else title,
         "method_name": method.get("name", ""),
         **{key: getattr(job, key) for key in _SHOWN},
         "device": job.device and device_of(job.device),
@@ -116,6 +118,12 @@ def job_row(job: Job) -> dict[str, Any]:
         "actions": actions(job.state),
         "trains_base": trains_base(str(method.get("name"))),
     }
+
+
+def loss_of(spec: dict[str, Any]) -> str:
+    """Return the name of a run's loss, as in DPO; empty for the usual one."""
+    loss = (spec.get("train") or {}).get("loss", "sft")
+    return "" if loss == "sft" else LOSSES.get(loss, loss).partition(":")[0]
 
 
 _SHOWN = ("phase", "created", "started", "finished", "attempt", "intent", "device_wanted")

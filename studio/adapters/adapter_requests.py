@@ -98,7 +98,7 @@ class MixRequest(Request):
         stack = _adapters(home, self.stack)
         facts(model := base_of(self.model, stack))
         if not self.name.strip():
-            raise InputError("A mix needs a name for the new adapter (--name).")
+            raise InputError("Name the new adapter.")
         if (home.adapters / slug(self.name)).exists():
             raise AdapterError(f'There is already an adapter "{slug(self.name)}"; choose another.')
         return self.model_copy(update={"stack": stack, "model": model})

@@ -51,7 +51,8 @@ TEXTS = (
     "नमस्ते दुनिया हिन्दी", "👋🏽 🇩🇪 ½ ²³ Ⅷ", "a\n \n  b\n\n   c", "!!!???... --- ***bold*** ~tilde~",
 )  # fmt: skip
 UNKNOWN_RULE = (
-    "GGUF has no rule that splits texts as this tokenizer does: some texts will be split otherwise."
+    "GGUF has no rule that splits all texts as this tokenizer does: the file can be used, but "
+    "answers to texts that are split otherwise may be worse."
 )
 
 

@@ -205,7 +205,8 @@ class RowCounter:
         notes += self._smells()
         if guess.mapping.format in ("preference", "scored") and not self.pairs.pairs:
             notes.append(
-                f"{self.kept:,} rejected answers are not used: only the chosen ones are trained."
+                f"{self.kept:,} rejected answers are not used by plain training (train.loss=sft); "
+                "losses on pairs, such as dpo, use both."
             )
         notes += self.pairs.sentences(self.problem_counts)
         if bad := self.problem_counts["judged_bad"]:

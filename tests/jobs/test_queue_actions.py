@@ -131,7 +131,7 @@ def test_a_longer_run_gets_the_best_checkpoint_beside_the_newest(store):
     longer = extend(store, "first", steps=5)
     folders = (store.home.run(longer.id) / "checkpoints").iterdir()
     assert sorted(folder.name for folder in folders) == ["step-00000002", "step-00000003"]
-    assert longer.step == 3
+    assert (longer.name, longer.step) == ("first-2", 3)
     store.cancel(longer.id)
     store.submit(a_spec(name="bare"))
     run_one(store)

@@ -2,7 +2,7 @@ import './dom_stub.js';
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-const { Import } = await import('../../ui/assets/data/import.js');
+const { Import, Mapping } = await import('../../ui/assets/data/import.js');
 
 const settled = () => new Promise((done) => { setTimeout(done); });
 const mapping = { format: 'text', columns: {}, templates: {}, constants: {}, roles: {} };
@@ -67,4 +67,12 @@ test('a part that is streamed locks the panel of the last one, and a refusal giv
   await choose(1).answer('test rows', null);
   assert.match(shown(), /test rows/);
   assert.deepEqual([locked().includes(true), boxes().length, chosen()], [false, 2, [false, true]]);
+});
+
+test('columns keep the order of the file, whatever part they play', () => {
+  const page = { datasets: [], formats: { text: { needed: ['text'], optional: [] } } };
+  const found = { mapping: { ...mapping, columns: { text: 'b' } }, columns: { a: '1', b: '2' }, rows: [] };
+  const { controls } = new Mapping(page, 'file', { found });
+  const cells = controls.all(({ tag }) => tag === 'td').map((one) => one.textContent);
+  assert.ok(cells.indexOf('a') < cells.indexOf('b'), cells.join());
 });

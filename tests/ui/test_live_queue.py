@@ -11,7 +11,7 @@ from studio.spec import RunSpec
 from tests.jobs.conftest import begin
 from tests.ui.conftest import client_of
 from ui.action_routes import action_routes
-from ui.live_queue import routes
+from ui.live_queue import job_row, routes
 
 
 @pytest.fixture
@@ -48,6 +48,11 @@ def test_only_changed_jobs_are_told(page, store):
     assert third["items"] == [] and third["removed"] == [one]
     foreign = page.get("/api/live", params={"jobs": "of-another-server"}).json()["jobs"]
     assert foreign["whole"] and len(foreign["items"]) == 1
+
+
+def test_a_run_is_named_with_its_loss_where_that_is_not_the_usual_one(store):
+    jobs = [store.submit(RunSpec.parse({"train": {"loss": loss}})) for loss in ("sft", "dpo")]
+    assert [job_row(job)["method"] for job in jobs] == ["LoRA", "LoRA · DPO"]
 
 
 def test_a_curve_comes_as_a_snapshot_and_then_only_what_is_new(page, store):

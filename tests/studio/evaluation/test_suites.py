@@ -156,10 +156,13 @@ def test_a_lane_is_written_as_in_the_address():
 
 
 def test_a_pattern_that_is_none_is_refused_before_anything_runs():
-    with pytest.raises(SpecError) as error:
-        cases = [{"prompt": "a"}, {"prompt": "b", "pattern": "("}]
-        SuiteRequest.parse({"lanes": [{"model": "starter"}], "cases": cases})
-    assert error.value.text == '"(" is not a valid regular expression: missing ) at position 1.'
+    wrong = {"prompt": "b", "pattern": "("}
+    for cases in ([{"prompt": "a"}, wrong], [wrong]):
+        with pytest.raises(SpecError) as error:
+            SuiteRequest.parse({"lanes": [{"model": "starter"}], "cases": cases})
+        assert error.value.text == '"(" is not a valid regular expression: missing ) at position 1.'
+    with pytest.raises(SpecError, match="cases is .*: input should be a list of 1 or more"):
+        SuiteRequest.parse({"lanes": [{"model": "starter"}], "cases": []})
     verdict, why = match_pattern(r"^(?:a|aa)+$", "a" * 60 + "b", seconds=0.05)
     assert verdict is None and "longer than" in why, "one that never ends costs its limit"
 

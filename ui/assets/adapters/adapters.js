@@ -93,6 +93,8 @@ export class Adapters extends Page {
     const why = small.length < picked.length ? t`A fully fine-tuned model is not an adapter.` : unmergeable(small);
     this.merge.disabled = !small.length || Boolean(why);
     this.mix.disabled = this.merge.disabled || !small.every((one) => one.is_low_rank);
+    this.mix.title = this.mix.disabled && !this.merge.disabled
+      ? t`Only adapters of low rank, such as LoRA, can be mixed.` : '';
     const many = picked.length >= this.max_lanes; // one is for the base
     this.together.disabled = !picked.length || many;
     text(this.count, picked.length ? dots(t`${picked.length} selected`, why,

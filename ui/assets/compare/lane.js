@@ -57,7 +57,7 @@ export class LaneHead {
   more() {
     const { lane, page } = this, used = new Set(lane.stack.map((part) => part.name));
     const next = this.fitting().find((adapter) => !used.has(adapter.name));
-    const words = dots(!lane.stack.length && t`Base, no adapter`, lane.own && t`own settings`);
+    const words = dots(!lane.stack.length && t`No adapter`, lane.own && t`own settings`);
     return [h('div.s-lane-more', words && h('span.s-quiet', words),
       lane.own && button(t`Share settings`, () => { delete lane.own; page.redraw(); }, 's-tool',
         { title: t`Use the settings of all lanes again` }),

@@ -140,7 +140,7 @@ export function welcome(page) {
   return h('div.s-welcome',
     h('h2', t`One prompt, answered by every lane`),
     h('p', tuned ? t`Same prompt, same seed, side by side: the difference is what the adapter changed.`
-      : t`This lane is the base alone. Train an adapter, or add a lane, to see a difference.`),
+      : t`This lane has no adapter. Add a lane with another model or adapter to see a difference.`),
     asks(questions.filter((one) => !one.trained), t`Held-out questions of its dataset`),
     asks(questions.filter((one) => one.trained), t`Questions of its dataset, trained on`),
     !questions.length && asks(page.choices.prompts.slice(0, 6).map((prompt) => ({ prompt }))),

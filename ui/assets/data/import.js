@@ -266,13 +266,15 @@ export class Mapping {
   columnTable() {
     const { needed, optional } = this.page.formats[this.mapping.format];
     const used = Object.values(this.mapping.columns);
-    const names = [...new Set([...used, ...Object.keys(this.columns ?? {})])].slice(0, MOST_COLUMNS);
+    const names = [...new Set([...Object.keys(this.columns ?? {}), ...used])] // in the file's order
+      .filter((column, at) => at < MOST_COLUMNS || used.includes(column));
     const hidden = Object.keys(this.columns ?? {}).length - names.length;
     const parts = [['', t`not used`], ...needed.map((part) => [part, t`${part} (needed)`]), ...optional];
     const chosen = (column) => Object.keys(this.mapping.columns).find((part) => this.mapping.columns[part] === column);
     const choose = (column) => (part) => this.change((mapping) => {
       for (const old in mapping.columns) if (mapping.columns[old] === column) delete mapping.columns[old];
       if (!part) return;
+      if (mapping.columns[part]) toast(t`${mapping.columns[part]} is no longer ${part}: ${column} is.`);
       mapping.columns[part] = column;
       delete mapping.templates[part];
       delete mapping.constants[part];

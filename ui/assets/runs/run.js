@@ -136,7 +136,7 @@ export class Detail {
     redraw(this.group_, h('summary', title),
       table([t`Run`, heading, t`State`, t`Held-out loss`, t`Forgetting`, t`Loss`, t`Time`], runs.map((one) => [
         one.id === job.id ? h('b', one.name) : h('a', { href: `/runs?run=${one.id}` }, one.name),
-        job.sweep ? one.method : short(one.data), badge(stateName(one)), number(one.eval_loss),
+        job.sweep ? one.method : dots(one.method, short(one.data)), badge(stateName(one)), number(one.eval_loss),
         number(one.forgetting, 3), number(one.last_loss), duration(one.seconds)])),
       h('div.s-actions', button(t`Overlay their curves`, () => this.overlay(runs.map(({ id }) => id))),
         button(t`Save a report`, () => saveReport({ jobs: runs.map(({ id }) => String(id)) }))));
@@ -144,7 +144,8 @@ export class Detail {
 
   showRemarks(job) {
     const waits = isWaiting(job);
-    const names = job.needs.map((id) => this.jobs().find((one) => one.id === id)?.name ?? t`run ${id}`);
+    const called = (id) => this.jobs().find((one) => one.id === id)?.name ?? t`run ${id}`;
+    const names = job.needs.map(called);
     say(this.remarks, dots(
       waits && job.start_after > Date.now() / 1000 && t`starts after ${when(job.start_after)}`,
       waits && { idle: t`starts when the machine is idle`, night: t`starts at night` }[job.start_when],
@@ -153,7 +154,7 @@ export class Detail {
       waits && names.length && t`waits for ${names.join(', ')}`,
       job.tokens_shared && t`${number(100 * job.tokens_shared, 0)}\u202f% of all tokens are prompts that several answers
         share: computed once`,
-      job.sweep && t`in the group ${job.sweep}`, job.parent && t`from run ${job.parent}`,
+      job.sweep && t`in the group ${job.sweep}`, job.parent && t`from ${called(job.parent)}`,
       job.tags.map((tag) => `#${tag}`), job.notes));
   }
 

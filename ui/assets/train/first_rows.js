@@ -22,7 +22,8 @@ export class FirstRows {
       .catch((failed) => ({ error: { text: failed.message } })));
     if (!first) return;
     const { rows = [], error, unknown = error?.text ?? '' } = first;
-    const what = found.values['train.loss'] === 'grpo' ? t`to compare with` : t`trained`;
+    const { 'train.loss': loss = 'sft' } = found.values;
+    const what = { sft: t`trained`, grpo: t`to compare with` }[loss] ?? t`in the loss`;
     text(this.marked, what);
     say(this.words, unknown);
     const paired = ({ side }) => side === 'chosen' || side === 'rejected'; // has a line of its own on each

@@ -233,7 +233,8 @@ export class Train extends Page {
   sentence({ rows, held_out: held, total_steps: steps, device, unknown }) {
     const { values = {} } = this.found ?? {}, title = this.titles.get(this.method);
     const own = (name) => this.all().find((one) => one.field.name === name)?.value();
-    const what = `${title}${own('method.r') ? t` of rank ${own('method.r')}` : ''}`;
+    const what = `${title}${own('method.r') ? t` of rank ${own('method.r')}` : ''}${
+      values['train.loss'] ? t` by ${values['train.loss'].toUpperCase()}` : ''}`;
     const data = short(own('data.path')).replace('starter:', '');
     if (unknown) return t`Queues ${what} on ${short(own('model.path'))} with ${data}.`;
     const often = values['train.max_steps'] ? '' : t` (${own('train.num_train_epochs')} epochs)`;
