@@ -106,7 +106,7 @@ export function scatter(points, { x: xTitle, y: yTitle }) {
     [...points].sort((a, b) => b.y - a.y).map(mark));
   return h('figure.s-scatter', { testid: 'scatter' }, drawn,
     h('figcaption.s-quiet.s-row-between', h('span', t`Lower left is better. Filled: no other is better on both.`,
-      points.some((one) => one.few) && ` ${t`Hollow too: fewer than 8 held-out rows.`}`),
+      points.some((one) => one.few) && h('span', ' ', t`Hollow too: fewer than 8 held-out rows.`)),
       takeAway(t`${yTitle} against ${xTitle}`, { drawing: () => ({ markup: resolved(drawn), width, height }),
         rows: () => [[t`Name`, xTitle, yTitle], ...points.map((one) => [one.label, one.x, one.y])] })));
 }
