@@ -79,8 +79,7 @@ def insert(
     holder = name_holder(db, asked) if asked else None
     if holder is not None:
         raise QueueError(
-            f'There is already a job called "{asked}" (number {holder}). '
-            "Choose another name, or leave it empty for a generated one."
+            f'There is already a job called "{asked}" (number {holder}). Choose another name.'
         )
     values["name"] = asked or free_name(db, generated_name(values, plan["kind"]))
     train = values.get("train") or {}

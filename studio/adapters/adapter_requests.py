@@ -11,7 +11,7 @@ from studio.adapter_stack import Stack, StackItem
 from studio.adapters.adapter_lineage import base_of, of_other_bases, resolve_stack
 from studio.adapters.export import export_adapter, refuse_form
 from studio.adapters.import_adapter import import_adapter, locate
-from studio.adapters.library import describe, name_of, refuse_place, resolve
+from studio.adapters.library import describe, is_taken, name_of, refuse_place, resolve
 from studio.adapters.merge import merge, read_certificate
 from studio.adapters.mix_adapters import mix, publish_mix
 from studio.adapters.verify_logits import EXPORT_REPORT
@@ -98,9 +98,9 @@ class MixRequest(Request):
         stack = _adapters(home, self.stack)
         facts(model := base_of(self.model, stack))
         if not self.name.strip():
-            raise InputError("Name the new adapter.")
-        if (home.adapters / slug(self.name)).exists():
-            raise AdapterError(f'There is already an adapter "{slug(self.name)}"; choose another.')
+            raise InputError("Give the new adapter a name.")
+        if is_taken(home, self.name.strip()) or (home.adapters / slug(self.name)).exists():
+            raise AdapterError(f'There is already an adapter "{self.name}"; choose another name.')
         return self.model_copy(update={"stack": stack, "model": model})
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:

@@ -321,9 +321,7 @@ def rename(home: Home, name: str, new: str) -> StoredAdapter:
         raise AdapterError(why)
     new = " ".join(new.split())
     target = adapter.path.with_name(slug(new)) if adapter.source == "library" else adapter.path
-    if _is_taken(home, new, apart_from=adapter.path) or (
-        target != adapter.path and target.exists()
-    ):
+    if is_taken(home, new, apart_from=adapter.path) or (target != adapter.path and target.exists()):
         raise AdapterError(f'There is already an adapter "{new}"; choose another name.')
     _write_label(adapter, name=new)
     if target != adapter.path:
@@ -403,7 +401,7 @@ def restore(home: Home, token_or_name: str = "") -> StoredAdapter:
             f'No deleted adapter is called "{token_or_name}".'
             f"{nearest(token_or_name, [one.name for one in deleted])}"
         )
-    if one.path.exists() or _is_taken(home, one.name):
+    if one.path.exists() or is_taken(home, one.name):
         raise AdapterError(
             f'"{one.name}" cannot be restored: another adapter has that name now. Rename that one '
             "first."
@@ -414,7 +412,8 @@ def restore(home: Home, token_or_name: str = "") -> StoredAdapter:
     return describe(one.path, source=_source(home, one.path))
 
 
-def _is_taken(home: Home, name: str, *, apart_from: Path | None = None) -> bool:
+def is_taken(home: Home, name: str, *, apart_from: Path | None = None) -> bool:
+    """Return True if another adapter has the name, in any case."""
     others = (adapter for adapter in adapters(home) if adapter.path != apart_from)
     return name.casefold() in {adapter.name.casefold() for adapter in others}
 

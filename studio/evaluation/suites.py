@@ -261,7 +261,11 @@ def parse_cases(text: str) -> list[dict[str, Any]]:
         ChatError: A line is invalid; gives its number.
     """
     lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return _counted([_parse_case(line, number) for number, line in lines])
+    cases = [_parse_case(line, number) for number, line in lines]
+    for (number, _), case in zip(lines, cases, strict=True):
+        if why := pattern_fault(case.get("pattern") or ""):
+            raise ChatError(f"Line {number}: {why}.")
+    return _counted(cases)
 
 
 def _counted(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:

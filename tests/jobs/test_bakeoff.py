@@ -249,8 +249,9 @@ def test_merge_and_mix_are_kinds_of_jobs(home, spec):
     assert describe(home.adapters / "blend").parents == ("run 1:0.5", "run 2:1")
     with pytest.raises(InputError, match="exists already"):
         MergeRequest(name="Both", model=spec.model, stack=stack).checked(home)
-    with pytest.raises(AdapterError, match='already an adapter "blend"'):
-        MixRequest(name="blend", model=spec.model, stack=stack).checked(home)
+    for taken in ("blend", "run 1"):  # in the library, of a run
+        with pytest.raises(AdapterError, match=f'already an adapter "{taken}"'):
+            MixRequest(name=taken, model=spec.model, stack=stack).checked(home)
 
 
 def test_a_stack_item_reads_its_weight():

@@ -147,7 +147,8 @@ function results(suite, reuse) {
     button(t`Use these prompts again`, () => reuse(cases), 's-tool'), h('span.s-grow'),
     exports(`suite-${suite.id}`));
   if (!suite.rows.length) return [head, quiet(suite.error ?? t`No answer yet.`)];
-  const shown = suite.columns.filter(({ key }) => suite.means.some((one) => one[key] != null));
+  const shown = suite.columns.filter(({ key }) => suite.means.some((one) => one[key] != null
+    && (key !== 'json' || one[key] > 0 || suite.spec.cases.some((asked) => asked.json_schema))));
   const names = suite.lanes.map((lane) => laneName(parseLane(lane)));
   const means = table([t`Lane`, ...shown.map(({ title, hint }) => h('th', { title: hint }, title))],
     suite.means.map((one, i) => [names[i], ...shown.map(({ key, unit }) => h('td', { class: `s-figure ${
@@ -159,7 +160,8 @@ function results(suite, reuse) {
   { class: 's-table s-answers-table' });
   return [head, means, ...(scored ? [h('h3', t`Wins of the row against the column`), heat(suite.lanes,
     suite.wins)] : []),
-    h('div.s-scroll-x', answers)];
+    scored ? quiet(t`Green answers fit the pattern or schema, or equal the expected answer; red ones do not. A tie is
+      half a win.`) : '', h('div.s-scroll-x', answers)];
 }
 
 function answer({ pattern, json_schema: schema, exact_match: exact, error, text, thought }) {
