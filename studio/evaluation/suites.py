@@ -264,7 +264,7 @@ def parse_cases(text: str) -> list[dict[str, Any]]:
     cases = [_parse_case(line, number) for number, line in lines]
     for (number, _), case in zip(lines, cases, strict=True):
         if why := pattern_fault(case.get("pattern") or ""):
-            raise ChatError(f"Line {number}: {why}.")
+            raise ChatError(f"Line {number} cannot be used: {why}.")
     return _counted(cases)
 
 

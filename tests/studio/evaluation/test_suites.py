@@ -65,7 +65,7 @@ def test_a_line_is_a_case(line, case):
     [
         (" \n", "no prompts"),
         ('ok\n{"prompt": 3}', "Line 2"),
-        ("ok\n\nWhy? =~ (photo", 'Line 3: "\\(photo" is not a valid regular expression'),
+        ("ok\n\nWhy? =~ (photo", 'Line 3 cannot be used: "\\(photo" is not a valid'),
         ('{"messages": []}', "Line 1"),
         ('{"messages": [{"role": "assistant", "content": "b"}]}', "Line 1"),
         (
