@@ -15,6 +15,7 @@ from jobs.database import Database
 from jobs.saved_conversations import Conversations, as_message, settings_of
 from jobs.votes import Votes
 from studio.adapter_stack import StackItem, lane_note, read_lane, write_lane
+from studio.chat.thought_and_tool_parser import spoken
 from studio.errors import ChatError
 
 Kind = Literal["pairs", "answers", "judged"]
@@ -139,7 +140,7 @@ def _said(talk: dict[str, Any], number: int, vote: Row | None) -> Iterator[Said]
         before.append({"role": "user", "content": turns[number]["prompt"]})
         name = voted[lane] if voted else answer.get("lane") or own.get("model", "")
         original = {"role": "assistant", "content": answer.get("original", "")}
-        said = [one for one in before if one["content"]]
+        said = [one for one in before if spoken(one)]
         yield Said(name, said, as_message(answer), original if original["content"] else None)
 
 
@@ -173,9 +174,9 @@ def _couples(turn: VotedTurn, left_out: Counter[str]) -> Iterator[tuple[Said, Ro
 
 def _pairs(turn: VotedTurn, left_out: Counter[str]) -> Iterator[Row]:
     for won, chosen, rejected, other in _couples(turn, left_out):
-        if not (chosen["content"] and rejected["content"]):
+        if not (spoken(chosen) and spoken(rejected)):
             left_out["empty"] += 1
-        elif chosen["content"] == rejected["content"]:
+        elif spoken(chosen) == spoken(rejected):
             left_out["same"] += 1
         else:
             yield {
@@ -187,7 +188,7 @@ def _pairs(turn: VotedTurn, left_out: Counter[str]) -> Iterator[Row]:
 def _answers(turn: VotedTurn, unvoted: bool, left_out: Counter[str]) -> Iterator[Row]:
     """Yield the best answers, earlier ones muted; without votes each conversation as it ended."""
     for place, one in enumerate(turn.answers):
-        if not one.answer["content"]:
+        if not spoken(one.answer):
             left_out["empty"] += 1
         elif unvoted and turn.is_last:
             yield _row(turn, one, [*one.before, one.answer])
@@ -204,7 +205,7 @@ def _judged(turn: VotedTurn, left_out: Counter[str]) -> Iterator[Row]:
         if not verdicts and turn.verdict not in (None, "tie"):
             verdicts = [(one.answer, place == turn.verdict)]
         for answer, good in verdicts:
-            if answer and answer["content"]:
+            if answer and spoken(answer):
                 yield _row(turn, one, [*one.before, answer]) | {"label": good}
 
 

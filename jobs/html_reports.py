@@ -20,6 +20,7 @@ from studio.adapter_stack import StackItem, read_lane, write_lane
 from studio.adapters import library
 from studio.adapters.merge import read_certificate
 from studio.chat.lanes import Sampling
+from studio.chat.thought_and_tool_parser import spoken
 from studio.errors import AdapterError, QueueError, StudioError
 from studio.evaluation.export_votes_and_suites import said, title
 from studio.evaluation.html_page import Section, chart, page, say, table, text_of
@@ -158,7 +159,7 @@ def of_conversation(store: JobStore, conversation: str) -> str:
     }  # fmt: skip
     turns = [
         {"prompt": turn["prompt"], "answers": [
-            (title(str(answer.get("lane", ""))), as_message(answer)["content"],
+            (title(str(answer.get("lane", ""))), spoken(as_message(answer)),
              verdicts.get(str(answer.get("verdict")), ""))
             for answer in turn["answers"] if answer
         ]} for turn in found["turns"]

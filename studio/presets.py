@@ -80,6 +80,8 @@ def apply_preset(home: Home, name: str, spec: RunSpec) -> RunSpec:
         raise SpecError(f'There is no preset "{name}".{nearest(name, known)}')
     kept = _flat(spec.model_dump(mode="json"))
     what = {field: kept[field] for field in STAYS if field in kept}
+    if spec.method.quantization != "none":  # it quantizes the base itself, another may not
+        del what["model.quantization"]
     of_method = any(field.startswith("method.") for field in known[name])
     usual = RunSpec() if of_method else spec  # older files left the default method's name out
     method = known[name].get("method.name", usual.method.name)

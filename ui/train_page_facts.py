@@ -331,7 +331,7 @@ def _plan(spec: RunSpec, home: Home) -> dict[str, Any]:
     known = find_model.facts(spec.model)
     report = prepared_rows(spec, known, home).report
     rows, held_out = report.train_examples, report.validation_examples
-    plan = plan_run(spec, num_rows=rows, hidden_size=known.hidden_size)
+    plan = plan_run(spec, num_rows=rows, hidden_size=known.hidden_size, num_held_out=held_out)
     return {
         "rows": rows, "held_out": held_out,
         "cut": {

@@ -14,6 +14,7 @@ from jobs.saved_conversations import Conversations, answered_lanes, as_message, 
 from jobs.votes import Votes
 from studio.adapter_stack import MAX_LANES, read_lane
 from studio.chat.lanes import LaneSettings, Sampling
+from studio.chat.thought_and_tool_parser import spoken
 from studio.errors import ChatError
 from studio.evaluation.export_votes_and_suites import form_of, votes_as
 from studio.evaluation.judge import MAX_VOTES, RUBRIC
@@ -208,7 +209,7 @@ def vote(
         votes.cast(
             asked["prompt"], answered_lanes(talk, answers), winner=winner,
             bad=word == "bad", blind=blind, conversation=conversation, turn=turn - 1,
-            answers=[as_message(a)["content"] for a in answers],
+            answers=[spoken(as_message(a)) for a in answers],
         )  # fmt: skip
         marks = [
             word if winner is None else "won" if i == winner else "lost"

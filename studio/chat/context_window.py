@@ -10,7 +10,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from studio.chat.lanes import Lane
+from studio.chat.lanes import Lane, Sampling
 from studio.errors import ChatError
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def fit_prompt(
         DataError: The template refuses the conversation.
     """
     room = context - before
-    wanted = min(lane.sampling.max_new_tokens, max(16, room // 4), room // 2)
+    asked = lane.sampling.max_new_tokens
+    usual = Sampling().max_new_tokens  # for an answer that may fill the context
+    wanted = min(asked if asked < room else usual, max(16, room // 4), room // 2)
     turns = lane.conversation()
     head = next((i for i, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
     system, turns = turns[:head], turns[head:]

@@ -20,7 +20,7 @@ from studio.adapters.library import StoredAdapter, describe, resolve
 from studio.chat import checkpoint_adapters
 from studio.chat.checkpoint_adapters import Checkpoint
 from studio.chat.lanes import ActiveStack, Delta, Lane
-from studio.errors import AdapterError, OutOfMemory, StudioError
+from studio.errors import AdapterError, ChatError, OutOfMemory, StudioError
 from studio.home import Home
 from studio.models.find_model import ModelFacts, facts
 from studio.models.quantize_on_load import QUANTISED_BYTES
@@ -243,6 +243,8 @@ class ResidentModels:
         if only and not checkpoint_adapters.find_if_named(self._home, only):
             folder = resolve(self._home, only)
             if describe(folder).is_model:
+                if lane.stack[0].weight != 1:
+                    raise ChatError(f'"{only}" is a whole model: its weight must be 1.')
                 return lane.model_copy(update={"model": str(folder), "stack": ()})
         stack = adapter_lineage.completed(lane.stack, needs, name)
         return lane.model_copy(update={"stack": stack})

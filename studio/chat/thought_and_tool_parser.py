@@ -354,3 +354,11 @@ def message_of(parts: Iterable[Sequence[str]]) -> dict[str, Any]:
     made["content"] = (made["content"] or "").strip()
     del made["refusal"]
     return made
+
+
+def spoken(message: dict[str, Any]) -> str:
+    """Return what a message says: its text, else its tool calls as JSON, one per line."""
+    calls = (
+        json.dumps(one["function"], ensure_ascii=False) for one in message.get("tool_calls", ())
+    )
+    return str(message["content"] or "\n".join(calls))

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from studio.training.batching import TokenRow
 
 REPORT = "evaluation.json"
-BATCH_TOKENS = 4096
 BATCH_ANSWER_TOKENS = 16_384  # keys and values that are held at once
 MAX_SAMPLES = 8
 
@@ -282,9 +281,10 @@ def losses(loaded: Loaded, backbone: Backbone, rows: Sequence[TokenRow]) -> dict
     Of no tokens they are None.
     """
     from studio.training.batching import groups, pack
-    from studio.training.loss import evaluate_loss
+    from studio.training.loss import eval_tokens, evaluate_loss
 
-    batches = (pack(group, loaded.device) for group in groups(rows, max_tokens=BATCH_TOKENS))
+    tokens = eval_tokens(backbone)
+    batches = (pack(group, loaded.device) for group in groups(rows, max_tokens=tokens))
     found = evaluate_loss(backbone, batches)
     measured = found.tokens > 0
     return {

@@ -106,7 +106,9 @@ def general_set(
     if path:
         source, limit = DataSource(path=path), max(1, room)
         found = prepare(source, tokenizer, context_length=limit, seed=0, home=home, split=False)
-        rows = list(drawn(found.train, MAX_ROWS, seed=0))
+        taken = drawn(found.train, MAX_ROWS, seed=0)
+        taken.order.sort()  # in the file's order, so that the same rows give the same prompts
+        rows = list(taken)
         domains = ["rows"] * len(rows)
     else:
         rows, domains = [], []

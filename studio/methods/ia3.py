@@ -114,7 +114,8 @@ class IA3(Method):
 
     def shapes(self, site: Site, tensors: Params) -> dict[str, tuple[int, ...]]:
         """Return the one gain of a site: of its input if the file's tensor is a row."""
-        if len(tensors[self.tensor_name(site, "gain")]) == 1:
+        found = tensors.get(self.tensor_name(site, "gain"))
+        if found is not None and len(found) == 1:
             return {"gain_in": (site.in_features,)}
         return {"gain_out": (site.out_features,)}
 

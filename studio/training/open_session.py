@@ -78,7 +78,10 @@ def open_session(
     backbone.set_attention(_attention(spec, loaded, backbone))
     alpha = spec.train.neftune_noise_alpha
     num_rows = len(prepared.train) // prepared.rows_per_example
-    plan = plan_run(spec, num_rows=num_rows, hidden_size=backbone.anatomy.hidden_size)
+    plan = plan_run(
+        spec, num_rows=num_rows, hidden_size=backbone.anatomy.hidden_size,
+        num_held_out=prepared.report.validation_examples,
+    )  # fmt: skip
     session = Session(
         spec=spec, plan=plan, loaded=loaded, backbone=backbone, adapter=adapter, prepared=prepared,
         optimizer=make_optimizer(adapter.named_parameters(), spec.train, adapter.beside.keys()),

@@ -84,7 +84,9 @@ class Plan:
         )  # fmt: skip
 
 
-def plan_run(spec: RunSpec, *, num_rows: int, hidden_size: int) -> Plan:
+def plan_run(
+    spec: RunSpec, *, num_rows: int, hidden_size: int, num_held_out: int = AUTO_EVAL_ROWS
+) -> Plan:
     """Return the plan of a run.
 
     A dataset smaller than the batch trains as one full batch.
@@ -99,12 +101,8 @@ def plan_run(spec: RunSpec, *, num_rows: int, hidden_size: int) -> Plan:
     total = args.max_steps
     if total < 1:
         total = math.ceil(num_rows * args.num_train_epochs / rows_per_step)
-    share = spec.data.validation_fraction
-    held_out = AUTO_EVAL_ROWS
-    if not spec.data.validation_path:
-        held_out = min(held_out, math.ceil(num_rows * share / (1 - share)) or 1)
     # Of a row an evaluation does a third of the work: all of them take a sixth of the run at most.
-    evaluations = total * rows_per_step // (2 * held_out)
+    evaluations = total * rows_per_step // (2 * max(1, min(num_held_out, AUTO_EVAL_ROWS)))
     warmup = args.warmup_steps if args.warmup_steps >= 0 else math.ceil(0.05 * total)
     return Plan(
         num_rows=num_rows,

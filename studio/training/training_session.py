@@ -447,7 +447,9 @@ class Session:
             rows_truncated=report.truncated,
             rows_trained=report.train_examples,
             rows_held_out=report.validation_examples,
-            rows_evaluated=min(report.validation_examples, self.plan.eval_rows),
+            rows_evaluated=min(report.validation_examples, self.plan.eval_rows)
+            if self.plan.eval_every <= self.plan.total_steps
+            else None,
             rows_format=report.format,
             longer_chosen=self.preference.longer_chosen if self.preference else None,
         )

@@ -12,7 +12,9 @@ from jobs.things_in_use import with_absolute_paths
 from studio.adapters.adapter_lineage import built_on
 from studio.data.import_dataset import import_dataset
 from studio.errors import AdapterError, InputError
+from studio.models import find_model
 from studio.models.hub_cache import repository_folder
+from studio.path_kinds import Location
 from studio.spec import DataSource
 from tests.jobs.conftest import a_spec, run_one
 
@@ -134,3 +136,16 @@ def test_local_paths_of_a_request_are_absolute_in_its_job(store, tmp_path, monke
     assert found["lanes"][0]["stack"][0]["name"] == str(tmp_path / "exported")
     assert found["data"] == {"path": str(tmp_path / "rows.jsonl"), "split": "train"}
     assert (found["source"], found["max_rows"]) == ("some/adapter", 3)
+
+
+def test_names_and_downloaded_models_are_no_paths(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(find_model, "origin_of", lambda *_: Location("folder", tmp_path / "cache"))
+    put(tmp_path / "mine", "mine")
+    for values in (
+        {"model": {"path": "org/small"}},  # in the hub's cache
+        {"source": str(tmp_path / "mine"), "adapter": "mine"},  # a name to give
+        {"model": "mine", "address": "http://127.0.0.1:1/v1"},  # a judge elsewhere
+        {"repo": "mine"},
+    ):
+        assert with_absolute_paths(values, store.home) == values

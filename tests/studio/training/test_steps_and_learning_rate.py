@@ -6,8 +6,9 @@ from studio.spec import RunSpec
 from studio.training.steps_and_learning_rate import Plan, epoch_order, lr_at, lr_for, plan_run
 
 
-def make_plan(num_rows: int, **train: object) -> Plan:
-    return plan_run(RunSpec.parse({"train": train}), num_rows=num_rows, hidden_size=2000)
+def make_plan(num_rows: int, *, num_held_out: int = 64, **train: object) -> Plan:
+    spec = RunSpec.parse({"train": train})
+    return plan_run(spec, num_rows=num_rows, hidden_size=2000, num_held_out=num_held_out)
 
 
 def test_an_epoch_visits_every_row_once_in_an_order_of_seed_and_epoch():
@@ -49,7 +50,8 @@ def test_accumulation_and_processes_share_a_steps_rows_without_overlap():
 
 
 def test_evaluations_take_the_same_rows_however_long_a_run_is_and_a_users_interval_all():
-    assert make_plan(100, max_steps=95).eval_every == 10, "0 means about ten evaluations"
+    few = make_plan(100, max_steps=95, num_held_out=16)
+    assert few.eval_every == 10, "0 means about ten evaluations"
     assert make_plan(100, max_steps=95, eval_steps=-1).eval_every > 95
     assert make_plan(100, max_steps=95, save_steps=4).save_every == 4
     assert make_plan(5000, max_steps=30).eval_rows == make_plan(5000, max_steps=500).eval_rows == 64

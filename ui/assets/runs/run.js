@@ -181,7 +181,7 @@ export class Detail {
         ? Date.now() / 1000 - job.started : null)), ''],
       [rows.trained == null ? t`Rows` : t`Trained rows`, count(rows.trained ?? rows.kept),
         dots(rows.held_out && t`${count(rows.held_out)} held out`,
-          rows.evaluated < rows.held_out && t`${count(rows.evaluated)} evaluated`,
+          rows.evaluated != null && rows.evaluated < rows.held_out && t`${count(rows.evaluated)} evaluated`,
           rows.dropped && t`${count(rows.dropped)} dropped`,
         job.truncated && t`${count(job.truncated)} cut at the context`)],
       [t`Trainable`, compact(job.trainable_parameters), job.total_parameters
