@@ -132,6 +132,21 @@ def test_a_slider_acts_on_an_answer_that_is_being_written(page, lanes):
     expect(page.get_by_test_id("figures-1").last).to_contain_text(f"loud × {weight}")
 
 
+def test_a_double_click_on_send_does_not_stop_and_a_scroll_bar_outside_brings_no_other(page, lanes):
+    page.goto(lanes)
+    longest_answer(page, 4)
+    page.get_by_test_id("prompt").fill("Who are you?")
+    page.get_by_test_id("send").dblclick()
+    expect(page.get_by_test_id("figures-2")).to_contain_text("tok/s", timeout=SLOW)
+    expect(page.locator(".s-turn")).not_to_contain_text("stopped")
+    page.set_viewport_size({"width": 1280, "height": 900})
+    assert page.evaluate("""() => {
+        const root = document.querySelector('.s-compare');
+        root.parentNode.style.setProperty('--gutter', '15px');
+        return root.scrollWidth === root.clientWidth;
+    }""")
+
+
 def test_a_suite_runs_from_the_page_and_is_a_table_and_files(page, studio, lanes):
     page.goto(f"{lanes}&view=suites")
     page.get_by_test_id("suite-cases").fill(

@@ -128,7 +128,8 @@ export class Compare extends Page {
     this.cells.clear();
     redraw(this.scroll, ...(turns.length ? turns.map((turn) => this.row(turn)) : [welcome(this)]));
     this.toEnd();
-    this.style.setProperty('--gutter', `${this.scroll.offsetWidth - this.scroll.clientWidth}px`);
+    const { offsetWidth: wide, clientWidth: inside } = this.scroll;
+    if (wide) this.style.setProperty('--gutter', `${wide - inside}px`); // hidden behind a tab otherwise
     this.address();
   }
 
