@@ -269,3 +269,8 @@ export function stages(job, jobs) {
   }
   return [...found].sort((a, b) => a.id - b.id);
 }
+
+/** The two lines of a list's row. */
+export const rowLines = (name, state, what, aside) => [
+  h('span.s-row-line', h('span.s-row-name', name), h('span.s-row-state', state)),
+  h('span.s-row-line', h('span.s-row-what', what), h('span.s-row-loss', aside))];

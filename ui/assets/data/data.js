@@ -2,9 +2,9 @@
 // queued job; this tab follows the ones it submitted. The address holds the selection.
 
 import { ago, api, badge, button, bytes, choose, count, dots, h, keyed, matcher, menu, newest, Page, query, quiet,
-  redraw, remember, searchField, send, sureButton, t, tabs, toast, when, word } from '../core/dom.js';
+  redraw, remember, searchField, send, short, sureButton, t, tabs, toast, when, word } from '../core/dom.js';
 import { trainWith } from '../core/lanes.js';
-import { isLive, isOpen, poke, showJobs, subscribe } from '../core/live.js';
+import { isLive, isOpen, poke, rowLines, showJobs, subscribe } from '../core/live.js';
 import { askAction, weighted } from '../core/form.js';
 import { Import, Mapping } from './import.js';
 import { Report } from './report.js';
@@ -22,7 +22,10 @@ export class Data extends Page {
     this.waiting = new Map(); // job id -> what to do with its outcome
     this.acts = 0; // of the user on what is open
     this.draw();
-    this.refresh().then(() => this.open(this.name));
+    const uploaded = query().get('import'); // on another page, where its columns told nothing
+    this.refresh().then(() => this.open(this.name)).then(() => {
+      if (uploaded) this.importing?.open(uploaded, short(uploaded), true);
+    });
     addEventListener('popstate', () => this.open(query().get('name'), query().get('tab') ?? 'report'));
     subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
   }
@@ -65,11 +68,9 @@ export class Data extends Page {
   row(one) {
     return h('li', h('button.s-row-open', {
       testid: `dataset-${one.name}`, onclick: () => this.open(one.name) },
-      h('span.s-row-name', one.name),
-      h('span.s-row-state.s-quiet', ago(Date.parse(one.created) / 1000)),
-      h('span.s-row-what', [t`${count(one.rows)} rows`, one.format.replace('_', ' '),
-        one.parent ? t`${one.step.kind} of ${one.parent}` : one.original.name].join(' · ')),
-      h('span.s-row-loss', bytes(one.bytes))));
+      rowLines(one.name, h('span.s-quiet', ago(Date.parse(one.created) / 1000)), dots(t`${count(one.rows)} rows`,
+        one.format.replace('_', ' '), one.parent ? t`${one.step.kind} of ${one.parent}` : one.original.name),
+      bytes(one.bytes))));
   }
 
   askMix() {
@@ -85,12 +86,14 @@ export class Data extends Page {
   async open(name, tab = this.tab) {
     const other = name !== this.name;
     Object.assign(this, { name, tab, acts: this.acts + 1 });
-    remember({ name, tab: name && tab !== 'report' ? tab : null, ...(other ? { row: null } : {}) }, other);
+    remember({ name, tab: name && tab !== 'report' ? tab : null, import: null,
+      ...(other ? { row: null } : {}) }, other);
     this.list();
     if (!this.datasets.some((one) => one.name === name)) {
       const gone = name && h('p.s-error', { role: 'alert' },
         t`There is no dataset “${name}”: it was renamed or deleted.`);
-      redraw(this.main, ...[gone, new Import(this).element].filter(Boolean));
+      this.importing = new Import(this);
+      redraw(this.main, ...[gone, this.importing.element].filter(Boolean));
       return;
     }
     try {

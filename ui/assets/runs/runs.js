@@ -6,7 +6,7 @@ import { board, METRICS } from '../core/chart.js';
 import { actOn, ago, badge, bar, button, changed, count, dots, duration, fill, h, keyed, matcher, number, query,
   remember, Page, say, searchField, short, t, text, toast } from '../core/dom.js';
 import { openCheckpoint } from '../core/lanes.js';
-import { hues, isLive, isOpen, isWaiting, poke, share, stateName, subscribe } from '../core/live.js';
+import { hues, isLive, isOpen, isWaiting, poke, rowLines, share, stateName, subscribe } from '../core/live.js';
 import { saveReport } from '../core/take_away.js';
 import { QueueBar } from './queue.js';
 import { Detail, draws } from './run.js';
@@ -223,8 +223,7 @@ export class Runs extends Page {
       label: t`Overlay ${job.name}`, testid: `overlay-${job.id}` });
     const open = h('button.s-row-open', { testid: `run-${job.id}`,
       onclick: () => this.open(job.id) },
-      h('span.s-row-name'), h('span.s-row-state'),
-      h('span.s-row-what'), h('span.s-row-loss'), bar(''));
+      ...rowLines('', '', '', ''), bar(''));
     const row = h('li', { onkeydown: (e) => this.key(e, job.id),
       ondragstart: (e) => this.drag(e, job.id), ondragover: (e) => this.over(e, row),
       ondragleave: () => row.removeAttribute('data-drop'), ondrop: (e) => this.drop(e, row, job.id) },
@@ -279,7 +278,7 @@ export class Runs extends Page {
 
   refresh(node, job) {
     const [box, open] = node.children;
-    const [name, state, what, loss, track] = open.children;
+    const [[name, state], [what, loss]] = [...open.children].map((line) => line.children), track = open.lastChild;
     const hue = this.board.group.hues.get(job.id);
     node.draggable = this.filter === 'live' && isWaiting(job);
     open.ariaKeyShortcuts = node.draggable ? 'Alt+ArrowUp Alt+ArrowDown Alt+Home' : null;
