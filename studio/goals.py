@@ -172,6 +172,9 @@ def settings(chosen: Goal, rows: int, method: str = "lora") -> dict[str, tuple[A
     found: dict[str, tuple[Any, str]] = {"method.name": (method, why)}
     found["train.num_train_epochs"] = _epochs(chosen, rows)
     found |= chosen.settings
+    if "method.r" in found:
+        alpha = 2 * found["method.r"][0]
+        found["method.lora_alpha"] = alpha, "Twice the rank, as by default: the same scale."
     if 0 < rows * DataSource().validation_fraction < LEAST_HELD_OUT:
         found.pop("train.load_best_model_at_end", None)  # a choice by a few rows is chance
     return found

@@ -51,8 +51,9 @@ class TrainArgs(Record):
         advanced="Optimizer",
     )  # fmt: skip
     num_train_epochs: float = knob(
-        3, "Passes over the training data.", title="Epochs", gt=0, le=1000
-    )
+        3, "Passes over the training data.", title="Epochs", gt=0, le=1000,
+        when={"max_steps": ("", "-1")},
+    )  # fmt: skip
     max_steps: int = knob(
         -1, "Number of optimizer steps; -1 derives it from the epochs.", title="Steps", ge=-1,
         le=10_000_000, words={"auto": -1},

@@ -192,8 +192,9 @@ class _Reader(ast.NodeVisitor):
         elif name in ("_again", "_item"):  # "Train again …"; what may be removed, and why
             for one in node.args[1:]:
                 self._fixed(ast.IfExp(one, one, one))
-        elif ERRORS.match(name) and node.args:
-            self._add(node.args[0], sure=True)
+        elif ERRORS.match(name):
+            for one in node.args:
+                self._add(one, sure=True)
         self.generic_visit(node)
 
     def visit_keyword(self, node: ast.keyword) -> None:

@@ -177,7 +177,7 @@ def preview_source(home: Home, wanted: SourcePreview) -> dict[str, Any]:
             raise
         # The user can still say what the columns are, looking at the rows as they stand.
         mapping = corrected or mapping_preview.blank(wanted.format)
-        problem, reason, sure = error.text, "", False
+        problem, reason, sure = getattr(error, "what", error.text), "", False
         rows = mapping_preview.preview(data, None, count=5, home=home)
     same = [
         s.meta.name

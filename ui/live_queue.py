@@ -105,6 +105,7 @@ def job_row(job: Job) -> dict[str, Any]:
         "stage_of": stage_of(job),
         "model": (spec.get("model") or {}).get("path", ""),
         "data": (spec.get("data") or {}).get("path", ""),
+        "max_steps": (spec.get("train") or {}).get("max_steps"),
         "method": f"{title} · {loss}" if loss else title,
         "method_name": method.get("name", ""),
         **{key: getattr(job, key) for key in _SHOWN},

@@ -333,7 +333,7 @@ def _plan(spec: RunSpec, home: Home) -> dict[str, Any]:
     rows, held_out = report.train_examples, report.validation_examples
     plan = plan_run(spec, num_rows=rows, hidden_size=known.hidden_size, num_held_out=held_out)
     return {
-        "rows": rows, "held_out": held_out,
+        "rows": rows, "held_out": held_out, "epochs": f"{plan.epoch(plan.total_steps):.3g}",
         "cut": {
             "rows": report.truncated, "of": report.examples, "limit": report.limit,
             "start": report.truncated_start, "longest": report.longest,

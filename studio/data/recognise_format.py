@@ -78,6 +78,14 @@ class Guess(NamedTuple):
     sure: bool = True
 
 
+class ColumnsError(DataError):
+    """The columns of a file tell nothing: `what` alone is for a page that shows its mapping."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(f"{what} {advice}")
+        self.what = what
+
+
 def recognise(rows: Sequence[Row], *, wanted: str = "auto", plain: bool = False) -> Guess:
     """Guess the mapping of the first rows of a file.
 
@@ -99,10 +107,10 @@ def recognise(rows: Sequence[Row], *, wanted: str = "auto", plain: bool = False)
     ):  # fmt: skip
         if guess := find(columns, rows):
             return guess
-    raise DataError(
-        f"The columns {shown(columns)} tell no question, answer, messages or text. "
+    raise ColumnsError(
+        f"The columns {shown(columns)} tell no question, answer, messages or text.",
         "Say which column plays which part: `studio data import FILE --column prompt=COLUMN "
-        "--column completion=COLUMN`, or the mapping on the Data page."
+        "--column completion=COLUMN`, or the mapping on the Data page.",
     )
 
 

@@ -169,3 +169,19 @@ def test_a_new_dataset_does_not_replace_what_is_open_by_then(page, studio, tmp_p
     expect(page.get_by_test_id("system-prompt")).to_have_value("Be brief.")
     made.click()
     expect(page.get_by_test_id("family")).to_contain_text("of going-on")
+
+
+def test_an_upload_on_train_is_mapped_on_the_data_page_in_the_order_of_the_file(page):
+    page.goto("/")
+    odd = {"name": "odd.csv", "mimeType": "text/csv", "buffer": b"colA,colB,colC\n1,2,3\n"}
+    page.get_by_test_id("train-file").set_input_files(odd)
+    page.get_by_role("link", name="Choose what its columns are …").click()
+    parts = page.locator(".s-columns select")
+    names = [f"part-col{letter}" for letter in "ABC"]
+    page.get_by_test_id("part-colB").select_option("prompt")
+    page.get_by_test_id("part-colC").select_option("prompt")
+    expect(page.locator(".s-toast")).to_contain_text("colB is no longer prompt: colC is.")
+    page.get_by_test_id("part-colB").select_option("completion")
+    assert [one.get_attribute("data-testid") for one in parts.all()] == names
+    page.get_by_test_id("import-go").click()
+    expect(page).to_have_url(re.compile(r"/data\?name=odd"), timeout=SLOW)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from contextlib import closing
 
 import pytest
@@ -47,8 +48,17 @@ def test_from_what_one_wants_to_a_filled_form(page, studio):
     assert template.value.suggested_filename == "classify.xlsx"
     assert first == ("text", "label")
 
-    # Its own spreadsheet, first one that does not fit the goal.
+    # No data is refused; a file whose columns tell nothing leads to its mapping.
     upload, checked = page.get_by_test_id("guide-file"), page.get_by_test_id("guide-checked")
+    odd = {"name": "odd.csv", "mimeType": "text/csv", "buffer": b"a,b\n1,2\n3,4\n"}
+    upload.set_input_files(odd)
+    mapped = dialog.get_by_role("link", name="Choose what its columns are …")
+    expect(mapped).to_have_attribute("href", re.compile(r"^/data\?import=.*odd\.csv$"))
+    expect(dialog).not_to_contain_text("studio data import")
+    dialog.get_by_role("button", name="Fill the form").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("upload a file, first")
+
+    # Its own spreadsheet, first one that does not fit the goal.
     pairs = [["question", "answer"]] + [[f"What is {i}?", f"It is {i}."] for i in range(30)]
     for name, rows in (("pairs", pairs), ("letters", [["text", "label"]] + [
         [f"Letter {i} says {i % 3}", ("praise", "request", "complaint")[i % 3]] for i in range(150)

@@ -193,9 +193,10 @@ def test_no_page_scrolls_sideways(held, page):
             assert wide <= 0, f"{path} is {wide} pixels too wide at {width}"
 
 
-def ended(store, name: str, state: str = "succeeded", **result) -> int:
+def ended(store, name: str, state: str = "succeeded", steps: int = -1, **result) -> int:
     """Return a run of 8 steps that is over."""
-    store.submit(RunSpec().with_values({"name": name, "train.device": "cuda:7"}))
+    given = {"name": name, "train.device": "cuda:7", "train.max_steps": steps}
+    store.submit(RunSpec().with_values(given))
     claim = begin(store, "cuda:7", wanted=["cuda:7"])
     if state == "succeeded":
         store.claims.report(claim, Progress(
@@ -240,7 +241,12 @@ def test_training_longer_is_beside_compare_and_opens_the_new_run(held, page):
     expect(dialog).to_contain_text("Epochs count while Steps is 0; else the steps do.")
     dialog.get_by_role("button", name="Train longer").click()
     expect(page.get_by_test_id("detail").get_by_role("heading", name="long")).to_be_visible()
-    for one in (longer, run):
+    steps = ended(held, "steps", steps=8, adapter="/nowhere", last_loss=0.5)
+    page.goto(f"/runs?run={steps}")
+    page.get_by_role("button", name="Train longer …").click()
+    expect(dialog.get_by_label("Steps")).to_have_value("8")
+    expect(dialog.get_by_label("Epochs")).to_have_count(0)
+    for one in (steps, longer, run):
         held.delete(one)
 
 

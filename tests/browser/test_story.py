@@ -115,7 +115,7 @@ def test_an_upload_on_the_train_page_is_chosen_or_refused(page):
     rows = b"".join(b'{"prompt": "a", "completion": "b"}\n' for _ in range(3))
     page.goto("/")
     expect(field(page, "data.path")).to_have_value("starter:pirate")
-    upload, said = page.get_by_test_id("train-file"), page.locator("#upload [role=status]")
+    upload, said = page.get_by_test_id("train-file"), page.get_by_test_id("train-upload")
     for name, content, words in (("m.xlsx", b"PK\x03\x04..", "Excel"), ("empty.csv", b"", "empty")):
         upload.set_input_files({"name": name, "mimeType": "text/plain", "buffer": content})
         expect(said).to_contain_text(words)

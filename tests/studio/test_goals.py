@@ -32,6 +32,7 @@ def test_settings_are_valid_and_each_has_a_reason(goal):
         spec = RunSpec().with_values({name: value for name, (value, _) in found.items()})
         assert all(reason.endswith(".") for _, reason in found.values())
         assert spec.train.num_train_epochs == epochs
+        assert spec.method.lora_alpha == 2 * spec.method.r
     quantized = goals.settings(goal, 0, "qlora")
     assert RunSpec().with_values({"method.name": quantized["method.name"][0]}).model.quantization
 

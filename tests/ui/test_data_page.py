@@ -93,7 +93,8 @@ def test_columns_that_nothing_fits_can_still_be_mapped(studio, tmp_path):
     file.write_text("colA,colB,colC\n" + "".join(f"what {n}?,so {n},x\n" for n in range(20)))
 
     found = studio.json("/api/data/look", {"path": str(file)})
-    assert found["problem"] and list(found["columns"]) == ["colA", "colB", "colC"]
+    assert found["problem"].endswith(" messages or text.")  # how, a command would say
+    assert list(found["columns"]) == ["colA", "colB", "colC"]
     assert found["rows"][0]["row"]["colA"] == "what 0?" and "messages" not in found["rows"][0]
 
     half = {"format": "question_answer", "columns": {"question": "colA"}}

@@ -182,6 +182,7 @@ def test_a_sweep_may_name_settings_as_the_page_does():
 def test_the_time_is_corrected_by_the_last_run_of_this_method_on_this_model(client, store):
     def seconds(**values):
         found = client.post("/api/train/estimate", json={"set": ["train.max_steps=20"]}).json()
+        assert found["epochs"] == "0.526"
         return found["seconds"], found["like"]
 
     before, like = seconds()

@@ -68,9 +68,12 @@ export function localTime(time) {
   return new Date(date - date.getTimezoneOffset() * 60000).toISOString().slice(0, 16).replace('T', ' ');
 }
 
-export const planLonger = (job) => askAction('extend', { fixed: { job: job.id }, values: { epochs: 1 }, note:
-  t`A new run goes on from its last checkpoint. Epochs count while Steps is 0; else the steps do.`,
-done: ({ id }) => go(`/runs?run=${id}`) });
+/** Ask how much longer, in what the run counts: steps, or epochs. */
+export const planLonger = ({ id: job, max_steps: steps }) => askAction('extend', {
+  ...(steps > 0 ? { fixed: { job, epochs: 0 }, values: { steps } } : { fixed: { job }, values: { epochs: 1 } }),
+  note: steps > 0 ? t`A new run goes on from its last checkpoint.`
+    : t`A new run goes on from its last checkpoint. Epochs count while Steps is 0; else the steps do.`,
+  done: ({ id }) => go(`/runs?run=${id}`) });
 
 export const NEXT_STAGE = t`Train on with another dataset or loss …`;
 

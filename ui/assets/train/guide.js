@@ -49,7 +49,7 @@ class Guide {
     const part = (title, ...inside) => h('section', h('h3', title), inside);
     this.node = dialog(t`Guided start`, h('div.s-guide', this.goals,
       part(t`Data`, this.needs, this.example, this.files, labelled(t`Dataset`, this.data), this.upload.element,
-        this.checked),
+        this.upload.line, this.checked),
       part(t`Model`, labelled(t`A model that fits on this machine`, this.model), this.about),
       part(t`Settings`, this.settings), part(t`Plan`, this.plan)), t`Fill the form`, () => this.fill());
     this.node.classList.add('s-wide-dialog');
@@ -107,6 +107,7 @@ class Guide {
     const found = await this.asking, page = document.querySelector('studio-train');
     if (!found) return this.fill(); // something else was chosen meanwhile
     const { set, data } = found;
+    if (!this.data.value) throw new Error(t`Choose a dataset, or upload a file, first.`);
     if (data.ok === false) throw new Error(t`Choose data that fit the goal first, or another goal.`);
     const query = new URLSearchParams(set.map((one) => ['set', one])).toString();
     send('/api/do/welcome', { done: true });

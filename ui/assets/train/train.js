@@ -54,7 +54,7 @@ export class Train extends Page {
       h('div.s-form', { oninput: () => this.changed(), onchange: () => this.changed() },
         this.welcome.element, this.presets.element,
         h('section.s-card', h('header.s-row-between', h('h2', t`What to train`),
-          h('span.s-actions', button(t`Guided start …`, openGuide), this.upload.element)),
+          h('span.s-actions', button(t`Guided start …`, openGuide), this.upload.element)), this.upload.line,
         h('div.s-pair', ['model', 'data'].map((name) => h('div',
           this.settings.get(`${name}.path`).element, this.notes[name])))),
         h('section.s-card', h('h2', t`Method`), this.methods.element,
@@ -230,16 +230,15 @@ export class Train extends Page {
     this.rows.cut(estimate?.cut);
   }
 
-  sentence({ rows, held_out: held, total_steps: steps, device, unknown }) {
+  sentence({ rows, held_out: held, total_steps: steps, epochs, device, unknown }) {
     const { values = {} } = this.found ?? {}, title = this.titles.get(this.method);
     const own = (name) => this.all().find((one) => one.field.name === name)?.value();
     const what = `${title}${own('method.r') ? t` of rank ${own('method.r')}` : ''}${
       values['train.loss'] ? t` by ${values['train.loss'].toUpperCase()}` : ''}`;
     const data = short(own('data.path')).replace('starter:', '');
     if (unknown) return t`Queues ${what} on ${short(own('model.path'))} with ${data}.`;
-    const often = values['train.max_steps'] ? '' : t` (${own('train.num_train_epochs')} epochs)`;
     return t`Trains ${what} on ${short(own('model.path'))} with ${rows} rows of ${data}, ${held} more held out: ${
-      steps} steps${often} on ${device.replaceAll(',', ', ')}, about ${this.preflight.time}.`;
+      steps} steps (${epochs} epochs) on ${device.replaceAll(',', ', ')}, about ${this.preflight.time}.`;
   }
 
   showSame({ command, yaml }) {

@@ -5,20 +5,19 @@ import { isWaiting } from '../core/live.js';
 import { sendFile } from '../core/upload.js';
 
 export class Upload {
-  /** `use` is called with the name of the imported dataset; `place` sets two of a page apart. */
+  /** `use` is called with the name of the imported dataset; `place` sets two of a page apart.
+   *  What it says is in `line`. */
   constructor(use, place = 'train') {
     this.use = use;
-    this.line = h('span', { role: 'status' });
+    this.line = h('p.s-uploaded', { role: 'status', testid: `${place}-upload` });
     this.file = h('input', { type: 'file', hidden: true, testid: `${place}-file`,
       label: t`Data file`, onchange: (event) => { event.stopPropagation(); this.send(this.file.files[0]); } });
-    const id = place === 'train' ? 'upload' : `${place}-upload`;
-    this.element = h('div', { id, class: 's-upload' }, this.line, this.file,
-      button(t`Upload a data file …`, () => this.file.click(), 's-link'));
+    this.element = h('div', this.file, button(t`Upload a data file …`, () => this.file.click(), 's-link'));
   }
 
   say(words, kind = 's-quiet') {
-    this.line.className = kind;
-    text(this.line, words);
+    this.line.className = `s-uploaded ${kind}`;
+    redraw(this.line, ...[].concat(words));
   }
 
   async send(file) {
@@ -28,7 +27,11 @@ export class Upload {
       const path = await sendFile(file, { onProgress: (words) => this.say(words) });
       this.say(t`Reading ${file.name} …`);
       const { problem } = await api('/api/data/look', { path });
-      if (problem) throw new Error(t`${problem} Import it on the Data page, where its columns can be chosen.`);
+      if (problem) {
+        this.say([h('a.s-button.s-primary', { href: `/data?import=${encodeURIComponent(path)}` },
+          t`Choose what its columns are …`), ' ', problem]);
+        return;
+      }
       const job = await api('/api/do/data.import', { source: path, uploaded: true });
       const waits = h('span');
       redraw(this.line, h('a', { href: `/runs?run=${job.id}` }, t`Importing …`), ' ', waits);
