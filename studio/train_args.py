@@ -19,6 +19,7 @@ LOSSES = {
     "orpo": "ORPO: pairs, no reference", "simpo": "SimPO: pairs, no reference",
     "cpo": "CPO: pairs, no reference", "grpo": "GRPO: rewards of its own answers",
 }  # fmt: skip
+START_MODES = {"continue": "training it further", "stack": "stacking a fresh one on it"}
 _optimizer = partial(knob, advanced="Optimizer")  # the headings of the form's Advanced section
 _evaluation = partial(knob, advanced="Evaluation and checkpoints")
 _speed = partial(knob, advanced="Speed and memory")
@@ -166,9 +167,7 @@ class TrainArgs(Record):
     )  # fmt: skip
     init_mode: Literal["continue", "stack"] = _start(
         "continue", "Train that adapter further, with its own rank and modules, or keep it frozen "
-        "below a fresh one.", title="Start by", labels={
-            "continue": "training it further", "stack": "stacking a fresh one on it"
-        },
+        "below a fresh one.", title="Start by", labels=START_MODES,
     )  # fmt: skip
     eval_steps: int = _evaluation(
         0, "Steps between evaluations; 0 evaluates 64 held-out rows up to ten times and "

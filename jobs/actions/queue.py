@@ -22,7 +22,7 @@ from jobs.save_and_sample_requests import request
 from jobs.things_in_use import refuse_needed
 from studio.errors import QueueError
 from studio.spec_text import read_assignment
-from studio.train_args import LOSSES
+from studio.train_args import LOSSES, START_MODES
 
 JobId = Annotated[
     int | str, field("Number or name of the job.", positional=True, metavar="ID", of="job")
@@ -219,7 +219,11 @@ def next_stage(
     ] = "dpo",
     mode: Annotated[
         Literal["continue", "stack"],
-        field("Train the run's adapter further, or stack a fresh one on it.", title="Start by"),
+        field(
+            "Train the run's adapter further, or stack a fresh one on it.",
+            title="Start by",
+            labels=START_MODES,
+        ),
     ] = "continue",
     set: Assignments = (),
     name: JobName = "",
