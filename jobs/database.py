@@ -184,19 +184,17 @@ class Database:
                 migrations.apply(tables)
                 # A restored or new database must not give a run the number of a folder.
                 numbers = [one.name for one in self._runs.glob("*") if len(one.name) < 10]
-                used = {"used": max((int(n) for n in numbers if n.isdecimal()), default=0)}
-                for statement in _PASS_NUMBERS:
-                    tables.conn.execute(statement, used)
+                used = max((int(n) for n in numbers if n.isdecimal()), default=0)
+                given = tables.conn.execute(_GIVEN).fetchone()
+                if given is None or given[0] < used:  # a busy database can be read, not written
+                    tables.conn.execute("DELETE FROM sqlite_sequence WHERE name = 'jobs'")
+                    tables.conn.execute("INSERT INTO sqlite_sequence VALUES ('jobs', ?)", (used,))
                 os.chmod(self.path, 0o600)
             finally:
                 tables.conn.close()
 
 
-_PASS_NUMBERS = (
-    "UPDATE sqlite_sequence SET seq = :used WHERE name = 'jobs' AND seq < :used",
-    """INSERT INTO sqlite_sequence(name, seq) SELECT 'jobs', :used
-       WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'jobs')""",
-)
+_GIVEN = "SELECT seq FROM sqlite_sequence WHERE name = 'jobs'"
 
 
 @contextlib.contextmanager
