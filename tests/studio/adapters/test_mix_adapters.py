@@ -134,11 +134,11 @@ def test_adapters_of_one_name_on_their_own_base_are_mixed_by_default(home, tmp_p
             (temporary / "passport.json").write_text(json.dumps(known))
     stack = [{"name": "one"}, {"name": "two", "weight": 0.5}]
 
-    request = MixRequest.parse({"name": "same", "stack": stack}).checked(home)
+    request = MixRequest.parse({"name": "blend", "stack": stack}).checked(home)
     assert request.model.path == str(base)
     assert MergeRequest.parse({"stack": stack}).checked(home).model.path == str(base)
     list(request.perform(home))
-    found = describe(home.adapters / "same")
+    found = describe(home.adapters / "blend")
     assert found.parents == ("same:1", "same:0.5")
     assert found.passport["mix"]["notes"] == [OTHER_BASE.format(adapter="same", model=base)] * 2
 
