@@ -15,7 +15,7 @@ from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from jobs.needed_memory import needed_bytes
 from jobs.run_folder import folder_of, needed_steps
-from jobs.submission_checks import admit
+from jobs.submission_checks import admit, dataset_path
 from studio import atomic
 from studio.errors import QueueError
 from studio.spec import DataSource, RunSpec
@@ -58,6 +58,7 @@ def extend(
 
     Raises:
         QueueError: It is not a training that succeeded, has no checkpoint, or nothing is added.
+        DataError: A dataset of it was deleted.
     """
     job = store.get(job_id)
     if job.kind != "train":
@@ -68,6 +69,8 @@ def extend(
             "Resume it instead."
         )
     spec = _longer(job, epochs=epochs, steps=steps, name=name or _next_name(store, job))
+    for path in (spec.data.path, spec.data.validation_path, spec.train.general_data):
+        dataset_path(path, store.home)  # raises if it is gone by now
     kept = needed_steps(store.home.run(job.id))
     if not kept:
         raise QueueError(

@@ -1,9 +1,9 @@
 """Disk usage of a home, retention rules, and the clean-up of what they no longer keep.
 
-Removed are spare checkpoints of ended runs, folders of deleted runs, adapters deleted 30 days ago,
-half-written files of dead processes and old uploads of the page. The newest and the best checkpoint
-of a run that can be resumed stay, and so does every adapter, dataset and model, and what a waiting
-job reads.
+Removed are spare checkpoints of ended runs, folders of deleted runs, adapters and datasets deleted
+30 days ago, half-written files of dead processes and old uploads of the page. The newest and the
+best checkpoint of a run that can be resumed stay, and so does every adapter, dataset and model, and
+what a waiting job reads.
 """
 
 import os
@@ -21,8 +21,8 @@ from jobs.job_queue import JobStore
 from jobs.job_record import ENDED, OPEN
 from jobs.run_folder import CHECKPOINTS, checkpoint_folders, needed_steps, newest_step, step_of
 from studio import atomic
-from studio.adapters import library
 from studio.home import Home
+from studio.trash import CONTENT, SECONDS, listed
 
 LEFTOVER_SECONDS = 3600.0
 UPLOAD_SECONDS = 86_400.0
@@ -57,7 +57,7 @@ def usage(store: JobStore) -> dict[str, Any]:
         "Checkpoints": checkpoints,
         "Other files of runs": others,
         "Adapters": adapters + size(home.adapters),
-        "Deleted adapters": size(home.trash),
+        "Trash": size(home.trash),
         "Exports": size(home.path / "exports"),
         "Datasets": size(home.datasets),
         "Models": size(home.models),
@@ -83,9 +83,9 @@ def rules(store: JobStore) -> dict[str, int]:
 def spare(store: JobStore, *, trash: bool = False) -> list[Item]:
     """Return everything that the rules no longer keep, or all of the trash, largest first."""
     if trash:
-        return sorted(_deleted_adapters(store.home, 0), key=lambda item: -item.bytes)
+        return sorted(_deleted(store.home, 0), key=lambda item: -item.bytes)
     found = (
-        _deleted_adapters(store.home, library.TRASH_SECONDS),
+        _deleted(store.home, SECONDS),
         _spare_checkpoints(store),
         _unknown_runs(store),
         _half_written(store.home),
@@ -162,10 +162,11 @@ def _unknown_runs(store: JobStore) -> Iterator[Item]:
                 yield _item(left, f"run folder {folder.name}", "its job was deleted")
 
 
-def _deleted_adapters(home: Home, seconds: float) -> Iterator[Item]:
-    for one in library.trash(home):
+def _deleted(home: Home, seconds: float) -> Iterator[Item]:
+    for one in listed(home, home.path):
         if time.time() - one.deleted > seconds:
-            yield _item(home.trash / one.token, one.name, "a deleted adapter")
+            what = "a deleted dataset" if one.path.parent == home.datasets else "a deleted adapter"
+            yield _item(home.trash / one.token / CONTENT, one.name, what)
 
 
 def _half_written(home: Home) -> Iterator[Item]:

@@ -149,7 +149,9 @@ _SHOWN = (
     "on_error", "retries_left", "start_after", "start_when", "notes", "tags",
 )  # fmt: skip
 _ROWS = ("read", "kept", "dropped", "trained", "held_out", "evaluated")
-_REPORTED = ("first_loss", "last_loss", "eval_loss", "seconds", "adapter")
+_REPORTED = (
+    "first_loss", "last_loss", "eval_loss", "seconds", "adapter", "adapter_deleted",
+)  # fmt: skip
 
 
 def seconds_left(job: Job) -> float | None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from jobs import ray_cluster
-from studio.data.find_dataset import find, origin_of
+from studio.data.find_dataset import find, missing, origin_of
 from studio.data.readers import look
 from studio.device_setting import CLUSTER
-from studio.errors import DataError, ModelError
+from studio.errors import ModelError
 from studio.home import Home
 from studio.models import find_model
 from studio.spec import RunSpec
@@ -58,7 +58,7 @@ def _admit(spec: RunSpec, home: Home, here: bool, may_wait: bool, known: Known) 
     from studio.training.base_precision import with_stored_precision
 
     def dataset(path: str) -> str:
-        return _once(known, ("data", path), lambda: _data(path, home))
+        return _once(known, ("data", path), lambda: dataset_path(path, home))
 
     spec = spec.with_parts(
         model={"path": _absolute(spec.model.path)},
@@ -97,15 +97,17 @@ def _absolute(path: str) -> str:
     return str(folder.absolute()) if folder.exists() else path
 
 
-def _data(path: str, home: Home) -> str:
+def dataset_path(path: str, home: Home) -> str:
+    """Return the path of a dataset as the queue stores it; empty if none is named.
+
+    Raises:
+        StudioError: There is no such dataset, or the hub cannot be asked.
+    """
     if not path:
         return ""
     kind, place = origin_of(path, home)  # raises for an unknown demo
     if kind == "missing":
-        raise DataError(
-            f"There is no data file or folder {place}. Check the path, or use a demo such as "
-            "starter:pirate."
-        )
+        raise missing(path, home)
     if kind == "file":
         look(place)
     if kind == "hub":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.job_queue import JobStore
-from jobs.job_record import OPEN
+from jobs.job_record import OPEN, Job
 from jobs.run_folder import folder_of
 from studio.adapters import library
 from studio.adapters.adapter_lineage import built_on
@@ -56,6 +56,13 @@ def refuse_needed(store: JobStore, folder: Path, name: str) -> None:
         raise AdapterError(
             f'"{other.name}" was trained on top of "{name}" and needs it: delete that one first.'
         )
+
+
+def runs_on(store: JobStore, dataset: str) -> Iterator[Job]:
+    """Yield the training runs that name an imported dataset, the newest first."""
+    for job in store.list():
+        if job.kind == "train" and ("data", dataset) in _named(job.spec):
+            yield job
 
 
 def reads(store: JobStore, spec: dict[str, Any]) -> set[Path]:

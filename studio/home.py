@@ -60,7 +60,7 @@ class Home:
 
     @property
     def trash(self) -> Path:
-        """Deleted adapters, until they are restored or a month old; made when first needed."""
+        """Deleted adapters and datasets (`studio.trash`); made when first needed."""
         return self.path / "trash"
 
     @property

@@ -50,7 +50,7 @@ def action_routes(home: Home, store: JobStore) -> APIRouter:
         best = best_losses(store)
         return {
             "adapters": [card(one, best) for one in library.adapters(home)],
-            "trash": [trashed(one) for one in library.trash(home)],
+            "trash": [trashed(one) for one in library.deleted(home)],
             "models": train_page_facts.labelled_models(home),
             "max_lanes": MAX_LANES,
         }

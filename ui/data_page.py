@@ -12,9 +12,11 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from jobs.actions.adapters import trashed
 from jobs.actions.registry import shown_field, submit
 from jobs.job_queue import JobStore
-from studio import starter
+from jobs.things_in_use import runs_on
+from studio import starter, trash
 from studio.data import dataset_requests, mapping_preview, snapshots, token_statistics
 from studio.data.column_mapping import PARTS, Mapping
 from studio.data.curate_dataset import lineage
@@ -57,6 +59,7 @@ def data_routes(home: Home, store: JobStore) -> APIRouter:
         return {
             "datasets": [short(found) for found in snapshots.snapshots(home)],
             "models": train_page_facts.model_choices(home),
+            "trash": [trashed(one) for one in trash.listed(home, home.datasets)],
             "demos": list(starter.datasets()),
             "settings": [
                 shown_field(parameter(name, DataSource.model_fields[name]))
@@ -86,6 +89,7 @@ def data_routes(home: Home, store: JobStore) -> APIRouter:
             **short(found), "mapping": found.meta.mapping.model_dump(mode="json"),
             "findings": found.meta.findings.model_dump(mode="json", exclude={"mapping"}),
             "ancestors": family, "children": children,
+            "runs": [{"id": job.id, "name": job.name} for job in runs_on(store, name)],
             "columns": mapping_preview.columns(name, home),
         }  # fmt: skip
 

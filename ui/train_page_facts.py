@@ -17,7 +17,7 @@ from jobs.preflight_jobs import TITLES
 from studio import device_setting, hardware, starter
 from studio.adapters import library
 from studio.data.dataset_report import LOW_SHARE, RowCounts
-from studio.data.find_dataset import origin_of
+from studio.data.find_dataset import missing, origin_of
 from studio.data.readers import data_suffix
 from studio.data.snapshots import open_snapshot, snapshots
 from studio.device_setting import CLUSTER
@@ -162,7 +162,7 @@ def data_line(source: DataSource, home: Home) -> str:
     if kind == "hub":
         return say(HUB_ID)
     if kind == "missing":
-        raise DataError(f"There is no dataset {path}. Give a file, a folder, or a hub id.")
+        raise missing(source.path, home)
     if kind == "folder":
         return say("A folder: every data file in it is read.")
     status = path.stat()

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from jobs import results_table
 from jobs.actions.registry import action, field, request_action
+from jobs.job_names import name_holder
 from jobs.job_queue import JobStore
 from jobs.things_in_use import refuse_needed
 from jobs.votes import Votes
@@ -25,7 +26,7 @@ from studio.adapters.gguf_write import PRECISION_LABELS
 from studio.adapters.library import StoredAdapter, describe, resolve
 from studio.adapters.push import PushRequest
 from studio.adapters.weight_changes import drawn
-from studio.errors import InputError, ModelError
+from studio.errors import AdapterError, InputError, ModelError
 from studio.evaluation.evaluate_on_dataset import EvaluateRequest
 from studio.evaluation.promote_checkpoint import PromoteRequest
 from studio.evaluation.standard_tasks import TasksRequest
@@ -37,6 +38,8 @@ from studio.methods import capabilities, is_low_rank, methods
 from studio.models.architecture import linear_modules, targets
 from studio.models.find_model import origin_of as locate_model
 from studio.spec import DataSource, ModelSource, RunSpec
+from studio.trash import Deleted
+from studio.trash import find as find_deleted
 
 AdapterName = Annotated[
     str,
@@ -256,11 +259,21 @@ def rename(
     adapter: AdapterName,
     name: Annotated[str, field("New name.", positional=True, metavar="NAME", max_length=1000)],
 ) -> dict[str, Any]:
-    """Rename an adapter."""
+    """Rename an adapter, and the run or job that made it."""
     found = library.find(store.home, adapter)
     if found.source == "library":  # its folder moves
         refuse_needed(store, found.path, found.name)
-    return card(library.rename(store.home, adapter, name), best_losses(store))
+    names = (found.name, found.passport.get("name"))
+    maker = next((job["id"] for job in _made(store, found) if job["name"] in names), None)
+    with store.database.writing() as db:
+        holder = name_holder(db, " ".join(name.split()))
+        if maker and holder not in (None, maker):
+            raise AdapterError(f'Run {holder} is called "{name.strip()}": choose another name.')
+        renamed = library.rename(store.home, adapter, name)
+        if maker:
+            db.conn.execute(_RENAME, (renamed.name, renamed.name, maker))
+        db.conn.execute(_MOVE, (str(renamed.path), str(found.path)))
+    return card(renamed, best_losses(store))
 
 
 @action("adapters.tag")
@@ -282,6 +295,8 @@ def delete(store: JobStore, adapter: AdapterName) -> dict[str, Any]:
     found = library.find(store.home, adapter)
     refuse_needed(store, found.path, found.name)
     gone = library.delete(store.home, adapter)
+    for job in _made(store, found):
+        store.database.change(_DELETED, (gone.token, job["id"]))
     return {"deleted": gone.name, "name": gone.name, "token": gone.token}
 
 
@@ -294,13 +309,16 @@ def undo(
     ] = "",
 ) -> dict[str, Any]:
     """Restore a deleted adapter."""
-    return card(library.restore(store.home, adapter), best_losses(store))
+    one = find_deleted(library.deleted(store.home), adapter, error=AdapterError)
+    restored = library.restore(store.home, one.token)
+    store.database.change(_RESTORED, {"token": one.token, "path": str(restored.path)})
+    return card(restored, best_losses(store))
 
 
 @action("adapters.trash")
 def trash(home: Home) -> list[dict[str, Any]]:
     """List the deleted adapters that can be restored."""
-    return [trashed(one) for one in library.trash(home)]
+    return [trashed(one) for one in library.deleted(home)]
 
 
 @action("adapters.show")
@@ -312,6 +330,7 @@ def show(store: JobStore, adapter: AdapterName) -> dict[str, Any]:
     rate = win_rate(Votes(store.database).matches(blind_only=True), *reversed(lanes))
     return facts | {
         "passport": found.passport, "picture": drawn(found.path),
+        "children": library.children(store.home, found),
         "blind_test": {"lanes": lanes, **rate},
     }  # fmt: skip
 
@@ -394,14 +413,20 @@ def lanes_of(adapter: StoredAdapter) -> list[str]:
     return [write_lane(model, [StackItem(name=name) for name in stack]) for stack in stacks]
 
 
-def trashed(one: library.DeletedAdapter) -> dict[str, Any]:
-    """Return what is shown of a deleted adapter."""
+def trashed(one: Deleted) -> dict[str, Any]:
+    """Return what is shown of a deleted adapter or dataset."""
     return {"token": one.token, "name": one.name, "deleted": one.deleted}
 
 
 def best_losses(store: JobStore) -> dict[int, float]:
     """Return the lowest held-out loss of every run that was evaluated."""
     return {row["job"]: row["loss"] for row in store.database.rows(_BEST)}
+
+
+def _made(store: JobStore, adapter: StoredAdapter) -> list[dict[str, Any]]:
+    """Return the number and name of each job whose outcome is an adapter."""
+    run = adapter.path.parent.name if adapter.source == "run" else None
+    return store.database.rows(_MADE, (run, str(adapter.path)))
 
 
 def _seconds(moment: str) -> float | None:
@@ -411,6 +436,19 @@ def _seconds(moment: str) -> float | None:
         return None
 
 
+_MADE = "SELECT id, name FROM jobs WHERE id = ? OR json_extract(result, '$.adapter') = ?"
+_RENAME = "UPDATE jobs SET name = ?, spec = json_set(spec, '$.name', ?) WHERE id = ?"
+_MOVE = """
+UPDATE jobs SET result = json_set(result, '$.adapter', ?)
+WHERE json_extract(result, '$.adapter') = ?
+"""
+_DELETED = """
+UPDATE jobs SET result = json_set(result, '$.adapter', NULL, '$.adapter_deleted', ?) WHERE id = ?
+"""
+_RESTORED = """
+UPDATE jobs SET result = json_set(json_remove(result, '$.adapter_deleted'), '$.adapter', :path)
+WHERE json_extract(result, '$.adapter_deleted') = :token
+"""
 _BEST = """
 SELECT job, MIN(value) AS loss FROM metrics
 WHERE name = 'eval_loss' AND value IS NOT NULL GROUP BY job

@@ -331,12 +331,25 @@ def export(
 
 @action("data.delete")
 def delete(store: JobStore, name: Dataset) -> dict[str, Any]:
-    """Delete an imported dataset."""
+    """Move an imported dataset to the trash, where it stays for 30 days."""
     from studio.data.snapshots import delete_snapshot, open_snapshot
 
     refuse_in_use(store, open_snapshot(store.home, name).folder, name, error=DataError)
-    delete_snapshot(store.home, name)
-    return {"deleted": name}
+    return {"deleted": name, "token": delete_snapshot(store.home, name).token}
+
+
+@action("data.undo")
+def undo(
+    home: Home,
+    dataset: Annotated[
+        str,
+        field("Deleted dataset; the last one by default.", positional=True, metavar="[NAME]"),
+    ] = "",
+) -> dict[str, Any]:
+    """Restore a deleted dataset."""
+    from studio.data.snapshots import restore_snapshot
+
+    return described(restore_snapshot(home, dataset).meta)
 
 
 @action("data.split", here=True)

@@ -9,7 +9,7 @@ from jobs.actions.registry import action, field, write_file
 from jobs.job_queue import JobStore
 from studio import goals, hardware, offline
 from studio.data.check_dataset import check_file
-from studio.data.find_dataset import origin_of
+from studio.data.find_dataset import missing, origin_of
 from studio.data.snapshots import open_snapshot
 from studio.errors import DataError, StudioError
 from studio.fields import Record, parameter
@@ -173,7 +173,7 @@ def _checked(home: Home, chosen: goals.Goal, data: str) -> tuple[int, dict[str, 
                 raise DataError(report.error.text)
             rows, found = report.rows.kept, str(report.format)
         elif kind == "missing":
-            raise DataError(f"There is no dataset {path}. Give a file, a folder, or a hub id.")
+            raise missing(data, home)
         else:
             return 0, {"ok": None, "text": "Its rows are looked at when the run starts."}
     except StudioError as error:

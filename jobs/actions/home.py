@@ -51,7 +51,7 @@ def clean(
             le=36_500,
         ),
     ] = None,
-    trash: Annotated[bool, field("Only deleted adapters, but all of them.")] = False,
+    trash: Annotated[bool, field("Only deleted adapters and datasets, but all of them.")] = False,
 ) -> dict[str, Any]:
     """List, and with --yes remove, spare checkpoints and files that nothing refers to."""
     for name, rule in {"keep_checkpoints": keep_checkpoints, "keep_days": keep_days}.items():

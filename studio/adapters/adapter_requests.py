@@ -128,6 +128,7 @@ class MixRequest(Request):
                 "fingerprint": loaded.facts.fingerprint}  # fmt: skip
         publish_mix(
             backbone, out, folder, base=base, parents=parents, mixed=mixed, how=self.how,
+            title=self.name.strip(),
             notes=of_other_bases([one.path for one, _ in parents], self.model.path, loaded.facts),
         )  # fmt: skip
         yield Finished(adapter=str(folder))

@@ -4,27 +4,23 @@ An adapter is in `adapters/<name>/` (imported, mixed) or in `runs/<id>/adapter/`
 Its folder holds PEFT's two files; the passport beside them is ours and may be missing, and so may
 the label with the user's name and tags, which changes while the published files stay as their
 manifest says. Full fine-tuning leaves a whole model in the same place (`is_model`): a base to
-choose, not to stack. Deleting moves the folder to the home's trash in one rename; restoring moves
-it back.
+choose, not to stack. A deleted one is in the home's trash.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import shutil
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-from studio import atomic
+from studio import atomic, trash
 from studio.errors import AdapterError, InputError, nearest
 from studio.home import Home, slug
 from studio.methods import methods, trains_base
@@ -33,8 +29,6 @@ from studio.names import fault
 CONFIG, PASSPORT, LABEL = "adapter_config.json", "passport.json", "label.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")  # PEFT's and AdapterHub's
 MAX_JSON_BYTES = 1_000_000
-ORIGIN, CONTENT = "origin.json", "adapter"  # of a folder in the trash
-TRASH_SECONDS = 30 * 86_400
 NOT_AN_ADAPTER = "{folder} is not an adapter: it has no {file}."
 MAX_TAGS, MAX_TAG_CHARACTERS = 20, 40
 Source = Literal["run", "library", "folder"]
@@ -119,7 +113,26 @@ def adapters(home: Home) -> list[StoredAdapter]:
         if not folder.name.startswith(".") and _holds_adapter(folder):
             with suppress(AdapterError):
                 found.append(describe(folder, source=_source(home, folder)))
+    names = {str(one.passport["name"]): one.name for one in found if one.passport.get("name")}
+    found = [
+        replace(one, parents=tuple(_renamed(parent, names) for parent in one.parents))
+        for one in found
+    ]
     return sorted(found, key=lambda adapter: (adapter.created, adapter.name), reverse=True)
+
+
+def _renamed(parent: str, names: dict[str, str]) -> str:
+    """Return a parent of a passport, `name` or `name:weight`, by the name that it has now."""
+    name, colon, weight = parent.rpartition(":")
+    return names.get(parent) or names.get(name, name) + colon + weight
+
+
+def children(home: Home, parent: StoredAdapter) -> list[str]:
+    """Return the names of the adapters that were trained from an adapter or mixed of it."""
+    return [
+        one.name for one in adapters(home)
+        if any(parent.name in (name, name.rpartition(":")[0]) for name in one.parents)
+    ]  # fmt: skip
 
 
 def describe(folder: Path, *, source: Source = "folder") -> StoredAdapter:
@@ -284,16 +297,6 @@ def refuse_place(out: Path) -> None:
 # -- names, tags, trash ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DeletedAdapter:
-    """An adapter in the trash: `token` identifies it, `path` is where it was."""
-
-    token: str
-    name: str
-    path: Path
-    deleted: float
-
-
 def find(home: Home, name: str) -> StoredAdapter:
     """Return an adapter of this home by its id, name or run number.
 
@@ -349,41 +352,19 @@ def set_tags(home: Home, name: str, tags: Sequence[str]) -> StoredAdapter:
     return describe(adapter.path, source=adapter.source)
 
 
-def delete(home: Home, name: str) -> DeletedAdapter:
-    """Move an adapter to the trash, and remove what has been there for 30 days.
+def delete(home: Home, name: str) -> trash.Deleted:
+    """Move an adapter to the trash.
 
     Raises:
         AdapterError: There is no such adapter in this home.
     """
     adapter = find(home, name)
-    now = time.time()
-    for old in trash(home):
-        if now - old.deleted > TRASH_SECONDS:
-            shutil.rmtree(home.trash / old.token, ignore_errors=True)
-    stem = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{slug(adapter.name)}"
-    names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
-    place = next(home.trash / name for name in names if not (home.trash / name).exists())
-    place.mkdir(parents=True, mode=0o700)
-    relative = adapter.path.relative_to(home.path).as_posix()
-    origin = {"name": adapter.name, "path": relative, "deleted": now}
-    (place / ORIGIN).write_text(json.dumps(origin, ensure_ascii=False), encoding="utf-8")
-    atomic.replace(adapter.path, place / CONTENT)
-    return DeletedAdapter(token=place.name, name=adapter.name, path=adapter.path, deleted=now)
+    return trash.put(home, adapter.path, adapter.name)
 
 
-def trash(home: Home) -> list[DeletedAdapter]:
-    """Return what can be restored, newest first."""
-    found = []
-    for place in home.trash.iterdir() if home.trash.is_dir() else ():
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            origin = json.loads((place / ORIGIN).read_text(encoding="utf-8"))
-            path, deleted = home.path / str(origin["path"]), float(origin["deleted"])
-            inside = path.resolve().is_relative_to(home.path.resolve())
-            if inside and (place / CONTENT).is_dir():
-                found.append(DeletedAdapter(
-                    token=place.name, name=str(origin["name"]), path=path, deleted=deleted
-                ))  # fmt: skip
-    return sorted(found, key=lambda one: one.deleted, reverse=True)
+def deleted(home: Home) -> list[trash.Deleted]:
+    """Return the adapters that can be restored, newest first."""
+    return trash.listed(home, home.adapters, home.runs)
 
 
 def restore(home: Home, token_or_name: str = "") -> StoredAdapter:
@@ -392,23 +373,8 @@ def restore(home: Home, token_or_name: str = "") -> StoredAdapter:
     Raises:
         AdapterError: There is nothing to restore, or its name or place is taken.
     """
-    deleted = trash(home)
-    if not deleted:
-        raise AdapterError("The trash is empty: there is nothing to restore.")
-    one = next((one for one in deleted if token_or_name in ("", one.token, one.name)), None)
-    if one is None:
-        raise AdapterError(
-            f'No deleted adapter is called "{token_or_name}".'
-            f"{nearest(token_or_name, [one.name for one in deleted])}"
-        )
-    if one.path.exists() or is_taken(home, one.name):
-        raise AdapterError(
-            f'"{one.name}" cannot be restored: another adapter has that name now. Rename that one '
-            "first."
-        )
-    one.path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.replace(home.trash / one.token / CONTENT, one.path)
-    shutil.rmtree(home.trash / one.token, ignore_errors=True)
+    one = trash.find(deleted(home), token_or_name, error=AdapterError)
+    trash.restore(home, one, taken=is_taken(home, one.name), error=AdapterError)
     return describe(one.path, source=_source(home, one.path))
 
 

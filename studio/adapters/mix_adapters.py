@@ -149,13 +149,16 @@ def _changes(
 def publish_mix(
     backbone: Backbone, name: str, folder: Path, *, base: dict[str, str],
     parents: Sequence[tuple[StoredAdapter, float]], mixed: Mixed, how: How,
-    notes: Sequence[str] = (),
+    title: str = "", notes: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Publish a mixed adapter with a passport that names its parents and keeps their template."""
+    """Publish a mixed adapter with a passport that names its parents and keeps their template.
+
+    `title` is its name as the user wrote it, else that of the folder.
+    """
     template = trained_template(parent.path for parent, _ in parents)
     settings = next(filter(None, (one.chat_template_kwargs for one, _ in parents)), "")
     passport: dict[str, Any] = {
-        "name": folder.name,
+        "name": title or folder.name,
         "base": base,
         "ended": "mixed",
         "mix": {"how": how, "error": mixed.error, "notes": list(notes)},

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from studio.data.column_mapping import Mapping
-from studio.errors import DataError
 from studio.fields import knob
 from studio.home import Home
 from studio.job_request import Request
@@ -94,7 +93,7 @@ class ImportRequest(DatasetRequest):
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the dataset with its report; `asked` is the name that was asked for."""
-        return _outcome(home, result) | {"asked": self.dataset}
+        return _outcome(home, result, self.dataset)
 
 
 class MixtureRequest(DatasetRequest):
@@ -109,12 +108,12 @@ class MixtureRequest(DatasetRequest):
 
     def checked(self, home: Home) -> Self:
         """Refuse sources that do not exist and weights that are wrong."""
-        from studio.data.find_dataset import origin_of
+        from studio.data.find_dataset import missing, origin_of
         from studio.data.mix_datasets import read_sources
 
         for one in read_sources(self.sources):
             if origin_of(one.name, home).kind == "missing":
-                raise DataError(f'There is no dataset, file or folder "{one.name}" to mix.')
+                raise missing(one.name, home)
         return self
 
     def make(self, home: Home, told: Told) -> dict[str, Any]:
@@ -129,7 +128,7 @@ class MixtureRequest(DatasetRequest):
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the new dataset with its counts by source."""
-        return _outcome(home, result)
+        return _outcome(home, result, self.dataset)
 
 
 class CurateRequest(DatasetRequest):
@@ -161,7 +160,8 @@ class CurateRequest(DatasetRequest):
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the new dataset with its report; `already` if no row was removed."""
-        return _outcome(home, result) | {"already": result["dataset"] == self.data.path}
+        found = _outcome(home, result, self.dataset)
+        return found | {"already": result["dataset"] == self.data.path}
 
 
 class MeasureRequest(DatasetRequest):
@@ -186,12 +186,13 @@ def described(meta: Any) -> dict[str, Any]:
     return shown | {"format": meta.mapping.format}
 
 
-def _outcome(home: Home, result: dict[str, Any]) -> dict[str, Any]:
+def _outcome(home: Home, result: dict[str, Any], asked: str) -> dict[str, Any]:
     from studio.data.snapshots import open_snapshot
 
     meta = open_snapshot(home, str(result["dataset"])).meta
     report = meta.findings.model_dump(mode="json")
-    return described(meta) | {"already": bool(result.get("already")), "report": report}
+    already = bool(result.get("already"))
+    return described(meta) | {"already": already, "report": report, "asked": asked}
 
 
 def uploads(home: Home) -> Path:

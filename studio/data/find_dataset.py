@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 
-from studio import starter
+from studio import starter, trash
 from studio.data.dataset_files import Origin, files_in, from_files
 from studio.data.folder_splits import TRAIN, choose_split
 from studio.data.readers import ENDINGS
 from studio.data.readers.compression_and_encoding import COMPRESSED
 from studio.errors import DataError
-from studio.home import Home
+from studio.home import Home, slug
 from studio.path_kinds import Location, locate
 from studio.spec import DataSource
 
 
 def origin_of(path: str, home: Home | None = None) -> Location:
     """Return what the path of a dataset stands for: demo, dataset, file, folder or hub id.
+
+    The name of a deleted dataset is missing: the hub may have another one of that name.
 
     Raises:
         DataError: There is no demo of that name.
@@ -28,7 +30,26 @@ def origin_of(path: str, home: Home | None = None) -> Location:
         folder = home.datasets / path
         if (folder / "dataset.json").is_file():
             return Location("dataset", folder)
-    return locate(path, file_endings={*ENDINGS, *COMPRESSED})
+    found = locate(path, file_endings={*ENDINGS, *COMPRESSED})
+    gone = found.kind == "hub" and home is not None and _was_deleted(path, home)
+    return Location("missing", found.path) if gone else found
+
+
+def missing(path: str, home: Home | None = None) -> DataError:
+    """Return the error on a path that `origin_of` calls missing."""
+    if home is not None and _was_deleted(path.strip(), home):
+        return DataError(
+            f'The dataset "{path.strip()}" was deleted. Restore it on the Data page or with '
+            f"`studio data undo {path.strip()}`, or import it again under this name."
+        )
+    return DataError(
+        f"There is no file or folder {path}: check the path, or use a demo such as starter:pirate."
+    )
+
+
+def _was_deleted(name: str, home: Home) -> bool:
+    gone = trash.listed(home, home.datasets, removed=True) if slug(name) == name else ()
+    return any(one.path.name == name for one in gone)
 
 
 def find(source: DataSource, home: Home | None = None, *, first: int = 0) -> Origin:
@@ -58,10 +79,7 @@ def find(source: DataSource, home: Home | None = None, *, first: int = 0) -> Ori
 
         return from_hub(source, first=first)
     if kind == "missing":
-        raise DataError(
-            f"There is no file or folder {path}: check the path, or use a demo such as "
-            "starter:pirate."
-        )
+        raise missing(path, home)
     if kind != "folder":
         return from_files(path if kind == "embedded" else place.name, [place], home)
     found, links = files_in(place)

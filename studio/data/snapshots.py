@@ -8,7 +8,6 @@ written as they are read, so any size needs the same memory, and pages are read 
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from studio import trash
 from studio.data.column_mapping import Mapping
 from studio.data.conversation_records import Problem, Row
 from studio.data.dataset_files import Origin, Sources
@@ -201,9 +201,20 @@ def open_snapshot(home: Home, name: str) -> Snapshot:
     return Snapshot(folder, meta)
 
 
-def delete_snapshot(home: Home, name: str) -> None:
-    """Delete a dataset; runs keep what they have trained on in their passports."""
-    shutil.rmtree(open_snapshot(home, name).folder)
+def delete_snapshot(home: Home, name: str) -> trash.Deleted:
+    """Move a dataset to the trash; runs keep what they have trained on in their passports."""
+    return trash.put(home, open_snapshot(home, name).folder, name)
+
+
+def restore_snapshot(home: Home, token_or_name: str = "") -> Snapshot:
+    """Restore the named dataset, or the one deleted last.
+
+    Raises:
+        DataError: There is nothing to restore, or its name is taken.
+    """
+    one = trash.find(trash.listed(home, home.datasets), token_or_name, error=DataError)
+    trash.restore(home, one, error=DataError)
+    return open_snapshot(home, one.name)
 
 
 def free_name(home: Home, wanted: str) -> str:

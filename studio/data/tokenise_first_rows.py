@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from studio.data.dataset_report import TokenReport
-from studio.data.find_dataset import find, origin_of
+from studio.data.find_dataset import find, missing, origin_of
 from studio.data.model_tokenizer import Backend, backend_for
 from studio.data.prepare_run_data import row_limit
 from studio.data.template.template import choose_for
@@ -54,7 +54,8 @@ def absent(spec: RunSpec, home: Home | None) -> str:
         ("dataset", spec.data.path, origin_of(spec.data.path, home).kind),
     ):
         if kind == "missing":
-            return f"There is no {noun} at {path}."
+            no_model = f"There is no model at {path}."
+            return no_model if noun == "model" else missing(path, home).text
         if kind == "hub":
             return f"Known once the {noun} is downloaded."
     return ""

@@ -55,7 +55,7 @@ def test_two_adapters_are_mixed_merged_renamed_deleted_and_restored(page, studio
     # Delete and undo.
     surely(passport, "Delete", "Really delete?")
     expect(card).to_have_count(0)
-    page.get_by_test_id("undo").click()
+    page.get_by_role("button", name="Restore").click()
     expect(card).to_contain_text("sea talk")
 
     # Compare opens with the base and this adapter.

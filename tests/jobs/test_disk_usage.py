@@ -10,6 +10,7 @@ import pytest
 from jobs import disk_usage
 from jobs.actions import ask
 from jobs.job_queue import JobStore
+from studio import trash
 from studio.adapters import library
 from studio.errors import SpecError
 from studio.home import publishing
@@ -90,15 +91,15 @@ def test_a_checkpoint_that_a_waiting_job_names_stays(store):
 
 def test_deleted_adapters_go_after_a_month_or_when_the_trash_is_emptied(store):
     for name, days in (("old", 31), ("new", 1)):
-        (store.home.trash / name / library.CONTENT).mkdir(parents=True)
+        (store.home.trash / name / trash.CONTENT).mkdir(parents=True)
         origin = {"name": name, "path": f"adapters/{name}", "deleted": time.time() - days * 86400}
-        (store.home.trash / name / library.ORIGIN).write_text(json.dumps(origin))
+        (store.home.trash / name / trash.ORIGIN).write_text(json.dumps(origin))
     parts = {part["name"]: part["bytes"] for part in disk_usage.usage(store)["parts"]}
-    assert parts["Deleted adapters"] > 50
+    assert parts["Trash"] > 50
     ask(store.home, "clean", {"yes": True}, store=store)
-    assert [one.name for one in library.trash(store.home)] == ["new"]
+    assert [one.name for one in library.deleted(store.home)] == ["new"]
     ask(store.home, "clean", {"yes": True, "trash": True}, store=store)
-    assert library.trash(store.home) == []
+    assert library.deleted(store.home) == []
 
 
 def test_the_only_copy_of_an_interrupted_exchange_is_put_back(store):

@@ -6,12 +6,15 @@ import pytest
 
 from jobs import bakeoff, submission_checks, sweeps
 from jobs.actions.registry import ask
-from jobs.copy_and_extend_runs import duplicate
+from jobs.copy_and_extend_runs import duplicate, extend
+from jobs.things_in_use import runs_on
 from studio.data import hub_datasets
+from studio.data.import_dataset import import_dataset
+from studio.data.snapshots import delete_snapshot
 from studio.errors import AdapterError, DataError, ModelError, StudioError
 from studio.models import find_model
-from studio.spec import RunSpec
-from tests.jobs.conftest import a_spec
+from studio.spec import DataSource, RunSpec
+from tests.jobs.conftest import a_spec, run_one
 
 
 @pytest.fixture
@@ -35,6 +38,17 @@ def test_a_copy_and_a_sweep_find_files_beside_the_user(store, home, rows):
     ):
         job = ask(home, name, values, store=store).jobs[0]
         assert store.get(job.id).spec["data"]["path"] == str(rows), name
+
+
+def test_a_run_on_a_deleted_dataset_is_neither_copied_nor_trained_longer(store, home, rows):
+    import_dataset(home, DataSource(path=str(rows)), name="mine")
+    first = store.submit(a_spec().with_values({"data.path": "mine"}))
+    assert [job.id for job in runs_on(store, "mine")] == [first.id]
+    run_one(store)
+    delete_snapshot(home, "mine")
+    for again in (lambda: duplicate(store, first.id, {}), lambda: extend(store, first.id, steps=5)):
+        with pytest.raises(DataError, match='"mine" was deleted'):
+            again()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The Adapters page's JSON routes, on a library of small files and a queue without a process."""
 
+import json
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from studio.spec import RunSpec
 from tests.jobs.conftest import begin
 from tests.ui.conftest import client_of, put_adapter
 from ui.action_routes import action_routes
+from ui.live_queue import job_row
 
 
 @pytest.fixture
@@ -54,6 +56,30 @@ def test_a_card_tells_what_a_person_sorts_by(page, home, store):
     shown = do(page, "adapters.show", adapter=f"run-{job.id}").json()
     assert (shown["passport"]["seed"], shown["run"], shown["picture"]) == (7, job.id, None)
     assert shown["blind_test"]["lanes"] == ["starter", "starter~pirate:1"]
+
+
+def test_a_run_has_the_name_of_its_adapter_and_knows_that_it_was_deleted(page, home, store):
+    job = store.submit(RunSpec.parse({"name": "pirate"})).id
+    store.submit(RunSpec.parse({"name": "other"}))
+    made = home.run(job) / "adapter"
+    with store.database.writing() as db:
+        db["jobs"].update(job, {"result": json.dumps({"adapter": str(made)})})
+    put_adapter(made, "pirate")
+    put_adapter(home.adapters / "child", "child", parents=["pirate", "pirate:0.5", "x:1"])
+
+    assert "other" in sentence(do(page, "adapters.rename", adapter="pirate", name="other"))
+    do(page, "adapters.rename", adapter="pirate", name="captain")
+    assert store.get(job).name == store.get(job).spec["name"] == "captain"
+    cards = {one["name"]: one for one in page.get("/api/adapters").json()["adapters"]}
+    assert cards["child"]["parents"] == ["captain", "captain:0.5", "x:1"]
+
+    assert do(page, "adapters.show", adapter="captain").json()["children"] == ["child"]
+    gone = do(page, "adapters.delete", adapter="captain").json()
+    row = job_row(store.get(job))
+    assert (row["adapter"], row["adapter_deleted"]) == (None, gone["token"])
+    do(page, "adapters.undo", adapter="captain")
+    row = job_row(store.get(job))
+    assert (row["adapter"], row["adapter_deleted"]) == (str(made), None)
 
 
 def test_votes_against_the_parent_are_the_win_rate_of_the_passport(page, home, store):

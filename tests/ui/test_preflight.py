@@ -37,13 +37,13 @@ def test_what_is_not_here_yet_is_said_and_a_path_is_never_called_a_download(home
                          ("data.path", "dataset is downloaded")):  # fmt: skip
         assert words in unknown(RunSpec().with_values({field: "someone/thing"}), home)
     for field, words in (
-        ("data.path", "no dataset at /nope/x"),
+        ("data.path", "no file or folder /nope/x"),
         ("model.path", "no model at /nope/x"),
     ):
         said = unknown(RunSpec().with_values({field: "/nope/x"}), home)
         assert words in said and "download" not in said
     file = RunSpec().with_values({"data.path": "gone.jsonl"})
-    assert unknown(file, home) == "There is no dataset at gone.jsonl."
+    assert unknown(file, home).startswith("There is no file or folder gone.jsonl: check the path")
 
 
 def do(client, action, **values):

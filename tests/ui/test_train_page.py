@@ -159,7 +159,7 @@ def test_the_first_rows_and_what_the_context_cuts_follow_the_form(client, home, 
     steps = math.ceil(found["rows"] * 3 / min(8, found["rows"]))
     assert found["auto"]["train.max_steps"] == f"{steps} steps"
     missing = client.post("/api/train/rows", json={"set": ["data.path=/no/rows.csv"]}).json()
-    assert "no dataset at /no/rows.csv" in missing["unknown"]
+    assert "no file or folder /no/rows.csv" in missing["unknown"]
 
 
 def test_the_first_pairs_have_both_their_answers(client, tmp_path):

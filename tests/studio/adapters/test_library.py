@@ -190,10 +190,10 @@ def test_what_was_deleted_comes_back_as_it_was(home):
     library.set_tags(home, "p", ["good"])
     gone = library.delete(home, "p")
     assert adapters(home) == [] and not folder.exists()
-    assert [one.token for one in library.trash(home)] == [gone.token]
+    assert [one.token for one in library.deleted(home)] == [gone.token]
     back = library.restore(home)
     assert (back.path, back.name, back.tags, back.source) == (folder, "p", ("good",), "run")
-    assert is_whole(folder) and library.trash(home) == []
+    assert is_whole(folder) and library.deleted(home) == []
     with pytest.raises(AdapterError, match="nothing to restore"):
         library.restore(home)
 
@@ -217,10 +217,10 @@ def test_the_trash_is_emptied_after_a_month_and_never_leaves_the_home(home):
     origin = json.loads((old / "origin.json").read_text())
     (old / "origin.json").write_text(json.dumps(origin | {"deleted": time.time() - 40 * 86_400}))
     library.delete(home, "b")
-    assert [one.name for one in library.trash(home)] == ["b"]
-    place = home.trash / library.trash(home)[0].token
+    assert [one.name for one in library.deleted(home)] == ["b"]
+    place = home.trash / library.deleted(home)[0].token
     (place / "origin.json").write_text(json.dumps(origin | {"path": "../../elsewhere"}))
-    assert library.trash(home) == []
+    assert library.deleted(home) == []
 
 
 def test_an_adapter_outside_the_home_is_not_ours_to_change(home, tmp_path):

@@ -1,11 +1,13 @@
 """Imported datasets: immutable, recognised, paged, with a way back to their parents."""
 
 import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from studio import trash
 from studio.data.check_dataset import check_file
 from studio.data.column_mapping import Mapping
 from studio.data.curate_dataset import (
@@ -19,9 +21,15 @@ from studio.data.curate_dataset import (
     parse_step,
 )
 from studio.data.export_rows import export_rows
+from studio.data.find_dataset import find, origin_of
 from studio.data.import_dataset import import_dataset
 from studio.data.prepare_run_data import prepare
-from studio.data.snapshots import delete_snapshot, open_snapshot, snapshots
+from studio.data.snapshots import (
+    delete_snapshot,
+    open_snapshot,
+    restore_snapshot,
+    snapshots,
+)
 from studio.errors import DataError
 from studio.home import is_whole, publishing
 from studio.spec import DataSource
@@ -271,6 +279,28 @@ def test_csv_export_neutralises_formulas(home, tmp_path):
 def test_names_cannot_leave_the_home(home, name):
     with pytest.raises(DataError, match="no imported dataset"):
         delete_snapshot(home, name)
+
+
+def test_a_deleted_dataset_is_restored_and_its_name_never_means_one_of_the_hub(home, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"question": "q", "answer": "a"}\n')
+    import_dataset(home, DataSource(path=str(path)))
+    gone = delete_snapshot(home, "mine")
+    assert snapshots(home) == [] and origin_of("mine", home).kind == "missing"
+    with pytest.raises(DataError, match='dataset "mine" was deleted.*`studio data undo mine`'):
+        find(DataSource(path="mine"), home)
+    assert restore_snapshot(home).meta.rows == 1 and origin_of("mine", home).kind == "dataset"
+
+    gone = delete_snapshot(home, "mine")
+    shutil.rmtree(home.trash / gone.token / trash.CONTENT)  # the trash is emptied
+    assert origin_of("mine", home).kind == "missing" and origin_of("other", home).kind == "hub"
+    with pytest.raises(DataError, match="nothing to restore"):
+        restore_snapshot(home, "mine")
+    import_dataset(home, DataSource(path=str(path)))
+    gone = delete_snapshot(home, "mine")
+    import_dataset(home, DataSource(path=str(path)))
+    with pytest.raises(DataError, match="another one has that name"):
+        restore_snapshot(home, gone.token)
 
 
 def test_an_imported_text_file_stays_one_text(home, tmp_path, byte_backend):

@@ -4,7 +4,7 @@
 
 import { actOn, ago, api, badge, button, bytes, changed, dots, go, h, keyed, matcher, newest, number, Page, query,
   redraw, remember, searchField, send, short, sureButton, t, text, toast, word } from '../core/dom.js';
-import { box, list } from '../core/form.js';
+import { box, list, showDeleted } from '../core/form.js';
 import { compareAdapters } from '../core/lanes.js';
 import { isLive, subscribe } from '../core/live.js';
 import { askEvaluate, askExport, askImport, askMerge, askMix, KINDS, outcome, unmergeable } from './actions.js';
@@ -44,7 +44,6 @@ export class Adapters extends Page {
     this.give = button(t`Export …`, () => askExport(this, this.selection()));
     this.together = button(t`Compare`, () => { go(compareAdapters(this.selection())); });
     this.count = h('span.s-quiet');
-    this.notice = h('p.s-notice', { role: 'status', hidden: true });
     this.jobs = h('ol.s-activity', { label: t`Jobs`, testid: 'activity' });
     this.cards = h('ol.s-cards', { testid: 'adapters' });
     this.bin = h('details.s-bin', { hidden: true });
@@ -60,7 +59,7 @@ export class Adapters extends Page {
           button(t`Evaluate …`, () => askEvaluate(this, this.selection())),
           button(t`Import …`, () => askImport(this)),
           button(t`Bake-off …`, () => askBakeoff({ models: this.models }))), this.count),
-      this.notice, this.jobs, this.results.element, this.cards, this.welcome, this.bin),
+      this.jobs, this.results.element, this.cards, this.welcome, this.bin),
     this.passport.element);
   }
 
@@ -83,7 +82,7 @@ export class Adapters extends Page {
       this.fill(node, one));
     this.welcome.hidden = this.adapters.length > 0;
     this.chose();
-    this.showTrash();
+    showDeleted(this.bin, this.trash, (token) => this.undo(token));
   }
 
   chose() {
@@ -170,28 +169,16 @@ export class Adapters extends Page {
   }
 
   async remove(one) {
-    const gone = await api('/api/do/adapters.delete', { adapter: one.id });
+    await api('/api/do/adapters.delete', { adapter: one.id });
     this.passport.hide();
-    this.notice.hidden = false;
-    redraw(this.notice, t`"${gone.name}" was deleted. `,
-      button(t`Undo`, () => this.undo(gone.token), '', { testid: 'undo' }));
+    this.bin.open = true;
     await this.refresh();
   }
 
   async undo(token) {
     const back = await api('/api/do/adapters.undo', { adapter: token });
-    this.notice.hidden = true;
     await this.refresh();
     this.open(back.id);
-  }
-
-  showTrash() {
-    this.bin.hidden = !this.trash.length;
-    if (!changed(this.bin, JSON.stringify(this.trash))) return;
-    redraw(this.bin, h('summary', t`Deleted (${this.trash.length}), kept for 30 days`),
-      h('ol', this.trash.map((one) => h('li', h('span', one.name),
-        h('span.s-quiet', ago(one.deleted)),
-        button(t`Restore`, () => this.undo(one.token))))));
   }
 
   // -- jobs --

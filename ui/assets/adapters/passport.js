@@ -72,7 +72,8 @@ export class Passport {
       h('a.s-button', { href: `/api/download/adapter/${one.id}`, download: '',
         title: t`${bytes(one.size_bytes)}, its folder as a zip: PEFT and most tools read it` }, t`Download`),
       button(t`Export …`, () => askExport(this.page, [one])),
-      sureButton(t`Delete`, t`Really delete?`, () => this.page.remove(one)));
+      sureButton(t`Delete`, one.children?.length ? t`Delete what ${one.children.join(', ')} came from?`
+        : t`Really delete?`, () => this.page.remove(one)));
   }
 
   tags(one) {

@@ -1,7 +1,7 @@
 // Dialogs and forms of actions, drawn from the fields that GET /api/actions lists (`schema` in
 // jobs/actions/registry.py).
 
-import { api, button, errorLine, h, quiet, redraw, say, short, t, toast } from './dom.js';
+import { ago, api, button, changed, errorLine, h, quiet, redraw, say, short, t, toast } from './dom.js';
 import { poke } from './live.js';
 
 /** A modal form. `submit()` may return a promise; its error is shown and keeps the dialog open. Without
@@ -201,4 +201,12 @@ export async function askAction(name, { title, label, note, done, ...settings } 
     const said = typeof done === 'function' ? done(answer) : done;
     if (said) toast(said);
   });
+}
+
+/** Fill the list of what was deleted. */
+export function showDeleted(bin, gone, restore) {
+  bin.hidden = !gone.length;
+  if (!changed(bin, JSON.stringify(gone))) return;
+  redraw(bin, h('summary', t`Deleted (${gone.length}), kept for 30 days`), h('ol', gone.map((one) => h('li',
+    h('span', one.name), h('span.s-quiet', ago(one.deleted)), button(t`Restore`, () => restore(one.token))))));
 }

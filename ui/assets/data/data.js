@@ -5,7 +5,7 @@ import { ago, api, badge, button, bytes, choose, count, dots, h, keyed, matcher,
   redraw, remember, searchField, send, short, sureButton, t, tabs, toast, when, word } from '../core/dom.js';
 import { trainWith } from '../core/lanes.js';
 import { isLive, isOpen, poke, rowLines, showJobs, subscribe } from '../core/live.js';
-import { askAction, weighted } from '../core/form.js';
+import { askAction, showDeleted, weighted } from '../core/form.js';
 import { Import, Mapping } from './import.js';
 import { Report } from './report.js';
 import { Change, Rows } from './rows.js';
@@ -18,7 +18,7 @@ export class Data extends Page {
   build() {
     this.name = query().get('name');
     this.tab = query().get('tab') in TABS ? query().get('tab') : 'report';
-    this.datasets = [];
+    Object.assign(this, { datasets: [], trash: [] });
     this.waiting = new Map(); // job id -> what to do with its outcome
     this.acts = 0; // of the user on what is open
     this.draw();
@@ -35,6 +35,7 @@ export class Data extends Page {
     this.rows = h('ol.s-rows', { testid: 'datasets' });
     this.jobs = h('ol.s-activity', { label: t`Work on datasets` });
     this.none = quiet(t`No dataset is imported yet.`);
+    this.bin = h('details.s-bin', { hidden: true });
     this.main = h('div.s-main', { oninput: () => { this.acts += 1; } });
     this.append(this.jobs, h('div.s-runs.s-data',
       h('aside.s-list',
@@ -45,7 +46,7 @@ export class Data extends Page {
           }, 's-primary'), button(t`Mix …`, () => this.askMix(), '',
             { title: t`Several datasets by weight as one` }),
           this.search),
-        this.rows, this.none),
+        this.rows, this.none, this.bin),
       this.main));
   }
 
@@ -59,6 +60,7 @@ export class Data extends Page {
     const shown = this.datasets.filter((one) => matches(one.name, one.format, one.hash, one.original.name));
     this.none.hidden = this.datasets.length > 0;
     this.search.hidden = this.datasets.length < 6;
+    showDeleted(this.bin, this.trash, (one) => this.undo(one));
     keyed(this.rows, shown, (one) => one.name, (one) => this.row(one), (node, one) => {
       node.toggleAttribute('data-focus', one.name === this.name);
       node.firstChild.ariaCurrent = one.name === this.name;
@@ -136,10 +138,13 @@ export class Data extends Page {
           h('a.s-button.s-primary', { testid: 'train-on-this', href: trainWith([`data.path=${found.name}`,
             ...(LOSS[found.format] ?? [])], OF_PAIRS) }, t`Train on this`),
           exports,
-          sureButton(t`Delete`, t`Really delete?`, () => this.remove(found.name)))),
+          sureButton(t`Delete`, found.runs.length ? t`Delete what runs used?` : t`Really delete?`,
+            () => this.remove(found.name)))),
       h('p.s-meta', t`from `, dots(found.original.name, found.original.container, found.original.encoding),
         t` · read as ${found.format.replace('_', ' ')}: ${found.reason}`),
       this.family(found),
+      found.runs.length > 0 && h('p.s-meta', t`Trained on it: `, found.runs.flatMap(({ id, name }, at) =>
+        [at ? ', ' : '', h('a', { href: `/runs?run=${id}` }, name)])),
       h('dl.s-figures', [
         [t`Rows`, count(found.findings.rows.read)], [t`Size`, bytes(found.bytes)],
         [t`Imported`, ago(Date.parse(found.created) / 1000), when(Date.parse(found.created) / 1000)],
@@ -166,15 +171,22 @@ export class Data extends Page {
 
   async remove(name) {
     if (!await send('/api/do/data.delete', { name }, t`${name} is deleted.`)) return;
+    this.open(null);
     await this.refresh();
-    this.open(this.datasets[0]?.name ?? null, 'report');
+  }
+
+  async undo(dataset) {
+    const { name } = await api('/api/do/data.undo', { dataset });
+    await this.refresh();
+    this.open(name);
   }
 
   /** Open the dataset that a queued job makes, or link to it if the user has gone on by then. */
   openResult(job, failed) {
     const { acts } = this;
-    this.await(job, async ({ name, already, parent }) => {
+    this.await(job, async ({ name, already, parent, asked }) => {
       if (already && !parent) toast(t`This file was imported before, as ${name}.`);
+      else if (!already && asked && asked !== name) toast(t`Its name is ${name}: lower-case letters, digits, dashes.`);
       await this.refresh();
       if (acts === this.acts) this.open(name, 'report');
       else toast(this.link(name, t`${name} is ready.`, 'report'));

@@ -49,7 +49,8 @@ export class Report {
       h('div', h('h3', t`Length of the rows, in tokens`), bars(report)),
       pairs([[t`A LoRA run takes about`, duration(seconds)], [t`Chat template`,
         `${report.template}: ${report.template_reason}`],
-        [t`Context of the model`, t`${count(report.context_length)} tokens; rows are cut at ${count(report.limit)}`],
+        [t`Context of the model`, t`${count(report.context_length)} tokens; rows are cut at ${
+          count(report.limit)}, the lower of this and the maximum length`],
         [t`Tokens cut off`, count(report.truncated_tokens)]]),
       ...report.warnings.map((words) => h('p.s-warning', words)));
   }

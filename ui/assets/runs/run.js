@@ -200,12 +200,14 @@ export class Detail {
   }
 
   showActions(job) {
-    if (!changed(this.actions, [job.id, job.state, job.intent, job.adapter, job.sweep, job.waits,
+    if (!changed(this.actions, [job.id, job.state, job.intent, job.adapter, job.adapter_deleted, job.sweep, job.waits,
       this.jobs().some((one) => one.sweep && one.sweep === job.sweep && isLive(one))].join())) return;
     const can = new Set(job.actions), more = this.menu(job, can);
     redraw(this.actions, ...[
       job.adapter && COMPARED.has(job.kind)
         && h('a.s-button.s-primary', { href: compareAddress(job) }, t`Compare`),
+      ...(!job.adapter && job.adapter_deleted ? [h('span.s-quiet', t`Its adapter was deleted.`), button(t`Restore`,
+        () => send('/api/do/adapters.undo', { adapter: job.adapter_deleted }).then(poke))] : []),
       job.kind === 'train' && job.state === 'succeeded' && button(t`Train longer …`, () => planLonger(this.job)),
       job.adapter && job.kind === 'train' && button(t`Blind test`, async () => {
         const found = await send('/api/do/adapters.show', { adapter: `run-${job.id}` });

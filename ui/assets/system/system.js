@@ -130,7 +130,7 @@ class Storage {
     this.rules = h('div');
     this.element = card(t`Storage`, this.parts, this.runs, this.rules, h('div.s-actions',
       button(t`What can be removed?`, () => this.clean(false)),
-      button(t`Deleted adapters …`, () => this.clean(false, true)),
+      button(t`Trash …`, () => this.clean(false, true)),
       button(t`Rules …`, () => askAction('clean', { title: t`Set what to keep`, label: t`Set`,
         only: ['keep_checkpoints', 'keep_days'], values: this.kept,
         note: t`What the new rules would remove is listed first.`,
