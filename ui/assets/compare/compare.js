@@ -129,7 +129,7 @@ export class Compare extends Page {
     redraw(this.scroll, ...(turns.length ? turns.map((turn) => this.row(turn)) : [welcome(this)]));
     this.toEnd();
     const { offsetWidth: wide, clientWidth: inside } = this.scroll;
-    if (wide) this.style.setProperty('--gutter', `${wide - inside}px`); // hidden behind a tab otherwise
+    if (wide) this.style.setProperty('--gutter', `${wide - inside}px`);
     this.address();
   }
 

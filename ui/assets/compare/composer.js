@@ -25,7 +25,7 @@ export class Composer {
     this.prompt = h('textarea', { rows: 1, placeholder: t`Ask all lanes …`, label: t`Prompt`,
       testid: 'prompt', oninput: () => this.grow(), onkeydown: (event) => this.key(event) });
     this.send = button(t`Send`, () => this.submit(), 's-primary', { testid: 'send' });
-    // A double click on Send ends on Stop, which lies in the same place.
+    // A double click on Send ends on Stop.
     this.stop = button(t`Stop`, ({ detail }) => detail !== 2 && page.stop(), 's-danger', { hidden: true, testid: 'stop',
       title: t`Stop every lane (Escape)` });
     this.again = button(t`Ask again`, page.again, '', { hidden: true,

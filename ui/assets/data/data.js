@@ -22,7 +22,7 @@ export class Data extends Page {
     this.waiting = new Map(); // job id -> what to do with its outcome
     this.acts = 0; // of the user on what is open
     this.draw();
-    const uploaded = query().get('import'); // on another page, where its columns told nothing
+    const uploaded = query().get('import'); // on another page
     this.refresh().then(() => this.open(this.name)).then(() => {
       if (uploaded) this.importing?.open(uploaded, short(uploaded), true);
     });

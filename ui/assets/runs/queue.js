@@ -68,7 +68,7 @@ export function localTime(time) {
   return new Date(date - date.getTimezoneOffset() * 60000).toISOString().slice(0, 16).replace('T', ' ');
 }
 
-/** Ask how much longer, in what the run counts: steps, or epochs. */
+/** Ask for more steps or epochs, as the run counts. */
 export const planLonger = ({ id: job, max_steps: steps }) => askAction('extend', {
   ...(steps > 0 ? { fixed: { job, epochs: 0 }, values: { steps } } : { fixed: { job }, values: { epochs: 1 } }),
   note: steps > 0 ? t`A new run goes on from its last checkpoint.`

@@ -5,8 +5,7 @@ import { isWaiting } from '../core/live.js';
 import { sendFile } from '../core/upload.js';
 
 export class Upload {
-  /** `use` is called with the name of the imported dataset; `place` sets two of a page apart.
-   *  What it says is in `line`. */
+  /** `use` is called with the name of the imported dataset; `place` sets two of a page apart. */
   constructor(use, place = 'train') {
     this.use = use;
     this.line = h('p.s-uploaded', { role: 'status', testid: `${place}-upload` });
