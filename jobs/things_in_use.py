@@ -90,7 +90,7 @@ def with_absolute_paths(value: Any, home: Home, kind: str = "") -> Any:
     path = Path(os.path.expanduser(value)).absolute()
     if not os.path.lexists(path):
         return value
-    with contextlib.suppress(StudioError):  # what is not there is told by the request's own checks
+    with contextlib.suppress(StudioError):  # the request's own checks name what is missing
         if kind == "adapter":
             return str(path) if library.resolve(home, value).is_relative_to(path) else value
         found = find_model.origin_of(value, "") if kind == "model" else origin_of(value, home)

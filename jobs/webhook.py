@@ -74,7 +74,7 @@ class Webhook:
         if sent == self._rests_at and time.monotonic() < self._rests_until:
             return  # unless another address was set, which passes over what ended before
         url = secret_store.read(self._store.home, "webhook") if ends else ""
-        self.waits = bool(url)  # a locked keyring is no reason to stay
+        self.waits = bool(url)  # a locked keyring gives no reason to stay
         if url:
             self._thread = threading.Thread(target=self._send, args=(url, ends), daemon=True)
             self._thread.start()

@@ -79,7 +79,7 @@ class Guess(NamedTuple):
 
 
 class ColumnsError(DataError):
-    """The columns of a file tell nothing: `what` alone is for a page that shows its mapping."""
+    """Nothing follows from the columns of a file; a page with its mapping shows `what` alone."""
 
     def __init__(self, what: str, advice: str) -> None:
         super().__init__(f"{what} {advice}")

@@ -11,7 +11,7 @@ const subscribers = new Set();
 const state = { jobs: [], digest: '', seq: 0, watched: '', supervised: true, queue: {} };
 const series = new Map(); // name -> Map(run -> {x: [], y: []})
 let timer = 0, wait = FAST, busy = false, again = false;
-let told = 0; // when all were told of the jobs last: the ages that they show grow
+let told = 0; // when all had the jobs last: the ages that they show grow
 let answered = null; // the selection that the last answer was asked with
 
 /** Subscribe `{element, runs: () => [ids], names: () => [...], detail: () => [id, view, digest shown], ...}`.
