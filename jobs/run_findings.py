@@ -8,7 +8,8 @@ from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from studio.errors import SpecError
 from studio.spec import RunSpec
-from studio.training.curve_findings import Correction, RunCurves, read
+from studio.training.curve_findings import read
+from studio.training.curve_records import Correction, RunCurves
 
 STEP_CURVES = (
     "loss", "grad_norm", "rewards_chosen", "rewards_accuracies", "reward", "frac_reward_zero_std",

@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from collections.abc import Callable
 from itertools import pairwise
-from statistics import fmean, pstdev
-from typing import Any, Literal
+from typing import Any
 
 from studio.evaluation.answer_scores import weights_in
 from studio.goals import ENOUGH_STEPS, LEAST_HELD_OUT
-from studio.spec import RunSpec
+from studio.training.curve_records import Correction, Finding, RunCurves, level_of
 from studio.training.objectives import needs_reference
 
 LEAST_STEPS = 20
 """Of shorter runs only the number of steps is read."""
-PART = 0.1
-"""A level is the mean of a tenth of the steps; noise is its standard error."""
 CLEAR = 4.0
 """Standard errors by which two levels differ."""
 RISE, LEAST_RISE = 0.25, 0.1
@@ -57,78 +52,6 @@ LOOP = re.compile(r"\b(\w+(?:\W+\w+){2,11}?)(?:\W+\1\b){2,}")
 """Answers: three to twelve words that follow themselves twice."""
 HOTTER, LEARNED = 1.5, 0.9
 """Rewards: factor on the temperature, and the share of the best reward that is enough."""
-
-Points = Sequence[tuple[int, float]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Correction:
-    """A button: the action it asks for, with its values beside the run."""
-
-    title: str
-    action: Literal["duplicate", "extend", "compare"]
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """A sign that a rule found, with its evidence in `text`."""
-
-    rule: str
-    title: str
-    text: str
-    remedy: Correction | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunCurves:
-    """Curves of a run as points (step, value), and the facts that the rules read.
-
-    `rate` is the peak learning rate; `held_out` the number of held-out rows, None if not known;
-    `is_text` says that the rows are texts without questions; `rows_ended` is the fraction of the
-    sampled rows whose own answer trains an end of turn; `longer_chosen` that of the pairs whose
-    chosen answer is the longer one; `checkpoints` are the steps on disk; `answers` the last ones to
-    the sample prompts.
-    """
-
-    spec: RunSpec
-    curves: Mapping[str, Points]
-    total_steps: int
-    rate: float
-    ended: bool = True
-    diverged: bool = False
-    held_out: int | None = None
-    is_text: bool = False
-    rows_ended: float | None = None
-    rows_truncated: int = 0
-    longer_chosen: float = 0.5
-    checkpoints: Sequence[int] = field(default_factory=tuple)
-    answers: Sequence[str] = ()
-
-    def points(self, name: str) -> Points:
-        """Return a curve; empty if the run has none of that name."""
-        return self.curves.get(name, ())
-
-    @property
-    def losses(self) -> list[float]:
-        """Training loss by step."""
-        return [value for _, value in self.points("loss")]
-
-    @cached_property
-    def parts(self) -> list[tuple[int, float, float]]:
-        """Consecutive tenths of the training loss: last step, level and its standard error."""
-        points = self.points("loss")
-        size = max(3, math.ceil(PART * len(points)))
-        found = []
-        for end in range(len(points), size - 1, -size):
-            values = [value for _, value in points[end - size : end]]
-            found.append((points[end - 1][0], *_level(values)))
-        return found[::-1]
-
 
 Rule = Callable[[RunCurves], Finding | None]
 
@@ -247,7 +170,7 @@ def learned_nothing(run: RunCurves) -> Finding | None:
     held = [value for _, value in run.points("eval_loss")]
     moved = any(
         abs(level - last) + 2 * math.hypot(error, last_error) >= FLAT * first
-        for level, error in ((first, first_error), _level(run.losses[:FIRST_STEPS]))
+        for level, error in ((first, first_error), level_of(run.losses[:FIRST_STEPS]))
     )
     held_moved = bool(held) and abs(held[0] - held[-1]) >= HELD_FLAT * held[0]
     if first < LEAST_LOSS or moved or held_moved:
@@ -512,11 +435,6 @@ def _find_rate(run: RunCurves) -> Correction:
 def _again(values: dict[str, Any], how: str = "at a quarter of the rate") -> Correction:
     """Return the remedy that trains the run again with some settings changed."""
     return Correction(title=f"Train again {how}", action="duplicate", values=values)
-
-
-def _level(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean of some values and its standard error."""
-    return fmean(values), pstdev(values) / math.sqrt(len(values))
 
 
 def _round(value: float) -> float:

@@ -310,8 +310,8 @@ def eval_tokens(backbone: Backbone) -> int:
     """Return the tokens of a batch without gradients: fewer if their logits are held at once."""
     if plain_head(backbone) is not None:
         return EVAL_TOKENS
-    vocabulary = backbone.model.get_input_embeddings().weight.shape[0]
-    return min(EVAL_TOKENS, EVAL_LOGITS // vocabulary)
+    weight_VD = backbone.model.get_input_embeddings().weight
+    return min(EVAL_TOKENS, max(_chunk_rows(weight_VD), EVAL_LOGITS // weight_VD.shape[0]))
 
 
 def evaluate_loss(backbone: Backbone, batches: Iterable[PackedBatch | PaddedBatch]) -> EvalLoss:

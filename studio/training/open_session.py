@@ -80,7 +80,7 @@ def open_session(
     num_rows = len(prepared.train) // prepared.rows_per_example
     plan = plan_run(
         spec, num_rows=num_rows, hidden_size=backbone.anatomy.hidden_size,
-        num_held_out=prepared.report.validation_examples,
+        num_held_out=len(prepared.validation) // prepared.rows_per_example,
     )  # fmt: skip
     session = Session(
         spec=spec, plan=plan, loaded=loaded, backbone=backbone, adapter=adapter, prepared=prepared,

@@ -25,7 +25,8 @@ from studio.models.loading import Loaded
 from studio.spec import DataSource, RunSpec
 from studio.training import objectives
 from studio.training.activation_sizes import read_shape
-from studio.training.curve_findings import RunCurves, read
+from studio.training.curve_findings import read
+from studio.training.curve_records import RunCurves
 from studio.training.estimate_memory_and_time import STEP_SECONDS, estimate, step_flops
 from studio.training.grpo_rollouts import Rollouts
 from studio.training.objectives import grpo

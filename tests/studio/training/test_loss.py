@@ -101,7 +101,10 @@ def test_evaluations_take_fewer_rows_at_once_where_their_logits_are_held(session
     monkeypatch.setattr(head, "EVAL_LOGITS", 7 * vocabulary)
     assert head.eval_tokens(backbone) == head.EVAL_TOKENS
     monkeypatch.setattr(head, "plain_head", lambda backbone: None)
+    monkeypatch.setattr(head, "_chunk_rows", lambda weight: 5)
     assert head.eval_tokens(backbone) == 7
+    monkeypatch.setattr(head, "_chunk_rows", lambda weight: 9)  # a GPU with much memory
+    assert head.eval_tokens(backbone) == 9
 
 
 def test_the_head_leaves_no_hook_behind(session):
