@@ -15,8 +15,9 @@ from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from jobs.needed_memory import needed_bytes
 from jobs.run_folder import folder_of, needed_steps
-from jobs.submission_checks import admit, dataset_path
+from jobs.submission_checks import admit
 from studio import atomic
+from studio.data.find_dataset import missing, origin_of
 from studio.errors import QueueError
 from studio.spec import DataSource, RunSpec
 
@@ -70,7 +71,8 @@ def extend(
         )
     spec = _longer(job, epochs=epochs, steps=steps, name=name or _next_name(store, job))
     for path in (spec.data.path, spec.data.validation_path, spec.train.general_data):
-        dataset_path(path, store.home)  # raises if it is gone by now
+        if path and origin_of(path, store.home).kind == "missing":
+            raise missing(path, store.home)
     kept = needed_steps(store.home.run(job.id))
     if not kept:
         raise QueueError(

@@ -22,7 +22,7 @@ from jobs.job_record import ENDED, OPEN
 from jobs.run_folder import CHECKPOINTS, checkpoint_folders, needed_steps, newest_step, step_of
 from studio import atomic
 from studio.home import Home
-from studio.trash import CONTENT, SECONDS, listed
+from studio.trash import SECONDS, listed
 
 LEFTOVER_SECONDS = 3600.0
 UPLOAD_SECONDS = 86_400.0
@@ -165,8 +165,11 @@ def _unknown_runs(store: JobStore) -> Iterator[Item]:
 def _deleted(home: Home, seconds: float) -> Iterator[Item]:
     for one in listed(home, home.path):
         if time.time() - one.deleted > seconds:
-            what = "a deleted dataset" if one.path.parent == home.datasets else "a deleted adapter"
-            yield _item(home.trash / one.token / CONTENT, one.name, what)
+            place = home.trash / one.token
+            if one.path.parent == home.datasets:
+                yield _item(place, one.name, "a deleted dataset")
+            else:
+                yield _item(place, one.name, "a deleted adapter")
 
 
 def _half_written(home: Home) -> Iterator[Item]:

@@ -12,6 +12,17 @@ from studio.names import called_after, cleaned, fault
 # What lies between `base-` and `base.` begins with `base-`: a range of the index of names.
 _COUNT = "SELECT count(*) FROM jobs WHERE name > :base || '-' AND name < :base || '.'"
 
+_RENAME = "UPDATE jobs SET name = ?, spec = json_set(spec, '$.name', ?) WHERE id = ?"
+_FORMER = """
+INSERT INTO settings(name, value)
+SELECT 'former_names', json_object(jobs.name, jobs.id) FROM jobs WHERE jobs.id = :id
+ON CONFLICT(name) DO UPDATE SET value = json_patch(value, excluded.value)
+"""
+_WAS_CALLED = """
+SELECT 1 FROM settings, json_each(settings.value) AS former
+WHERE settings.name = 'former_names' AND former.key = ?
+"""
+
 
 def name_holder(db: Tables, name: str) -> int | None:
     """Return the number of the job of that name."""
@@ -34,13 +45,27 @@ def checked_name(name: Any, *, generated: bool = False) -> str:
 
 
 def free_name(db: Tables, base: str) -> str:
-    """Return `base`, or one of `base-2`, `base-3` … that is free; fast among thousands."""
-    if name_holder(db, base) is None:
+    """Return `base`, or one of `base-2`, `base-3` … that is free; fast among thousands.
+
+    The name of a job that was renamed is not free: lanes and votes of its adapter hold it.
+    """
+    if not _was_taken(db, base):
         return base
     number = 2 + int(db.conn.execute(_COUNT, {"base": base}).fetchone()[0])
-    while name_holder(db, f"{base}-{number}") is not None:
+    while _was_taken(db, f"{base}-{number}"):
         number += 1
     return f"{base}-{number}"
+
+
+def rename(db: Tables, job: int, name: str) -> None:
+    """Rename a job and keep its earlier name from being given to another."""
+    db.conn.execute(_FORMER, {"id": job})
+    db.conn.execute(_RENAME, (name, name, job))
+
+
+def _was_taken(db: Tables, name: str) -> bool:
+    held = name_holder(db, name) is not None
+    return held or db.conn.execute(_WAS_CALLED, (name,)).fetchone() is not None
 
 
 def generated_name(values: dict[str, Any], kind: str) -> str:

@@ -202,7 +202,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def revived(values: dict[str, str]) -> StudioError:
     """Return the error that `as_dict` of another process describes."""
-    kinds = {cls.kind: cls for cls in _with_children(StudioError)}
+    kinds = {cls.kind: cls for cls in _with_children(StudioError) if "kind" in vars(cls)}
     return kinds.get(values["kind"], RunError)(values["text"])
 
 

@@ -1,7 +1,6 @@
 """The trash of a home: deleted adapters and datasets, until they are restored or 30 days old.
 
-A folder moves to `trash/<token>/` in one rename, with a note of its name and place beside it. The
-note stays when the content is removed: the name of a deleted dataset is never one of the hub's.
+A folder moves to `trash/<token>/` in one rename, with a note of its name and place beside it.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def put(home: Home, folder: Path, name: str) -> Deleted:
     now = time.time()
     for old in listed(home, home.path):
         if now - old.deleted > SECONDS:
-            shutil.rmtree(home.trash / old.token / CONTENT, ignore_errors=True)
+            shutil.rmtree(home.trash / old.token, ignore_errors=True)
     stem = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{slug(name)}"
     names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
     place = next(home.trash / name for name in names if not (home.trash / name).exists())
@@ -48,21 +47,15 @@ def put(home: Home, folder: Path, name: str) -> Deleted:
     return Deleted(token=place.name, name=name, path=folder, deleted=now)
 
 
-def listed(home: Home, *within: Path, removed: bool = False) -> list[Deleted]:
-    """Return what was deleted from folders of the home, newest first.
-
-    Args:
-        home: Its trash is read.
-        within: The folders it was in, e.g. `home.datasets`.
-        removed: Include what can no longer be restored.
-    """
+def listed(home: Home, *within: Path) -> list[Deleted]:
+    """Return what was deleted from folders of the home (e.g. `home.datasets`), newest first."""
     found = []
     for place in home.trash.iterdir() if home.trash.is_dir() else ():
         with suppress(OSError, ValueError, KeyError, TypeError):
             origin = json.loads((place / ORIGIN).read_text(encoding="utf-8"))
             path, deleted = home.path / str(origin["path"]), float(origin["deleted"])
             inside = any(path.resolve().is_relative_to(one.resolve()) for one in within)
-            if inside and (removed or (place / CONTENT).is_dir()):
+            if inside and (place / CONTENT).is_dir():
                 found.append(Deleted(
                     token=place.name, name=str(origin["name"]), path=path, deleted=deleted
                 ))  # fmt: skip

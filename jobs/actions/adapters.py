@@ -4,9 +4,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from jobs import results_table
+from jobs import job_names, results_table
 from jobs.actions.registry import action, field, request_action
-from jobs.job_names import name_holder
 from jobs.job_queue import JobStore
 from jobs.things_in_use import refuse_needed
 from jobs.votes import Votes
@@ -266,12 +265,12 @@ def rename(
     names = (found.name, found.passport.get("name"))
     maker = next((job["id"] for job in _made(store, found) if job["name"] in names), None)
     with store.database.writing() as db:
-        holder = name_holder(db, " ".join(name.split()))
+        holder = job_names.name_holder(db, " ".join(name.split()))
         if maker and holder not in (None, maker):
             raise AdapterError(f'Run {holder} is called "{name.strip()}": choose another name.')
         renamed = library.rename(store.home, adapter, name)
         if maker:
-            db.conn.execute(_RENAME, (renamed.name, renamed.name, maker))
+            job_names.rename(db, maker, renamed.name)
         db.conn.execute(_MOVE, (str(renamed.path), str(found.path)))
     return card(renamed, best_losses(store))
 
@@ -437,7 +436,6 @@ def _seconds(moment: str) -> float | None:
 
 
 _MADE = "SELECT id, name FROM jobs WHERE id = ? OR json_extract(result, '$.adapter') = ?"
-_RENAME = "UPDATE jobs SET name = ?, spec = json_set(spec, '$.name', ?) WHERE id = ?"
 _MOVE = """
 UPDATE jobs SET result = json_set(result, '$.adapter', ?)
 WHERE json_extract(result, '$.adapter') = ?

@@ -139,9 +139,10 @@ class MixRequest(Request):
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the new adapter's folder and how exact it is."""
-        folder = Path(result["adapter"])
-        mixed = describe(folder).passport.get("mix") or {} if folder.is_dir() else {}
-        return {"adapter": str(folder), **mixed}
+        folder = result.get("adapter")  # None once it was deleted
+        found = bool(folder) and Path(str(folder)).is_dir()
+        mixed = describe(Path(str(folder))).passport.get("mix") or {} if found else {}
+        return {"adapter": folder, **mixed}
 
 
 class PictureRequest(Request):
@@ -203,6 +204,8 @@ class ImportAdapterRequest(Request):
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the adapter that was imported."""
+        if not result.get("adapter"):
+            return {"name": self.adapter, "path": None, "method": ""}  # it was deleted
         found = describe(Path(result["adapter"]))
         return {"name": found.name, "path": str(found.path), "method": found.method}
 

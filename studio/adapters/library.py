@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -113,7 +114,12 @@ def adapters(home: Home) -> list[StoredAdapter]:
         if not folder.name.startswith(".") and _holds_adapter(folder):
             with suppress(AdapterError):
                 found.append(describe(folder, source=_source(home, folder)))
-    names = {str(one.passport["name"]): one.name for one in found if one.passport.get("name")}
+    given = Counter(str(one.passport.get("name") or "") for one in found)
+    borne = {one.name for one in found}
+    names = {
+        name: one.name for one in found
+        if given[name := str(one.passport.get("name") or "")] == 1 and name not in borne
+    }  # fmt: skip
     found = [
         replace(one, parents=tuple(_renamed(parent, names) for parent in one.parents))
         for one in found

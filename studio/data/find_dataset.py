@@ -40,7 +40,8 @@ def missing(path: str, home: Home | None = None) -> DataError:
     if home is not None and _was_deleted(path.strip(), home):
         return DataError(
             f'The dataset "{path.strip()}" was deleted. Restore it on the Data page or with '
-            f"`studio data undo {path.strip()}`, or import it again under this name."
+            f"`studio data undo {path.strip()}`. If the hub's dataset of that name is meant, empty "
+            "the trash on System or with `studio clean --trash` first."
         )
     return DataError(
         f"There is no file or folder {path}: check the path, or use a demo such as starter:pirate."
@@ -48,7 +49,7 @@ def missing(path: str, home: Home | None = None) -> DataError:
 
 
 def _was_deleted(name: str, home: Home) -> bool:
-    gone = trash.listed(home, home.datasets, removed=True) if slug(name) == name else ()
+    gone = trash.listed(home, home.datasets) if slug(name) == name else ()
     return any(one.path.name == name for one in gone)
 
 

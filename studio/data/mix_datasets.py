@@ -122,10 +122,14 @@ def mix(
     for one, count in zip(sources, _counts(wanted, [s.weight for s in sources]), strict=True):
         _, rows, dropped, _ = read[one.name]
         if not count:
-            way = "take more rows in all, or " if num_rows else ""
+            if num_rows:
+                raise DataError(
+                    f'The share of "{one.name}" in {wanted:,} rows is less than one row: take more '
+                    "rows in all, or give it a larger weight."
+                )
             raise DataError(
-                f'The share of "{one.name}" in {wanted:,} rows is less than one row: {way}give it '
-                "a larger weight."
+                f'The share of "{one.name}" in {wanted:,} rows is less than one row: give it a '
+                "larger weight."
             )
         if count > len(rows):
             raise DataError(

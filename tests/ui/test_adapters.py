@@ -7,6 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from jobs import supervisor
+from jobs.job_names import free_name
 from jobs.run_curves import Progress
 from jobs.votes import Votes
 from studio.adapter_stack import MAX_LANES
@@ -70,6 +71,8 @@ def test_a_run_has_the_name_of_its_adapter_and_knows_that_it_was_deleted(page, h
     assert "other" in sentence(do(page, "adapters.rename", adapter="pirate", name="other"))
     do(page, "adapters.rename", adapter="pirate", name="captain")
     assert store.get(job).name == store.get(job).spec["name"] == "captain"
+    with store.database.reading() as db:  # old lanes and votes mean what they meant
+        assert free_name(db, "pirate") == "pirate-2"
     cards = {one["name"]: one for one in page.get("/api/adapters").json()["adapters"]}
     assert cards["child"]["parents"] == ["captain", "captain:0.5", "x:1"]
 

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from studio import trash
 from studio.data.check_dataset import check_file
 from studio.data.column_mapping import Mapping
 from studio.data.curate_dataset import (
@@ -292,8 +291,9 @@ def test_a_deleted_dataset_is_restored_and_its_name_never_means_one_of_the_hub(h
     assert restore_snapshot(home).meta.rows == 1 and origin_of("mine", home).kind == "dataset"
 
     gone = delete_snapshot(home, "mine")
-    shutil.rmtree(home.trash / gone.token / trash.CONTENT)  # the trash is emptied
     assert origin_of("mine", home).kind == "missing" and origin_of("other", home).kind == "hub"
+    shutil.rmtree(home.trash / gone.token)  # the trash is emptied
+    assert origin_of("mine", home).kind == "hub"
     with pytest.raises(DataError, match="nothing to restore"):
         restore_snapshot(home, "mine")
     import_dataset(home, DataSource(path=str(path)))
