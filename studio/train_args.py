@@ -53,7 +53,7 @@ class TrainArgs(Record):
     )  # fmt: skip
     num_train_epochs: float = knob(
         3, "Passes over the training data.", title="Epochs", gt=0, le=1000,
-        when={"max_steps": ("", "-1")},
+        when={"max_steps": ("", "-1", "auto")},
     )  # fmt: skip
     max_steps: int = knob(
         -1, "Number of optimizer steps; -1 derives it from the epochs.", title="Steps", ge=-1,
