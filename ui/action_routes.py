@@ -37,13 +37,13 @@ def action_routes(home: Home, store: JobStore) -> APIRouter:
             if isinstance(values.get(lines), list):
                 values = values | {lines: [with_path(str(line)) for line in values[lines]]}
         answer = ask(home, name, values, store=store)
-        return job_row(answer.jobs[0]) if len(answer.jobs) == 1 else answer.value
+        return job_row(answer.jobs[0], home) if len(answer.jobs) == 1 else answer.value
 
     @router.get("/outcome/{job_id}")
     def made(job_id: int) -> dict[str, Any]:
         job = store.get(job_id)
         found = outcome(store, job) if has_outcome(job) else {}
-        return {**job_row(job), "outcome": found}
+        return {**job_row(job, home), "outcome": found}
 
     @router.get("/adapters")
     def adapters() -> dict[str, Any]:

@@ -22,6 +22,7 @@ from jobs.job_queue import JobStore
 from jobs.job_record import TRAINS, Job, actions, summary
 from jobs.run_curves import SERIES
 from jobs.supervisor import shortage
+from studio import trash
 from studio.errors import QueueError, SpecError
 from studio.home import Home
 from studio.methods import methods, trains_base
@@ -90,13 +91,19 @@ def queue_state(home: Home, store: JobStore) -> dict[str, Any]:
     }
 
 
-def job_row(job: Job) -> dict[str, Any]:
-    """Return what the page shows of a job: the command line's shape and a little more."""
+def job_row(job: Job, home: Home) -> dict[str, Any]:
+    """Return what the page shows of a job: the command line's shape and a little more.
+
+    `adapter_deleted` is "" where its adapter can no longer be restored.
+    """
     spec = job.spec
     method = dict(spec.get("method") or {})
     known = methods().get(str(method.get("name")))
     title, loss = known.title if known else method.get("name", ""), loss_of(spec)
     shown = summary(job)
+    token = shown["adapter_deleted"]
+    if token and not (home.trash / token / trash.CONTENT).is_dir():
+        shown["adapter_deleted"] = ""
     if shown["error"]:
         shown["error"] |= {"text": with_titles(shown["error"]["text"] or "")}
     return {
@@ -160,7 +167,7 @@ class Listing:
         spoken = language.current.get()
         kept = self.rows.get(spoken, {})
         made = self.rows[spoken] = {
-            job.id: _row(job, kept.get(job.id)) for job in self._shown(asked)
+            job.id: _row(job, kept.get(job.id), self.home) for job in self._shown(asked)
         }
         rows = [row for _, row, _ in made.values()]
         now = {job_id: digest for job_id, (_, _, digest) in made.items()}
@@ -197,11 +204,11 @@ class Listing:
         return 0 if listed < MOST_JOBS else sum(self.store.counts().values()) - listed
 
 
-def _row(job: Job, kept: Shown | None) -> Shown:
-    """Return the last row; made anew for a job that changed or is active."""
-    if kept and kept[0] == job and not job.active:
+def _row(job: Job, kept: Shown | None, home: Home) -> Shown:
+    """Return the last row; made anew for a job that changed, is active or lost its adapter."""
+    if kept and kept[0] == job and not job.active and not kept[1].get("adapter_deleted"):
         return kept
-    row = job_row(job)
+    row = job_row(job, home)
     return job, row, _digest(row)
 
 

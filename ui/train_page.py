@@ -6,7 +6,9 @@ The page sends the fields that differ from their defaults, as they were typed. T
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -17,9 +19,10 @@ from jobs.actions.registry import shown_field
 from jobs.job_queue import JobStore
 from jobs.run_curves import finite
 from studio import hardware, presets
+from studio.adapters import library
 from studio.data.find_dataset import origin_of
 from studio.device_setting import CPU
-from studio.errors import StudioError
+from studio.errors import AdapterError, StudioError
 from studio.fields import Parameter, parameter, parse_assignment
 from studio.home import Home
 from studio.methods import methods
@@ -167,13 +170,24 @@ def typed(values: Values) -> Values:
     return read
 
 
+def _with_adapter_name(values: Values, home: Home) -> Values:
+    """Return the values with the adapter to start from by its name, as the form offers it."""
+    folder = Path(values.get("train.init_adapter", ""))
+    if folder.is_absolute():
+        with suppress(AdapterError):
+            name = library.name_of(folder)
+            if library.resolve(home, name) == folder:  # not another one of the same name
+                return values | {"train.init_adapter": name}
+    return values
+
+
 def judged(spec: RunSpec, home: Home) -> dict[str, Any]:
     """Return what the form means: its differences, and a line on model and data each.
 
     Where a setting of the loss is missing, or the method does not allow it, the differences alone,
     so that an address opens the form that it describes.
     """
-    changed = differences(spec)
+    changed = _with_adapter_name(differences(spec), home)
     try:
         objectives.check(spec)
     except StudioError as why:

@@ -32,6 +32,7 @@ test('what a run starts from is chosen from a list, of datasets and of adapters'
     const text = { name, title: name, type: 'text', choices: [], ...field('') };
     const setting = new Setting(text, [['', 'none'], ['a', 'a']]);
     assert.equal(setting.input.tag, 'select', name);
+    assert.equal(setting.other.attributes.placeholder.includes('hub'), name === 'data.path');
   }
 });
 

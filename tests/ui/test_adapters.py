@@ -78,10 +78,14 @@ def test_a_run_has_the_name_of_its_adapter_and_knows_that_it_was_deleted(page, h
 
     assert do(page, "adapters.show", adapter="captain").json()["children"] == ["child"]
     gone = do(page, "adapters.delete", adapter="captain").json()
-    row = job_row(store.get(job))
+    row = job_row(store.get(job), home)
     assert (row["adapter"], row["adapter_deleted"]) == (None, gone["token"])
+    content = home.trash / gone["token"] / "adapter"
+    aside = content.rename(content.with_name("aside"))  # as after 30 days
+    assert job_row(store.get(job), home)["adapter_deleted"] == ""
+    aside.rename(content)
     do(page, "adapters.undo", adapter="captain")
-    row = job_row(store.get(job))
+    row = job_row(store.get(job), home)
     assert (row["adapter"], row["adapter_deleted"]) == (str(made), None)
 
 

@@ -210,7 +210,8 @@ def test_tabs_of_two_languages_do_not_share_rows(home, store, monkeypatch):
     """A request in English that comes amid a Chinese one leaves its rows alone."""
     store.submit(RunSpec(name="one"))
     listing, inner = live_queue.Listing(home, store), []
-    monkeypatch.setattr(live_queue, "job_row", lambda j: {"id": j.id, "in": language.current.get()})
+    monkeypatch.setattr(live_queue, "job_row",
+                        lambda j, _: {"id": j.id, "in": language.current.get()})  # fmt: skip
 
     def asked(spoken: str) -> str:
         token = language.current.set(spoken)

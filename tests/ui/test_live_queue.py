@@ -50,9 +50,9 @@ def test_only_changed_jobs_are_told(page, store):
     assert foreign["whole"] and len(foreign["items"]) == 1
 
 
-def test_a_run_is_named_with_its_loss_where_that_is_not_the_usual_one(store):
+def test_a_run_is_named_with_its_loss_where_that_is_not_the_usual_one(home, store):
     jobs = [store.submit(RunSpec.parse({"train": {"loss": loss}})) for loss in ("sft", "dpo")]
-    assert [job_row(job)["method"] for job in jobs] == ["LoRA", "LoRA · DPO"]
+    assert [job_row(job, home)["method"] for job in jobs] == ["LoRA", "LoRA · DPO"]
 
 
 def test_a_curve_comes_as_a_snapshot_and_then_only_what_is_new(page, store):

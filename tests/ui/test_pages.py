@@ -74,7 +74,7 @@ def test_our_assets_are_few_and_small_name_no_outside_host_and_write_no_html():
             assert "innerHTML" not in re.sub(r"//.*", "", text), file.name
             assert "insertAdjacentHTML" not in text and "eval(" not in text, file.name
     sizes = {file.name: len(file.read_bytes()) for file in assets()}
-    assert sum(sizes.values()) < 440_000 and len(sizes) <= 61, (sum(sizes.values()), len(sizes))
+    assert sum(sizes.values()) < 442_000 and len(sizes) <= 61, (sum(sizes.values()), len(sizes))
     lines = {file.name: len(file.read_text().splitlines()) for file in assets()}
     assert max(lines.values()) <= 400, lines
 

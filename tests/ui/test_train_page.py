@@ -12,7 +12,7 @@ from studio.fields import parse_assignment
 from studio.methods import methods
 from studio.spec import DataSource, RunSpec
 from tests.jobs.conftest import begin
-from tests.ui.conftest import client_of
+from tests.ui.conftest import client_of, put_adapter
 from ui.page_words import with_titles
 from ui.train_page import PARTS, form_fields, train_routes, typed
 
@@ -192,3 +192,12 @@ def test_the_time_is_corrected_by_the_last_run_of_this_method_on_this_model(clie
     store.claims.finish(claim, "succeeded", result={"seconds": 3 * before})
     after, like = seconds()
     assert like == "slow" and after == pytest.approx(3 * before, rel=0.05)
+
+
+def test_a_form_of_a_run_names_the_adapter_that_it_starts_from(client, home):
+    folder = put_adapter(home.run(3) / "adapter", "pirate")
+    told = judge(client, values={"train.init_adapter": str(folder)})
+    assert told["values"]["train.init_adapter"] == "pirate"
+    to_come = str(home.run(4) / "adapter")
+    told = judge(client, values={"train.init_adapter": to_come})
+    assert told["values"]["train.init_adapter"] == to_come

@@ -24,7 +24,9 @@ export class Data extends Page {
     this.draw();
     const uploaded = query().get('import'); // on another page
     this.refresh().then(() => this.open(this.name)).then(() => {
-      if (uploaded) this.importing?.open(uploaded, short(uploaded), true);
+      if (!uploaded || !this.importing) return;
+      if (uploaded === sessionStorage.getItem('studio.uploaded')) this.importing.open(uploaded, short(uploaded), true);
+      else this.importing.path.value = uploaded; // a link from elsewhere has nothing read
     });
     addEventListener('popstate', () => this.open(query().get('name'), query().get('tab') ?? 'report'));
     subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
@@ -186,7 +188,10 @@ export class Data extends Page {
     const { acts } = this;
     this.await(job, async ({ name, already, parent, asked }) => {
       if (already && !parent) toast(t`This file was imported before, as ${name}.`);
-      else if (!already && asked && asked !== name) toast(t`Its name is ${name}: lower-case letters, digits, dashes.`);
+      else if (!already && asked && asked !== name) {
+        toast(name.startsWith(`${asked}-`) ? t`Its name is ${name}: ${asked} was taken.`
+          : t`Its name is ${name}: lower-case letters, digits, dashes.`);
+      }
       await this.refresh();
       if (acts === this.acts) this.open(name, 'report');
       else toast(this.link(name, t`${name} is ready.`, 'report'));

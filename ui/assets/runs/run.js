@@ -206,8 +206,9 @@ export class Detail {
     redraw(this.actions, ...[
       job.adapter && COMPARED.has(job.kind)
         && h('a.s-button.s-primary', { href: compareAddress(job) }, t`Compare`),
-      ...(!job.adapter && job.adapter_deleted ? [h('span.s-quiet', t`Its adapter was deleted.`), button(t`Restore`,
-        () => send('/api/do/adapters.undo', { adapter: job.adapter_deleted }).then(poke))] : []),
+      !job.adapter && job.adapter_deleted !== null && h('span.s-quiet', t`Its adapter was deleted.`),
+      !job.adapter && job.adapter_deleted && button(t`Restore`,
+        () => send('/api/do/adapters.undo', { adapter: job.adapter_deleted }).then(poke)),
       job.kind === 'train' && job.state === 'succeeded' && button(t`Train longer …`, () => planLonger(this.job)),
       job.adapter && job.kind === 'train' && button(t`Blind test`, async () => {
         const found = await send('/api/do/adapters.show', { adapter: `run-${job.id}` });

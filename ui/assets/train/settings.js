@@ -67,9 +67,11 @@ export class Setting {
 
   /** A list, with a path that is not in it as its last choice. */
   picker(choices, named) {
+    const hub = !this.field.name.endsWith('init_adapter');
     const other = h('input', { type: 'text', hidden: true, spellcheck: 'false', autocomplete: 'off',
-      label: t`${this.field.title}: path or hub id`, placeholder: t`/path, or owner/name on the hub` });
-    this.input = select([...choices, [OTHER, t`A path or a hub id …`]], '', (value) => {
+      label: hub ? t`${this.field.title}: path or hub id` : t`${this.field.title}: path`,
+      placeholder: hub ? t`/path, or owner/name on the hub` : t`/path` });
+    this.input = select([...choices, [OTHER, hub ? t`A path or a hub id …` : t`A path …`]], '', (value) => {
       other.hidden = value !== OTHER;
       if (!other.hidden) other.focus();
     }, named);
@@ -102,9 +104,12 @@ export class Setting {
     if (input.fill) return input.fill(String(value).split(','));
     if (input.type === 'checkbox') { input.checked = Boolean(value); return undefined; }
     if (input.localName !== 'select') { input.value = written(this.field, value); return undefined; }
-    if (![...input.options].some((one) => one.value === String(value))) this.offer(String(value), short(String(value)));
+    const name = String(value);
+    if (![...input.options].some((one) => one.value === name)) {
+      this.offer(name, name.endsWith('/adapter') ? name : short(name)); // of a run that has not ended
+    }
     if (this.other) this.other.hidden = true;
-    input.value = String(value);
+    input.value = name;
     return undefined;
   }
 

@@ -27,6 +27,7 @@ export class Upload {
       this.say(t`Reading ${file.name} …`);
       const { problem } = await api('/api/data/look', { path });
       if (problem) {
+        sessionStorage.setItem('studio.uploaded', path);
         this.say([h('a.s-button.s-primary', { href: `/data?import=${encodeURIComponent(path)}` },
           t`Choose what its columns are …`), ' ', problem]);
         return;
