@@ -76,3 +76,26 @@ test('columns keep the order of the file, whatever part they play', () => {
   const cells = controls.all(({ tag }) => tag === 'td').map((one) => one.textContent);
   assert.ok(cells.indexOf('a') < cells.indexOf('b'), cells.join());
 });
+
+test('only a file uploaded in this tab is read at once, and a taken name is told as taken', async () => {
+  globalThis.addEventListener ??= () => {};
+  globalThis.sessionStorage = { getItem: () => 'home/mine.csv' };
+  const { Data } = await import('../../ui/assets/data/data.js');
+  for (const [path, read] of [['home/mine.csv', true], ['//host/share', false]]) {
+    globalThis.location = new URL(`http://x/data?import=${path}`);
+    const seen = [], importing = { path: {}, open: (...given) => seen.push(given) };
+    const page = Object.assign(Object.create(Data.prototype), { draw() {}, refresh: async () => {},
+      open: async () => {}, take() {}, importing });
+    page.build();
+    await settled();
+    assert.deepEqual([seen.length, importing.path.value], read ? [1, undefined] : [0, path]);
+  }
+  const said = [];
+  document.hidden = true; // nothing is polled
+  document.querySelector = () => ({ children: [], append: (node) => said.push(node.firstChild.textContent) });
+  globalThis.setTimeout = () => {}; // nor is a toast taken away
+  const page = Object.assign(Object.create(Data.prototype), { refresh: async () => {}, open() {},
+    await: (_, then) => then({ asked: 'foo', name: 'foo-2' }) });
+  page.openResult({}, null);
+  assert.deepEqual(said, ['Its name is foo-2: foo was taken.']);
+});

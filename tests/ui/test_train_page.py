@@ -99,6 +99,8 @@ def test_a_code_is_never_shown_as_one():
             if isinstance(one.default, int | float) and one.default < 0:
                 assert one.default in one.words.values(), f"{one.path} shows {one.default}"
     assert RunSpec().train.max_steps in {-1}
+    epochs = next(one for one in form_fields(PARTS["train"], "train") if one.title == "Epochs")
+    assert {"", "-1", "auto"} <= {*epochs.when["max_steps"]}  # each derives the steps from them
 
 
 @pytest.mark.parametrize(
