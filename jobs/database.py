@@ -183,8 +183,8 @@ class Database:
                     )
                 migrations.apply(tables)
                 # A restored or new database must not give a run the number of a folder.
-                numbers = [one.name for one in self._runs.glob("*") if len(one.name) < 10]
-                used = max((int(n) for n in numbers if n.isdecimal()), default=0)
+                names = (one for one in os.listdir(self._runs) if one.isdecimal() and len(one) < 10)
+                used = max(map(int, names), default=0)
                 given = tables.conn.execute(_GIVEN).fetchone()
                 if given is None or given[0] < used:  # a busy database can be read, not written
                     tables.conn.execute("DELETE FROM sqlite_sequence WHERE name = 'jobs'")

@@ -20,8 +20,7 @@ from jobs import queue_settings
 from jobs.job_queue import JobStore
 from jobs.job_record import ENDED, OPEN
 from jobs.run_folder import CHECKPOINTS, checkpoint_folders, needed_steps, newest_step, step_of
-from studio import atomic
-from studio.home import Home
+from studio.home import Home, restore_retired
 from studio.trash import SECONDS, listed
 
 LEFTOVER_SECONDS = 3600.0
@@ -177,13 +176,9 @@ def _half_written(home: Home) -> Iterator[Item]:
 
     for place in (home.runs, home.adapters, home.datasets, home.models):
         for path in list(place.rglob(".*")):
-            match = re.fullmatch(r"\.(?:tmp|old)-(.+)-(\d+)", path.name)
-            if match and not psutil.pid_exists(int(match[2])) and _aged(path, LEFTOVER_SECONDS):
-                if (
-                    path.name.startswith(".old-")
-                    and not (whole := path.with_name(match[1])).exists()
-                ):
-                    atomic.replace(path, whole)  # ended between the two renames
+            match = re.fullmatch(r"\.(?:tmp|old)-.+-(\d+)", path.name)
+            if match and not psutil.pid_exists(int(match[1])) and _aged(path, LEFTOVER_SECONDS):
+                if path.name.startswith(".old-") and restore_retired(path):
                     continue
                 yield _item(path, path.name, "a process ended while it wrote this")
 

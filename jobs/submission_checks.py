@@ -5,20 +5,29 @@ error is reported at submission instead of in a log an hour later. Paths become 
 the runner has another working directory.
 """
 
+import contextlib
+import os
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jobs import ray_cluster
+from jobs.things_in_use import ADAPTERS, DATASETS
+from studio.adapters import library
 from studio.data.find_dataset import find, missing, origin_of
 from studio.data.readers import look
 from studio.device_setting import CLUSTER
-from studio.errors import ModelError
+from studio.errors import ModelError, StudioError
 from studio.home import Home
 from studio.models import find_model
 from studio.spec import RunSpec
 from studio.training import distributed, objectives, starting_adapter, trackers
 
+KINDS = (
+    {"model": "model", "data": "data", "stack": "adapter"}
+    | dict.fromkeys(ADAPTERS, "adapter")
+    | dict.fromkeys(DATASETS, "data")
+)
 T = TypeVar("T")
 Known = dict[Hashable, object]
 
@@ -61,7 +70,7 @@ def _admit(spec: RunSpec, home: Home, here: bool, may_wait: bool, known: Known) 
         return _once(known, ("data", path), lambda: dataset_path(path, home))
 
     spec = spec.with_parts(
-        model={"path": _absolute(spec.model.path)},
+        model={"path": with_absolute_paths(spec.model.path, home, "model")},
         data={
             "path": dataset(spec.data.path), "validation_path": dataset(spec.data.validation_path)
         },
@@ -92,9 +101,28 @@ def _admit(spec: RunSpec, home: Home, here: bool, may_wait: bool, known: Known) 
     return spec
 
 
-def _absolute(path: str) -> str:
-    folder = Path(path).expanduser()
-    return str(folder.absolute()) if folder.exists() else path
+def with_absolute_paths(value: Any, home: Home, kind: str = "") -> Any:
+    """Return a job's values with the local paths in them absolute: it runs in another folder."""
+    if isinstance(value, dict):
+        kinds = {key: kind if key in ("path", "name") else KINDS.get(key, "") for key in value}
+        if value.get("source"):  # an import: the adapter is a name to give
+            kinds["adapter"] = ""
+        if value.get("address"):  # a judge elsewhere
+            kinds["model"] = ""
+        return {key: with_absolute_paths(one, home, kinds[key]) for key, one in value.items()}
+    if isinstance(value, list):
+        return [with_absolute_paths(one, home, kind) for one in value]
+    if not (kind and value and isinstance(value, str)):
+        return value
+    path = Path(os.path.expanduser(value)).absolute()
+    if not os.path.lexists(path):
+        return value
+    with contextlib.suppress(StudioError):  # the request's own checks name what is missing
+        if kind == "adapter":
+            return str(path) if library.resolve(home, value).is_relative_to(path) else value
+        found = find_model.origin_of(value, "") if kind == "model" else origin_of(value, home)
+        return str(path) if found.kind in ("file", "folder") else value
+    return value
 
 
 def dataset_path(path: str, home: Home) -> str:

@@ -268,9 +268,12 @@ class Supervisor:
                 self.store.announce("spare", identity=of(started))
 
     def _idle_for(self) -> float:
-        owed = self.webhook.waits or paused_by_full_disk(self.store, limit=self._limit)
-        page = any(row["role"] == "web" for row in self.store.processes())
-        if self._working or owed or page:
+        if (
+            self._working
+            or self.webhook.waits
+            or any(row["role"] == "web" for row in self.store.processes())
+            or paused_by_full_disk(self.store, limit=self._limit)
+        ):
             self._busy = time.monotonic()
         return time.monotonic() - self._busy
 

@@ -14,17 +14,11 @@ from studio.adapters.adapter_lineage import built_on
 from studio.data.find_dataset import origin_of
 from studio.errors import AdapterError, StudioError
 from studio.home import Home
-from studio.models import find_model
 from studio.models.hub_cache import repository_folder
 from studio.path_kinds import locate
 
 ADAPTERS = ("adapter", "init_adapter", "source", "folder", "checkpoint")
 DATASETS = ("general_data", "validation_path")
-KINDS = (
-    {"model": "model", "data": "data", "stack": "adapter"}
-    | dict.fromkeys(ADAPTERS, "adapter")
-    | dict.fromkeys(DATASETS, "data")
-)
 PARTS = ("train", "lane", "lanes")
 
 
@@ -72,30 +66,6 @@ def reads(store: JobStore, spec: dict[str, Any]) -> set[Path]:
         with contextlib.suppress(StudioError):
             found.update(_places(store, kind, str(name or "")))
     return {Path(os.path.abspath(path)) for path in found}
-
-
-def with_absolute_paths(value: Any, home: Home, kind: str = "") -> Any:
-    """Return a job's values with the local paths in them absolute: it runs in another folder."""
-    if isinstance(value, dict):
-        kinds = {key: kind if key in ("path", "name") else KINDS.get(key, "") for key in value}
-        if value.get("source"):  # an import: the adapter is a name to give
-            kinds["adapter"] = ""
-        if value.get("address"):  # a judge elsewhere
-            kinds["model"] = ""
-        return {key: with_absolute_paths(one, home, kinds[key]) for key, one in value.items()}
-    if isinstance(value, list):
-        return [with_absolute_paths(one, home, kind) for one in value]
-    if not (kind and value and isinstance(value, str)):
-        return value
-    path = Path(os.path.expanduser(value)).absolute()
-    if not os.path.lexists(path):
-        return value
-    with contextlib.suppress(StudioError):  # the request's own checks name what is missing
-        if kind == "adapter":
-            return str(path) if library.resolve(home, value).is_relative_to(path) else value
-        found = find_model.origin_of(value, "") if kind == "model" else origin_of(value, home)
-        return str(path) if found.kind in ("file", "folder") else value
-    return value
 
 
 def _named(spec: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -148,17 +148,23 @@ def sweep(folder: Path) -> None:
     What another living process or thread writes just now stays.
     """
     for left in folder.glob(".old-*-*"):
-        target = folder / left.name.removeprefix(".old-").rpartition("-")[0]
-        if target.exists():
+        if not restore_retired(left):
             shutil.rmtree(left, ignore_errors=True)
-        else:
-            atomic.replace(left, target)
     for left in folder.glob(".tmp-*-*"):
         if not _in_other_hands(left):
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink(missing_ok=True)
+
+
+def restore_retired(folder: Path) -> bool:
+    """Rename what `publishing` retired back, if nothing took its place; return whether it did."""
+    target = folder.with_name(folder.name.removeprefix(".old-").rpartition("-")[0])
+    if target.exists():
+        return False
+    atomic.replace(folder, target)
+    return True
 
 
 def _in_other_hands(temporary: Path) -> bool:

@@ -20,7 +20,7 @@ from jobs.job_kinds import FILE_KINDS, request_of
 from jobs.job_names import free_name
 from jobs.job_queue import JobStore
 from jobs.job_record import OPEN, Job, summary
-from jobs.things_in_use import with_absolute_paths
+from jobs.submission_checks import with_absolute_paths
 from studio import offline
 from studio.adapters.library import name_of
 from studio.errors import InputError, QueueError, nearest

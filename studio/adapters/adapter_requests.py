@@ -140,8 +140,9 @@ class MixRequest(Request):
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the new adapter's folder and how exact it is."""
         folder = result.get("adapter")  # None once it was deleted
-        found = bool(folder) and Path(str(folder)).is_dir()
-        mixed = describe(Path(str(folder))).passport.get("mix") or {} if found else {}
+        mixed: dict[str, Any] = {}
+        if folder and Path(folder).is_dir():
+            mixed = describe(Path(folder)).passport.get("mix") or {}
         return {"adapter": folder, **mixed}
 
 

@@ -12,6 +12,7 @@ import gc
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,25 +228,25 @@ class ResidentModels:
         One adapter that is a whole model (full fine-tuning) becomes the lane's model.
         """
 
+        @cache
+        def stored(name: str) -> Checkpoint | StoredAdapter:
+            checkpoint = checkpoint_adapters.find_if_named(self._home, name)
+            return checkpoint or describe(resolve(self._home, name))
+
         def needs(name: str) -> adapter_lineage.Needs:
-            if checkpoint := checkpoint_adapters.find_if_named(self._home, name):
-                return adapter_lineage.Needs(
-                    checkpoint.path, adapter_lineage.below_run(checkpoint.spec)
-                )
-            folder = resolve(self._home, name)
-            return adapter_lineage.Needs(folder, adapter_lineage.frozen_below(describe(folder)))
+            if isinstance(found := stored(name), Checkpoint):
+                return adapter_lineage.Needs(found.path, adapter_lineage.below_run(found.spec))
+            return adapter_lineage.Needs(found.path, adapter_lineage.frozen_below(found))
 
         def name(one: StoredAdapter) -> str:
             is_own = resolve(self._home, one.name) == one.path
             return one.name if is_own else str(one.path)
 
-        only = lane.stack[0].name if len(lane.stack) == 1 else ""
-        if only and not checkpoint_adapters.find_if_named(self._home, only):
-            folder = resolve(self._home, only)
-            if describe(folder).is_model:
-                if lane.stack[0].weight != 1:
-                    raise ChatError(f'"{only}" is a whole model: its weight must be 1.')
-                return lane.model_copy(update={"model": str(folder), "stack": ()})
+        for item in lane.stack if len(lane.stack) == 1 else ():
+            if isinstance(found := stored(item.name), StoredAdapter) and found.is_model:
+                if item.weight != 1:
+                    raise ChatError(f'"{item.name}" is a whole model: its weight must be 1.')
+                return lane.model_copy(update={"model": str(found.path), "stack": ()})
         stack = adapter_lineage.completed(lane.stack, needs, name)
         return lane.model_copy(update={"stack": stack})
 

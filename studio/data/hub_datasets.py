@@ -11,7 +11,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -67,16 +67,18 @@ def from_hub(source: DataSource, *, first: int = 0) -> Origin:
     minutes = int(time.monotonic() // 60)
     loaded = load(source.path, source.subset, source.split or "train", first, minutes)
 
+    def batches(size: int, names: list[str]) -> Iterator[Any]:
+        arrow = loaded.with_format("arrow")  # images stay as they are
+        tables = arrow.select_columns(names).iter(batch_size=size)
+        return (batch for table in tables for batch in table.to_batches())
+
+    @cache  # a pass over all numbers, and the rows are read several times
+    def whole() -> frozenset[str]:
+        return floats_in(loaded.features.arrow_schema, partial(batches, SCANNED_ROWS)).whole()
+
     def rows() -> Iterator[Row | Problem]:
         schema = loaded.features.arrow_schema
-        arrow = loaded.with_format("arrow")  # images stay as they are
-
-        def batches(size: int, names: list[str]) -> Iterator[Any]:
-            tables = arrow.select_columns(names).iter(batch_size=size)
-            return (batch for table in tables for batch in table.to_batches())
-
-        whole = floats_in(schema, partial(batches, SCANNED_ROWS)).whole()
-        read = rows_of(schema, schema.names, whole)
+        read = rows_of(schema, schema.names, whole())
         found = map(read, batches(BATCH_ROWS, schema.names))
         for number, values in enumerate(chain.from_iterable(found), 1):
             yield Row(number, values)

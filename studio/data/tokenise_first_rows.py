@@ -54,8 +54,7 @@ def absent(spec: RunSpec, home: Home | None) -> str:
         ("dataset", spec.data.path, origin_of(spec.data.path, home).kind),
     ):
         if kind == "missing":
-            no_model = f"There is no model at {path}."
-            return no_model if noun == "model" else missing(path, home).text
+            return f"There is no model at {path}." if noun == "model" else missing(path, home).text
         if kind == "hub":
             return f"Known once the {noun} is downloaded."
     return ""
