@@ -11,10 +11,9 @@ from statistics import fmean
 from typing import Any
 
 from jobs import job_table
+from jobs.job_inputs import admit_each, needed_bytes
 from jobs.job_queue import JobStore
 from jobs.job_record import ENDED, Job, summary
-from jobs.needed_memory import needed_bytes
-from jobs.submission_checks import admit_each
 from studio.errors import QueueError
 from studio.evaluation.bakeoff_measurements import REPORT, BakeoffRequest
 from studio.evaluation.confidence_intervals import half_width

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.job_names import free_name
+from jobs.job_inputs import admit, needed_bytes
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
-from jobs.needed_memory import needed_bytes
+from jobs.job_table import free_name
 from jobs.run_folder import folder_of, needed_steps
-from jobs.submission_checks import admit
 from studio import atomic
 from studio.data.find_dataset import missing, origin_of
 from studio.errors import QueueError

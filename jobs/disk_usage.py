@@ -131,7 +131,7 @@ def size(path: Path) -> int:
 
 
 def _spare_checkpoints(store: JobStore) -> Iterator[Item]:
-    from jobs.things_in_use import reads  # imports numpy, which the supervisor does not need
+    from jobs.job_inputs import reads  # imports numpy, which the supervisor does not need
 
     keep, days = rules(store).values()
     read = {path for job in store.list(OPEN) for path in reads(store, job.spec)}

@@ -16,9 +16,8 @@ from jobs import run_curves, run_folder
 from jobs.claims import Claim, Claims, ask_to_stop, set_state
 from jobs.database import Database, now
 from jobs.database_schema import Tables
-from jobs.job_names import escaped_like
 from jobs.job_record import ENDED, LEGAL, Intent, Job, State
-from jobs.job_table import find_job, insert, read_jobs
+from jobs.job_table import escaped_like, find_job, insert, read_jobs
 from jobs.process_identity import Identity, me
 from jobs.run_curves import Curves, finite
 from jobs.run_folder import newest_step

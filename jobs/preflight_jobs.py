@@ -6,9 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from jobs import copy_and_extend_runs
+from jobs.job_inputs import needed_bytes
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
-from jobs.needed_memory import needed_bytes
 from studio import hardware
 from studio.device_setting import CLUSTER
 from studio.errors import OutOfMemory, QueueError, WeightsTooLarge

@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
 
+from jobs.job_inputs import admit_each, needed_by_each
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
-from jobs.needed_memory import needed_by_each
-from jobs.submission_checks import admit_each
 from studio.errors import QueueError, SpecError
 from studio.fields import parameter
 from studio.spec import RunSpec

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from jobs.actions.adapters import trashed
 from jobs.actions.registry import shown_field, submit
+from jobs.job_inputs import runs_on
 from jobs.job_queue import JobStore
-from jobs.things_in_use import runs_on
 from studio import starter, trash
 from studio.data import dataset_requests, mapping_preview, snapshots, token_statistics
 from studio.data.column_mapping import PARTS, Mapping

@@ -4,10 +4,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from jobs import job_names, results_table
+from jobs import job_table, results_table
 from jobs.actions.registry import action, field, request_action
+from jobs.job_inputs import refuse_needed
 from jobs.job_queue import JobStore
-from jobs.things_in_use import refuse_needed
 from jobs.votes import Votes
 from studio.adapter_stack import Stack, StackItem, write_lane
 from studio.adapters import library
@@ -265,12 +265,12 @@ def rename(
     names = (found.name, found.passport.get("name"))
     maker = next((job["id"] for job in _made(store, found) if job["name"] in names), None)
     with store.database.writing() as db:
-        holder = job_names.name_holder(db, " ".join(name.split()))
+        holder = job_table.name_holder(db, " ".join(name.split()))
         if maker and holder not in (None, maker):
             raise AdapterError(f'Run {holder} is called "{name.strip()}": choose another name.')
         renamed = library.rename(store.home, adapter, name)
         if maker:
-            job_names.rename(db, maker, renamed.name)
+            job_table.rename(db, maker, renamed.name)
         db.conn.execute(_MOVE, (str(renamed.path), str(found.path)))
     return card(renamed, best_losses(store))
 

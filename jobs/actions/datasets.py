@@ -14,8 +14,8 @@ from pydantic import BeforeValidator
 from jobs import judgements
 from jobs.actions.registry import action, field
 from jobs.dataset_from_votes import LEFT_OUT, Kind, TurnFilter, rows_of
+from jobs.job_inputs import refuse_in_use
 from jobs.job_queue import JobStore
-from jobs.things_in_use import refuse_in_use
 from studio.data.column_mapping import OPERATORS, Mapping, Operator
 from studio.data.dataset_requests import (
     CurateRequest,

@@ -13,10 +13,10 @@ from jobs.actions.registry import action, field
 from jobs.actions.train_and_sweep import Data, Method, Model, SpecFile, read_spec
 from jobs.backup import backup as write_backup
 from jobs.diagnostics import diagnostics
+from jobs.job_inputs import admit
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from jobs.restore import restore as restore_backup
-from jobs.submission_checks import admit
 from studio.errors import HomeError
 from studio.home import Home
 from studio.training import transfer_run

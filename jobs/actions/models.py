@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from jobs.actions.registry import action, field, request_action, submit
+from jobs.job_inputs import refuse_in_use
 from jobs.job_queue import JobStore
 from jobs.job_record import OPEN, Job
-from jobs.things_in_use import refuse_in_use
 from studio import hardware, offline
 from studio.adapters import library
 from studio.errors import InputError, ModelError

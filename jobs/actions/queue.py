@@ -16,10 +16,10 @@ from jobs import (
 from jobs.actions.registry import action, field
 from jobs.copy_and_extend_runs import extend as extend_run
 from jobs.copy_and_extend_runs import then
+from jobs.job_inputs import refuse_needed
 from jobs.job_queue import JobStore
 from jobs.job_record import Job, summary
 from jobs.save_and_sample_requests import request
-from jobs.things_in_use import refuse_needed
 from studio.errors import QueueError
 from studio.spec_text import read_assignment
 from studio.train_args import LOSSES, START_MODES

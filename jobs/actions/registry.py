@@ -16,11 +16,11 @@ from typing import Any, Literal, get_args, get_type_hints
 from pydantic import create_model
 
 from jobs import bakeoff, judgements, preflight_jobs, suite_results, supervisor
+from jobs.job_inputs import with_absolute_paths
 from jobs.job_kinds import FILE_KINDS, request_of
-from jobs.job_names import free_name
 from jobs.job_queue import JobStore
 from jobs.job_record import OPEN, Job, summary
-from jobs.submission_checks import with_absolute_paths
+from jobs.job_table import free_name
 from studio import offline
 from studio.adapters.library import name_of
 from studio.errors import InputError, QueueError, nearest

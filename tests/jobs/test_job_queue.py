@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import ended_jobs, job_names, job_queue, run_folder
+from jobs import ended_jobs, job_queue, job_table, run_folder
 from jobs.run_curves import Progress
 from studio.errors import DiskFull, QueueError
 from studio.home import publishing
@@ -65,7 +65,7 @@ def test_a_made_up_name_is_free_whatever_was_deleted_between(store):
 def test_a_name_is_searched_without_reading_all_names(store):
     with store.database.reading() as db:
         for sql in (
-            job_names._COUNT.replace(":base", "'x'"),
+            job_table._COUNT.replace(":base", "'x'"),
             "SELECT id FROM jobs WHERE name = 'x'",
             "SELECT MAX(position) FROM jobs",
         ):

@@ -9,8 +9,8 @@ import pytest
 
 from jobs import supervisor
 from jobs.copy_and_extend_runs import then
+from jobs.job_inputs import admit
 from jobs.job_queue import JobStore
-from jobs.submission_checks import admit
 from studio.adapters.adapter_lineage import frozen_below
 from studio.adapters.library import describe
 from studio.home import folder_hash

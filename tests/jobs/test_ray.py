@@ -20,9 +20,9 @@ import psutil
 import pytest
 
 from jobs import ray_cluster, supervisor, sweeps
+from jobs.job_inputs import admit
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
-from jobs.submission_checks import admit
 from studio.cluster.cluster_records import read_submission
 from studio.cluster.ray_api import Ray
 from studio.errors import SpecError

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from jobs.needed_memory import needed_bytes
+from jobs.job_inputs import admit, needed_bytes
 from jobs.runner import as_studio_error
-from jobs.submission_checks import admit
 from studio.data.dataset_files import SMALL_BYTES, hash_files
 from studio.data.import_dataset import import_dataset
 from studio.data.model_tokenizer import backend_from_folder

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from jobs import bakeoff, submission_checks, sweeps
+from jobs import bakeoff, job_inputs, sweeps
 from jobs.actions.registry import ask
 from jobs.copy_and_extend_runs import duplicate, extend
-from jobs.things_in_use import runs_on
+from jobs.job_inputs import runs_on
 from studio.data import hub_datasets
 from studio.data.import_dataset import import_dataset
 from studio.data.snapshots import delete_snapshot
@@ -79,7 +79,7 @@ def test_a_group_asks_the_hub_and_the_disk_once(home, monkeypatch):
     monkeypatch.setattr(find_model, "facts", lambda source: asked.append(source) or facts(source))
     spec = RunSpec().with_values({"data.path": "someone/rows"})
     specs = [spec.with_values({"method.r": r}) for r in range(1, 21)]
-    assert submission_checks.admit_each(specs, home) == specs
+    assert job_inputs.admit_each(specs, home) == specs
     assert asked == ["someone/rows", spec.model]
 
 

@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from jobs.actions import adapters, datasets, models, queue
+from jobs.job_inputs import with_absolute_paths
 from jobs.job_queue import JobStore
-from jobs.submission_checks import with_absolute_paths
 from studio.adapters.adapter_lineage import built_on
 from studio.data.import_dataset import import_dataset
 from studio.errors import AdapterError, InputError

@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from jobs import supervisor
-from jobs.job_names import free_name
+from jobs.job_table import free_name
 from jobs.run_curves import Progress
 from jobs.votes import Votes
 from studio.adapter_stack import MAX_LANES

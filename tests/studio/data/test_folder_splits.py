@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.submission_checks import admit
+from jobs.job_inputs import admit
 from studio.data.find_dataset import find
 from studio.data.prepare_run_data import prepare
 from studio.errors import DataError

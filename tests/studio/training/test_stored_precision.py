@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 
-from jobs import bakeoff, copy_and_extend_runs, job_kinds, submission_checks, sweeps
+from jobs import bakeoff, copy_and_extend_runs, job_inputs, job_kinds, sweeps
 from jobs.job_kinds import Work
 from jobs.job_queue import JobStore
 from studio import hardware
@@ -89,11 +89,11 @@ def test_each_run_resolves_auto_for_its_own_method_when_it_starts(
         return base_model(seen.pop()).dtype
 
     full = RunSpec().with_values({"method.name": "full"})
-    admitted = submission_checks.admit(RunSpec(), home)
+    admitted = job_inputs.admit(RunSpec(), home)
     assert admitted.model.dtype == "bfloat16", "what it became is kept"
-    assert submission_checks.admit(RunSpec(), home, here=False).model.dtype == "auto"
+    assert job_inputs.admit(RunSpec(), home, here=False).model.dtype == "auto"
     assert starts(RunSpec(), "cpu") == "bfloat16", "its model was not here when it was submitted"
-    assert starts(submission_checks.admit(full, home), "cpu") == "float32", "weights are trained"
+    assert starts(job_inputs.admit(full, home), "cpu") == "float32", "weights are trained"
     assert starts(RunSpec(), "cuda:0") == "auto", "the GPU decides"
     processor(False)
     assert starts(admitted, "cpu") == "bfloat16", "a run that is resumed keeps what it had"
