@@ -1,5 +1,5 @@
 """The craft: models, methods, data, training, adapters, chat. Knows no queue and no screen."""
 
-from studio import openmp
+from studio import hardware
 
-openmp.configure()
+hardware.configure_openmp()

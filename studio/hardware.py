@@ -1,9 +1,11 @@
-"""Devices, memory, CPU features and threads of this machine, without importing torch.
+"""Devices, memory, CPU features, cores and threads of this machine.
 
 GPUs are those that torch can use (`studio.gpus`), so that the queue, the page and training
-agree; their free memory comes from the driver, without a CUDA context.
+agree; their free memory comes from the driver, without a CUDA context. Only the functions on
+torch's modules import torch.
 """
 
+import logging
 import os
 import platform
 import re
@@ -11,16 +13,21 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from studio import gpus, openmp
+from studio import gpus
 
+logger = logging.getLogger(__name__)
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+# libgomp counts turns of its loop; Intel's and LLVM's OpenMP count milliseconds.
+BOUNDED_SPIN = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,17 +63,60 @@ def blocked() -> list[gpus.Card]:
     return [card for card in gpus.cards() if card.why]
 
 
+def usable_cores() -> int:
+    """Return the number of logical cores that this process may use, at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return max(1, min(allowed or os.cpu_count() or 1, cgroup_cores() or sys.maxsize))
+
+
+def cgroup_cores(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
+    """Return the cores of this process' control group, at least 1; None without a limit."""
+    try:
+        quota, period = file.read_text(encoding="utf-8").split()
+        return None if quota == "max" else max(1, int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
 def physical_cores() -> int:
     """Return the number of physical cores that this process may use."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return max(1, min(cores, allowed or cores, openmp.cgroup_cores() or cores))
+    return min(psutil.cpu_count(logical=False) or sys.maxsize, usable_cores())
 
 
 def threads() -> int:
     """Return the thread count for torch: `OMP_NUM_THREADS` where set, else the physical cores."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(wanted) if wanted.isdigit() and int(wanted) > 0 else physical_cores()
+
+
+def configure_openmp(variables: MutableMapping[str, str] = os.environ) -> None:
+    """Bound the spin unless the user chose a setting; correct an impossible number of threads.
+
+    At each barrier libgomp spins about 300,000 turns before it sleeps. Beside one busy process the
+    thread that is waited for has no core meanwhile, and a run takes nine times as long. A bounded
+    spin costs a quiet machine little. OpenMP reads its variables once, when torch loads it, and
+    child processes inherit them, so `studio/__init__.py` sets them before anything else.
+    """
+    threads, cores = variables.get("OMP_NUM_THREADS"), usable_cores()
+    if threads and not all(_is_positive(number) for number in threads.split(",")):
+        del variables["OMP_NUM_THREADS"]
+        logger.warning(
+            "OMP_NUM_THREADS=%s is ignored: it must be a positive integer. All physical cores are "
+            "used.", threads[:80],
+        )  # fmt: skip
+    elif threads and int(threads.split(",")[0]) > cores:
+        variables["OMP_NUM_THREADS"] = str(cores)
+        logger.warning(
+            "OMP_NUM_THREADS=%s is more than the cores that this process may use: %d threads "
+            "are used.", threads[:80], cores,
+        )  # fmt: skip
+    if not variables.get("OMP_WAIT_POLICY"):
+        for name, value in BOUNDED_SPIN.items():
+            variables.setdefault(name, value)
+
+
+def _is_positive(number: str) -> bool:
+    return number.strip().isdecimal() and int(number) > 0
 
 
 @cache
@@ -225,3 +275,22 @@ def _gpus() -> list[Device]:
         )
         for card in gpus.cards() if card.name
     ]  # fmt: skip
+
+
+def torch_module(device: Any) -> Any:
+    """Return `torch.cuda` or `torch.xpu` for a device or its name; None for those without memory.
+
+    A CPU and Apple's GPU have none of their own.
+    """
+    import torch
+
+    return {"cuda": torch.cuda, "xpu": torch.xpu}.get(str(device).partition(":")[0])
+
+
+def return_cached_memory() -> None:
+    """Return what torch keeps of freed memory to every GPU."""
+    import torch
+
+    for of in (torch.cuda, torch.xpu):
+        if of.is_available():
+            of.empty_cache()

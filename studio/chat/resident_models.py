@@ -16,6 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
+from studio import hardware
 from studio.adapters import adapter_lineage
 from studio.adapters.library import StoredAdapter, describe, resolve
 from studio.chat import checkpoint_adapters
@@ -376,19 +379,12 @@ def _description(base: _Base) -> dict[str, Any]:
 
 
 def _free_bytes(device: str) -> int:
-    import psutil
-    import torch
-
-    from studio.torch_modules import module_of
-
-    if of := module_of(torch.device(device)):
-        return int(of.mem_get_info(torch.device(device))[0])
+    if of := hardware.torch_module(device):
+        return int(of.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
 
 
 def _return_memory() -> None:
     """Free what was dropped; torch keeps a GPU's memory to itself until it is asked."""
-    from studio.torch_modules import return_cached_memory
-
     gc.collect()
-    return_cached_memory()
+    hardware.return_cached_memory()

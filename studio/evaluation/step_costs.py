@@ -132,9 +132,7 @@ def _steps(
 def _reset_peak(loaded: Loaded) -> int:
     """Start a new peak; return what is in use."""
     trim()
-    from studio.torch_modules import module_of
-
-    if of := module_of(loaded.device):
+    if of := hardware.torch_module(loaded.device):
         of.reset_peak_memory_stats(loaded.device)
         return int(of.memory_allocated(loaded.device))
     hardware.reset_peak_bytes()
@@ -142,8 +140,6 @@ def _reset_peak(loaded: Loaded) -> int:
 
 
 def _peak(loaded: Loaded) -> int:
-    from studio.torch_modules import module_of
-
-    if of := module_of(loaded.device):
+    if of := hardware.torch_module(loaded.device):
         return int(of.max_memory_allocated(loaded.device))
     return hardware.peak_bytes()

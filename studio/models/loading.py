@@ -19,7 +19,6 @@ from studio.models.find_model import ModelFacts, facts
 from studio.models.quantize_on_load import quantising_options
 from studio.models.quantized_checkpoints import open_stored
 from studio.spec import ModelSource
-from studio.torch_modules import module_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -120,7 +119,7 @@ def torch_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ModelError(f'Invalid device "{name}": use auto, cpu or cuda:0.') from None
-    if (of := module_of(device)) is not None:
+    if (of := hardware.torch_module(device)) is not None:
         count = of.device_count() if of.is_available() else 0
         if (device.index or 0) >= count:
             kind = device.type.upper()

@@ -66,7 +66,7 @@ def give_back_freed_memory() -> bool:
 
 def trim() -> None:
     """Return all freed memory to the system now, where glibc can, and that of GPUs."""
-    from studio.torch_modules import return_cached_memory
+    from studio.hardware import return_cached_memory
 
     gc.collect()
     return_cached_memory()

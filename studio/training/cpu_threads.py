@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 from studio import hardware
-from studio.openmp import usable_cores
+from studio.hardware import usable_cores
 
 STEPS, SECONDS = 4, 1.0  # that a measurement takes at least
 

@@ -52,7 +52,7 @@ def main() -> None:
 def _train(order: dict[str, Any], commands: list[Command], output: TextIO) -> None:
     import torch
 
-    from studio.torch_modules import module_of
+    from studio.hardware import torch_module
     from studio.training.train_run import train
 
     rank, size = int(order["rank"]), int(order["size"])
@@ -61,7 +61,7 @@ def _train(order: dict[str, Any], commands: list[Command], output: TextIO) -> No
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
         "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
     }  # fmt: skip
-    if of := module_of(torch.device(device)):
+    if of := torch_module(device):
         of.set_device(device)
     torch.distributed.init_process_group(
         BACKENDS.get(device.partition(":")[0], "gloo"), rank=rank, world_size=size,

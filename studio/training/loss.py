@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 
 from studio.backbone import Backbone
 from studio.backbone.kernels import replaceable
-from studio.torch_modules import module_of
+from studio.hardware import torch_module
 from studio.training.allocator import WIDE_NUMBERS, chunk_numbers
 from studio.training.batching import PackedBatch, PaddedBatch, total_weight
 
@@ -121,7 +121,7 @@ def _measured(logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor | None) ->
 def _chunk_rows(weight_VD: Tensor) -> int:
     """Return the rows whose logits are held at once, from the head's weights."""
     device, vocabulary, memory = weight_VD.device, weight_VD.shape[0], 0
-    if of := module_of(device):
+    if of := torch_module(device):
         memory = of.get_device_properties(device).total_memory
     return chunk_numbers(memory, vocabulary) // vocabulary
 

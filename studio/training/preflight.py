@@ -117,8 +117,6 @@ def corrected(
 
 def measured_steps(session: Session, run_dir: Path, *, processes: int = 1) -> tuple[int, float]:
     """Take two steps on the longest micro-batch of a process; return peak bytes and seconds."""
-    from studio.torch_modules import module_of
-
     steps, plan = min(session.plan.total_steps, MOST_STEPS), session.plan
     rows_used = {row for step in range(steps) for row in plan.step_rows(step)}
     train, width = session.prepared.train, session.prepared.rows_per_example
@@ -144,7 +142,7 @@ def measured_steps(session: Session, run_dir: Path, *, processes: int = 1) -> tu
         session.preference = type(session.preference)(session)
         for _ in session.preference.prepare_reference(run_dir):
             pass
-    of = module_of(session.loaded.device)
+    of = hardware.torch_module(session.loaded.device)
     if of:
         of.reset_peak_memory_stats()
     else:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from studio import hardware
 from studio.data.token_arrays import places_by_source
 from studio.errors import DataError, Diverged
-from studio.torch_modules import module_of
 from studio.training import checkpoint
 from studio.training.batching import (
     PackedBatch,
@@ -426,7 +425,7 @@ class Session:
 
     def memory_bytes(self) -> int:
         """Return the peak memory of the device, or the resident memory of the process on a CPU."""
-        if of := module_of(self.loaded.device):
+        if of := hardware.torch_module(self.loaded.device):
             return int(of.max_memory_allocated(self.loaded.device))
         return hardware.process_bytes()
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from studio import openmp
+from studio import hardware
 from studio.training import allocator
 
 NAMES = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
@@ -43,11 +43,11 @@ def variables_at_torch(module: str) -> dict[str, str]:
 )  # fmt: skip
 def test_every_process_that_computes_bounds_the_spin_before_torch_loads(module):
     seen = variables_at_torch(module)
-    assert {name: seen[name] for name in openmp.BOUNDED} == openmp.BOUNDED
+    assert {name: seen[name] for name in hardware.BOUNDED_SPIN} == hardware.BOUNDED_SPIN
 
 
 def test_these_tests_compute_with_a_bounded_spin_too():
-    assert "OMP_WAIT_POLICY" in os.environ or openmp.BOUNDED.keys() <= os.environ.keys()
+    assert "OMP_WAIT_POLICY" in os.environ or hardware.BOUNDED_SPIN.keys() <= os.environ.keys()
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_these_tests_compute_with_a_bounded_spin_too():
 )
 def test_a_setting_of_the_user_wins(chosen, expected):
     variables = dict(chosen)
-    openmp.configure(variables)
+    hardware.configure_openmp(variables)
     assert {name: variables[name] for name in NAMES if name in variables} == expected
 
 
@@ -73,18 +73,18 @@ def test_a_setting_of_the_user_wins(chosen, expected):
 def test_an_invalid_number_of_threads_is_ignored_with_a_sentence(
     threads, valid, caplog, monkeypatch
 ):
-    monkeypatch.setattr(openmp, "usable_cores", lambda: 4)
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 4)
     variables = {"OMP_NUM_THREADS": threads}
-    openmp.configure(variables)
+    hardware.configure_openmp(variables)
     assert variables.get("OMP_NUM_THREADS") == (threads if valid else None)
     said = f"OMP_NUM_THREADS={threads} is ignored: it must be a positive integer."
     assert not caplog.text if valid else said in caplog.text
 
 
 def test_more_threads_than_cores_become_the_cores_with_a_sentence(monkeypatch, caplog, tmp_path):
-    monkeypatch.setattr(openmp, "usable_cores", lambda: 2)
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 2)
     variables = {"OMP_NUM_THREADS": "64"}
-    openmp.configure(variables)
+    hardware.configure_openmp(variables)
     assert variables["OMP_NUM_THREADS"] == "2"
     assert "OMP_NUM_THREADS=64 is more than the cores" in caplog.text
     for text, cores in {
@@ -94,7 +94,7 @@ def test_more_threads_than_cores_become_the_cores_with_a_sentence(monkeypatch, c
         "": None,
     }.items():
         (tmp_path / "cpu.max").write_text(text)
-        assert openmp.cgroup_cores(tmp_path / "cpu.max") == cores
+        assert hardware.cgroup_cores(tmp_path / "cpu.max") == cores
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is Linux's")

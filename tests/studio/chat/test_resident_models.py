@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from studio import torch_modules
+from studio import hardware
 from studio.adapter_stack import StackItem
 from studio.chat import resident_models
 from studio.chat.lanes import Lane, Sampling
@@ -98,7 +98,7 @@ def test_a_base_that_is_dropped_returns_its_memory_before_the_next_is_counted(
         known, path=Path(source.path), parameters=8_000_000_000
     ))  # fmt: skip
     models, other = ResidentModels(home, device="cuda:0"), str(tmp_path / "other")
-    monkeypatch.setattr(torch_modules, "return_cached_memory", lambda: gpu.update(
+    monkeypatch.setattr(hardware, "return_cached_memory", lambda: gpu.update(
         free=(24 - 15 * len(models.describe())) * GIB
     ))  # fmt: skip
     shutil.copytree(MODEL_DIR, other)

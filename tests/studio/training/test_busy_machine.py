@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from studio.openmp import usable_cores
+from studio.hardware import usable_cores
 
 TRAIN = """
 import sys
