@@ -1,24 +1,29 @@
-"""Copy a run, train it longer, or queue a next stage that starts from its adapter.
+"""Queue runs from others: copies, longer ones, next stages, smaller ones; and their preflights.
 
-The run that succeeded stays as it is. The longer one is its child: it starts from the newest and
-best checkpoints and the curve, with the learning-rate schedule of the longer run.
+A run that is extended stays as it is. The longer one is its child: it starts from the newest and
+best checkpoints and the curve, with the learning-rate schedule of the longer run. A preflight job
+takes two real steps of a run; one that ran out of memory is queued again with a remedy.
 """
 
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.job_inputs import admit, needed_bytes
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from jobs.job_table import free_name
 from jobs.run_folder import folder_of, needed_steps
-from studio import atomic
+from studio import atomic, hardware
 from studio.data.find_dataset import missing, origin_of
-from studio.errors import QueueError
+from studio.device_setting import CLUSTER
+from studio.errors import OutOfMemory, QueueError, WeightsTooLarge
 from studio.spec import DataSource, RunSpec
+
+if TYPE_CHECKING:
+    from studio.training.memory_remedies import Remedy
 
 OF_ONE_DATASET = (
     "subset", "split", "format", "judged", "validation_path", "validation_split"
@@ -26,6 +31,13 @@ OF_ONE_DATASET = (
 
 AUTO_RATE = {"method.name", "model.path", "train.loss", "train.optim"}
 """Fields that an automatic learning rate follows."""
+
+FULL = (OutOfMemory.kind, WeightsTooLarge.kind)
+TITLES = {
+    "runtime": "Program and libraries", "weights": "Base weights", "adapter": "Adapter",
+    "gradients": "Gradients", "optimizer": "Optimizer", "activations": "Activations",
+    "logits": "Logits", "workspace": "Workspace",
+}  # fmt: skip
 
 
 def duplicate(store: JobStore, job_id: int | str, assignments: Mapping[str, Any]) -> Job:
@@ -49,6 +61,25 @@ def copied_spec(store: JobStore, job: Job, assignments: Mapping[str, Any]) -> Ru
         # Earlier versions stored what auto became for frozen weights.
         copy = copy.with_parts(model={"dtype": "auto"})
     return copy
+
+
+def settled_spec(store: JobStore, job: Job) -> dict[str, Any]:
+    """Return a job's spec with the learning rate that `auto` became when the run first started.
+
+    So it resumes, extends and duplicates with its own rate, whatever the rule is by then. Runs of
+    earlier versions kept it in their curve alone, whose peak it is.
+    """
+    train = job.spec["train"] if job.kind == "train" else {}
+    if train.get("learning_rate") != "auto" and not train.get("find_learning_rate"):
+        return job.spec
+    rate = job.result.get("learning_rate")
+    if rate is None:
+        with store.database.reading() as db:
+            (rate,) = db.conn.execute(_PEAK, [job.id]).fetchone()
+    if rate is None:
+        return job.spec
+    settled = {"learning_rate": rate, "find_learning_rate": False}
+    return {**job.spec, "train": job.spec["train"] | settled}
 
 
 def extend(
@@ -98,25 +129,6 @@ def extend(
     return store.resume(child.id)
 
 
-def settled_spec(store: JobStore, job: Job) -> dict[str, Any]:
-    """Return a job's spec with the learning rate that `auto` became when the run first started.
-
-    So it resumes, extends and duplicates with its own rate, whatever the rule is by then. Runs of
-    earlier versions kept it in their curve alone, whose peak it is.
-    """
-    train = job.spec["train"] if job.kind == "train" else {}
-    if train.get("learning_rate") != "auto" and not train.get("find_learning_rate"):
-        return job.spec
-    rate = job.result.get("learning_rate")
-    if rate is None:
-        with store.database.reading() as db:
-            (rate,) = db.conn.execute(_PEAK, [job.id]).fetchone()
-    if rate is None:
-        return job.spec
-    settled = {"learning_rate": rate, "find_learning_rate": False}
-    return {**job.spec, "train": job.spec["train"] | settled}
-
-
 def then(
     store: JobStore, job_id: int | str, data: str, *, loss: str, mode: str,
     assignments: Mapping[str, Any], name: str = "",
@@ -155,6 +167,61 @@ def then(
     spec = admit(spec, store.home)
     memory = needed_bytes(spec, store.home)
     return store.submit(spec, parent=job.id, needs=[job.id], memory_bytes=memory)
+
+
+def submit_measure(store: JobStore, spec: RunSpec, *, parent: int | None = None) -> Job:
+    """Queue two real steps of a run; those of a run on the cluster are taken on this machine."""
+    if spec.train.device == CLUSTER:
+        spec = spec.with_parts(train={"device": "auto", "num_processes": 1})
+    return store.submit(
+        {**spec.model_dump(mode="json"), "name": ""}, kind="preflight", parent=parent,
+        memory_bytes=needed_bytes(spec, store.home),
+    )  # fmt: skip
+
+
+def preflight_outcome(store: JobStore, job: Job) -> dict[str, Any]:
+    """Return what a preflight job measured."""
+    from studio.training.preflight import REPORT
+
+    found: dict[str, Any] = json.loads((store.home.run(job.id) / REPORT).read_text("utf-8"))
+    return found | {"titles": TITLES}
+
+
+def offers(store: JobStore, job_id: int | str) -> "list[Remedy]":
+    """Return what would make a run that ran out of memory smaller, best first.
+
+    Raises:
+        QueueError: It did not end that way.
+    """
+    from studio.training.memory_remedies import remedies
+
+    job = store.get(job_id)
+    if job.kind != "train" or job.error_kind not in FULL:
+        raise QueueError(f'"{job.name}" did not run out of memory, so there is nothing to fit.')
+    on_gpu = hardware.is_card(job.device) if job.device else None
+    found = remedies(RunSpec.parse(job.spec), on_gpu=on_gpu)
+    if job.error_kind == WeightsTooLarge.kind:
+        return [one for one in found if one.of_weights]
+    return found
+
+
+def fit_and_retry(store: JobStore, job_id: int | str, name: str = "") -> "tuple[Job, Remedy]":
+    """Queue a run that ran out of memory again with one remedy, and return both.
+
+    Args:
+        store: The queue.
+        job_id: The run's number or name.
+        name: The remedy; the first that keeps the result when empty.
+
+    Raises:
+        QueueError: It did not end that way.
+        SpecError: There is no such remedy.
+        OutOfMemory: Nothing that keeps the result is left to change.
+    """
+    from studio.training.memory_remedies import pick
+
+    remedy = pick(offers(store, job_id), name)
+    return duplicate(store, store.get(job_id).id, remedy.changes), remedy
 
 
 def _longer(job: Job, *, epochs: float, steps: int, name: str) -> RunSpec:

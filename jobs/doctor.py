@@ -1,9 +1,15 @@
-"""`studio doctor`: what this machine, this home and this queue are, and what is wrong with them."""
+"""`studio doctor` and `studio diagnostics`: this machine, home and queue, and what is wrong there.
+
+Diagnostics are pasted into a report of a problem: no secret and no path of the user is in them. The
+user's folder is `~`, the home is `HOME`; of another place only the last part stays, of a package
+its file.
+"""
 
 import json
 import logging
 import os
 import platform
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -15,11 +21,13 @@ from typing import Any
 from jobs import ray_cluster as clusters
 from jobs.database import damage
 from jobs.job_queue import JobStore
+from jobs.run_folder import log_tail
 from studio import hardware
 from studio.errors import StudioError
 from studio.gpus import installed
-from studio.home import open_home
+from studio.home import Home, open_home
 from studio.names import readable
+from studio.redaction import redacted
 from studio.training import allocator, kernel_check
 
 logger = logging.getLogger(__name__)
@@ -31,6 +39,11 @@ FIXED_SQLITE = (3, 51, 3)
 LITTLE_ROOM_BYTES = 2 << 30
 BUSY_CORES = 0.5
 MUST_WORK = ("load", "lora", "packing", "checkpointing", "cache", "lanes", "saved", "merged")
+LOG_LINES, SUPERVISOR_LINES = 40, 15
+_ELSEWHERE = re.compile(
+    r"""(?<![\w~./:…-])(?:[A-Za-z]:\\|/)(?:[^\s/\\:"',]+[/\\])*?"""
+    r"""(?=site-packages[/\\]|[^\s/\\:"',]+(?![^\s:"',]*[/\\]))"""
+)
 
 
 def examine(home_path: Path | None, model: str = "") -> dict[str, Any]:
@@ -149,3 +162,53 @@ def _problem(text: str) -> dict[str, str]:
 
 def _note(text: str) -> dict[str, str]:
     return {"kind": "note", "text": text}
+
+
+def diagnostics(home: Home | None) -> str:
+    """Return the text to paste; without a home only what is known of the machine."""
+    facts = examine(home.path if home else None)
+    parts = [_machine(facts)]
+    if home is not None:
+        try:
+            with closing(JobStore(home)) as store:
+                parts += _last_error(store)
+        except StudioError as error:
+            parts.append(f"## Queue\n{error.text}")
+        log = log_tail(home.state / "supervisor.log", SUPERVISOR_LINES)
+        parts += [f"## Supervisor log\n{log}"] if log else []
+    text = "\n\n".join(parts) + "\n"
+    if home is not None:
+        for path in {str(home.path), str(home.path.resolve())}:
+            text = text.replace(path, "HOME")
+    return _ELSEWHERE.sub("…/", redacted(text))
+
+
+def _machine(facts: dict[str, Any]) -> str:
+    packages = ", ".join(f"{name} {v}" for name, v in facts["packages"].items() if v)
+    lines = [
+        "# Adapter Studio diagnostics",
+        f"Python {facts['python']}, SQLite {facts['sqlite']}, {facts['system']}", packages,
+        *(
+            f"{one['name']}: {one['label']}, {readable(one['free_bytes'])} of "
+            f"{readable(one['total_bytes'])} free" for one in facts["devices"]
+        ),
+    ]  # fmt: skip
+    if at := facts["home"]:
+        counts = ", ".join(f"{n} {state}" for state, n in at["jobs"].items()) or "none"
+        lines.append(f"Free on the home's disk: {readable(at['free_bytes'])}; jobs: {counts}")
+    lines += [f"{one['kind'].capitalize()}: {one['text']}" for one in facts["findings"]]
+    return "\n".join(lines)
+
+
+def _last_error(store: JobStore) -> list[str]:
+    """Return the job that failed last, its error and the end of its log."""
+    failed = store.list(["failed"])
+    if not failed:
+        return ["## Last error\nnone"]
+    job = max(failed, key=lambda one: one.finished or 0)
+    method = (job.spec.get("method") or {}).get("name", "")
+    words = f"Job {job.id} ({job.kind} {method}".strip() + f"), attempt {job.attempt}"
+    return [
+        f"## Last error\n{words}: {job.error_kind}: {job.error_text}",
+        f"## End of its log\n{store.log_tail(job.id, LOG_LINES) or 'no log'}",
+    ]

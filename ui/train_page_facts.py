@@ -11,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from jobs.copy_and_extend_runs import TITLES
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
-from jobs.preflight_jobs import TITLES
 from studio import device_setting, hardware, starter
 from studio.adapters import library
 from studio.data.dataset_report import LOW_SHARE, RowCounts

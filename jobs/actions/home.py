@@ -12,7 +12,7 @@ from jobs.actions.queue import Assignments
 from jobs.actions.registry import action, field
 from jobs.actions.train_and_sweep import Data, Method, Model, SpecFile, read_spec
 from jobs.backup import backup as write_backup
-from jobs.diagnostics import diagnostics
+from jobs.doctor import diagnostics
 from jobs.job_inputs import admit
 from jobs.job_queue import JobStore
 from jobs.job_record import Job

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from jobs import bakeoff as contests
-from jobs import preflight_jobs, supervisor, sweeps
+from jobs import copy_and_extend_runs, supervisor, sweeps
 from jobs.actions.models import download_for
 from jobs.actions.queue import AfterError, Assignments, JobId, JobName, Retries
 from jobs.actions.registry import Reply, action, field, submit
@@ -213,7 +213,7 @@ def estimated(
     if not measure:
         found = estimate(run, store.home).as_dict()
         return found | {"changes": changes, "warning": emulation_warning(run)}
-    job = preflight_jobs.submit_measure(store, run)
+    job = copy_and_extend_runs.submit_measure(store, run)
     supervisor.ensure_running(store.home)
     return Reply(jobs=(job,), facts={"changes": changes})
 
@@ -228,10 +228,10 @@ def refit(
     listing: Annotated[bool, field("Only list what could be changed.", flag="--list")] = False,
 ) -> Any:
     """Queue a run that ran out of memory again so that it fits."""
-    found = [one.as_dict() for one in preflight_jobs.offers(store, job)]
+    found = [one.as_dict() for one in copy_and_extend_runs.offers(store, job)]
     if listing:
         return found
-    again, taken = preflight_jobs.fit_and_retry(store, job, remedy)
+    again, taken = copy_and_extend_runs.fit_and_retry(store, job, remedy)
     return {"id": again.id, "name": again.name, "remedy": taken.as_dict(), "offers": found}
 
 
@@ -244,7 +244,7 @@ def duplicate(store: JobStore, job: JobId, set: Assignments = (), name: JobName 
         return launch(store, copied_spec(store, found, change), parent=found.id)
     if found.kind == "preflight":
         run = admit(copied_spec(store, found, change), store.home)
-        return preflight_jobs.submit_measure(store, run, parent=found.id)
+        return copy_and_extend_runs.submit_measure(store, run, parent=found.id)
     values = merge_values({**found.spec, "name": ""}, change)
     if kind := request_of(found.kind):
         return submit(store, kind.parse(values), parent=found.id)

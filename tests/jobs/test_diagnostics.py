@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.diagnostics import diagnostics
+from jobs.doctor import diagnostics
 from jobs.job_queue import JobStore
 from studio.home import open_home
 from studio.redaction import redacted

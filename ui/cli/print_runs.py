@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jobs.copy_and_extend_runs import TITLES
 from jobs.job_record import TRAINS, Job, summary
-from jobs.preflight_jobs import TITLES
 from jobs.run_findings import command
 from studio.errors import InputError
 from ui.cli.terminal_tables import duration, number, table
