@@ -11,10 +11,9 @@ from jobs.actions import (
     home,
     models,
     queue,
-    runs,
     train_and_sweep,
 )
 from jobs.actions.registry import ACTIONS, Action, Reply, ask, outcome
 
-AREAS = (adapters, chat_and_compare, datasets, guide, home, models, queue, runs, train_and_sweep)
+AREAS = (adapters, chat_and_compare, datasets, guide, home, models, queue, train_and_sweep)
 __all__ = ["ACTIONS", "AREAS", "Action", "Reply", "ask", "outcome"]

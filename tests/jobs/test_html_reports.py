@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs import bakeoff
-from jobs.actions.runs import show
+from jobs.actions.queue import show
 from jobs.html_reports import report
 from jobs.job_queue import JobStore
 from jobs.run_curves import Progress
