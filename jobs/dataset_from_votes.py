@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from jobs.compare_tables import Conversations, Votes, as_message, settings_of
 from jobs.database import Database
-from jobs.saved_conversations import Conversations, as_message, settings_of
-from jobs.votes import Votes
 from studio.adapter_stack import StackItem, lane_note, read_lane, write_lane
 from studio.chat.thought_and_tool_parser import spoken
 from studio.errors import ChatError

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs import bakeoff, suite_results
+from jobs.compare_tables import Conversations, Votes, as_message, settings_of
 from jobs.job_queue import JobStore
 from jobs.job_record import TRAINS, Job, summary
 from jobs.run_findings import reading
-from jobs.saved_conversations import Conversations, as_message, settings_of
-from jobs.votes import Votes
 from studio.adapter_stack import StackItem, read_lane, write_lane
 from studio.adapters import library
 from studio.adapters.merge import read_certificate

@@ -7,11 +7,10 @@ become rows of a dataset only when asked, and only if it agrees often enough.
 from typing import Any
 
 from jobs import suite_results
+from jobs.compare_tables import Conversations, Votes
 from jobs.database import Database
 from jobs.dataset_from_votes import Said, VotedTurn
 from jobs.job_queue import JobStore
-from jobs.saved_conversations import Conversations
-from jobs.votes import Votes
 from studio.chat.lanes import LaneSettings
 from studio.errors import ChatError, QueueError
 from studio.evaluation.judge import TIE, JudgeRequest, read_verdicts, summarise

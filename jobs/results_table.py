@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs import judgements, suite_results
+from jobs.compare_tables import Votes
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
-from jobs.votes import Votes
 from studio import atomic
 from studio.adapter_stack import lane_note, read_lane
 from studio.adapters import library

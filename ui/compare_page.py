@@ -18,10 +18,8 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import chat_client, suite_results
-from jobs.adapter_recipes import Recipes
+from jobs.compare_tables import Conversations, Recipes, Votes
 from jobs.job_queue import JobStore
-from jobs.saved_conversations import Conversations
-from jobs.votes import Votes
 from studio import starter
 from studio.adapter_stack import MAX_LANES
 from studio.chat.checkpoint_adapters import stackable

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from jobs import job_table, results_table
 from jobs.actions.registry import action, field, request_action
+from jobs.compare_tables import Votes
 from jobs.job_inputs import refuse_needed
 from jobs.job_queue import JobStore
-from jobs.votes import Votes
 from studio.adapter_stack import Stack, StackItem, write_lane
 from studio.adapters import library
 from studio.adapters.adapter_requests import (

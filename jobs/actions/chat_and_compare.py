@@ -8,10 +8,8 @@ from pydantic import BeforeValidator
 
 from jobs import judgements, suite_results
 from jobs.actions.registry import Reply, action, check_writable, field, submit, write_file
-from jobs.adapter_recipes import Recipes
+from jobs.compare_tables import Conversations, Recipes, Votes, answered_lanes, as_message, gone_on
 from jobs.job_queue import JobStore
-from jobs.saved_conversations import Conversations, answered_lanes, as_message, gone_on
-from jobs.votes import Votes
 from studio.adapter_stack import MAX_LANES, read_lane
 from studio.chat.lanes import LaneSettings, Sampling
 from studio.chat.thought_and_tool_parser import spoken

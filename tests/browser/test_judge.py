@@ -6,8 +6,8 @@ import json
 import pytest
 from playwright.sync_api import expect
 
+from jobs.compare_tables import Votes
 from jobs.job_queue import JobStore
-from jobs.votes import Votes
 from studio.evaluation.suites import RESULTS, SCORES
 from studio.home import open_home
 from tests.browser.conftest import put_adapters

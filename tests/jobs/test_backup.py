@@ -16,16 +16,15 @@ import pytest
 
 from jobs import backup as backups
 from jobs import restore as restoring
-from jobs.adapter_recipes import Recipes
 from jobs.backup import MANIFEST, backup, copy_daily
 from jobs.claims import Claim
+from jobs.compare_tables import Recipes, Votes
 from jobs.database import daily_copies
 from jobs.database_schema import STATEMENTS
 from jobs.file_locks import FileLock
 from jobs.job_queue import JobStore
 from jobs.restore import restore
 from jobs.run_curves import Progress
-from jobs.votes import Votes
 from studio.errors import DiskFull, HomeError
 from studio.home import Home, is_whole, open_home, publishing
 from studio.models import model_list

@@ -2,9 +2,8 @@
 
 import pytest
 
+from jobs.compare_tables import Conversations, Votes
 from jobs.dataset_from_votes import TurnFilter, rows_of
-from jobs.saved_conversations import Conversations
-from jobs.votes import Votes
 from studio.errors import ChatError
 
 A, B = "starter", "starter~p:1"

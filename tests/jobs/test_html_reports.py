@@ -8,11 +8,10 @@ import pytest
 
 from jobs import bakeoff
 from jobs.actions.queue import show
+from jobs.compare_tables import Conversations, Votes
 from jobs.html_reports import report
 from jobs.job_queue import JobStore
 from jobs.run_curves import Progress
-from jobs.saved_conversations import Conversations
-from jobs.votes import Votes
 from studio.adapter_stack import StackItem, write_lane
 from studio.data.tokenise_first_rows import first_xrays
 from studio.errors import QueueError

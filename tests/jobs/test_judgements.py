@@ -5,9 +5,8 @@ import json
 import pytest
 
 from jobs import judgements, results_table
+from jobs.compare_tables import Conversations, Votes
 from jobs.dataset_from_votes import TurnFilter, rows_of
-from jobs.saved_conversations import Conversations
-from jobs.votes import Votes
 from studio.errors import QueueError
 from studio.evaluation.judge import JudgeRequest
 from studio.evaluation.suites import RESULTS

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from jobs import results_table, suite_results
-from jobs.votes import Votes
+from jobs.compare_tables import Votes
 from studio.adapter_stack import StackItem, write_lane
 from studio.evaluation.evaluate_on_dataset import REPORT
 from studio.evaluation.suites import RESULTS

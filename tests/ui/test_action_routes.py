@@ -20,9 +20,9 @@ import typer
 from jobs import job_kinds
 from jobs.actions import ACTIONS, ask
 from jobs.actions.registry import schema
+from jobs.compare_tables import Conversations
 from jobs.job_queue import JobStore
 from jobs.run_curves import Progress
-from jobs.saved_conversations import Conversations
 from studio.errors import StudioError
 from studio.home import open_home
 from tests.jobs.conftest import a_spec, begin, run_one

@@ -7,9 +7,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from jobs import supervisor
+from jobs.compare_tables import Votes
 from jobs.job_table import free_name
 from jobs.run_curves import Progress
-from jobs.votes import Votes
 from studio.adapter_stack import MAX_LANES
 from studio.spec import RunSpec
 from tests.jobs.conftest import begin

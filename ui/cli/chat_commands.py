@@ -14,7 +14,7 @@ import typer
 
 from jobs.actions.chat_and_compare import DEFAULTS, NONE, Lanes, MaxNewTokens
 from jobs.actions.registry import action, field
-from jobs.adapter_recipes import Recipes
+from jobs.compare_tables import Recipes
 from jobs.job_queue import JobStore
 from studio.adapter_stack import StackItem
 from studio.chat.lanes import (

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from jobs.compare_tables import Votes
 from jobs.dataset_from_votes import TurnFilter, rows_of
 from jobs.job_queue import JobStore
-from jobs.votes import Votes
 from studio.backbone import Backbone
 from studio.evaluation.bakeoff_measurements import answers
 from studio.home import Home, open_home

@@ -1,10 +1,12 @@
-"""Conversations of the Compare page in the database: list, save, branch, delete.
+"""What the Compare page keeps in the database: conversations, votes and recipes.
 
 A conversation has lanes, settings and turns; a turn is one prompt with one answer per lane. Beyond
-its text, the page defines what an answer contains; it is stored unchanged.
+its text, the page defines what an answer contains; it is stored unchanged. A recipe is a named mix
+of adapters.
 """
 
 import json
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -13,15 +15,22 @@ from pydantic import ValidationError
 from jobs.database import Database, now
 from jobs.database_schema import Tables
 from jobs.job_table import escaped_like
-from studio.adapter_stack import read_lane
+from studio.adapter_stack import StackItem, read_lane
 from studio.chat.lanes import LaneSettings, lane_notes
 from studio.chat.thought_and_tool_parser import message_of
-from studio.errors import AdapterError, ChatError
+from studio.errors import AdapterError, ChatError, nearest
+from studio.evaluation.vote_ranking import Match, leaderboard, met, wins_of
+from studio.fields import validated
 
 NO_CONVERSATION = 'There is no conversation "{id}": it was deleted or never saved.'
 MOST_LISTED = 200
 MOST_TURN_CHARACTERS = 16_000_000
 TITLE_CHARACTERS = 80
+
+MIN_LANES = 2
+
+NAME_LENGTH = 120
+
 Rows = list[dict[str, Any]]
 
 
@@ -183,6 +192,122 @@ def answered_lanes(talk: dict[str, Any], answers: Rows) -> list[str]:
     return [name + note for name, note in zip_longest(names, notes[: len(names)], fillvalue="")]
 
 
+class Votes:
+    """The votes of one home."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def cast(
+        self, prompt: str, lanes: Sequence[str], *, winner: int | None, bad: bool = False,
+        blind: bool = False, conversation: str | None = None, turn: int | None = None,
+        answers: Sequence[str] = (),
+    ) -> int:  # fmt: skip
+        """Save a vote and return its number; it replaces an earlier one of the same turn.
+
+        Args:
+            prompt: The prompt.
+            lanes: The lanes, as written in the page's address.
+            winner: The best lane's place among them; None for a tie.
+            bad: A tie because all answers were bad.
+            blind: The names were hidden.
+            conversation: The conversation of `turn`, which counts from 0.
+            turn: The turn's number.
+            answers: The lanes' answers.
+
+        Raises:
+            ChatError: There are too few lanes.
+        """
+        if len(lanes) < MIN_LANES:
+            raise ChatError("A vote needs at least two answers: add a lane.")
+        values = {
+            "prompt": prompt, "lanes": json.dumps(list(lanes)), "winner": winner, "bad": int(bad),
+            "blind": int(blind), "conversation": conversation, "turn": turn,
+            "answers": json.dumps(list(answers), ensure_ascii=False), "now": now(),
+        }  # fmt: skip
+        with self._database.writing() as db:
+            if conversation is not None:
+                db.conn.execute(_TAKE_BACK, [conversation, turn])
+            return int(db.conn.execute(_CAST, values).lastrowid or 0)
+
+    def take_back(self, conversation: str, turn: int) -> bool:
+        """Delete the vote on a turn; False if there was none."""
+        return self._database.change(_TAKE_BACK, [conversation, turn]) > 0
+
+    def list(self) -> Rows:
+        """Return every vote, oldest first."""
+        return [
+            row | {"lanes": json.loads(row["lanes"]), "answers": json.loads(row["answers"])}
+            for row in self._database.rows("SELECT * FROM matches ORDER BY id")
+        ]
+
+    def matches(self, *, blind_only: bool = False) -> Sequence[Match]:
+        """Return the votes as ranking reads them."""
+        return [
+            Match(lanes=tuple(row["lanes"]), winner=row["winner"], bad=bool(row["bad"]))
+            for row in self.list() if row["blind"] or not blind_only
+        ]  # fmt: skip
+
+    def board(self, *, blind_only: bool = False) -> dict[str, Any]:
+        """Return the leaderboard and its table of wins."""
+        matches = met(self.matches(blind_only=blind_only))
+        lanes, wins = wins_of(matches)
+        return {
+            "votes": len(matches),
+            "standings": [standing.as_dict() for standing in leaderboard(matches)],
+            "lanes": lanes,
+            "wins": wins,
+        }
+
+
+class Recipes:
+    """The recipes of one home."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def list(self) -> Rows:
+        """Return the recipes, by name."""
+        rows = self._database.rows("SELECT * FROM recipes ORDER BY name")
+        return [row | {"stack": json.loads(row["stack"])} for row in rows]
+
+    def get(self, name: str) -> dict[str, Any]:
+        """Return one recipe.
+
+        Raises:
+            ChatError: There is none of this name.
+        """
+        known = {row["name"]: row for row in self.list()}
+        if name not in known:
+            raise ChatError(f'There is no recipe "{name}".{nearest(name, known)}')
+        return known[name]
+
+    def save(self, name: str, model: str, stack: Sequence[dict[str, Any]]) -> None:
+        """Keep a mix under a name; the same name is written anew.
+
+        Raises:
+            ChatError: No name, or no adapter.
+            SpecError: A weight is out of bounds.
+        """
+        name = name.strip()
+        if not 0 < len(name) <= NAME_LENGTH:
+            raise ChatError(f"A recipe needs a name of at most {NAME_LENGTH} characters.")
+        if not stack:
+            raise ChatError("A recipe needs at least one adapter.")
+        items = [validated(StackItem, dict(item)).model_dump() for item in stack]
+        values = {"name": name, "model": model, "stack": json.dumps(items), "now": now()}
+        self._database.change(_SAVE_RECIPE, values)
+
+    def delete(self, name: str) -> None:
+        """Forget a recipe.
+
+        Raises:
+            ChatError: There is none of this name.
+        """
+        self.get(name)
+        self._database.change("DELETE FROM recipes WHERE name = ?", [name])
+
+
 def _refuse_deleted(db: Tables, conversation: str) -> None:
     if not next(iter(db.query(_ONE, [conversation])), None):
         raise ChatError("This conversation was deleted: start a new one.")
@@ -222,4 +347,15 @@ SELECT ?, number, prompt, (
       CASE WHEN value ->> 'verdict' IS NULL THEN '$.original' ELSE '$.place' END))
     FROM json_each(answers)
   ), words FROM turns WHERE conversation = ? AND number < ?
+"""
+
+_CAST = """
+INSERT INTO matches(prompt, lanes, winner, created, bad, blind, conversation, turn, answers)
+VALUES (:prompt, :lanes, :winner, :now, :bad, :blind, :conversation, :turn, :answers)
+"""
+_TAKE_BACK = "DELETE FROM matches WHERE conversation = ? AND turn = ?"
+
+_SAVE_RECIPE = """
+INSERT INTO recipes(name, model, stack, created) VALUES (:name, :model, :stack, :now)
+ON CONFLICT(name) DO UPDATE SET model = :model, stack = :stack, created = :now
 """

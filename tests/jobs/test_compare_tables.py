@@ -2,8 +2,7 @@
 
 import pytest
 
-from jobs.saved_conversations import Conversations, answered_lanes
-from jobs.votes import Votes
+from jobs.compare_tables import Conversations, Votes, answered_lanes
 from studio.adapter_stack import StackItem, read_lane, write_lane
 from studio.errors import ChatError
 from studio.evaluation.export_votes_and_suites import title
