@@ -26,8 +26,7 @@ from studio import hardware
 from studio.errors import StudioError
 from studio.gpus import installed
 from studio.home import Home, open_home
-from studio.names import readable
-from studio.redaction import redacted
+from studio.names import readable, redacted
 from studio.training import allocator, kernel_check
 
 logger = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from studio.errors import AdapterError, ModelError, StudioError
 from studio.home import Home
 from studio.models import find_model
 from studio.models.hub_cache import repository_folder
-from studio.path_kinds import locate
+from studio.names import locate
 from studio.spec import RunSpec
 from studio.training import distributed, objectives, starting_adapter, trackers
 

@@ -16,7 +16,7 @@ from jobs.job_record import Job
 from jobs.run_curves import EVAL_SERIES, STEP_SERIES
 from studio.errors import QueueError, StudioError
 from studio.home import slug
-from studio.redaction import redacted
+from studio.names import redacted
 from studio.spec import RunSpec
 from studio.spec_text import differences
 from studio.training import trackers, training_events

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from studio import atomic, path_kinds
+from studio import atomic, names
 from studio.adapters.library import (
     CONFIG,
     PASSPORT,
@@ -76,7 +76,7 @@ def locate(home: Home, source: str, name: str = "") -> tuple[str, Path]:
     Raises:
         AdapterError: There is no such folder, or the name exists.
     """
-    kind, folder = path_kinds.locate(source)
+    kind, folder = names.locate(source)
     if kind == "folder":
         source = str(folder.absolute())
     elif kind == "file":

@@ -11,7 +11,7 @@ from studio.data.readers import ENDINGS
 from studio.data.readers.compression_and_encoding import COMPRESSED
 from studio.errors import DataError
 from studio.home import Home, slug
-from studio.path_kinds import Location, locate
+from studio.names import Location, locate
 from studio.spec import DataSource
 
 

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from studio.redaction import tilde
+from studio.names import tilde
 
 COLOURS = (
     "#3350cf", "#d06a12", "#0d8a78", "#b5318b", "#768a0b", "#2389bd", "#c4392f", "#7a4fc0",

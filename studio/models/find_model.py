@@ -23,7 +23,7 @@ from studio.models.trainability import (
     read_config,
     stored_quantization,
 )
-from studio.path_kinds import Location, locate
+from studio.names import Location, locate
 from studio.spec import ModelSource
 from studio.starter import MODEL as STARTER
 from studio.starter import MODEL_DIR

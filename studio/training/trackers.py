@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from studio.errors import SpecError, nearest
-from studio.redaction import redacted
+from studio.names import redacted
 
 logger = logging.getLogger(__name__)
 

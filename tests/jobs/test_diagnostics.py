@@ -8,7 +8,7 @@ import pytest
 from jobs.doctor import diagnostics
 from jobs.job_queue import JobStore
 from studio.home import open_home
-from studio.redaction import redacted
+from studio.names import redacted
 from tests.jobs.conftest import a_spec, begin
 
 

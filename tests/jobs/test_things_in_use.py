@@ -14,7 +14,7 @@ from studio.data.import_dataset import import_dataset
 from studio.errors import AdapterError, InputError
 from studio.models import find_model
 from studio.models.hub_cache import repository_folder
-from studio.path_kinds import Location
+from studio.names import Location
 from studio.spec import DataSource
 from tests.jobs.conftest import a_spec, run_one
 
