@@ -18,8 +18,7 @@ from typing import Any
 
 import httpx
 
-from jobs.file_locks import FileLock
-from jobs.process_identity import Identity
+from jobs.processes import FileLock, Identity
 from jobs.runner_processes import spawn
 from studio.errors import ChatError
 from studio.home import Home

@@ -27,8 +27,7 @@ from jobs import openai_api
 from jobs.chat_client import LEAVING_STATUS, state_path
 from jobs.chat_event_buffer import RunningRequest
 from jobs.chat_worker import IDLE_SECONDS, ChatWorker
-from jobs.file_locks import FileLock
-from jobs.process_identity import exit_now, me
+from jobs.processes import FileLock, exit_now, me
 from studio import atomic, gpus, offline
 from studio.chat.lanes import ChatRequest, Event, NewWeights
 from studio.errors import ChatError, StudioError

@@ -16,7 +16,7 @@ from jobs.database import Database, now
 from jobs.database_schema import Tables
 from jobs.job_kinds import BESIDE
 from jobs.job_record import Intent, State
-from jobs.process_identity import Identity
+from jobs.processes import Identity
 from jobs.run_curves import Progress, finite, write_measurements
 from studio.device_setting import CLUSTER
 

@@ -26,11 +26,8 @@ NO_CONVERSATION = 'There is no conversation "{id}": it was deleted or never save
 MOST_LISTED = 200
 MOST_TURN_CHARACTERS = 16_000_000
 TITLE_CHARACTERS = 80
-
 MIN_LANES = 2
-
 NAME_LENGTH = 120
-
 Rows = list[dict[str, Any]]
 
 

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.database_schema import Tables, sqlite_library, unknown_migration
-from jobs.file_locks import FileLock, refuse_unsafe
-from jobs.supervisor_wakeup import wake
+from jobs.processes import FileLock, refuse_unsafe, wake
 from studio.errors import DiskFull, HomeError, QueueError, is_disk_full
 from studio.home import Home
 

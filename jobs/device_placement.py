@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from jobs.claims import Slot, device_of
 from jobs.job_queue import JobStore
-from jobs.process_identity import Identity, kill_session
+from jobs.processes import Identity, kill_session
 from studio import hardware
 from studio.names import readable
 

@@ -18,7 +18,7 @@ from jobs.database import Database, now
 from jobs.database_schema import Tables
 from jobs.job_record import ENDED, LEGAL, Intent, Job, State
 from jobs.job_table import escaped_like, find_job, insert, read_jobs
-from jobs.process_identity import Identity, me
+from jobs.processes import Identity, me
 from jobs.run_curves import Curves, finite
 from jobs.run_folder import newest_step
 from studio.cluster.cluster_records import NOTE as SUBMISSION

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from jobs.claims import Claim, Fenced
 from jobs.job_queue import JobStore
 from jobs.job_record import Intent, Request
-from jobs.process_identity import exit_now
+from jobs.processes import exit_now
 from jobs.run_curves import (
     ANSWER_SERIES,
     ANSWER_TOKENS,

@@ -19,7 +19,7 @@ from jobs import queue_settings
 from jobs.claims import Claim, Slot
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
-from jobs.process_identity import Identity
+from jobs.processes import Identity
 from studio.cluster import Cluster
 from studio.cluster.cluster_records import read_submission, request_stop
 from studio.cluster.ray_api import ClusterFacts, NoAnswer, Ray, checked_address

@@ -13,7 +13,7 @@ from typing import Any
 from jobs.claims import NO_PROGRESS_LIMIT, Claim
 from jobs.job_queue import JobStore
 from jobs.job_record import Intent
-from jobs.process_identity import Identity, boot_id, kill_session, me, of
+from jobs.processes import Identity, boot_id, kill_session, me, of
 from jobs.run_folder import newest_step
 from jobs.runner_processes import Runners
 

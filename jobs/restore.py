@@ -22,8 +22,8 @@ from jobs import supervisor
 from jobs.backup import MANIFEST, VERSION, refuse_too_large
 from jobs.database import damage
 from jobs.database_schema import unknown_migration
-from jobs.file_locks import FileLock
 from jobs.job_queue import JobStore
+from jobs.processes import FileLock
 from studio import atomic
 from studio.errors import HomeError
 from studio.home import MANIFEST as LIST

@@ -25,10 +25,9 @@ import yaml
 from jobs import job_kinds, ray_cluster, send_to_trackers
 from jobs.claims import Claim, Fenced, device_of
 from jobs.copy_and_extend_runs import settled_spec
-from jobs.file_locks import FileLock
 from jobs.job_kinds import BESIDE, Work
 from jobs.job_queue import JobStore
-from jobs.process_identity import exit_now, me
+from jobs.processes import FileLock, exit_now, me
 from jobs.progress_reporter import Reporter, exit_fenced
 from jobs.run_folder import newest_step
 from studio import atomic, offline

@@ -14,7 +14,7 @@ from typing import Any
 from jobs.claims import PLACE, Claim, Slot, leased_devices, start_attempt, startable
 from jobs.database import Database
 from jobs.job_kinds import BESIDE
-from jobs.process_identity import Identity
+from jobs.processes import Identity
 from jobs.ray_cluster import is_slot
 from studio.errors import SpecError
 from studio.spec import RunSpec

@@ -2,7 +2,7 @@
 
 One per home, by a file lock that is freed with its process. It loads no model and never imports
 torch, so it may run for weeks. All its state is in the database: after a kill the next one adopts
-the living runners and queues again what died. It waits for a wake-up (`supervisor_wakeup.py`)
+the living runners and queues again what died. It waits for a wake-up (`processes.py`)
 instead of polling, and ends when nothing is left to do (a webhook to send and a run that waits for
 room on the disk included) and no page is open, or when its home was deleted or moved.
 """
@@ -26,17 +26,15 @@ from jobs import backup, ended_jobs, queue_settings
 from jobs.claims import NO_PROGRESS_LIMIT, Claim, Slot
 from jobs.device_placement import Placement
 from jobs.disk_usage import size
-from jobs.file_locks import FileLock
 from jobs.job_kinds import BESIDE, NETWORK
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
-from jobs.process_identity import Identity, me, of
+from jobs.processes import FileLock, Identity, Wakeup, me, of, wake
 from jobs.ray_cluster import Watch
 from jobs.rescue_dead_jobs import Rescue
 from jobs.run_folder import checkpoint_folders, newest_step
 from jobs.runner_processes import RUNNER, Runners, spawn
 from jobs.sibling_claims import claim_siblings
-from jobs.supervisor_wakeup import Wakeup, wake
 from jobs.webhook import Webhook
 from studio import hardware, offline
 from studio.errors import HomeError, StudioError

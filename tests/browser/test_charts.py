@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from jobs.job_queue import JobStore
-from jobs.process_identity import me
+from jobs.processes import me
 from jobs.run_curves import Progress
 from studio.home import open_home
 from studio.spec import RunSpec

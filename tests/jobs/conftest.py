@@ -16,7 +16,7 @@ from jobs import queue_settings
 from jobs.claims import Claim, Slot
 from jobs.database import Database
 from jobs.job_queue import JobStore
-from jobs.process_identity import me
+from jobs.processes import me
 from jobs.runner_processes import environment
 from jobs.supervisor import Supervisor, living
 from studio.home import Home

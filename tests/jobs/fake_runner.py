@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from jobs import job_kinds, runner
 from jobs.job_kinds import Work
-from jobs.process_identity import Identity, me
+from jobs.processes import Identity, me
 from jobs.run_folder import newest_step
 from studio.errors import DiskFull, Diverged
 from studio.home import publishing

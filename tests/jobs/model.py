@@ -11,7 +11,7 @@ from typing import Any
 from jobs.claims import Claim, Fenced
 from jobs.job_queue import JobStore
 from jobs.job_record import ACTIVE, LEGAL
-from jobs.process_identity import me
+from jobs.processes import me
 from jobs.run_curves import Progress
 from studio.errors import QueueError
 from tests.jobs.conftest import take

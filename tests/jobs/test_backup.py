@@ -21,8 +21,8 @@ from jobs.claims import Claim
 from jobs.compare_tables import Recipes, Votes
 from jobs.database import daily_copies
 from jobs.database_schema import STATEMENTS
-from jobs.file_locks import FileLock
 from jobs.job_queue import JobStore
+from jobs.processes import FileLock
 from jobs.restore import restore
 from jobs.run_curves import Progress
 from studio.errors import DiskFull, HomeError

@@ -8,7 +8,7 @@ import torch
 
 from jobs import bakeoff, job_kinds
 from jobs.job_queue import JobStore
-from jobs.process_identity import me
+from jobs.processes import me
 from jobs.run_curves import Progress
 from studio.adapter_stack import StackItem
 from studio.adapters.adapter_requests import MergeRequest, MixRequest

@@ -6,7 +6,7 @@ import pytest
 
 from jobs.claims import Claim, Fenced, Slot
 from jobs.job_queue import JobStore
-from jobs.process_identity import Identity, boot_id, me
+from jobs.processes import Identity, boot_id, me
 from jobs.run_curves import Progress
 from tests.jobs.conftest import a_spec, begin, curve, run_workers, take
 

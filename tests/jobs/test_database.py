@@ -9,8 +9,8 @@ import pytest
 
 from jobs.database import Database
 from jobs.database_schema import sqlite_library
-from jobs.file_locks import FileLock
 from jobs.job_queue import JobStore
+from jobs.processes import FileLock
 from studio.errors import DiskFull, HomeError
 from tests.jobs.conftest import a_spec, run_workers
 

@@ -14,7 +14,7 @@ from jobs.database import now
 from jobs.device_placement import CHAT_SECONDS, END_CHAT_SECONDS, Placement
 from jobs.job_inputs import needed_by_each, needed_bytes
 from jobs.job_queue import JobStore
-from jobs.process_identity import of
+from jobs.processes import of
 from studio.errors import QueueError
 from studio.hardware import Device
 from studio.spec import RunSpec

@@ -9,7 +9,7 @@ from jobs.claims import Slot
 from jobs.device_placement import Placement
 from jobs.job_inputs import admit
 from jobs.job_queue import JobStore
-from jobs.process_identity import me
+from jobs.processes import me
 from jobs.supervisor import Supervisor
 from studio import hardware
 from studio.errors import SpecError

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs import database, file_locks, progress_reporter, runner, supervisor
+from jobs import database, processes, progress_reporter, runner, supervisor
 from jobs.job_queue import JobStore
 from jobs.job_record import Job, seconds_left
 from jobs.run_curves import Progress
@@ -337,20 +337,20 @@ tmpfs /home/fast tmpfs rw 0 0
 def test_the_file_system_of_a_folder_is_known(tmp_path, monkeypatch, place, kind):
     mounts = tmp_path / "mounts"
     mounts.write_text(MOUNTS)
-    monkeypatch.setattr(file_locks, "MOUNTS", mounts)
-    assert file_locks.kind_of(Path(place)) == kind
+    monkeypatch.setattr(processes, "MOUNTS", mounts)
+    assert processes.file_system(Path(place)) == kind
 
 
 def test_a_home_on_a_network_share_or_without_locks_is_refused(home, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(file_locks, "kind_of", lambda _: "nfs4")
+        patched.setattr(processes, "file_system", lambda _: "nfs4")
         with pytest.raises(HomeError, match=r"network share \(nfs4\)"):
             JobStore(home)
     with monkeypatch.context() as patched:
         patched.setattr("fcntl.flock", lambda *_: None)
         with pytest.raises(HomeError, match="without the locks"):
             JobStore(home)
-    assert file_locks.locks_exclude(home.state)
+    assert processes.locks_exclude(home.state)
     JobStore(home).close()
 
 

@@ -8,7 +8,7 @@ from jobs import bakeoff, doctor, queue_settings, ray_cluster, sweeps
 from jobs.claims import Slot
 from jobs.job_inputs import admit
 from jobs.job_queue import JobStore
-from jobs.process_identity import me
+from jobs.processes import me
 from jobs.ray_cluster import Watch
 from jobs.sibling_claims import claim_siblings
 from studio.cluster import Cluster

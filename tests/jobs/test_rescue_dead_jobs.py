@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from jobs import process_identity, rescue_dead_jobs
-from jobs.process_identity import kill_session, of, session_members
+from jobs import processes, rescue_dead_jobs
+from jobs.processes import kill_session, of, session_members
 from jobs.rescue_dead_jobs import Rescue
 from jobs.runner_processes import Runners
 from tests.jobs.conftest import a_spec, take, until
@@ -107,16 +107,16 @@ def elsewhere(monkeypatch):
 
         monkeypatch.setattr(native, "create_time", create_time)
         monkeypatch.setattr(psutil, "boot_time", lambda: 1_000_299.9 + clock_moved)
-        monkeypatch.setattr(process_identity.sys, "platform", platform)
+        monkeypatch.setattr(processes.sys, "platform", platform)
         monkeypatch.setattr(psutil, "WINDOWS", platform == "win32")
-        process_identity.boot_id.cache_clear()
-        return process_identity.me()
+        processes.boot_id.cache_clear()
+        return processes.me()
 
     native, created = type(psutil.Process()._proc), psutil.Process().create_time()
-    monkeypatch.setattr(process_identity.Path, "read_text", no_proc)
+    monkeypatch.setattr(processes.Path, "read_text", no_proc)
     yield system
     monkeypatch.undo()
-    process_identity.boot_id.cache_clear()
+    processes.boot_id.cache_clear()
 
 
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
@@ -125,7 +125,7 @@ def test_a_clock_that_is_set_changes_no_identity(elsewhere, platform, monkeypatc
         assert command[-1] == "kern.bootsessionuuid"
         return SimpleNamespace(stdout="5D2F-BOOT\n")
 
-    monkeypatch.setattr(process_identity.subprocess, "run", sysctl)
+    monkeypatch.setattr(processes.subprocess, "run", sysctl)
     before = elsewhere(platform)
     for moved in (0.2, -3.0, 3 * 3600.0):  # the time since boot drifts, a clock is set
         after = elsewhere(platform, clock_moved=moved)
@@ -138,14 +138,14 @@ def test_a_mac_that_does_not_say_its_boot_knows_processes_by_their_creation(else
     def no_sysctl(*_, **__):
         raise FileNotFoundError("sysctl")
 
-    monkeypatch.setattr(process_identity.subprocess, "run", no_sysctl)
+    monkeypatch.setattr(processes.subprocess, "run", no_sysctl)
     before = elsewhere("darwin")
     assert elsewhere("darwin", clock_moved=3 * 3600.0) == before and before.alive()
 
 
 def test_on_windows_a_stop_that_takes_long_is_no_end(store, sleeper, siblings, monkeypatch):
     """Each signal ends a process at once there, so its request alone asks it."""
-    monkeypatch.setattr(process_identity.sys, "platform", "win32")
+    monkeypatch.setattr(processes.sys, "platform", "win32")
     looking = Rescue(store, Runners(store.home))
     for job in siblings:
         store.pause(job)

@@ -9,7 +9,7 @@ import pytest
 from jobs.claims import Claim, Slot, device_of
 from jobs.device_placement import Placement
 from jobs.job_queue import JobStore
-from jobs.process_identity import me
+from jobs.processes import me
 from jobs.sibling_claims import claim_siblings
 from studio.spec import RunSpec
 from tests.jobs.conftest import a_spec, curve, supervising, take, until

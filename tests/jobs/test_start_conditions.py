@@ -6,7 +6,7 @@ import time
 import pytest
 
 from jobs import ended_jobs, queue_settings, start_conditions, supervisor, sweeps
-from jobs.process_identity import me
+from jobs.processes import me
 from jobs.run_curves import Progress
 from jobs.save_and_sample_requests import request, take_request
 from studio.errors import QueueError, SpecError

@@ -7,7 +7,7 @@ import pytest
 
 from jobs.job_queue import JobStore
 from jobs.job_record import ACTIVE, ENDED, LEGAL, STATES, State, actions
-from jobs.process_identity import me
+from jobs.processes import me
 from tests.jobs.conftest import a_spec
 
 PAIRS = [(src, dst) for src, dst in product(STATES, STATES) if src != dst]

@@ -19,7 +19,7 @@ import pytest
 from jobs import rescue_dead_jobs, runner_processes, supervisor, webhook
 from jobs.job_queue import JobStore
 from jobs.job_record import LEGAL
-from jobs.process_identity import Identity, boot_id, me, of, session_members
+from jobs.processes import Identity, boot_id, me, of, session_members
 from jobs.runner_processes import environment
 from jobs.supervisor import living
 from studio import offline
@@ -304,7 +304,7 @@ class Windows:
         """Return our module as it is there."""
         monkeypatch.setattr(sys, "platform", "win32")
         monkeypatch.setitem(sys.modules, "msvcrt", self)
-        spec = importlib.util.find_spec("jobs.file_locks")
+        spec = importlib.util.find_spec("jobs.processes")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         monkeypatch.setattr(sys, "platform", "linux")

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from jobs import supervisor, supervisor_wakeup
+from jobs import processes, supervisor
+from jobs.processes import Wakeup, wake
 from jobs.supervisor import Supervisor
-from jobs.supervisor_wakeup import Wakeup, wake
 from studio.home import Home
 from tests.jobs.conftest import a_spec
 
@@ -37,7 +37,7 @@ def test_every_durable_commit_of_another_process_wakes_the_supervisor(store, wai
 
 
 def test_a_datagram_without_the_token_is_ignored(home, waiting):
-    port = int((home.state / supervisor_wakeup.FILE).read_text().split()[0])
+    port = int((home.state / processes.WAKEUP_FILE).read_text().split()[0])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         stranger.sendto(b"x" * 32, ("127.0.0.1", port))
     assert not waiting.wait(0.05)
@@ -48,13 +48,13 @@ def test_a_datagram_without_the_token_is_ignored(home, waiting):
 @pytest.mark.skipif(os.name == "nt", reason="no POSIX permissions")
 def test_its_token_is_private_and_goes_with_it(home):
     opened = Wakeup(home)
-    assert (home.state / supervisor_wakeup.FILE).stat().st_mode & 0o077 == 0
+    assert (home.state / processes.WAKEUP_FILE).stat().st_mode & 0o077 == 0
     opened.close()
-    assert list(home.state.glob(f"{supervisor_wakeup.FILE}*")) == []
+    assert list(home.state.glob(f"{processes.WAKEUP_FILE}*")) == []
     wake(home.state)  # without a listener: nothing happens
 
 
-@pytest.mark.skipif(not supervisor_wakeup.CAN_WATCH, reason="this system tells of no process's end")
+@pytest.mark.skipif(not processes.CAN_WATCH, reason="this system tells of no process's end")
 def test_the_end_of_a_watched_process_wakes_and_leaves_its_exit_code(waiting):
     child = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
     waiting.watch(child.pid)
@@ -68,7 +68,7 @@ def test_without_a_socket_the_supervisor_polls(home, monkeypatch):
     def refuse(*_: object) -> socket.socket:
         raise PermissionError("no sockets here")
 
-    monkeypatch.setattr(supervisor_wakeup.socket, "socket", refuse)
+    monkeypatch.setattr(processes.socket, "socket", refuse)
     opened = Wakeup(home)
     assert not opened.complete
     assert not opened.wait(0.001)

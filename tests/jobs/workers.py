@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from jobs.claims import Slot
 from jobs.job_queue import JobStore
-from jobs.process_identity import me
+from jobs.processes import me
 from studio.errors import StudioError
 from studio.home import open_home
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from jobs.process_identity import me
+from jobs.processes import me
 from studio.spec import RunSpec
 from tests.jobs.conftest import take
 from tests.ui.conftest import client_of

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jobs.claims import Slot
 from jobs.job_queue import JobStore
-from jobs.process_identity import me
+from jobs.processes import me
 from jobs.run_curves import Progress
 from jobs.supervisor import Supervisor
 from studio.home import Home, open_home
