@@ -1,9 +1,11 @@
-"""The records that rows pass through: rows of a file, conversations, documents, problems."""
+"""The records that rows pass through, and the hashes and words by which they are compared."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from functools import cache
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -145,3 +147,23 @@ def _messages_hash(messages: list[Message], more: str = "") -> int:
 def bytes_hash(data: bytes | memoryview) -> int:
     """Return a 64-bit hash: eight bytes a row, so that equal ones are found among millions."""
     return xxhash.xxh3_64_intdigest(data)
+
+
+_ASCII = re.compile(r"[^\W_]+")
+_ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+
+
+def words_in(text: str) -> list[str]:
+    """Return the runs of letters, digits and combining marks, in lower case.
+
+    In scripts that have no spaces between words, and in Hangul, which joins particles to a word,
+    each character is a word.
+    """
+    return list((_ASCII if text.isascii() else _pattern()).findall(text.lower()))
+
+
+@cache
+def _pattern() -> Any:
+    import regex
+
+    return regex.compile(rf"(?V1)[{_ALONE}]\p{{M}}*|[\p{{L}}\p{{N}}\p{{M}}--[{_ALONE}]]+")

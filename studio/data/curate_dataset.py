@@ -24,7 +24,7 @@ from studio.data.conversation_records import (
     messages_of,
     prompt_hash,
 )
-from studio.data.dataset_survey import Survey
+from studio.data.dataset_survey import Survey, near_duplicates
 from studio.data.find_dataset import find
 from studio.data.readers.json_lines import dumps
 from studio.data.recognise_format import Guess
@@ -39,7 +39,6 @@ from studio.data.snapshots import (
     open_snapshot,
     write_snapshot,
 )
-from studio.data.suspicious_texts import near_duplicates
 from studio.errors import DataError, SpecError, nearest
 from studio.fields import Record, validated
 from studio.home import Home

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 from studio import starter, trash
-from studio.data.dataset_files import Origin, files_in, from_files
-from studio.data.folder_splits import TRAIN, choose_split
+from studio.data.dataset_files import TRAIN, Origin, choose_split, files_in, from_files
 from studio.data.readers import ENDINGS
 from studio.data.readers.compression_and_encoding import COMPRESSED
 from studio.errors import DataError

@@ -11,7 +11,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from studio.data.words import words_in
+from studio.data.conversation_records import words_in
 from studio.errors import SpecError, nearest
 
 SCORES = ("exact_match", "rouge_l", "contains", "number", "regex", "json", "json_schema")
