@@ -281,7 +281,7 @@ def _samples(store: JobStore, jobs: Sequence[Job]) -> Section | None:
 
 def _xray(home: Home, jobs: Sequence[Job]) -> Section | None:
     """Return the first rows of each dataset as the trainer saw them."""
-    from studio.data.tokenise_first_rows import first_xrays
+    from studio.data.xray import first_xrays
 
     shown: dict[str, list[dict[str, Any]]] = {}
     sides = {"chosen": say("chosen"), "rejected": say("rejected")}

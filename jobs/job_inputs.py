@@ -79,8 +79,10 @@ def _once(known: Known, key: Hashable, check: Callable[[], T]) -> T:
 
 
 def _admit(spec: RunSpec, home: Home, here: bool, may_wait: bool, known: Known) -> RunSpec:
-    from studio.data.prepare_run_data import validation_source
-    from studio.data.tokenise_first_rows import first_report  # imports numpy
+    from studio.data.prepare_run_data import (
+        first_report,  # imports numpy
+        validation_source,
+    )
     from studio.training.base_precision import with_stored_precision
 
     def dataset(path: str) -> str:
@@ -235,7 +237,7 @@ def reads(store: JobStore, spec: dict[str, Any]) -> set[Path]:
 
 def _named(spec: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the kind and name of everything that a spec, or a lane of it, names."""
-    from studio.data.mix_datasets import read_sources  # imports numpy
+    from studio.data.import_dataset import read_sources  # imports numpy
 
     if spec.get("address"):  # a judge elsewhere
         spec = {"suite": spec["suite"]}

@@ -55,7 +55,7 @@ ROWS: dict[str, tuple[str, set[str]]] = {
     "the library": ("import studio.adapters.library", TORCH),
     "devices and models": ("import studio.hardware, studio.models.find_model", TORCH),
     "the starter": ("import studio.starter", TORCH),
-    "data": ("import studio.data.check_dataset, studio.data.import_dataset, "
+    "data": ("import studio.data.import_dataset, studio.data.import_dataset, "
              "studio.data.curate_dataset, studio.data.xray, studio.data.mapping_preview", TORCH),
     "the data page": (DATA_PAGE, TORCH),
     "the page": ("from ui.app import build_app; build_app(home)", TORCH),

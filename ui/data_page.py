@@ -17,15 +17,15 @@ from jobs.actions.registry import shown_field, submit
 from jobs.job_inputs import runs_on
 from jobs.job_queue import JobStore
 from studio import starter, trash
-from studio.data import dataset_requests, mapping_preview, snapshots, token_statistics
+from studio.data import dataset_requests, mapping_preview, snapshots
 from studio.data.column_mapping import PARTS, Mapping
 from studio.data.curate_dataset import lineage
 from studio.data.export_rows import rows_as
 from studio.data.find_dataset import origin_of
+from studio.data.prepare_run_data import lens
 from studio.data.row_converters import record_converter
 from studio.data.snapshots import Meta, Snapshot
-from studio.data.tokenise_first_rows import lens
-from studio.data.xray import Pick, xray
+from studio.data.xray import Pick, is_measured, measured, xray
 from studio.errors import DataError
 from studio.fields import parameter, validated
 from studio.home import Home
@@ -114,9 +114,7 @@ def _reading(router: APIRouter, home: Home, store: JobStore) -> None:
         waiting = _must_wait(home, store, found, ModelSource(path=model), data)
         if waiting:
             return waiting
-        return token_statistics.measured(ModelSource(path=model), data, home).model_dump(
-            mode="json"
-        )
+        return measured(ModelSource(path=model), data, home).model_dump(mode="json")
 
     @router.get("/{name}/xray")
     def rays(
@@ -238,7 +236,7 @@ def _must_wait(
 ) -> dict[str, Any] | None:
     """Leave much text to a job; None when the answer is small or there already."""
     small = found.meta.findings.characters <= AT_ONCE_BYTES
-    if small or token_statistics.is_measured(model, data, home):
+    if small or is_measured(model, data, home):
         return None
     request = dataset_requests.MeasureRequest(model=model, data=data)
     values = request.model_dump(mode="json")

@@ -181,7 +181,7 @@ def _rows(rows: RowCounts) -> list[str]:
 @lru_cache(maxsize=64)
 def _checked(path: Path, _changed: int, _size: int) -> tuple[RowCounts, str]:
     """Return the counts of rows, and their format."""
-    from studio.data.check_dataset import check_file
+    from studio.data.import_dataset import check_file
 
     report = check_file(path)
     if report.error:
@@ -197,7 +197,7 @@ def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
     """
     if not find_model.origin_of(spec.model.path, spec.model.revision).is_local:
         return "", False  # shown with the model, or known once it is downloaded
-    from studio.data.tokenise_first_rows import first_report
+    from studio.data.prepare_run_data import first_report
 
     report = first_report(spec, home)
     if report is None:
@@ -354,7 +354,7 @@ def _plan(spec: RunSpec, home: Home) -> dict[str, Any]:
 
 def first_rays(spec: RunSpec, home: Home) -> dict[str, Any]:
     """Return the first rows of a run as the trainer sees them, or why they are not known."""
-    from studio.data.tokenise_first_rows import first_xrays
+    from studio.data.xray import first_xrays
 
     spec = looked_at(spec, home)
     if why := unknown(spec, home):
@@ -369,7 +369,7 @@ def _shortened(row: dict[str, Any]) -> dict[str, Any]:
 
 def unknown(spec: RunSpec, home: Home) -> str:
     """Return why a run cannot be estimated yet; empty if it can."""
-    from studio.data.tokenise_first_rows import absent
+    from studio.data.prepare_run_data import absent
 
     if why := absent(spec, home):
         return why

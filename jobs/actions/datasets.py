@@ -72,7 +72,7 @@ def check(
     ],
 ) -> list[dict[str, Any]]:
     """Read files whole: rows that a run would keep, drop and why. Exit code 2 on a refusal."""
-    from studio.data.check_dataset import check_file
+    from studio.data.import_dataset import check_file
 
     return [check_file(file, home=home).model_dump(mode="json") for file in files]
 

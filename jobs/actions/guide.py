@@ -8,8 +8,8 @@ from jobs.actions.models import device_named, fit_of
 from jobs.actions.registry import action, field, write_file
 from jobs.job_queue import JobStore
 from studio import goals, hardware, offline
-from studio.data.check_dataset import check_file
 from studio.data.find_dataset import missing, origin_of
+from studio.data.import_dataset import check_file
 from studio.data.snapshots import open_snapshot
 from studio.errors import DataError, StudioError
 from studio.fields import Record, parameter

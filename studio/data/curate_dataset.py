@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from studio.data.check_dataset import check_file
 from studio.data.column_mapping import Mapping, Operator, at_path
 from studio.data.conversation_records import (
     Problem,
@@ -26,6 +25,7 @@ from studio.data.conversation_records import (
 )
 from studio.data.dataset_survey import Survey, near_duplicates
 from studio.data.find_dataset import find
+from studio.data.import_dataset import check_file
 from studio.data.readers.json_lines import dumps
 from studio.data.recognise_format import Guess
 from studio.data.row_converters import record_converter

@@ -109,7 +109,7 @@ class MixtureRequest(DatasetRequest):
     def checked(self, home: Home) -> Self:
         """Refuse sources that do not exist and weights that are wrong."""
         from studio.data.find_dataset import missing, origin_of
-        from studio.data.mix_datasets import read_sources
+        from studio.data.import_dataset import read_sources
 
         for one in read_sources(self.sources):
             if origin_of(one.name, home).kind == "missing":
@@ -118,7 +118,7 @@ class MixtureRequest(DatasetRequest):
 
     def make(self, home: Home, told: Told) -> dict[str, Any]:
         """Read the sources, draw rows, publish the mix."""
-        from studio.data.mix_datasets import mix, read_sources
+        from studio.data.import_dataset import mix, read_sources
 
         made = mix(
             home, read_sources(self.sources), name=self.dataset, num_rows=self.num_rows,
@@ -174,7 +174,7 @@ class MeasureRequest(DatasetRequest):
 
     def make(self, home: Home, told: Told) -> dict[str, Any]:
         """Fill the token cache."""
-        from studio.data.token_statistics import measured
+        from studio.data.xray import measured
 
         report = measured(self.model, self.data, home).report
         return {"dataset": self.data.path, "rows": report.rows.model_dump()}

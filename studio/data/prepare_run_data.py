@@ -1,6 +1,8 @@
 """Prepare the data of a run: tokens with labels, held-out rows, a report, cached by content.
 
-The X-ray calls the very same functions, so what it shows is what is trained.
+The X-ray calls the very same functions, so what it shows is what is trained. Before a run is
+queued, its first rows take the same path (`first_rows`), so that a refusal there means that the run
+would fail: usually 64 rows are read, more only if none of those can be used.
 """
 
 from __future__ import annotations
@@ -14,22 +16,25 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from studio.data.dataset_files import Origin, Sources
 from studio.data.dataset_report import TokenReport
-from studio.data.find_dataset import find
-from studio.data.model_tokenizer import check_loaded
-from studio.data.preference_rows import trained_on
+from studio.data.find_dataset import find, missing, origin_of
+from studio.data.model_tokenizer import Backend, backend_for, check_loaded
 from studio.data.template.template import Template, choose_for
 from studio.data.token_arrays import Example, Examples, Tokens, TokenWriter, load_tokens
-from studio.data.tokenise_rows import tokenise
+from studio.data.tokenise_rows import tokenise, trained_on
+from studio.errors import DataError
 from studio.home import Home, is_whole, publishing, sweep
-from studio.spec import DataSource
+from studio.models import find_model
+from studio.spec import DataSource, ModelSource, RunSpec
 from studio.train_args import Rows
 
 CACHED_DATASETS, REPORT = 16, "report.json"
@@ -329,3 +334,85 @@ def _evict(root: Path) -> None:
     folders = [one for one in root.iterdir() if one.is_dir() and not one.name.startswith(".")]
     for old in sorted(folders, key=used)[:-CACHED_DATASETS]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+FEW_ROWS, MANY_ROWS = 64, 20_000
+
+
+class Lens(NamedTuple):
+    """The parts of a model that preparing data needs: its tokenizer and its context."""
+
+    backend: Backend
+    context_length: int
+
+
+def lens(model: ModelSource, home: Home | None) -> Lens:
+    """Read a model's tokenizer and context from its files.
+
+    Raises:
+        ModelError: It cannot be used.
+    """
+    found = find_model.facts(model)
+    return Lens(backend_for(found.path, home), found.context_length)
+
+
+def absent(spec: RunSpec, home: Home | None) -> str:
+    """Return why a run's model or dataset cannot be read without a download; empty if it can."""
+    model = find_model.origin_of(spec.model.path, spec.model.revision).kind
+    for noun, path, kind in (
+        ("model", spec.model.path, model),
+        ("dataset", spec.data.path, origin_of(spec.data.path, home).kind),
+    ):
+        if kind == "missing":
+            return f"There is no model at {path}." if noun == "model" else missing(path, home).text
+        if kind == "hub":
+            return f"Known once the {noun} is downloaded."
+    return ""
+
+
+def first_report(spec: RunSpec, home: Home | None) -> TokenReport | None:
+    """Return the report of the first rows; see `first_rows`."""
+    found = first_rows(spec, home)
+    return None if found is None else found[1]
+
+
+def first_rows(spec: RunSpec, home: Home | None) -> tuple[Tokens, TokenReport] | None:
+    """Return the tokens and the report of the first rows that can be trained on.
+
+    None if they are only known in the run: a dataset of the hub, a tokenizer without a fast form.
+    The last results are remembered until the model's or the dataset's files change.
+
+    Raises:
+        StudioError: Nothing of the dataset can be used, or not one token would be trained.
+    """
+    if origin_of(spec.data.path, home).kind == "hub":
+        return None
+    files = find(spec.data, home).files
+    model = find_model.facts(spec.model).path
+    if not (model / "tokenizer.json").is_file():
+        return None
+    state = tuple(_state(file) for file in (*sorted(model.glob("*.j*")), *files))
+    return _first_rows(spec.model, spec.data, home, spec.train.rows, state)
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    status = file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+@lru_cache(maxsize=32)
+def _first_rows(
+    model: ModelSource, data: DataSource, home: Home | None, rows: Rows,
+    _state: tuple[tuple[int, ...], ...],
+) -> tuple[Tokens, TokenReport]:  # fmt: skip
+    origin, (backend, context_length) = find(data, home), lens(model, home)
+    template, limit = choose_for(backend, data), row_limit(data, context_length)
+    some = list(islice(origin.rows(), FEW_ROWS))
+    first = replace(origin, rows=lambda: iter(some))
+    try:
+        return tokenise(first, data, template, limit, TokenWriter(), rows)
+    except DataError:
+        if len(some) < FEW_ROWS:
+            raise
+    more = replace(origin, rows=lambda: islice(origin.rows(), MANY_ROWS), at_most=MANY_ROWS)
+    return tokenise(more, data, template, limit, TokenWriter(), rows)

@@ -1,7 +1,8 @@
-"""The X-ray: rows exactly as the trainer sees them, token by token. Needs no torch.
+"""Show a dataset on a model before it trains: rows token by token (the X-ray), lengths and steps.
 
-It calls the same functions as the loop: reader, converter, `Template.encode_batch` and
-`tokens.fit`. A test proves that its ids and labels are those of `prepare`.
+The X-ray calls the same functions as the loop: reader, converter, `Template.encode_batch` and
+`token_arrays.fit`. A test proves that its ids and labels are those of `prepare`. Tokens that were
+counted are cached, so a run that follows starts with them. Needs no torch.
 """
 
 from __future__ import annotations
@@ -26,19 +27,18 @@ from studio.data.conversation_records import (
     num_equal,
 )
 from studio.data.dataset_files import Origin
-from studio.data.dataset_report import Frozen
+from studio.data.dataset_report import Frozen, TokenReport
 from studio.data.find_dataset import find
 from studio.data.model_tokenizer import Detokenizer
-from studio.data.preference_rows import trained_on
-from studio.data.prepare_run_data import prepare, row_limit
+from studio.data.prepare_run_data import absent, is_prepared, lens, prepare, row_limit
 from studio.data.recognise_format import SAMPLE_ROWS, guess_origin
 from studio.data.row_converters import converter, prompt_converter, record_converter
 from studio.data.template.template import Encoded, Template, View, choose_for
-from studio.data.token_arrays import Example, Examples
-from studio.data.truncation import fit, fit_alike
+from studio.data.token_arrays import Example, Examples, fit, fit_alike
+from studio.data.tokenise_rows import trained_on
 from studio.errors import DataError
 from studio.home import Home
-from studio.spec import DataSource
+from studio.spec import DataSource, ModelSource, RunSpec
 
 State = Literal["trained", "masked", "truncated"]
 Pick = Literal["first", "longest", "shortest", "random"]
@@ -169,6 +169,23 @@ def xray(
     if absent and (rows is not None or examples is not None):
         raise DataError(f"{origin.name} has no row {absent[0]:,}.")
     return [row for number in wanted for row in found.get(number, ())]
+
+
+def first_xrays(spec: RunSpec, home: Home | None, count: int) -> list[XRow]:
+    """Return the first rows of a run as its trainer sees them, of pairs both sides; see `xray`.
+
+    Raises:
+        StudioError: The model or dataset is not on this machine, or cannot be used.
+    """
+    if why := absent(spec, home):
+        raise DataError(why)
+    seen = lens(spec.model, home)
+    limit = max(1, seen.context_length - spec.method.num_tokens_before)
+    count += count % 2 if spec.train.rows == "pairs" else 0
+    return xray(
+        spec.data, seen.backend, context_length=limit, count=count, home=home,
+        plain=spec.train.rows not in ("pairs", "judged"), prompts=spec.train.loss == "grpo",
+    )[:count]  # fmt: skip
 
 
 def _read_rows(origin: Origin, numbers: set[int]) -> Iterator[tuple[int, Row | Problem]]:
@@ -319,3 +336,60 @@ def _texts(core: Any, ids: list[int]) -> list[str]:
     )
     texts = [growing.add(token) for token in ids]
     return [*texts[:-1], texts[-1] + growing.flush()] if texts else []
+
+
+class Measured(Frozen):
+    """A dataset on a model, and a run with the usual settings on it.
+
+    `padding_share` is what padding would add to the tokens of a batch; packing adds nothing.
+    `seconds` is an estimate for that run on this machine's device, 0 if there is none.
+    """
+
+    report: TokenReport
+    steps: int = 0
+    epochs: float = 0
+    rows_per_step: int = 0
+    padding_share: float = 0.0
+    seconds: float = 0.0
+
+
+def is_measured(model: ModelSource, data: DataSource, home: Home) -> bool:
+    """Return True if `measured` would answer from the cache."""
+    backend, context_length = lens(model, home)
+    return is_prepared(data, backend, context_length=context_length, home=home)
+
+
+def measured(model: ModelSource, data: DataSource, home: Home) -> Measured:
+    """Tokenise a dataset for a model, or read the tokens from the cache.
+
+    Raises:
+        StudioError: The model or the data cannot be used, or no token would be trained.
+    """
+    from studio.training.estimate_memory_and_time import estimate
+    from studio.training.steps_and_learning_rate import plan_run
+
+    spec = RunSpec(model=model, data=data)
+    backend, context_length = lens(model, home)
+    made = prepare(data, backend, context_length=context_length, seed=spec.seed, home=home)
+    if not isinstance(made.train, Examples) or not len(made.train):
+        raise DataError(f"{data.path} leaves no row to train on.")
+    plan = plan_run(spec, num_rows=len(made.train), hidden_size=1)
+    lengths = made.train.tokens.lengths()[made.train.order]
+    return Measured(
+        report=made.report,
+        steps=plan.total_steps,
+        epochs=spec.train.num_train_epochs,
+        rows_per_step=plan.rows_per_step,
+        padding_share=padding_share(lengths, plan.micro_batch, seed=spec.seed),
+        seconds=estimate(spec, home).seconds,
+    )
+
+
+def padding_share(lengths: NDArray[np.int64], rows: int, *, seed: int) -> float:
+    """Return which share of the tokens of shuffled batches of `rows` would be padding."""
+    shuffled = np.random.default_rng(seed).permutation(lengths)
+    full = len(shuffled) // rows * rows
+    rest = shuffled[full:]
+    padded = int(shuffled[:full].reshape(-1, rows).max(axis=1, initial=0).sum()) * rows
+    padded += int(rest.max(initial=0)) * len(rest)
+    return 1 - int(lengths.sum()) / max(1, padded)

@@ -98,7 +98,7 @@ def first_lengths(
     Raises:
         DataError: They are only known in the run.
     """
-    from studio.data.tokenise_first_rows import first_rows
+    from studio.data.prepare_run_data import first_rows
 
     found = first_rows(spec, home)
     if found is None:

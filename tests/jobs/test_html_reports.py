@@ -13,7 +13,7 @@ from jobs.html_reports import report
 from jobs.job_queue import JobStore
 from jobs.run_curves import Progress
 from studio.adapter_stack import StackItem, write_lane
-from studio.data.tokenise_first_rows import first_xrays
+from studio.data.xray import first_xrays
 from studio.errors import QueueError
 from studio.evaluation.bakeoff_measurements import REPORT
 from studio.evaluation.export_votes_and_suites import votes_as

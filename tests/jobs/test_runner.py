@@ -14,8 +14,7 @@ from jobs.runner import as_studio_error
 from studio.data.dataset_files import SMALL_BYTES, hash_files
 from studio.data.import_dataset import import_dataset
 from studio.data.model_tokenizer import backend_from_folder
-from studio.data.prepare_run_data import prepare
-from studio.data.tokenise_first_rows import first_report
+from studio.data.prepare_run_data import first_report, prepare
 from studio.errors import DataError, SpecError, Unreached
 from studio.models.find_model import facts
 from studio.spec import DataSource, RunSpec

@@ -3,7 +3,7 @@
 import pytest
 
 from studio import goals
-from studio.data.check_dataset import check_file
+from studio.data.import_dataset import check_file
 from studio.errors import InputError
 from studio.spec import RunSpec
 

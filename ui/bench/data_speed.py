@@ -46,7 +46,7 @@ def bench_data(
 ) -> list[Figure]:
     """Measure on a jsonl file, or on made conversations of `megabytes` MB."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the figures are per core
-    from studio.data.check_dataset import check_file
+    from studio.data.import_dataset import check_file
 
     path = Path(file) if file else _made(folder / "made.jsonl", megabytes)
     size = path.stat().st_size / 1e6

@@ -17,10 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from studio.data import mapping_preview
-from studio.data.check_dataset import check_file
 from studio.data.column_mapping import PARTS, Mapping
 from studio.data.conversation_records import Conversation, Document, Problem, Row, content_hash
-from studio.data.import_dataset import import_dataset
+from studio.data.import_dataset import check_file, import_dataset
 from studio.data.row_converters import converter, record_converter
 from studio.data.template.template import choose
 from studio.data.xray import xray

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from studio.data.curate_dataset import Split, apply_step
-from studio.data.import_dataset import import_dataset
-from studio.data.mix_datasets import Source, mix
+from studio.data.import_dataset import Source, import_dataset, mix
 from studio.data.prepare_run_data import MAX_VALIDATION, drawn, prepare
 from studio.data.xray import xray
 from studio.evaluation.forgetting import MAX_ROWS, general_set

@@ -10,7 +10,7 @@ from studio.data import hub_datasets, mapping_preview
 from studio.data.column_mapping import Mapping
 from studio.data.dataset_requests import ImportRequest
 from studio.data.hub_datasets import from_hub, is_reached
-from studio.data.tokenise_first_rows import lens
+from studio.data.prepare_run_data import lens
 from studio.data.xray import xray
 from studio.errors import DataError, Unreached
 from studio.spec import DataSource, ModelSource

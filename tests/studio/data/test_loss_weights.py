@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from studio.data.conversation_records import Row
-from studio.data.mix_datasets import _plain
+from studio.data.import_dataset import _plain
 from studio.data.prepare_run_data import prepare
 from studio.data.recognise_format import recognise
 from studio.data.row_converters import converter, record_converter

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from studio.data.check_dataset import check_file
+from studio.data.import_dataset import check_file
 from tests.studio.data.malformed import cases
 
 CASES = cases()

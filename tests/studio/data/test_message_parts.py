@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from studio.data.check_dataset import check_file
 from studio.data.conversation_records import Conversation, Dropped, Problem, Row, content_hash
 from studio.data.dataset_files import from_files
+from studio.data.import_dataset import check_file
 from studio.data.messages import Parts, read_content
 from studio.data.prepare_run_data import prepare
 from studio.data.recognise_format import guess_origin, recognise

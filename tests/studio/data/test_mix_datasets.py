@@ -9,8 +9,7 @@ import pytest
 
 from studio.data.curate_dataset import Drop, Split, apply_step
 from studio.data.find_dataset import find
-from studio.data.import_dataset import import_dataset
-from studio.data.mix_datasets import Source, mix, read_sources
+from studio.data.import_dataset import Source, import_dataset, mix, read_sources
 from studio.data.prepare_run_data import prepare
 from studio.data.recognise_format import guess_origin
 from studio.data.row_converters import record_converter

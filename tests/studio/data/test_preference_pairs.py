@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from studio.data.check_dataset import check_file
 from studio.data.conversation_records import (
     Judged,
     Pair,
@@ -16,10 +15,11 @@ from studio.data.conversation_records import (
 )
 from studio.data.dataset_report import RowCounter
 from studio.data.find_dataset import find
-from studio.data.preference_rows import preferences
+from studio.data.import_dataset import check_file
 from studio.data.prepare_run_data import prepare
 from studio.data.recognise_format import recognise
 from studio.data.row_converters import converter, record_converter
+from studio.data.tokenise_rows import preferences
 from studio.data.xray import xray
 from studio.errors import DataError
 from studio.spec import DataSource

@@ -12,8 +12,7 @@ from studio.data.dataset_report import RowCounts
 from studio.data.model_tokenizer import backend_from_folder
 from studio.data.prepare_run_data import is_prepared, prepare
 from studio.data.template.template import Encoded, choose
-from studio.data.token_arrays import load_tokens
-from studio.data.truncation import fit, windows
+from studio.data.token_arrays import fit, load_tokens, windows
 from studio.errors import DataError
 from studio.home import is_whole
 from studio.spec import DataSource
@@ -315,7 +314,7 @@ def test_evaluation_rows_that_are_trained_on_are_counted_and_told(tmp_path, byte
 
 def test_what_a_dataset_is_on_a_model_says_how_long_it_takes(tmp_path, home):
     from studio.data.dataset_requests import MeasureRequest
-    from studio.data.token_statistics import is_measured, measured
+    from studio.data.xray import is_measured, measured
     from studio.spec import ModelSource
 
     rows = [measured(ModelSource(path="starter"),

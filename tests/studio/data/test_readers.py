@@ -10,11 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from studio.data import mapping_preview
-from studio.data.check_dataset import check_file
 from studio.data.column_mapping import as_text
 from studio.data.conversation_records import Dropped, Row
 from studio.data.find_dataset import find
-from studio.data.import_dataset import import_dataset
+from studio.data.import_dataset import check_file, import_dataset
 from studio.data.readers import look, read
 from studio.errors import DataError
 from studio.spec import DataSource

@@ -2,7 +2,7 @@
 
 import pytest
 
-from studio.data.check_dataset import check_file
+from studio.data.import_dataset import check_file
 from studio.data.prepare_run_data import prepare
 from studio.spec import DataSource
 from tests.studio.data.conftest import write_rows

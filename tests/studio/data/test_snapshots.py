@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from studio.data.check_dataset import check_file
 from studio.data.column_mapping import Mapping
 from studio.data.curate_dataset import (
     Deduplicate,
@@ -21,7 +20,7 @@ from studio.data.curate_dataset import (
 )
 from studio.data.export_rows import export_rows
 from studio.data.find_dataset import find, origin_of
-from studio.data.import_dataset import import_dataset
+from studio.data.import_dataset import check_file, import_dataset
 from studio.data.prepare_run_data import prepare
 from studio.data.snapshots import (
     delete_snapshot,

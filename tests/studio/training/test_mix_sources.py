@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from studio.data.mix_datasets import Source, mix
+from studio.data.import_dataset import Source, mix
 from studio.training import training_session
 from studio.training.train_run import train
 from studio.training.training_events import Evaluated, Finished

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from studio.backbone import Backbone
-from studio.data import tokenise_first_rows
+from studio.data import prepare_run_data
 from studio.errors import DataError, MethodError, SpecError
 from studio.methods import methods
 from studio.spec import RunSpec
@@ -236,7 +236,7 @@ def world(tmp_path_factory):
 
 
 def test_sorted_verdicts_are_refused_only_where_all_are_known(world, home, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenise_first_rows, "MANY_ROWS", 100)
+    monkeypatch.setattr(prepare_run_data, "MANY_ROWS", 100)
     for name, num_good, num_bad in (("long", 150, 9), ("short", 80, 0)):
         rows = [{"prompt": f"say {i}", "completion": f"{i}!", "label": i < num_good}
                 for i in range(num_good + num_bad)]  # fmt: skip
@@ -244,10 +244,10 @@ def test_sorted_verdicts_are_refused_only_where_all_are_known(world, home, tmp_p
         file.write_text("\n".join(map(json.dumps, rows)))
         spec = world.with_values({"data.path": str(file), "train.loss": "kto"})
         if num_bad:
-            assert tokenise_first_rows.first_report(spec, home).rows.kept == 100
+            assert prepare_run_data.first_report(spec, home).rows.kept == 100
         else:
             with pytest.raises(DataError, match="judged as good"):
-                tokenise_first_rows.first_report(spec, home)
+                prepare_run_data.first_report(spec, home)
 
 
 def test_two_processes_give_what_one_gives(world, home, tmp_path):
