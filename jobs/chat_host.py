@@ -25,8 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs import openai_api
 from jobs.chat_client import LEAVING_STATUS, state_path
-from jobs.chat_event_buffer import RunningRequest
-from jobs.chat_worker import IDLE_SECONDS, ChatWorker
+from jobs.chat_worker import IDLE_SECONDS, ChatWorker, RunningRequest
 from jobs.processes import FileLock, exit_now, me
 from studio import atomic, gpus, offline
 from studio.chat.lanes import ChatRequest, Event, NewWeights

@@ -13,19 +13,21 @@ import asyncio
 import logging
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from jobs.chat_client import log_path
-from jobs.chat_event_buffer import RunningRequest
 from jobs.claims import device_of
 from jobs.job_queue import JobStore
 from studio import hardware, offline
 from studio.chat.lanes import (
+    ActiveStack,
     ChatRequest,
+    Event,
     NewWeights,
     error_event,
     events_of,
@@ -35,11 +37,86 @@ from studio.errors import ChatError, OutOfMemory, StudioError, is_out_of_memory
 from studio.home import Home
 
 logger = logging.getLogger(__name__)
-
 WATCH_SECONDS = 1.0
 IDLE_SECONDS = 1800.0
 NO_MEMORY = "Not enough memory for this model: choose a smaller one, or wait for running jobs."
 FAILED = "The chat engine failed ({why}). Send again; if it repeats, see {log}."
+
+
+class EventBuffer:
+    """Events of one request, from the models' thread to one coroutine.
+
+    Text of a lane that was not sent yet is joined: a slow reader gets fewer, longer pieces and
+    never slows the model down, and the buffer is bounded by the answers' length.
+    """
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._open: dict[int, Event] = {}  # the last delta of a lane, while nothing follows it
+        self._guard = threading.Lock()
+        self._woken = False  # the loop was woken already and has not taken the events yet
+        self._loop = asyncio.get_running_loop()
+        self._filled = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    def put(self, event: Event) -> None:
+        """Add an event, from any thread."""
+        with self._guard:
+            lane = event["lane"]
+            last = self._open.get(lane)
+            if event["type"] != "delta":
+                self._open.pop(lane, None)
+                self._events.append(event)
+            elif last is None or last.get("part") != event.get("part"):
+                self._open[lane] = event
+                self._events.append(event)
+            else:
+                last["text"] += event["text"]
+                if "tokens" in event:
+                    last.setdefault("tokens", []).extend(event["tokens"])
+            woken, self._woken = self._woken, True
+        if not woken:
+            self._set(self._filled)
+
+    def end(self) -> None:
+        """Mark the end, from any thread."""
+        self._set(self.ended)
+        self._set(self._filled)
+
+    async def wait(self) -> None:
+        """Wait for events, or for the end."""
+        await self._filled.wait()
+
+    async def rest(self, seconds: float) -> None:
+        """Let text gather for this time, or until the end."""
+        try:
+            await asyncio.wait_for(self.ended.wait(), seconds)
+        except TimeoutError:
+            return
+
+    def take(self) -> list[Event]:
+        """Return the waiting events."""
+        with self._guard:
+            events, self._events = self._events, []
+            self._open.clear()
+            self._woken = False
+            if not self.ended.is_set():
+                self._filled.clear()
+        return events
+
+    def _set(self, flag: asyncio.Event) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the server is shutting down
+            self._loop.call_soon_threadsafe(flag.set)
+
+
+class RunningRequest:
+    """A request that is being answered."""
+
+    def __init__(self, request: ChatRequest) -> None:
+        self.request = request
+        self.events = EventBuffer()
+        self.stop = threading.Event()
+        self.weights: dict[int, ActiveStack] = {}  # moved since it began
 
 
 class Leases:

@@ -1,29 +1,44 @@
-"""Decide which slots may start jobs: free memory, and chat models that free a device.
+"""Place jobs: free memory, chat models that free a device, siblings that share a process.
 
 A job has a memory estimate; 0 is unknown and fits everywhere. On a GPU the memory that is really
 free counts, on a CPU only that of chat, since the system frees the rest. A job that needs nearly
 all of a device or more starts on an empty one. Chat is requested to leave a GPU when a job could
 start there now and no other device takes it, and any device that lacks memory; a chat host that
 stays is killed, since it loads its models again at the next question.
+
+Siblings are runs of one sweep that train in the same process, on one base model in memory. Each has
+a place with a name of its own, `cpu#12` for job 12 on `cpu`, so that it holds a lease, has an
+attempt and ends as any other job; the device is busy while one of its places is taken. Only
+neighbours in the queue are grouped, so that a job between them is not overtaken.
 """
 
+import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice, takewhile
+from typing import Any
 
-from jobs.claims import Slot, device_of
+from jobs.claims import PLACE, Claim, Slot, device_of, leased_devices, start_attempt, startable
+from jobs.database import Database
+from jobs.job_kinds import BESIDE
 from jobs.job_queue import JobStore
 from jobs.processes import Identity, kill_session
+from jobs.ray_cluster import is_slot
 from studio import hardware
+from studio.errors import SpecError
 from studio.names import readable
+from studio.spec import RunSpec
+from studio.training.sibling_key import sibling_key
 
 logger = logging.getLogger(__name__)
-
 ENOUGH = 0.9
 BESIDE_DISPLAY, DISPLAY_BYTES = 0.85, 3 << 29  # of a GPU, on which a display may take the rest
 READ_SECONDS = 2.0
 CHAT_SECONDS = 10.0
 END_CHAT_SECONDS = 60.0
+MOST_SIBLINGS, MOST_CANDIDATES = 8, 100
 
 
 class Placement:
@@ -146,6 +161,65 @@ class Placement:
         self._asked.pop(slot, None)
 
 
+def _sentence(need: int, slot: str, room: int, chat: int) -> str:
+    held = f"; chat holds {readable(chat)}" if chat else ""
+    return f"needs about {readable(need)} of {slot}, which has {readable(room)} left{held}"
+
+
+def claim_siblings(
+    database: Database,
+    claim: Claim,
+    *,
+    owner: Identity,
+    slot: Slot,
+    start_when: Iterable[str] = ("idle", "night"),
+) -> list[Claim]:
+    """Claim the next queued siblings of a run that was just claimed, to train in its process.
+
+    Args:
+        database: The queue's database.
+        claim: The run.
+        owner: The supervisor.
+        slot: Its slot; the devices beside it that are free get their share of the siblings.
+        start_when: As for the claim.
+    """
+    if claim.device in BESIDE or is_slot(claim.device) or "," in claim.device:
+        return []
+    with database.writing() as db:
+        (first,) = db.query(_FIRST, {"id": claim.job})
+        key = _sibling_key(first)
+        if key is None:
+            return []
+        queued = startable(db, wanted=slot.wanted, start_when=start_when)
+        neighbours = takewhile(
+            lambda job: job["sweep"] == first["sweep"], list(islice(queued, MOST_CANDIDATES))
+        )
+        siblings = [job["id"] for job in neighbours if _sibling_key(job) == key]
+        free = set(slot.beside) - leased_devices(db)
+        share = math.ceil((1 + len(siblings)) / (1 + len(free))) - 1
+        why = f'together with "{first["name"]}"'
+        return [
+            start_attempt(db, job, f"{claim.device}{PLACE}{job}", owner=owner, why=why)
+            for job in siblings[: min(share, MOST_SIBLINGS - 1)]
+        ]
+
+
+def _sibling_key(job: dict[str, Any]) -> str | None:
+    """Return the key that siblings share; None if the job must train alone.
+
+    That is a job that lost its last process without progress, which would end its siblings too, and
+    one whose failure ends the rest of its sweep.
+    """
+    if job["kind"] != "train" or not job["sweep"] or job["no_progress"]:
+        return None
+    if job["on_error"] == "stop":
+        return None
+    try:
+        return sibling_key(RunSpec.parse(json.loads(job["spec"])))
+    except SpecError:
+        return None  # its own runner reports the error
+
+
 _SET_WAITS = "UPDATE jobs SET waits = ? WHERE id = ? AND state = 'queued'"
 _NAMED = """
 SELECT id, device_wanted FROM jobs
@@ -158,7 +232,4 @@ WHERE jobs.state = 'queued' AND jobs.kind = 'bakeoff' AND run.kind = 'train'
   AND run.state = 'paused'
 """
 
-
-def _sentence(need: int, slot: str, room: int, chat: int) -> str:
-    held = f"; chat holds {readable(chat)}" if chat else ""
-    return f"needs about {readable(need)} of {slot}, which has {readable(room)} left{held}"
+_FIRST = "SELECT kind, name, sweep, spec, no_progress, on_error FROM jobs WHERE id = :id"

@@ -24,17 +24,15 @@ import psutil
 
 from jobs import backup, ended_jobs, queue_settings
 from jobs.claims import NO_PROGRESS_LIMIT, Claim, Slot
-from jobs.device_placement import Placement
+from jobs.device_placement import Placement, claim_siblings
 from jobs.disk_usage import size
 from jobs.job_kinds import BESIDE, NETWORK
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from jobs.processes import FileLock, Identity, Wakeup, me, of, wake
 from jobs.ray_cluster import Watch
-from jobs.rescue_dead_jobs import Rescue
 from jobs.run_folder import checkpoint_folders, newest_step
-from jobs.runner_processes import RUNNER, Runners, spawn
-from jobs.sibling_claims import claim_siblings
+from jobs.runner_processes import RUNNER, Rescue, Runners, spawn
 from jobs.webhook import Webhook
 from studio import hardware, offline
 from studio.errors import HomeError, StudioError

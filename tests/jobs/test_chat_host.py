@@ -24,9 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from jobs import chat_client
 from jobs.chat_client import state_path
-from jobs.chat_event_buffer import EventBuffer
 from jobs.chat_host import batches, make_app
-from jobs.chat_worker import ChatWorker
+from jobs.chat_worker import ChatWorker, EventBuffer
 from jobs.job_queue import JobStore
 from studio.backbone import Backbone
 from studio.chat.lanes import ChatRequest, Delta

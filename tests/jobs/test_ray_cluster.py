@@ -6,11 +6,11 @@ import pytest
 
 from jobs import bakeoff, doctor, queue_settings, ray_cluster, sweeps
 from jobs.claims import Slot
+from jobs.device_placement import claim_siblings
 from jobs.job_inputs import admit
 from jobs.job_queue import JobStore
 from jobs.processes import me
 from jobs.ray_cluster import Watch
-from jobs.sibling_claims import claim_siblings
 from studio.cluster import Cluster
 from studio.cluster.cluster_records import Submission
 from studio.cluster.ray_api import Ray

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from jobs.claims import Claim, Slot, device_of
-from jobs.device_placement import Placement
+from jobs.device_placement import Placement, claim_siblings
 from jobs.job_queue import JobStore
 from jobs.processes import me
-from jobs.sibling_claims import claim_siblings
 from studio.spec import RunSpec
 from tests.jobs.conftest import a_spec, curve, supervising, take, until
 from tests.jobs.fake_runner import fake_loss

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs import rescue_dead_jobs, runner_processes, supervisor, webhook
+from jobs import runner_processes, supervisor, webhook
 from jobs.job_queue import JobStore
 from jobs.job_record import LEGAL
 from jobs.processes import Identity, boot_id, me, of, session_members
@@ -150,8 +150,8 @@ def test_a_run_that_dies_at_the_same_step_gives_up(store, monkeypatch):
 
 def test_a_run_that_does_not_stop_is_killed(store, monkeypatch):
     monkeypatch.setenv("FAKE_FAULT", "hang@3")
-    monkeypatch.setattr(rescue_dead_jobs, "ASK_AGAIN_SECONDS", 0.5)
-    monkeypatch.setitem(rescue_dead_jobs.KILL_SECONDS, "cancel", 1.5)
+    monkeypatch.setattr(runner_processes, "ASK_AGAIN_SECONDS", 0.5)
+    monkeypatch.setitem(runner_processes.KILL_SECONDS, "cancel", 1.5)
     job = store.submit(a_spec(steps=5)).id
     with supervising(store.home):
         until(lambda: store.get(job).step >= 2)

@@ -9,10 +9,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from jobs import processes, rescue_dead_jobs
+from jobs import processes, runner_processes
 from jobs.processes import kill_session, of, session_members
-from jobs.rescue_dead_jobs import Rescue
-from jobs.runner_processes import Runners
+from jobs.runner_processes import Rescue, Runners
 from tests.jobs.conftest import a_spec, take, until
 
 SLEEP = "import time; time.sleep(600)"
@@ -55,8 +54,8 @@ def test_what_a_dead_runner_started_is_ended():
 @pytest.fixture
 def siblings(store, sleeper, monkeypatch):
     """Two runs of one process that obeys nothing; patience is over at once."""
-    monkeypatch.setattr(rescue_dead_jobs, "ASK_AGAIN_SECONDS", -1.0)
-    monkeypatch.setitem(rescue_dead_jobs.KILL_SECONDS, "cancel", -1.0)
+    monkeypatch.setattr(runner_processes, "ASK_AGAIN_SECONDS", -1.0)
+    monkeypatch.setitem(runner_processes.KILL_SECONDS, "cancel", -1.0)
     jobs = [job.id for job in store.submit_many([a_spec(), a_spec()])]
     for device in ("cpu", "cpu#2"):
         claim = take(store, device)
@@ -80,7 +79,7 @@ def test_a_process_is_pressed_only_when_none_of_its_siblings_is_to_go_on(store, 
 
 
 def test_a_process_that_hangs_is_ended_with_its_siblings(store, sleeper, siblings, monkeypatch):
-    monkeypatch.setattr(rescue_dead_jobs, "SHARED_KILL_SECONDS", -1.0)
+    monkeypatch.setattr(runner_processes, "SHARED_KILL_SECONDS", -1.0)
     looking = Rescue(store, Runners(store.home))
     store.cancel(siblings[0])
     looking.look()
@@ -154,7 +153,7 @@ def test_on_windows_a_stop_that_takes_long_is_no_end(store, sleeper, siblings, m
     with pytest.raises(subprocess.TimeoutExpired):
         sleeper.wait(timeout=0.3)
 
-    monkeypatch.setitem(rescue_dead_jobs.KILL_SECONDS, "pause", -1.0)
+    monkeypatch.setitem(runner_processes.KILL_SECONDS, "pause", -1.0)
     looking.look()
 
     assert sleeper.wait(timeout=10) == -signal.SIGTERM
