@@ -26,8 +26,7 @@ from studio.evaluation.html_page import Section, chart, page, say, table, text_o
 from studio.home import Home
 from studio.methods import methods
 from studio.names import readable
-from studio.spec import RunSpec
-from studio.spec_text import command_line, differences
+from studio.spec import RunSpec, command_line, differences
 
 CURVES = {
     "loss": "Training loss", "eval_loss": "Held-out loss", "learning_rate": "Learning rate",

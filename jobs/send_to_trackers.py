@@ -17,8 +17,7 @@ from jobs.run_curves import EVAL_SERIES, STEP_SERIES
 from studio.errors import QueueError, StudioError
 from studio.home import slug
 from studio.names import redacted
-from studio.spec import RunSpec
-from studio.spec_text import differences
+from studio.spec import RunSpec, differences
 from studio.training import trackers, training_events
 from studio.training.trackers import LiveTrackers, TrackedRun
 

@@ -14,8 +14,7 @@ from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from studio.errors import QueueError, SpecError
 from studio.fields import parameter
-from studio.spec import RunSpec
-from studio.spec_text import read_assignment, settings
+from studio.spec import RunSpec, read_assignment, settings
 
 MOST_POINTS = 1000
 

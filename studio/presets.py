@@ -11,8 +11,7 @@ from typing import Any
 from studio import atomic
 from studio.errors import SpecError, nearest
 from studio.home import Home
-from studio.spec import DataSource, RunSpec
-from studio.spec_text import differences
+from studio.spec import DataSource, RunSpec, differences
 
 Values = dict[str, Any]
 BUILT_IN: dict[str, tuple[str, Values]] = {

@@ -1,21 +1,29 @@
 """RunSpec, the validated settings of a training run: model, data, method, training, seed.
 
 The form edits it, the queue stores it as JSON, `runs/<id>/spec.yaml` holds it, `studio train`
-accepts it, and the adapter's passport embeds it.
+accepts it, and the adapter's passport embeds it. As text it is what differs from the defaults: a
+command, a short YAML file, assignments, the query of a page's address.
 """
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlencode
 
 import yaml
 from pydantic import BeforeValidator, SerializeAsAny, model_validator
+from pydantic.fields import FieldInfo
 
 from studio.data.column_mapping import RowFormat
 from studio.data.template.template_settings import ChatTemplateKwargs
-from studio.fields import Record, knob, merge_values, read_yaml, validated
-from studio.methods import Method, named
+from studio.errors import SpecError
+from studio.fields import Record, knob, merge_values, parse_assignment, read_yaml, validated
+from studio.methods import Method, methods, named
 from studio.train_args import TrainArgs
 
 VERSION: Literal[1] = 1
@@ -205,3 +213,109 @@ class RunSpec(Record):
         if "method.name" in assignments and self.method.quantization != "none":
             assignments = {"model.quantization": "none"} | assignments
         return type(self).parse(merge_values(self.model_dump(mode="json"), assignments))
+
+
+# -- as text ---------------------------------------------------------------------------------------
+
+
+def differences(spec: RunSpec) -> dict[str, Any]:
+    """Return the dotted fields in which `spec` differs from the defaults (of its own method)."""
+    plain = spec.model_dump(mode="json")
+    usual = RunSpec(method=named(spec.method.name)()).model_dump(mode="json")
+    found: dict[str, Any] = {}
+    if spec.method.name != RunSpec().method.name:
+        found["method.name"] = spec.method.name
+    for part, value in plain.items():
+        if not isinstance(value, dict):
+            if value != usual[part]:
+                found[part] = value
+            continue
+        for field, inner in value.items():
+            if inner != usual[part].get(field):
+                found[f"{part}.{field}"] = inner
+    return found
+
+
+def command_line(spec: RunSpec) -> str:
+    """Return the `studio train` command that launches this very spec."""
+    words = ["studio", "train", "--model", spec.model.path, "--data", spec.data.path]
+    words += ["--method", spec.method.name]
+    if spec.name:
+        words += ["--name", spec.name]
+    for path, value in differences(spec).items():
+        if path not in ("model.path", "data.path", "method.name", "name"):
+            words += ["--set", f"{path}={written(value)}"]
+    return shlex.join(words)
+
+
+@cache
+def settings() -> tuple[tuple[str, FieldInfo], ...]:
+    """Return every setting of a run, of each method too, as path and field."""
+    records: list[tuple[str, type[Record]]] = [
+        *(("method.", one) for one in reversed(methods().values())), ("model.", ModelSource),
+        ("data.", DataSource), ("train.", TrainArgs), ("", RunSpec),
+    ]  # fmt: skip
+    return tuple(
+        (part + name, info)
+        for part, record in records for name, info in record.model_fields.items()
+        if part or name in ("name", "seed")
+    )  # fmt: skip
+
+
+def read_assignment(text: str) -> tuple[str, Any]:
+    """Return a setting and its value, as in `method.r=16`; one of text keeps what is written.
+
+    Raises:
+        SpecError: It has no field or no `=`.
+    """
+    path, value = parse_assignment(text)
+    given, setting = text.partition("=")[2].strip(), dict(settings()).get(path)
+    bare = not given.startswith(("'", '"')) and not isinstance(value, list)
+    return path, given if bare and setting and setting.annotation is str else value
+
+
+def written(value: Any) -> str:
+    """Return a value as `--set` reads it."""
+    if not isinstance(value, str):
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+        return text.strip().removesuffix("...").strip()
+    # Quoted where it would be read back as something else than this text.
+    return value if _reads_back(value) else json.dumps(value, ensure_ascii=False)
+
+
+def _reads_back(text: str) -> bool:
+    try:
+        return bool(parse_assignment(f"text={text}")[1] == text)
+    except SpecError:
+        return False
+
+
+def minimal_yaml(spec: RunSpec) -> str:
+    """Return the shortest spec file that means the same."""
+    plain = spec.model_dump(include={"name"} if spec.name else set()) | {
+        "model": {"path": spec.model.path},
+        "data": {"path": spec.data.path},
+        "method": {"name": spec.method.name},
+    }
+    return yaml.safe_dump(
+        merge_values(plain, differences(spec)), sort_keys=False, allow_unicode=True
+    )
+
+
+def assignments(spec: RunSpec) -> list[str]:
+    """Return what differs from the defaults, as `method.r=32`."""
+    return [f"{path}={written(value)}" for path, value in differences(spec).items()]
+
+
+def address_query(spec: RunSpec) -> str:
+    """Return the query of the address that opens the form with it: `set=method.r%3D32&…`."""
+    return urlencode([("set", one) for one in assignments(spec)])
+
+
+def read_assignments(texts: Iterable[str]) -> RunSpec:
+    """Return the run that `assignments` wrote.
+
+    Raises:
+        SpecError: An assignment names no field or a wrong value.
+    """
+    return RunSpec().with_values(dict(map(read_assignment, texts)))

@@ -26,10 +26,9 @@ from studio import trash
 from studio.errors import QueueError, SpecError
 from studio.home import Home
 from studio.methods import methods, trains_base
-from studio.spec import RunSpec
-from studio.spec_text import command_line
+from studio.spec import RunSpec, address_query, command_line
 from studio.train_args import LOSSES
-from ui import form_state, language
+from ui import language
 from ui.page_words import with_titles
 
 MOST_JOBS = 500
@@ -256,7 +255,7 @@ def _config(job: Job) -> dict[str, str]:
     return {
         "yaml": spec.to_yaml(),
         "command": command_line(spec),
-        "query": form_state.query(spec.model_copy(update={"name": ""})),
+        "query": address_query(spec.model_copy(update={"name": ""})),
     }
 
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import parse_qs
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -22,17 +23,26 @@ from studio import hardware, presets
 from studio.adapters import library
 from studio.data.find_dataset import origin_of
 from studio.device_setting import CPU
-from studio.errors import AdapterError, StudioError
+from studio.errors import AdapterError, SpecError, StudioError
 from studio.fields import Parameter, parameter, parse_assignment
 from studio.home import Home
 from studio.methods import methods
 from studio.methods.method import Method
 from studio.models import find_model as models
-from studio.spec import DataSource, ModelSource, RunSpec
-from studio.spec_text import command_line, differences
+from studio.spec import (
+    DataSource,
+    ModelSource,
+    RunSpec,
+    assignments,
+    command_line,
+    differences,
+    minimal_yaml,
+    read_assignment,
+    read_assignments,
+)
 from studio.train_args import TrainArgs
 from studio.training import objectives
-from ui import form_state, train_page_facts
+from ui import train_page_facts
 from ui.language import say
 from ui.page_words import with_titles
 
@@ -62,9 +72,9 @@ def train_routes(home: Home, store: JobStore) -> APIRouter:
         "form": lambda _: drawn(home) | {"first": queue_settings.is_first_start(store)},
         "judge": lambda asked: judged(_asked(asked, home), home),
         "estimate": lambda asked: train_page_facts.forecast(
-            form_state.from_query(asked.set), home, store
+            read_assignments(asked.set), home, store
         ),
-        "rows": lambda asked: train_page_facts.first_rays(form_state.from_query(asked.set), home),
+        "rows": lambda asked: train_page_facts.first_rays(read_assignments(asked.set), home),
     }
 
     @router.post("/{part}")
@@ -74,7 +84,7 @@ def train_routes(home: Home, store: JobStore) -> APIRouter:
         try:
             return parts[part](asked)
         except StudioError as why:  # a form on its way to a valid one: an answer, not a failure
-            return {**_told(why), "values": finite(form_state.as_given(asked.address))}
+            return {**_told(why), "values": finite(_as_given(asked.address))}
 
     return router
 
@@ -118,10 +128,22 @@ def explained(method: type[Method]) -> dict[str, str]:
 
 
 def _asked(asked: FormState, home: Home) -> RunSpec:
-    spec = form_state.from_address(home, asked.address)
+    given = parse_qs(asked.address.lstrip("?"))
+    spec = read_assignments(given.get("set", []))
+    for name in given.get("preset", []):
+        spec = presets.apply_preset(home, name, spec)
     if asked.values:
         spec = RunSpec().with_values(typed(asked.values))
     return presets.apply_preset(home, asked.preset, spec) if asked.preset else spec
+
+
+def _as_given(address: str) -> Values:
+    """Return the fields of an address with the values that it gives, wrong ones too."""
+    found: Values = {}
+    for text in parse_qs(address.lstrip("?")).get("set", []):
+        with suppress(SpecError):
+            found |= [read_assignment(text)]
+    return found
 
 
 def form_fields(record: type[BaseModel], part: str) -> list[Parameter]:
@@ -208,8 +230,8 @@ def judged(spec: RunSpec, home: Home) -> dict[str, Any]:
     gpu = hardware.is_card(device) or (device in ("auto", "all") and len(hardware.devices()) > 1)
     kinds = [models.origin_of(spec.model.path).kind, *train_page_facts.model_traits(seen.model)]
     return {
-        "values": changed, "set": form_state.assignments(spec),
-        "command": command_line(spec), "yaml": form_state.minimal_yaml(spec),
+        "values": changed, "set": assignments(spec),
+        "command": command_line(spec), "yaml": minimal_yaml(spec),
         "sizes": train_page_facts.method_sizes(seen),
         "facts": {
             "device": ["gpu" if gpu else CPU, *["several"] * spec.train.may_use_several_processes],

@@ -24,7 +24,7 @@ from jobs.job_record import STATES, Job, State, summary
 from jobs.run_findings import reading
 from jobs.save_and_sample_requests import request
 from studio.errors import QueueError, nearest
-from studio.spec_text import read_assignment
+from studio.spec import read_assignment
 from studio.train_args import LOSSES, START_MODES
 from studio.training.trackers import parse_trackers
 

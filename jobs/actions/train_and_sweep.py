@@ -20,8 +20,7 @@ from studio.errors import SpecError
 from studio.fields import merge_values, read_yaml
 from studio.home import Home
 from studio.methods import capabilities, methods
-from studio.spec import RunSpec
-from studio.spec_text import read_assignment
+from studio.spec import RunSpec, read_assignment
 
 NONE: Any = ()
 SpecFile = Annotated[str, field("Spec file.", positional=True, metavar="[SPEC.yaml]")]

@@ -1,16 +1,26 @@
 """The spec: what it accepts, what it says about mistakes, and that it survives every trip."""
 
 import json
+import shlex
+from urllib.parse import parse_qs
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from studio.errors import InputError, SpecError
 from studio.fields import parse_assignment
 from studio.methods import methods
-from studio.spec import RunSpec
-from studio.spec_text import read_assignment, written
+from studio.spec import (
+    RunSpec,
+    address_query,
+    command_line,
+    minimal_yaml,
+    read_assignment,
+    read_assignments,
+    written,
+)
 
 
 @pytest.mark.parametrize("method", sorted(methods()))
@@ -168,4 +178,40 @@ def test_a_wrong_value_is_not_repeated_beyond_reason():
     assert len(error.value.text) < 200
     assert error.value.text.endswith(
         "… (5000 characters): input should be text of at most 120 characters."
+    )
+
+
+SPECS = [
+    RunSpec(),
+    *(RunSpec(method=method()) for method in methods().values()),
+    RunSpec.parse(
+        {
+            "name": "it's a 'name' with $HOME, 1e-4 & ünïcode",
+            "model": {"path": "/models/a folder"},
+            "data": {"path": "~/rows.jsonl", "split": "1e-4"},
+            "method": {"name": "lora", "r": 4, "target_modules": ["q_proj", "v_proj"]},
+            "train": {"learning_rate": 3e-5, "max_steps": 9, "packing": False},
+        }
+    ),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_the_command_line_the_yaml_and_the_address_mean_the_same(spec):
+    words = shlex.split(command_line(spec))
+    assert words[:2] == ["studio", "train"]
+    pairs = list(zip(words[2::2], words[3::2], strict=True))
+    named = {"--model": "model.path", "--data": "data.path", "--method": "method.name",
+             "--name": "name"}  # fmt: skip
+    given = {named[flag]: value for flag, value in pairs if flag in named}
+    given |= dict(parse_assignment(value) for flag, value in pairs if flag == "--set")
+    assert RunSpec().with_values(given) == spec
+    assert RunSpec.parse(yaml.safe_load(minimal_yaml(spec))) == spec
+    assert read_assignments(parse_qs(address_query(spec)).get("set", [])) == spec
+
+
+def test_the_default_needs_no_words():
+    assert address_query(RunSpec()) == ""
+    assert command_line(RunSpec()) == (
+        "studio train --model starter --data starter:pirate --method lora"
     )

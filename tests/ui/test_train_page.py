@@ -37,6 +37,13 @@ def test_a_text_of_several_lines_survives_the_form():
     assert typed({"train.reward_json_schema": " \n"}) == {}
 
 
+def test_an_address_may_name_a_preset(client):
+    values = judge(client, address="?preset=low+memory&set=method.r%3D4")["values"]
+    assert (values["method.r"], values["train.optim"]) == (4, "adafactor")
+    assert judge(client, address="")["values"] == {}
+    assert "no preset" in judge(client, address="?preset=large")["error"]["text"]
+
+
 def test_an_address_with_a_wrong_field_keeps_the_others(client):
     asked = "?set=train.max_step=50&set=method.r=8&set=train.learning_rate=.nan&set=name"
     found = judge(client, address=asked)
