@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 from jobs.database import Database, now
 from jobs.database_schema import Tables
 from jobs.job_kinds import BESIDE
-from jobs.job_record import Intent, State
+from jobs.job_record import Intent, Request, State
 from jobs.processes import Identity
 from jobs.run_curves import Progress, finite, write_measurements
 from studio.device_setting import CLUSTER
@@ -297,6 +297,16 @@ class Claims:
             raise Fenced
         return cast("Intent | None", row[0])
 
+    def take_request(self, claim: Claim) -> Request | None:
+        """Return the user's next request to the run, and clear it."""
+        values = {"id": claim.job, "attempt": claim.attempt}
+        with self._database.reading() as db:
+            save, sample = db.conn.execute(_REQUESTS, values).fetchone() or (0, 0)
+        if not (save or sample):
+            return None
+        self._database.change(_TAKE_REQUEST, values | {"sample": not save}, durable=False)
+        return "save" if save else "sample"
+
     def report(self, claim: Claim, progress: Progress) -> Intent | None:
         """Store a report and the heartbeat; a step that is done again replaces the earlier one.
 
@@ -451,6 +461,13 @@ RETURNING stop_requested
 """
 _REGISTER_ATTEMPT = """
 UPDATE attempts SET pid = :pid, from_step = :from_step WHERE job = :id AND attempt = :attempt
+"""
+_REQUESTS = (
+    "SELECT save_requested, sample_requested FROM jobs WHERE id = :id AND attempt = :attempt"
+)
+_TAKE_REQUEST = """
+UPDATE jobs SET save_requested = 0, sample_requested = sample_requested AND NOT :sample
+WHERE id = :id AND attempt = :attempt
 """
 _PROGRESS = """
 UPDATE jobs SET heartbeat = :now, step = COALESCE(:step, step),

@@ -16,7 +16,7 @@ from jobs import run_curves, run_folder
 from jobs.claims import Claim, Claims, ask_to_stop, set_state
 from jobs.database import Database, now
 from jobs.database_schema import Tables
-from jobs.job_record import ENDED, LEGAL, Intent, Job, State
+from jobs.job_record import ENDED, LEGAL, Intent, Job, Request, State
 from jobs.job_table import escaped_like, find_job, insert, read_jobs
 from jobs.processes import Identity, me
 from jobs.run_curves import Curves, finite
@@ -243,6 +243,19 @@ class JobStore:
                 committed.enter_context(run_folder.discarding(run_dir / name))
         return self.get(job.id)
 
+    def request(self, job_id: int | str, what: Request) -> Job:
+        """Let a running training save a checkpoint, or answer its sample prompts, at its next step.
+
+        Raises:
+            QueueError: It is not a running training.
+        """
+        job = self.get(job_id)
+        if job.state != "running" or job.kind != "train":
+            raise QueueError(f'"{job.name}" is {job.state}; only a running training can {what}.')
+        values = {"save": what == "save", "sample": what == "sample", "id": job.id}
+        self.database.change(_REQUEST, values)
+        return self.get(job.id)
+
     def requeue(self, job_id: int, *, newest_step: int, state: State = "interrupted") -> None:
         """Queue a job again that a shutdown interrupted or a full disk paused."""
         with self.database.writing() as db:
@@ -426,6 +439,11 @@ UPDATE jobs SET no_progress = 0, resume_step = ?,
                                WHERE other.sweep = jobs.sweep AND other.state = 'failed')
              THEN 'continue' ELSE on_error END
 WHERE id = ?
+"""
+_REQUEST = """
+UPDATE jobs SET save_requested = max(save_requested, :save),
+  sample_requested = max(sample_requested, :sample)
+WHERE id = :id
 """
 _FORGET = (
     "DELETE FROM metrics WHERE job = ?",

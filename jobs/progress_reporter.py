@@ -23,7 +23,6 @@ from jobs.run_curves import (
     STEP_SERIES,
     Progress,
 )
-from jobs.save_and_sample_requests import take_request
 from studio.errors import DiskFull, StudioError
 from studio.training import training_events
 
@@ -159,7 +158,7 @@ class Reporter:
                     self._store.claims.ask_shutdown(self._claim)
                 self._flush()
                 if not self.interruptible and self._request is None:
-                    self._request = take_request(self._store, self._claim)
+                    self._request = self._store.claims.take_request(self._claim)
                 if self.intent and self.interruptible:
                     self._exit_now()
             except Fenced:

@@ -9,7 +9,6 @@ from jobs import (
     queue_settings,
     secret_store,
     send_to_trackers,
-    start_conditions,
     supervisor,
     sweeps,
     webhook,
@@ -22,7 +21,6 @@ from jobs.job_inputs import refuse_needed
 from jobs.job_queue import JobStore
 from jobs.job_record import STATES, Job, State, summary
 from jobs.run_findings import reading
-from jobs.save_and_sample_requests import request
 from studio.errors import QueueError, nearest
 from studio.spec import read_assignment
 from studio.train_args import LOSSES, START_MODES
@@ -288,16 +286,16 @@ def schedule(
         return store.get(found.id)
     start = None
     if at is not None or when:
-        given = start_conditions.parse_time(at, now=time.time()) if at and at.strip() else None
+        given = queue_settings.parse_time(at, now=time.time()) if at and at.strip() else None
         kept = store.get(job)
         earlier = kept.start_after if (kept.start_after or 0) > time.time() else None
         moment = earlier if at is None else given
         only: Any = when or kept.start_when
-        start = start_conditions.Start(moment, "" if only == "any" else only)
+        start = queue_settings.Start(moment, "" if only == "any" else only)
     elif needs is None and retries is None:
-        start = start_conditions.Start()
+        start = queue_settings.Start()
     others = None if needs is None else [one for one in needs if one != "none"]
-    return start_conditions.schedule(store, job, start, needs=others, retries=retries)
+    return queue_settings.schedule(store, job, start, needs=others, retries=retries)
 
 
 @action("extend", title="Train longer", starts=True)
@@ -340,15 +338,13 @@ def next_stage(
 @action("save")
 def save(store: JobStore, job: JobId) -> Job:
     """Save a checkpoint of a running training now."""
-    request(store, job, "save")
-    return store.get(job)
+    return store.request(job, "save")
 
 
 @action("sample")
 def sample(store: JobStore, job: JobId) -> Job:
     """Answer the sample prompts of a running training now."""
-    request(store, job, "sample")
-    return store.get(job)
+    return store.request(job, "sample")
 
 
 @action("note", title="Write a note")

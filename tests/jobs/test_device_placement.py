@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs import copy_and_extend_runs, start_conditions, supervisor, sweeps
+from jobs import copy_and_extend_runs, queue_settings, supervisor, sweeps
 from jobs.actions import ask
 from jobs.claims import Slot
 from jobs.database import now
@@ -129,14 +129,14 @@ def test_chat_stays_while_no_job_could_start_on_its_device(store, machine):
     store.submit({"name": ""}, needs=[first.id])
     store.submit({"name": "", "train": {"device": "cuda:1"}})
     store.submit({"repo": "org/name"}, kind="download")
-    start_conditions.schedule(store, queue(store, 1), start_conditions.Start(after=now() + 9999))
+    queue_settings.schedule(store, queue(store, 1), queue_settings.Start(after=now() + 9999))
     later = queue(store, 1)
-    start_conditions.schedule(store, later, start_conditions.Start(when="idle"))
+    queue_settings.schedule(store, later, queue_settings.Start(when="idle"))
     machine.placement.look([Slot("cuda:0", (), ["auto", "cuda:0"])], start_when=["night"])
 
     assert machine.placement.may_claim(Slot("cuda:0", (), ["auto", "cuda:0"]))
     assert store.leases()[0]["wanted_back"] == 0
-    start_conditions.schedule(store, later, start_conditions.Start(when="night"))
+    queue_settings.schedule(store, later, queue_settings.Start(when="night"))
     assert not machine.placement.may_claim(Slot("cuda:0", (), ["auto", "cuda:0"]))
     assert store.leases()[0]["wanted_back"] == 1
 

@@ -10,8 +10,7 @@ from jobs import ended_jobs, queue_settings, sweeps, webhook
 from jobs.actions import queue as queue_actions
 from jobs.copy_and_extend_runs import copied_spec, duplicate, extend, settled_spec, then
 from jobs.job_queue import JobStore
-from jobs.save_and_sample_requests import request
-from jobs.start_conditions import Start, parse_time, schedule
+from jobs.queue_settings import Start, parse_time, schedule
 from studio import offline
 from studio.errors import QueueError
 from tests.jobs.conftest import a_spec, begin, curve, run_one, supervising, until
@@ -161,8 +160,8 @@ def test_save_and_sample_now_reach_the_run_and_come_back(store):
     job = store.submit(a_spec(steps=2000, save=1000)).id
     with supervising(store.home):
         until(lambda: store.get(job).step > 1)
-        request(store, job, "save")
-        request(store, job, "sample")
+        store.request(job, "save")
+        store.request(job, "sample")
         until(lambda: store.samples(job) and store.checkpoints(job))
         store.cancel(job)
         until(lambda: store.get(job).state == "cancelled")

@@ -5,10 +5,9 @@ import time
 
 import pytest
 
-from jobs import ended_jobs, queue_settings, start_conditions, supervisor, sweeps
+from jobs import ended_jobs, queue_settings, supervisor, sweeps
 from jobs.processes import me
 from jobs.run_curves import Progress
-from jobs.save_and_sample_requests import request, take_request
 from studio.errors import QueueError, SpecError
 from studio.home import publishing
 from tests.jobs.conftest import a_spec, begin, run_one, supervising, take, until
@@ -75,16 +74,16 @@ def test_a_job_waits_for_what_it_needs(store):
 def test_a_scheduled_job_starts_when_its_time_comes(store):
     first, second, third = (store.submit(a_spec()).id for _ in range(3))
     with pytest.raises(QueueError, match="time is in the past"):
-        start_conditions.schedule(store, first, start_conditions.Start(after=1.0))
-    start_conditions.schedule(store, first, start_conditions.Start(after=time.time() + 3600))
-    start_conditions.schedule(store, third, start_conditions.Start(when="night"))
+        queue_settings.schedule(store, first, queue_settings.Start(after=1.0))
+    queue_settings.schedule(store, first, queue_settings.Start(after=time.time() + 3600))
+    queue_settings.schedule(store, third, queue_settings.Start(when="night"))
     assert run_one(store).job == second
     assert take(store, "cpu", start_when=["idle"]) is None
     assert run_one(store, start_when=["night"]).job == third
-    start_conditions.schedule(store, first, start_conditions.Start())
+    queue_settings.schedule(store, first, queue_settings.Start())
     assert run_one(store).job == first
     with pytest.raises(QueueError, match="only waiting jobs"):
-        start_conditions.schedule(store, first, start_conditions.Start(when="night"))
+        queue_settings.schedule(store, first, queue_settings.Start(when="night"))
 
 
 def test_only_transient_failures_are_tried_again_and_not_for_ever(store):
@@ -94,7 +93,7 @@ def test_only_transient_failures_are_tried_again_and_not_for_ever(store):
         ended_jobs.follow_up(store)
         assert store.get(job).state == "queued"
         assert store.get(job).start_after == pytest.approx(time.time() + wait, abs=14)
-        start_conditions.schedule(store, job, start_conditions.Start())
+        queue_settings.schedule(store, job, queue_settings.Start())
     run_one(store, "failed", "out_of_memory")
     ended_jobs.follow_up(store)
     assert store.get(job).state == "failed"
@@ -116,10 +115,10 @@ def test_what_waits_for_a_job_that_is_not_tried_again_is_held(store, end):
     assert store.get(waiting).state == "paused"
     assert f"which is {end}" in store.get(waiting).why
     # Other conditions may change while it is kept; a new one cannot be such a job.
-    planned = start_conditions.schedule(store, waiting, needs=[first], retries=3)
+    planned = queue_settings.schedule(store, waiting, needs=[first], retries=3)
     assert (planned.needs, planned.retries_left) == ([first], 3)
     with pytest.raises(QueueError, match="would never start"):
-        start_conditions.schedule(store, store.submit(a_spec()).id, needs=[first])
+        queue_settings.schedule(store, store.submit(a_spec()).id, needs=[first])
     store.resume(first)
     ended_jobs.follow_up(store)
     assert store.get(waiting).state == "queued"
@@ -129,16 +128,16 @@ def test_what_waits_for_a_job_that_is_not_tried_again_is_held(store, end):
 
 
 def test_what_waits_for_a_job_that_is_tried_again_goes_on_waiting(store):
-    first = start_conditions.schedule(store, store.submit(a_spec()).id, retries=1).id
+    first = queue_settings.schedule(store, store.submit(a_spec()).id, retries=1).id
     waiting = store.submit({"name": "x"}, kind="evaluate", needs=[first]).id
     for state in ("queued", "paused"):
         run_one(store, "failed", "out_of_memory")
         ended_jobs.follow_up(store)
         assert store.get(waiting).state == state
         if state == "queued":
-            start_conditions.schedule(store, first, start_conditions.Start())
+            queue_settings.schedule(store, first, queue_settings.Start())
     with pytest.raises(QueueError, match="resume it instead"):
-        start_conditions.schedule(store, first, retries=1)
+        queue_settings.schedule(store, first, retries=1)
 
 
 def test_a_sweep_and_a_queue_that_stop_do_so_although_retries_are_left(store):
@@ -155,11 +154,11 @@ def test_a_sweep_and_a_queue_that_stop_do_so_although_retries_are_left(store):
 def test_save_and_sample_now_reach_the_run_once_and_one_after_the_other(store):
     job = store.submit(a_spec()).id
     with pytest.raises(QueueError, match="only a running training"):
-        request(store, job, "save")
+        store.request(job, "save")
     claim = begin(store)
-    request(store, job, "sample")
-    request(store, job, "save")
-    assert [take_request(store, claim) for _ in range(3)] == ["save", "sample", None]
+    store.request(job, "sample")
+    store.request(job, "save")
+    assert [store.claims.take_request(claim) for _ in range(3)] == ["save", "sample", None]
 
 
 def test_nothing_starts_without_room_and_what_paused_for_it_goes_on(store, monkeypatch):
