@@ -330,7 +330,7 @@ def _place(home: Home, model: str, stack: Sequence[Mapping[str, Any]]) -> Place:
 
 def written(found: dict[str, Any], form: Form) -> str:
     """Return the table as CSV or as Markdown, in which the best of a column is bold."""
-    from studio.data.export_rows import csv_text
+    from studio.data.readers.tables import csv_text
 
     heads = ["Name", "Method", "Base", *(column["title"] for column in found["columns"])]
     keys = [column["key"] for column in found["columns"]]

@@ -20,11 +20,10 @@ from studio import starter, trash
 from studio.data import dataset_requests, mapping_preview, snapshots
 from studio.data.column_mapping import PARTS, Mapping
 from studio.data.curate_dataset import lineage
-from studio.data.export_rows import rows_as
 from studio.data.find_dataset import origin_of
 from studio.data.prepare_run_data import lens
 from studio.data.row_converters import record_converter
-from studio.data.snapshots import Meta, Snapshot
+from studio.data.snapshots import Meta, Snapshot, rows_as
 from studio.data.xray import Pick, is_measured, measured, xray
 from studio.errors import DataError
 from studio.fields import parameter, validated

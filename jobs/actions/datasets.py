@@ -322,8 +322,7 @@ def export(
     force: Annotated[bool, field("Replace an existing file.")] = False,
 ) -> dict[str, Any]:
     """Write the rows of a dataset to a file."""
-    from studio.data.export_rows import export_rows
-    from studio.data.snapshots import open_snapshot
+    from studio.data.snapshots import export_rows, open_snapshot
 
     count = export_rows(open_snapshot(home, name), Path(target), part=part, replace=force)
     return {"file": target, "rows": count}

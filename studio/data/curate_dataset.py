@@ -26,7 +26,7 @@ from studio.data.conversation_records import (
 from studio.data.dataset_survey import Survey, near_duplicates
 from studio.data.find_dataset import find
 from studio.data.import_dataset import check_file
-from studio.data.readers.json_lines import dumps
+from studio.data.readers.json_files import dumps
 from studio.data.recognise_format import Guess
 from studio.data.row_converters import record_converter
 from studio.data.snapshots import (

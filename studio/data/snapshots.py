@@ -1,4 +1,4 @@
-"""Imported datasets: immutable snapshots under the home folder, with hash, origin and report.
+"""Imported datasets: immutable snapshots under the home folder, with hash and report; their export.
 
 A snapshot is `datasets/<name>/` with `rows.parquet` (line, part, row as JSON), `dataset.json` and
 `problems.jsonl`. It never changes; every change makes a new one that names its parent. Rows are
@@ -24,7 +24,9 @@ from studio.data.conversation_records import Problem, Row
 from studio.data.dataset_files import Origin, Sources
 from studio.data.dataset_report import Frozen, Report
 from studio.data.dataset_survey import Survey
-from studio.data.readers.json_lines import dumps, loads
+from studio.data.messages import json_text
+from studio.data.readers.json_files import dumps, loads
+from studio.data.readers.tables import csv_text
 from studio.data.recognise_format import Guess
 from studio.errors import DataError, nearest
 from studio.home import Home, publishing, slug, sweep
@@ -328,3 +330,45 @@ class _RowWriter:
         ]
         self._file.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self._waiting, self._waiting_bytes = [], 0
+
+
+def export_rows(snapshot: Snapshot, target: Path, *, part: str = "", replace: bool = False) -> int:
+    """Write the rows as jsonl or csv (by the target's ending); return their number.
+
+    Raises:
+        DataError: The target ends otherwise, exists, or cannot be written.
+    """
+    if target.suffix not in (".jsonl", ".csv"):
+        raise DataError(f'Export to a name ending in .jsonl or .csv, not "{target.name}".')
+    try:
+        with target.open("wb" if replace else "xb") as handle:
+            for piece in rows_as(snapshot, target.suffix[1:], part=part):
+                handle.write(piece)
+    except FileExistsError:
+        raise DataError(
+            f"{target} exists already: give another name, or --force to replace it."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{target} cannot be written ({error.strerror}).") from None
+    rows, held_out = snapshot.meta.rows, snapshot.meta.validation_rows
+    return {"": rows, "train": rows - held_out, "validation": held_out}[part]
+
+
+def rows_as(snapshot: Snapshot, form: str, *, part: str = "") -> Iterator[bytes]:
+    """Yield the rows as lines of jsonl or csv.
+
+    Cells of a csv that a spreadsheet would run as a formula get an apostrophe in front.
+    """
+    rows = (row for row in snapshot.rows() if not part or row.part == part)
+    if form == "jsonl":
+        for row in rows:
+            yield dumps(row.values) + b"\n"
+        return
+    names: dict[str, None] = {}
+    for row in snapshot.rows():
+        names.update(dict.fromkeys(row.values))
+    yield csv_text([names]).encode("utf-8", "replace")
+    for row in rows:
+        cells = (row.values.get(name) for name in names)
+        texts = [cell if isinstance(cell, str | None) else json_text(cell) for cell in cells]
+        yield csv_text([texts]).encode("utf-8", "replace")

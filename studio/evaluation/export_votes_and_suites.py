@@ -36,7 +36,7 @@ def votes_as(form: Form, votes: Sequence[Row], board: Row) -> str:
     if form == "jsonl":
         return _jsonl(votes)
     if form == "csv":
-        from studio.data.export_rows import csv_text
+        from studio.data.readers.tables import csv_text
 
         header = ("id", "created", "prompt", "verdict", "blind", "lane", "won", "answer")
         return csv_text([header, *(
@@ -69,7 +69,7 @@ def suite_as(
     if form == "jsonl":
         return _jsonl(rows)
     if form == "csv":
-        from studio.data.export_rows import csv_text
+        from studio.data.readers.tables import csv_text
 
         measured = [key for key in rows[0]["answers"][0] if key != "text"] if rows else []
         header = ("case", "prompt", "expected", "pattern", "lane", "text", *measured)

@@ -22,12 +22,12 @@ from studio.data.readers.compression_and_encoding import (
     guess_encoding,
     read_sample,
 )
-from studio.data.readers.delimited import header_notes, read_delimited
-from studio.data.readers.json_document import read_json
-from studio.data.readers.json_lines import read_jsonl, read_plain
-from studio.data.readers.workbook import (
+from studio.data.readers.json_files import read_json, read_jsonl, read_plain
+from studio.data.readers.tables import (
     OLE,
     ZIP,
+    header_notes,
+    read_delimited,
     read_workbook,
     workbook_kind,
     workbook_notes,

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from studio.data.conversation_records import Problem, Row
 from studio.data.readers.compression_and_encoding import Opened
-from studio.data.readers.delimited import MAX_COLUMNS, unique_names
+from studio.data.readers.tables import MAX_COLUMNS, unique_names
 from studio.errors import DataError
 
 BATCH_ROWS = 64

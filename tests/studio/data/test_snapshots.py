@@ -18,12 +18,12 @@ from studio.data.curate_dataset import (
     lineage,
     parse_step,
 )
-from studio.data.export_rows import export_rows
 from studio.data.find_dataset import find, origin_of
 from studio.data.import_dataset import check_file, import_dataset
 from studio.data.prepare_run_data import prepare
 from studio.data.snapshots import (
     delete_snapshot,
+    export_rows,
     open_snapshot,
     restore_snapshot,
     snapshots,
