@@ -27,7 +27,8 @@ from studio.errors import StudioError
 from studio.gpus import installed
 from studio.home import Home, open_home
 from studio.names import readable, redacted
-from studio.training import allocator, kernel_check
+from studio.training import kernel_check
+from studio.training.allocator_and_threads import missing_preload, preload
 
 logger = logging.getLogger(__name__)
 PACKAGES = (
@@ -63,7 +64,7 @@ def examine(home_path: Path | None, model: str = "") -> dict[str, Any]:
              "free_bytes": d.free_bytes}
             for d in hardware.devices()
         ],
-        "allocator": os.environ.get("LD_PRELOAD") or allocator.preload().get("LD_PRELOAD", ""),
+        "allocator": os.environ.get("LD_PRELOAD") or preload().get("LD_PRELOAD", ""),
         "home": None,
     }  # fmt: skip
     busy = hardware.busy_cores()
@@ -72,7 +73,7 @@ def examine(home_path: Path | None, model: str = "") -> dict[str, Any]:
             f"Other programs keep {busy:.1f} of {hardware.physical_cores()} cores busy: runs and "
             "chat on the processor take longer."
         ))  # fmt: skip
-    if sentence := allocator.missing_preload():
+    if sentence := missing_preload():
         findings.append(_note(sentence))
     for name in ("torch", "transformers", "gradio"):
         if facts["packages"][name] is None:

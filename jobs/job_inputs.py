@@ -83,7 +83,7 @@ def _admit(spec: RunSpec, home: Home, here: bool, may_wait: bool, known: Known) 
         first_report,  # imports numpy
         validation_source,
     )
-    from studio.training.base_precision import with_stored_precision
+    from studio.training.base_of_run import with_stored_precision
 
     def dataset(path: str) -> str:
         return _once(known, ("data", path), lambda: dataset_path(path, home))

@@ -28,7 +28,7 @@ from jobs.processes import Identity, boot_id, kill_session, me, of
 from jobs.ray_cluster import is_slot
 from jobs.run_folder import newest_step
 from studio.home import Home
-from studio.training import allocator
+from studio.training.allocator_and_threads import preload
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
-        **allocator.preload(),
+        **preload(),
     }
 
 

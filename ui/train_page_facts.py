@@ -218,7 +218,7 @@ def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
 
 def warnings(spec: RunSpec, home: Home) -> Iterator[str]:
     """Yield what is rarely meant of settings that are valid."""
-    from studio.training.base_precision import emulation_warning
+    from studio.training.base_of_run import emulation_warning
     from studio.training.steps_and_learning_rate import lr_for
 
     words, too_little = trained_line(spec, home)
@@ -239,7 +239,7 @@ def warnings(spec: RunSpec, home: Home) -> Iterator[str]:
 
 def model_traits(source: ModelSource) -> list[str]:
     """Return what decides which fields a model uses: "experts" for a mixture."""
-    from studio.training.activation_sizes import read_shape
+    from studio.training.sizes_for_estimates import read_shape
 
     if not find_model.origin_of(source.path, source.revision).is_local:
         return []
@@ -250,8 +250,8 @@ def model_traits(source: ModelSource) -> list[str]:
 
 def method_sizes(spec: RunSpec) -> dict[str, dict[str, int]]:
     """Return the trained parameters and the bytes of each method's result on the run's model."""
-    from studio.training.activation_sizes import read_shape
     from studio.training.estimate_memory_and_time import trained_parameters
+    from studio.training.sizes_for_estimates import read_shape
 
     if not find_model.origin_of(spec.model.path, spec.model.revision).is_local:
         return {}
@@ -325,7 +325,7 @@ def _pace(spec: RunSpec, home: Home, store: JobStore) -> tuple[Job | None, float
 
 def _plan(spec: RunSpec, home: Home) -> dict[str, Any]:
     """Return what automatic fields become, and how many rows are cut."""
-    from studio.training.row_and_batch_lengths import prepared_rows
+    from studio.training.sizes_for_estimates import prepared_rows
     from studio.training.steps_and_learning_rate import plan_run
 
     known = find_model.facts(spec.model)

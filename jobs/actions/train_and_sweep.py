@@ -199,7 +199,7 @@ def estimated(
     fit: Annotated[bool, field("Change what must change for it to fit.")] = False,
 ) -> Any:
     """Estimate a run's memory by part and its time before it starts."""
-    from studio.training.base_precision import emulation_warning
+    from studio.training.base_of_run import emulation_warning
     from studio.training.estimate_memory_and_time import estimate
     from studio.training.memory_remedies import make_it_fit
 

@@ -60,7 +60,7 @@ def merge(
     from studio.backbone.fold import fold
     from studio.data.template.keep_named_template import keep_template
     from studio.models.loading import load
-    from studio.training.allocator import trim
+    from studio.training.allocator_and_threads import trim
 
     refuse_place(out)
     yield Loading(text="Loading the base")

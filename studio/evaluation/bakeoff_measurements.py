@@ -29,7 +29,7 @@ from studio.home import Home
 from studio.job_request import Request
 from studio.models.find_model import facts
 from studio.spec import ModelSource, RunSpec
-from studio.training.base_precision import with_stored_precision
+from studio.training.base_of_run import with_stored_precision
 from studio.training.training_events import Event, Finished, Loading
 
 if TYPE_CHECKING:

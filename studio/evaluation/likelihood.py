@@ -22,7 +22,7 @@ from studio.backbone import Backbone
 from studio.chat.decoding import RowGroup, length_of_switch, shares_passes
 from studio.errors import MethodError
 from studio.models.loading import Loaded
-from studio.training.allocator import WIDE_NUMBERS
+from studio.training.allocator_and_threads import WIDE_NUMBERS
 from studio.training.batching import PackedBatch
 from studio.training.loss import packed_hidden, plain_head
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from studio import hardware
 from studio.errors import StudioError, is_out_of_memory
-from studio.training.allocator import trim
-from studio.training.base_precision import base_model
+from studio.training.allocator_and_threads import trim
+from studio.training.base_of_run import base_model
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone

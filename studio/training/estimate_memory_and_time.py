@@ -30,23 +30,26 @@ from studio.models.find_model import FILE_TYPES, ModelFacts, facts
 from studio.models.new_tokens import new_token_ids
 from studio.models.quantize_on_load import QUANTISED_BYTES
 from studio.spec import RunSpec
-from studio.training.activation_sizes import Kernel, Shape, kept_activations, read_shape
-from studio.training.allocator import REUSED_BYTES, WIDE_NUMBERS, chunk_numbers
-from studio.training.base_precision import (
+from studio.training.allocator_and_threads import REUSED_BYTES, WIDE_NUMBERS, chunk_numbers
+from studio.training.base_of_run import (
     chosen_device,
     emulated_slowdown,
     loaded_dtype,
     with_stored_precision,
 )
 from studio.training.objectives import needs_reference
-from studio.training.objectives.grpo import CACHE_TOKENS
-from studio.training.row_and_batch_lengths import (
+from studio.training.sizes_for_estimates import (
+    CACHE_TOKENS,
     BatchLoad,
+    Kernel,
+    Shape,
     answer_lengths,
     batch_load,
     cached_tokens,
     first_lengths,
+    kept_activations,
     longest_answer,
+    read_shape,
     row_lengths,
     shares_prompts,
 )

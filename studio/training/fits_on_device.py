@@ -14,10 +14,9 @@ from typing import Any, Literal, NamedTuple
 from studio import hardware
 from studio.models.find_model import ModelFacts, facts_of_config, text_part
 from studio.spec import RunSpec
-from studio.training.activation_sizes import Shape, shape_of
-from studio.training.base_precision import keeps_bfloat16
+from studio.training.base_of_run import keeps_bfloat16
 from studio.training.estimate_memory_and_time import memory
-from studio.training.row_and_batch_lengths import BatchLoad
+from studio.training.sizes_for_estimates import BatchLoad, Shape, shape_of
 
 LENGTHS = (512, 2048, 8192)
 WAYS = ("full", "lora", "qlora")

@@ -1,8 +1,8 @@
 """Learn from the model's own answers: groups of them, their rewards, the loss of a step (GRPO).
 
 Each step answers its prompts `num_generations` times with the adapter as it is, on the base that is
-trained, and scores the answers (`train.rewards`). `objectives/grpo.py` turns the rewards of a group
-into advantages and these into a loss per token. The reference is the base with the trained adapter
+trained, and scores the answers (`train.rewards`). The rewards of a group become advantages and
+these a loss per token, without a value model. The reference is the base with the trained adapter
 switched off, or the adapter that the run started from.
 
 Answers follow from (seed, step, row, number) alone, so a resumed run gives the same ones.
@@ -25,13 +25,45 @@ from studio.chat.lanes import Sampling
 from studio.data.template.template import IGNORED, choose_for
 from studio.training.batching import PackedBatch, PaddedBatch, TokenRow, grouped
 from studio.training.loss import token_losses
-from studio.training.objectives import grpo, needs_reference, reward_scores
+from studio.training.objectives import needs_reference, reward_scores
 from studio.training.sample_answers import Continuation, continuations
+from studio.training.sizes_for_estimates import CACHE_TOKENS
 from studio.training.starting_adapter import num_tokens_before
 from studio.training.training_events import Loading
 
 if TYPE_CHECKING:
+    from studio.train_args import TrainArgs
     from studio.training.training_session import Session
+
+TINY = 1e-4
+
+
+def advantages(rewards_PG: Tensor, spread: Tensor | None = None) -> Tensor:
+    """Return how much better each answer is than its group, in units of `spread` if it is given."""
+    centred_PG = rewards_PG - rewards_PG.mean(1, keepdim=True)
+    return centred_PG if spread is None else centred_PG / (spread + TINY)
+
+
+def grpo_losses(
+    policy_N: Tensor, old_N: Tensor, reference_N: Tensor | None, advantage_N: Tensor,
+    args: TrainArgs,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the loss and the KL to the reference at each token, from log-probabilities.
+
+    `L = Σ_t −min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) + β ρ (e^d − d − 1)`, divided by the tokens of all
+    answers of the step, with `ρ = π(t) / π_old(t)`, `d = log π_ref(t) − log π(t)` and the advantage
+    `A = (r − mean r) / (std r + 1e-4)` of the answer within its group. Sources: arXiv:2402.03300
+    (GRPO), arXiv:2503.14476 (division by tokens, as in TRL), http://joschu.net/blog/kl-approx.html
+    (the estimate k3 of the KL; `ρ` makes its gradient unbiased, arXiv:2512.02556).
+    """
+    ratio_N = (policy_N - old_N).exp()
+    clipped_N = ratio_N.clamp(1 - args.epsilon, 1 + args.epsilon)
+    losses_N = -torch.min(ratio_N * advantage_N, clipped_N * advantage_N)
+    if reference_N is None:
+        return losses_N, torch.zeros_like(losses_N)
+    distance_N = reference_N - policy_N
+    kl_N = (distance_N.exp() - distance_N - 1) * ratio_N
+    return losses_N + args.own_beta * kl_N, kl_N
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +149,7 @@ class Rollouts:
         counts = torch.tensor(batch.kept, device=policy_N.device)
         advantage_N = torch.tensor(gained, device=policy_N.device).repeat_interleave(counts)
         reference_N = self._reference[self._at] if self._compares else None
-        losses_N, kl_N = grpo.token_losses(
+        losses_N, kl_N = grpo_losses(
             policy_N, self._old[self._at], reference_N, advantage_N, self.args
         )
         self._at += 1
@@ -156,7 +188,7 @@ class Rollouts:
         ).reshape(len(rows), args.num_generations)
         spread_P1 = rewards_PG.std(1, keepdim=True)
         spreads = {"none": None, "group": spread_P1, "batch": self._spread(rewards_PG)}
-        gained_PG = grpo.advantages(rewards_PG, spreads[args.scale_rewards]).tolist()
+        gained_PG = advantages(rewards_PG, spreads[args.scale_rewards]).tolist()
         self._answers, lengths = {}, 0
         for row, example, own, gained in zip(rows, examples, written, gained_PG, strict=True):
             answers = [self._joined(example, one) for one in own]
@@ -164,7 +196,7 @@ class Rollouts:
             self._answers[row] = [
                 _answered(example, ids, value) for ids, value in zip(answers, gained, strict=True)
             ]
-        silent = int((spread_P1 < grpo.TINY).sum())
+        silent = int((spread_P1 < TINY).sum())
         self._seen = [float(rewards_PG.sum()), float(spread_P1.sum()), silent, len(rows),
                       rewards_PG.numel(), lengths]  # fmt: skip
 
@@ -190,7 +222,7 @@ class Rollouts:
             len(own) * (len(prompt) + limit)
             for own, prompt, limit in zip(samplings, prompts, limits, strict=True)
         ]
-        for places in grouped(sizes, max_tokens=grpo.CACHE_TOKENS):
+        for places in grouped(sizes, max_tokens=CACHE_TOKENS):
             answers = iter(continuations(
                 session.backbone, [prompts[i] for i in places], [samplings[i] for i in places],
                 device=session.loaded.device, stop_ids=self.stop_ids,

@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy
 from studio.backbone import Backbone
 from studio.backbone.kernels import replaceable
 from studio.hardware import torch_module
-from studio.training.allocator import WIDE_NUMBERS, chunk_numbers
+from studio.training.allocator_and_threads import WIDE_NUMBERS, chunk_numbers
 from studio.training.batching import PackedBatch, PaddedBatch, total_weight
 
 Stack = Sequence[tuple[str, float]]

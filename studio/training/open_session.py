@@ -11,11 +11,15 @@ from studio.backbone import Backbone
 from studio.backbone.attention_kernels import varlen_unavailable
 from studio.data.prepare_run_data import prepare
 from studio.errors import SpecError
-from studio.training.allocator import give_back_freed_memory, keep_few_kernels, reuse_freed_memory
+from studio.training.allocator_and_threads import (
+    give_back_freed_memory,
+    keep_few_kernels,
+    reuse_freed_memory,
+)
+from studio.training.batching import Neftune
 from studio.training.checkpoint import CheckpointOrigin, RunProgress
 from studio.training.distributed import check_saved_modules, shard_base
 from studio.training.grpo_rollouts import Rollouts
-from studio.training.neftune import Neftune
 from studio.training.optimizer import make_optimizer
 from studio.training.preference_loss import Preference
 from studio.training.starting_adapter import attach, num_tokens_before

@@ -2,7 +2,7 @@
 
 A pair is two adjacent rows, the chosen answer first; a judged answer is one row. Only label
 positions reach the head, in chunks, and each row's log-probability is their sum. A loss of
-`objectives/` turns them into a number per pair. Its gradient weights each row, so no logits are
+`objectives.py` turns them into a number per pair. Its gradient weights each row, so no logits are
 kept: the head's gradient of every position was computed in the forward pass (`loss.py`).
 
 The reference is the same base with the trained adapter switched off: the bare base, or the frozen
@@ -32,8 +32,7 @@ from studio.data.token_arrays import Example, places_by_source
 from studio.home import is_whole, publishing
 from studio.training.batching import PackedBatch, PaddedBatch, TokenRow, grouped
 from studio.training.loss import eval_tokens, row_losses, token_kl
-from studio.training.objectives import LogProbs, PairLosses, objective
-from studio.training.reward_means import Rewards
+from studio.training.objectives import OBJECTIVES, WITHOUT_REFERENCE, LogProbs, PairLosses
 from studio.training.starting_adapter import num_tokens_before
 from studio.training.training_events import Loading
 
@@ -45,6 +44,32 @@ NEAREST, LENGTHS, LEAST_PAIRS = 16, 1024, 20
 REPORT_SECONDS = 2.0
 FOLDER, FILE = "reference", "log_probs.safetensors"
 TRAIN, HELD = "train", "validation"
+
+
+class Rewards(NamedTuple):
+    """Means over the answers of a step or an evaluation, named as in TRL; None where none is."""
+
+    rewards_chosen: float | None = None
+    rewards_rejected: float | None = None
+    rewards_margins: float | None = None
+    rewards_accuracies: float | None = None
+    logps_chosen: float | None = None
+    logps_rejected: float | None = None
+
+    @classmethod
+    def of(cls, sums: Sequence[float]) -> Rewards:
+        """Return the means of `Preference.sums`."""
+        chosen, rejected, good, bad, logp_good, logp_bad, right, compared = sums
+        means = [
+            total / count if count else None
+            for total, count in ((chosen, good), (rejected, bad), (logp_good, good),
+                                 (logp_bad, bad), (right, compared))
+        ]  # fmt: skip
+        margin = None if means[0] is None or means[1] is None else means[0] - means[1]
+        return cls(
+            rewards_chosen=means[0], rewards_rejected=means[1], rewards_margins=margin,
+            rewards_accuracies=means[4], logps_chosen=means[2], logps_rejected=means[3],
+        )  # fmt: skip
 
 
 class Totals(NamedTuple):
@@ -75,7 +100,6 @@ class Preference:
 
     def __init__(self, session: Session) -> None:
         self.session, self.args = session, session.spec.train
-        self.objective = objective(self.args.loss)
         self.paired = session.prepared.rows_per_example == 2
         self.rows: dict[str, Sequence[Any]] = {
             TRAIN: session.prepared.train, HELD: session.prepared.validation
@@ -138,7 +162,7 @@ class Preference:
             numbers = (policy_R[own_U], reference_R[own_U], tokens_R[own_U])
             parts.append(LogProbs(*numbers, totals.kl))
         chosen, rejected = parts
-        scored = self.objective.score(chosen, rejected, self.args)
+        scored = OBJECTIVES[self.args.loss](chosen, rejected, self.args)
         loss = scored.losses.sum() / totals.units
         if scored.sft_weight:
             loss = loss - scored.sft_weight * chosen.policy.sum() / totals.chosen_tokens
@@ -252,7 +276,7 @@ class Preference:
 
         Each rank computes its part of the rows.
         """
-        if not self.objective.NEEDS_REFERENCE:
+        if self.args.loss in WITHOUT_REFERENCE:
             return
         session, folder = self.session, run_dir / FOLDER
         wanted = _Wanted(self, self._wanted())

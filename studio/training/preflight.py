@@ -14,8 +14,7 @@ from studio.data.template.template import IGNORED
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training import kernel_check
-from studio.training.activation_sizes import read_shape
-from studio.training.base_precision import base_model, chosen_device, emulated_slowdown
+from studio.training.base_of_run import base_model, chosen_device, emulated_slowdown
 from studio.training.estimate_memory_and_time import (
     CUDA_RUNTIME_BYTES,
     START_SECONDS,
@@ -26,7 +25,7 @@ from studio.training.estimate_memory_and_time import (
     step_flops,
 )
 from studio.training.memory_remedies import explain_errors
-from studio.training.row_and_batch_lengths import MOST_STEPS
+from studio.training.sizes_for_estimates import MOST_STEPS, read_shape
 from studio.training.training_events import Event, Finished, Loading
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from studio.models.loading import Loaded, load
 from studio.spec import RunSpec
 from studio.training import kernel_check, training_loop
 from studio.training.base_check import check_base
-from studio.training.base_precision import base_model
+from studio.training.base_of_run import base_model
 from studio.training.batching import PackedBatch, PaddedBatch, total_weight
 from studio.training.loss import loss_sums
 from studio.training.memory_remedies import explain_errors

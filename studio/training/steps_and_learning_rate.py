@@ -16,7 +16,7 @@ from studio.errors import DataError
 from studio.methods import Method
 from studio.spec import RunSpec
 from studio.train_args import TrainArgs
-from studio.training.objectives import objective
+from studio.training.objectives import LEARNING_RATES
 
 REFERENCE_WIDTH = 2000
 AUTO_EVAL_ROWS, MOST_EVAL_ROWS = 64, 1_000_000
@@ -138,8 +138,8 @@ def learning_rate(args: TrainArgs, method: Method, hidden_size: int) -> float:
     Losses of preferences take a fraction of it, since small changes of probabilities suffice.
     """
     if args.learning_rate == "auto":
-        share = 1.0 if args.loss == "sft" else objective(args.loss).LEARNING_RATE
-        return lr_for(method, hidden_size) * share * (LION_SHARE if args.optim == "lion" else 1.0)
+        share = LEARNING_RATES[args.loss] * (LION_SHARE if args.optim == "lion" else 1.0)
+        return lr_for(method, hidden_size) * share
     return float(args.learning_rate)
 
 

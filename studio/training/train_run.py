@@ -18,9 +18,9 @@ from studio.job_request import Control
 from studio.models.loading import load
 from studio.spec import RunSpec
 from studio.training import checkpoint, kernel_check, objectives
-from studio.training.allocator import trim
+from studio.training.allocator_and_threads import trim
 from studio.training.base_check import check_base
-from studio.training.base_precision import base_model
+from studio.training.base_of_run import base_model
 from studio.training.distributed import check_sharding, train_distributed
 from studio.training.learning_rate_search import find_rate
 from studio.training.memory_remedies import explain_errors, next_remedy

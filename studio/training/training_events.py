@@ -62,7 +62,7 @@ class Step(Event):
 
     `expert_balance` is the evenness of the routers' choice, from 0 (one expert for all) to 1; None
     for models without routed experts. Then come the means of a run that learns from preferences
-    (`reward_means.py`), and those of one that learns from rewards of its own answers
+    (`preference_loss.py`), and those of one that learns from rewards of its own answers
     (`grpo_rollouts.py`), by TRL's names: mean reward, its standard deviation within a group, share
     of groups without any, tokens of an answer, KL to the reference per token. `tokens_shared` is
     the fraction of all tokens so far that are prompts of several answers and were computed once.

@@ -20,7 +20,7 @@ from studio.evaluation.forgetting import RunForgetting
 from studio.home import is_whole, publishing, sweep
 from studio.job_request import Control
 from studio.training import checkpoint
-from studio.training.cpu_threads import threads_of
+from studio.training.allocator_and_threads import threads_of
 from studio.training.sample_answers import PromptSampler
 from studio.training.training_events import Event, Finished, Loading, Saved, Saving
 from studio.training.training_session import Session

@@ -25,6 +25,7 @@ from studio.data.token_arrays import places_by_source
 from studio.errors import DataError, Diverged
 from studio.training import checkpoint
 from studio.training.batching import (
+    Neftune,
     PackedBatch,
     PaddedBatch,
     TokenRow,
@@ -38,7 +39,6 @@ from studio.training.distributed import sum_gradients
 from studio.training.expert_balance import ExpertBalance
 from studio.training.grpo_rollouts import Rollouts
 from studio.training.loss import EvalLoss, eval_tokens, evaluate_loss, loss_sum
-from studio.training.neftune import Neftune
 from studio.training.optimizer import OptimizerLike, set_learning_rate
 from studio.training.preference_loss import Preference
 from studio.training.starting_adapter import StartingPoint

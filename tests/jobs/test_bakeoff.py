@@ -20,7 +20,7 @@ from studio.evaluation.bakeoff_measurements import REPORT, BakeoffRequest
 from studio.evaluation.step_costs import step_costs
 from studio.models.loading import load
 from studio.spec import RunSpec
-from studio.training.base_precision import base_model
+from studio.training.base_of_run import base_model
 from studio.training.train_run import train
 from tests.jobs.conftest import take
 from tests.studio.tiny import tiny_spec, verifying_here

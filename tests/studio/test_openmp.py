@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from studio import hardware
-from studio.training import allocator
+from studio.training.allocator_and_threads import missing_preload, preload
 
 NAMES = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 # Import a process' module and print what the environment holds when torch is first looked for.
@@ -100,13 +100,13 @@ def test_more_threads_than_cores_become_the_cores_with_a_sentence(monkeypatch, c
 @pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is Linux's")
 def test_an_installed_allocator_is_preloaded_and_the_users_own_wins(tmp_path):
     folders = [str(tmp_path / "*-linux-gnu"), str(tmp_path / "lib")]
-    assert allocator.preload({}, folders) == {}
+    assert preload({}, folders) == {}
     for name in ("x-linux-gnu/libjemalloc.so.2", "lib/libtcmalloc_minimal.so.4"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
     found = {"LD_PRELOAD": str(tmp_path / "lib/libtcmalloc_minimal.so.4")}
-    assert allocator.preload({}, folders) == found
-    assert allocator.preload({"LD_PRELOAD": ""}, folders) == {}
-    assert not allocator.missing_preload(found)
+    assert preload({}, folders) == found
+    assert preload({"LD_PRELOAD": ""}, folders) == {}
+    assert not missing_preload(found)
     gone = {"LD_PRELOAD": f"{tmp_path}/gone.so:libfound-by-name.so"}
-    assert f"{tmp_path}/gone.so, which does not exist" in allocator.missing_preload(gone)
+    assert f"{tmp_path}/gone.so, which does not exist" in missing_preload(gone)

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausa
 
 from studio.backbone import Backbone
 from studio.models.find_model import facts_of_config
-from studio.training.activation_sizes import shape_of
+from studio.training.sizes_for_estimates import shape_of
 from tests.studio.chat.tiny import greedy, reference
 
 CPU = torch.device("cpu")

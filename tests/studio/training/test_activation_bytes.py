@@ -16,11 +16,10 @@ from studio.backbone import Backbone
 from studio.models.find_model import facts
 from studio.models.loading import load
 from studio.spec import ModelSource, RunSpec
-from studio.training.activation_sizes import kept_activations, read_shape
 from studio.training.batching import pack
 from studio.training.estimate_memory_and_time import attention_kernel
 from studio.training.loss import loss_sum
-from studio.training.row_and_batch_lengths import BatchLoad
+from studio.training.sizes_for_estimates import BatchLoad, kept_activations, read_shape
 from tests.fakegpu import fake_gpu
 from tests.studio.tiny import tiny_tokenizer
 from ui.bench.training_case import make_rows

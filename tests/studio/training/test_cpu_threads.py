@@ -2,7 +2,7 @@
 
 import pytest
 
-from studio.training.cpu_threads import STEPS, Threads
+from studio.training.allocator_and_threads import STEPS, Threads
 
 
 class Machine:

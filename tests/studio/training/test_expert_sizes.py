@@ -4,7 +4,7 @@ import pytest
 
 from studio.backbone.sites import Anatomy
 from studio.methods.lora import Lora
-from studio.training.expert_sizes import read_mixture
+from studio.training.sizes_for_estimates import read_mixture
 from tests.families import family_config, family_model
 
 FAMILIES = ["mixtral", "qwen3-moe", "gpt-oss", "glm4-moe", "deepseek-v3", "gemma4-moe", "lfm2-moe"]

@@ -14,7 +14,7 @@ from studio.models.trainability import read_config
 from studio.spec import ModelSource
 from studio.starter import MODEL_DIR
 from studio.training import fits_on_device
-from studio.training.activation_sizes import shape_of
+from studio.training.sizes_for_estimates import shape_of
 
 GIB = 2**30
 

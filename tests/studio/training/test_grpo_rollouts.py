@@ -24,16 +24,14 @@ from studio.models.find_model import facts
 from studio.models.loading import Loaded
 from studio.spec import DataSource, RunSpec
 from studio.training import objectives
-from studio.training.activation_sizes import read_shape
 from studio.training.curve_findings import read
 from studio.training.curve_records import RunCurves
 from studio.training.estimate_memory_and_time import STEP_SECONDS, estimate, step_flops
-from studio.training.grpo_rollouts import Rollouts
-from studio.training.objectives import grpo
+from studio.training.grpo_rollouts import Rollouts, advantages
 from studio.training.open_session import open_session
 from studio.training.preflight import preflight
-from studio.training.row_and_batch_lengths import longest_answer
 from studio.training.sample_answers import continuations
+from studio.training.sizes_for_estimates import longest_answer, read_shape
 from studio.training.train_run import train
 from studio.training.training_events import Evaluated, Finished, Step
 from studio.training.training_session import Session
@@ -186,10 +184,10 @@ def test_loss_kl_and_gradients_equal_those_of_trl(values, tmp_path):
 def test_an_advantage_is_the_distance_from_the_group_in_its_spread():
     rewards = torch.tensor([[0.0, 1.0], [2.0, 2.0]], dtype=torch.float64)
     spread = rewards.std(1, keepdim=True)  # √½ and 0
-    found = grpo.advantages(rewards, spread)
+    found = advantages(rewards, spread)
     assert found[0].tolist() == pytest.approx([-0.5 / (0.5**0.5 + 1e-4), 0.5 / (0.5**0.5 + 1e-4)])
     assert found[1].tolist() == [0, 0]
-    assert grpo.advantages(rewards)[0].tolist() == [-0.5, 0.5]
+    assert advantages(rewards)[0].tolist() == [-0.5, 0.5]
     own = made()
     # Over all four: mean 1.25, squared distances 1.5625 + 0.0625 + 2 × 0.5625 = 2.75, over 3.
     assert float(own.preference._spread(rewards)) == pytest.approx((2.75 / 3) ** 0.5)

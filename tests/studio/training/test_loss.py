@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from studio.backbone import Backbone
 from studio.training import loss as head
-from studio.training.allocator import chunk_numbers
+from studio.training.allocator_and_threads import chunk_numbers
 from studio.training.batching import groups, pack, pad
 from studio.training.loss import head_loss, head_measured, loss_sum, packed_hidden, plain_head
 from tests.studio.tiny import tiny_model

@@ -11,8 +11,7 @@ from datasets import Dataset
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from studio.training.preference_loss import Preference
-from studio.training.reward_means import Rewards
+from studio.training.preference_loss import Preference, Rewards
 from studio.training.training_session import Session
 from tests.studio.tiny import tiny_tokenizer
 from tests.studio.training.conftest import Example, Rows, make_model, make_session

@@ -17,7 +17,7 @@ from studio.methods import methods
 from studio.spec import RunSpec
 from studio.training import objectives, preference_loss
 from studio.training.batching import pack
-from studio.training.reward_means import Rewards
+from studio.training.preference_loss import Rewards
 from studio.training.train_run import train
 from studio.training.training_events import Evaluated, Step
 from studio.training.training_session import Session

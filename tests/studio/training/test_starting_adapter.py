@@ -28,7 +28,7 @@ from studio.models.find_model import facts
 from studio.models.loading import load
 from studio.spec import RunSpec
 from studio.training import learning_rate_search, starting_adapter
-from studio.training.base_precision import base_model
+from studio.training.base_of_run import base_model
 from studio.training.loss import row_losses
 from studio.training.open_session import open_session, prepare_data
 from studio.training.train_run import train

@@ -13,7 +13,7 @@ from studio import hardware
 from studio.models import find_model
 from studio.models.find_model import facts
 from studio.spec import ModelSource, RunSpec
-from studio.training.base_precision import (
+from studio.training.base_of_run import (
     base_model,
     emulation_warning,
     with_stored_precision,

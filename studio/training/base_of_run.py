@@ -1,6 +1,12 @@
-"""Decide the precision in which a run's base is loaded: as stored, float32 or bfloat16."""
+"""Decide on the base of a run: the precision it is loaded in, and which runs share one (no torch).
+
+Runs of one `sibling_key` share base, device and data; method, optimizer, schedule, batch size,
+seed, steps and intervals are each run's own.
+"""
 
 from __future__ import annotations
+
+import json
 
 from studio import hardware
 from studio.device_setting import CLUSTER
@@ -11,6 +17,10 @@ SMALL_MODEL = 50_000_000  # parameters
 EMULATED_SLOWDOWN = 30
 """Of products in half precision on a CPU without instructions for them: 22 in float16 and 30 in
 bfloat16 were measured on one with AVX2, 7 for a whole step of the starter."""
+SHARED_TRAIN = (  # of the base, or of the whole process
+    "device", "gradient_checkpointing", "activation_offloading", "attn_implementation", "tf32",
+    "triton_kernels",
+)  # fmt: skip
 
 
 def with_stored_precision(spec: RunSpec, known: ModelFacts, device: str = "") -> RunSpec:
@@ -93,3 +103,27 @@ def chosen_device(name: str) -> hardware.Device:
     here, names = hardware.devices(), name.split(",")
     named = [device for device in here if device.name in names]
     return min(named, key=lambda device: device.free_bytes, default=here[0])
+
+
+def sibling_key(spec: RunSpec) -> str | None:
+    """Return a key that sibling runs have in common; None for a run that must be alone.
+
+    Alone are runs that train the base itself, use several processes or a cluster, add NEFTune noise
+    to the embeddings of every row, find their learning rate, or may retry when out of memory.
+    """
+    args = spec.train
+    apart = (
+        not args.together
+        or spec.method.trains_base
+        or args.may_use_several_processes
+        or args.device == CLUSTER
+        or args.fsdp
+        or args.neftune_noise_alpha > 0
+        or args.find_learning_rate
+        or args.retry_when_out_of_memory
+    )
+    if apart:
+        return None
+    values = spec.model_dump(mode="json")
+    shared = {name: values["train"][name] for name in SHARED_TRAIN}
+    return json.dumps([values["model"], values["data"], shared], sort_keys=True)
