@@ -16,7 +16,7 @@ from jobs.job_queue import JobStore
 from jobs.job_record import ENDED, Job, summary
 from studio.errors import QueueError
 from studio.evaluation.bakeoff_measurements import REPORT, BakeoffRequest
-from studio.evaluation.confidence_intervals import half_width
+from studio.evaluation.ranking_and_intervals import half_width
 from studio.methods import methods, named
 from studio.spec import RunSpec
 from studio.training import objectives

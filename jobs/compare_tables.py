@@ -19,7 +19,7 @@ from studio.adapter_stack import StackItem, read_lane
 from studio.chat.lanes import LaneSettings, lane_notes
 from studio.chat.thought_and_tool_parser import message_of
 from studio.errors import AdapterError, ChatError, nearest
-from studio.evaluation.vote_ranking import Match, leaderboard, met, wins_of
+from studio.evaluation.ranking_and_intervals import Match, leaderboard, met, wins_of
 from studio.fields import validated
 
 NO_CONVERSATION = 'There is no conversation "{id}": it was deleted or never saved.'

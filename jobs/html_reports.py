@@ -21,8 +21,16 @@ from studio.adapters.merge import read_certificate
 from studio.chat.lanes import Sampling
 from studio.chat.thought_and_tool_parser import spoken
 from studio.errors import AdapterError, QueueError, StudioError
-from studio.evaluation.export_votes_and_suites import said, title
-from studio.evaluation.html_page import Section, chart, page, say, table, text_of
+from studio.evaluation.html_and_csv_exports import (
+    Section,
+    chart,
+    page,
+    said,
+    say,
+    table,
+    text_of,
+    title,
+)
 from studio.home import Home
 from studio.methods import methods
 from studio.names import readable

@@ -26,7 +26,7 @@ from studio.device_setting import CLUSTER
 from studio.errors import AdapterError, ModelError, StudioError
 from studio.home import Home
 from studio.models import find_model
-from studio.models.hub_cache import repository_folder
+from studio.models.hub_models import repository_folder
 from studio.names import locate
 from studio.spec import RunSpec
 from studio.training import distributed, objectives, starting_adapter, trackers

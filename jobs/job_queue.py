@@ -21,8 +21,8 @@ from jobs.job_table import escaped_like, find_job, insert, read_jobs
 from jobs.processes import Identity, me
 from jobs.run_curves import Curves, finite
 from jobs.run_folder import newest_step
-from studio.cluster.cluster_records import NOTE as SUBMISSION
-from studio.cluster.cluster_records import read_submission
+from studio.cluster.shared_storage import NOTE as SUBMISSION
+from studio.cluster.shared_storage import read_submission
 from studio.errors import QueueError
 from studio.gpus import installed
 from studio.home import Home

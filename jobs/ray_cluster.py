@@ -21,9 +21,8 @@ from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from jobs.processes import Identity
 from studio.cluster import Cluster
-from studio.cluster.cluster_records import read_submission, request_stop
 from studio.cluster.ray_api import ClusterFacts, NoAnswer, Ray, checked_address
-from studio.cluster.shared_storage import open_storage
+from studio.cluster.shared_storage import open_storage, read_submission, request_stop
 from studio.cluster.submit import too_few
 from studio.device_setting import CLUSTER
 from studio.errors import ClusterError, InputError, QueueError, SpecError, StudioError

@@ -24,8 +24,8 @@ from studio.adapters.adapter_lineage import frozen_below
 from studio.adapters.library import StoredAdapter
 from studio.errors import AdapterError
 from studio.evaluation.evaluate_on_dataset import REPORT
-from studio.evaluation.html_page import text_of
-from studio.evaluation.vote_ranking import Match, leaderboard
+from studio.evaluation.html_and_csv_exports import text_of
+from studio.evaluation.ranking_and_intervals import Match, leaderboard
 from studio.goals import LEAST_HELD_OUT
 from studio.home import Home
 from studio.methods import methods

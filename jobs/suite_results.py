@@ -10,7 +10,7 @@ from studio.adapter_stack import read_lane
 from studio.adapters.library import resolve
 from studio.chat.lanes import lane_notes
 from studio.errors import AdapterError, QueueError
-from studio.evaluation.export_votes_and_suites import Form, suite_as
+from studio.evaluation.html_and_csv_exports import Form, suite_as
 from studio.evaluation.suites import FIGURES, SuiteRequest, read_results, summarise
 from studio.home import Home
 

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from studio import device_setting
 from studio.errors import SpecError
-from studio.evaluation.answer_scores import needs_reference, weights_in
+from studio.evaluation.scores_and_gates import needs_reference, weights_in
 from studio.fields import Record, knob
 from studio.training.trackers import parse_trackers
 

@@ -25,7 +25,7 @@ from studio.adapter_stack import MAX_LANES
 from studio.chat.checkpoint_adapters import stackable
 from studio.chat.lanes import ChatRequest, NewWeights, Sampling
 from studio.errors import StudioError
-from studio.evaluation.export_votes_and_suites import MEDIA, Form, votes_as
+from studio.evaluation.html_and_csv_exports import MEDIA, Form, votes_as
 from studio.home import Home
 from ui.language import current, say
 from ui.train_page_facts import labelled_models

@@ -22,7 +22,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from studio.evaluation import html_page
+from studio.evaluation import html_and_csv_exports
 from ui.security import App, HeldAnswer, Message, Receive, Scope, Send
 
 LOCALE = Path(__file__).parent / "locale"
@@ -216,7 +216,7 @@ def tag(language: str) -> str:
     return language.replace("_", "-")
 
 
-html_page.use_language(say, lambda: tag(current.get()))
+html_and_csv_exports.use_language(say, lambda: tag(current.get()))
 
 
 # -- the web ---------------------------------------------------------------------------------------

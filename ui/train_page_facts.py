@@ -24,8 +24,8 @@ from studio.device_setting import CLUSTER
 from studio.errors import DataError, SpecError, StudioError
 from studio.home import Home
 from studio.methods import methods
-from studio.models import find_model, model_list, remote_facts
-from studio.models.hub_cache import size_on_disk
+from studio.models import download_model, find_model, model_list
+from studio.models.hub_models import size_on_disk
 from studio.names import compact, readable
 from studio.spec import DataSource, ModelSource, RunSpec
 from ui.language import say
@@ -101,7 +101,11 @@ def looked_at(spec: RunSpec, home: Home, *, ask: bool = False) -> RunSpec:
     """
     if find_model.origin_of(spec.model.path, spec.model.revision).kind != "hub":
         return spec
-    folder = remote_facts.look(spec.model, home) if ask else remote_facts.known(spec.model, home)
+    folder = (
+        download_model.look_at_facts(spec.model, home)
+        if ask
+        else download_model.known_facts(spec.model, home)
+    )
     return spec.with_parts(model={"path": str(folder), "revision": ""}) if folder else spec
 
 
@@ -113,7 +117,7 @@ def model_line(source: ModelSource, home: Home) -> str:
     """
     to_download = ""
     if find_model.origin_of(source.path, source.revision).kind == "hub":
-        folder = remote_facts.known(source, home)
+        folder = download_model.known_facts(source, home)
         if folder is None:
             return _to_download(source)
         facts = find_model.facts(ModelSource(path=str(folder)))

@@ -28,13 +28,13 @@ from studio.adapters.weight_changes import drawn
 from studio.errors import AdapterError, InputError, ModelError
 from studio.evaluation.evaluate_on_dataset import EvaluateRequest
 from studio.evaluation.promote_checkpoint import PromoteRequest
+from studio.evaluation.ranking_and_intervals import win_rate
 from studio.evaluation.standard_tasks import TasksRequest
-from studio.evaluation.vote_ranking import win_rate
 from studio.fields import merge_values, parse_assignment
 from studio.home import Home
 from studio.job_request import Request
 from studio.methods import capabilities, is_low_rank, methods
-from studio.models.architecture import linear_modules, targets
+from studio.models.find_model import linear_modules, targets
 from studio.models.find_model import origin_of as locate_model
 from studio.spec import DataSource, ModelSource, RunSpec
 from studio.trash import Deleted

@@ -14,7 +14,7 @@ from studio.adapter_stack import MAX_LANES, read_lane
 from studio.chat.lanes import LaneSettings, Sampling
 from studio.chat.thought_and_tool_parser import spoken
 from studio.errors import ChatError
-from studio.evaluation.export_votes_and_suites import form_of, votes_as
+from studio.evaluation.html_and_csv_exports import form_of, votes_as
 from studio.evaluation.judge import MAX_VOTES, RUBRIC
 from studio.evaluation.suites import Cases, SuiteRequest, parse_cases, read_cases
 from studio.home import Home

@@ -12,7 +12,7 @@ from studio import hardware, offline
 from studio.adapters import library
 from studio.errors import InputError, ModelError
 from studio.home import Home
-from studio.models import hub_cache, hub_models, model_list
+from studio.models import hub_models, model_list
 from studio.models.download_model import DownloadRequest, arrived_bytes, free_bytes
 from studio.models.find_model import origin_of, text_part
 from studio.models.new_tokens import ExtendRequest
@@ -54,7 +54,7 @@ def listed(
         "models": rows, "folders": _folders(home),
         "device": {"name": chosen.name, "label": chosen.label, "bytes": chosen.total_bytes},
         "devices": [one.name for one in hardware.devices()],
-        "cache": str(hub_cache.cache_folder()), "free_bytes": free_bytes(),
+        "cache": str(hub_models.cache_folder()), "free_bytes": free_bytes(),
         "offline": offline.is_offline(home),
     }  # fmt: skip
 
@@ -90,7 +90,7 @@ def show(home: Home, model: HubId, device: Device = "") -> dict[str, Any]:
     return _remote(found, device_named(device)) | {
         "files": [{"name": file.name, "bytes": file.size} for file in found.files],
         "bytes": found.size_bytes, "arrived_bytes": arrived_bytes(found),
-        "free_bytes": free_bytes(), "folder": str(hub_cache.repository_folder(found.id)),
+        "free_bytes": free_bytes(), "folder": str(hub_models.repository_folder(found.id)),
         "asked": name, "page": f"{hub_models.endpoint()}/{found.id}",
     }  # fmt: skip
 
@@ -103,12 +103,12 @@ def remove(
 ) -> dict[str, Any]:
     """Delete a downloaded model from the hub's cache; adapters on it lose their base."""
     name, _ = hub_models.read_name(model)
-    size = hub_cache.size_on_disk(name)
-    if not hub_cache.repository_folder(name).is_dir():
-        hub_cache.remove(name)  # raises
-    refuse_in_use(store, hub_cache.repository_folder(name), name, error=ModelError)
+    size = hub_models.size_on_disk(name)
+    if not hub_models.repository_folder(name).is_dir():
+        hub_models.remove_from_cache(name)  # raises
+    refuse_in_use(store, hub_models.repository_folder(name), name, error=ModelError)
     if yes:
-        size = hub_cache.remove(name)
+        size = hub_models.remove_from_cache(name)
     adapters = _adapters(store.home).get(name, [])
     return {"model": name, "bytes": size, "adapters": adapters, "removed": yes}
 
@@ -156,7 +156,7 @@ def go_offline(
     if on or off:
         offline.switch(home, on)
     address = hub_models.endpoint()
-    cache = str(hub_cache.cache_folder())
+    cache = str(hub_models.cache_folder())
     return {"offline": offline.is_offline(home), "endpoint": address, "cache": cache}
 
 
@@ -202,7 +202,7 @@ def _remote(found: hub_models.Repository, device: hardware.Device) -> dict[str, 
         "license": found.license, "gated": found.gated, "downloads": found.downloads,
         "likes": found.likes, "updated": found.updated, "why_not": found.why_not,
         "context": _context(found.config), "fits": fit_of(row, device),
-        "here": hub_cache.cached(found.id) is not None,
+        "here": hub_models.cached(found.id) is not None,
     }  # fmt: skip
 
 

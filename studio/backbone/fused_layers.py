@@ -30,7 +30,7 @@ from studio.backbone.kernels import replaceable
 from studio.backbone.linear_kernels import gated, recomputed, row_blocks
 from studio.backbone.site_hooks import Hooks
 from studio.backbone.sites import Anatomy
-from studio.models.architecture import LAST_LAYER_FAMILIES
+from studio.models.find_model import LAST_LAYER_FAMILIES
 
 ROTARY = "apply_rotary_pos_emb"
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")

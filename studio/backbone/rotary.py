@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from studio.backbone.attention import AttentionState
-from studio.models.architecture import LENGTH_ROPE_TYPES
+from studio.models.find_model import LENGTH_ROPE_TYPES
 
 
 def install_row_factors(tower: nn.Module, state: AttentionState) -> bool:

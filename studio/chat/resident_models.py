@@ -27,7 +27,7 @@ from studio.chat.lanes import ActiveStack, Delta, Lane
 from studio.errors import AdapterError, ChatError, OutOfMemory, StudioError
 from studio.home import Home
 from studio.models.find_model import ModelFacts, facts
-from studio.models.quantize_on_load import QUANTISED_BYTES
+from studio.models.quantization import QUANTISED_BYTES
 from studio.names import readable
 from studio.spec import ModelSource
 

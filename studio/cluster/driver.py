@@ -18,20 +18,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from studio.cluster.cluster_records import (  # fmt: skip
+from studio.cluster.shared_storage import (  # fmt: skip
     ADAPTER,
     CHECKPOINTS,
     CONTROL,
     ERROR,
+    FOLDER,
     MARK,
     PACKED,
     REPORT,
+    EventWriter,
     Order,
+    Storage,
     order_in,
     read_json,
     write_json,
 )
-from studio.cluster.shared_storage import FOLDER, EventWriter, Storage
 from studio.errors import ClusterError, ProcessLost, RunError, StudioError
 from studio.home import open_home
 from studio.job_request import Command

@@ -17,18 +17,19 @@ from typing import Literal
 
 from studio import atomic
 from studio.adapters.library import PASSPORT, write_passport
-from studio.cluster.cluster_records import (
+from studio.cluster.ray_api import OVER, NoAnswer, Ray, Status, error_in
+from studio.cluster.shared_storage import (
     ADAPTER,
     CHECKPOINTS,
     CONTROL,
     REPORT,
+    EventReader,
+    Storage,
     Submission,
     delete_submission,
     read_json,
     write_json,
 )
-from studio.cluster.ray_api import OVER, NoAnswer, Ray, Status, error_in
-from studio.cluster.shared_storage import EventReader, Storage
 from studio.errors import ClusterError, ProcessLost, StudioError
 from studio.home import is_whole
 from studio.job_request import Command, Control

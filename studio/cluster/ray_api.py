@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from studio.cluster.cluster_records import MARK
+from studio.cluster.shared_storage import MARK
 from studio.errors import ClusterError, StudioError, revived
 from studio.gpus import installed
 

@@ -1,7 +1,7 @@
 """Submit a run to the cluster once, follow it, and fetch what it made.
 
 `train` yields the run's events as if it trained in this process, without torch. `cluster.json` in
-the run's folder (`cluster_records.py`) names the job, so a later call follows the same job from the
+the run's folder names the job, so a later call follows the same job from the
 last event that was read, and never submits a second one.
 """
 
@@ -18,19 +18,21 @@ from contextlib import suppress
 from pathlib import Path
 
 from studio.cluster import Cluster
-from studio.cluster.cluster_records import (
+from studio.cluster.follow_and_fetch import Follower, Intent
+from studio.cluster.ray_api import ClusterFacts, NoAnswer, Ray
+from studio.cluster.shared_storage import (
     CHECKPOINTS,
     ORDER,
     PACKED,
     Order,
+    Storage,
     Submission,
     needed,
+    not_writable,
+    open_storage,
     read_submission,
     write_json,
 )
-from studio.cluster.follow_and_fetch import Follower, Intent
-from studio.cluster.ray_api import ClusterFacts, NoAnswer, Ray
-from studio.cluster.shared_storage import Storage, not_writable, open_storage
 from studio.errors import ClusterError
 from studio.home import Home, is_whole, slug
 from studio.job_request import Control

@@ -19,8 +19,15 @@ from studio.adapter_stack import Stack
 from studio.adapters.adapter_lineage import of_other_bases, resolve_stack
 from studio.adapters.library import describe
 from studio.errors import DataError, SpecError
-from studio.evaluation.answer_scores import ALIASES, SCORES, scorers
-from studio.evaluation.gate import CLASSIFIED, FORGOTTEN, bounds, check
+from studio.evaluation.scores_and_gates import (
+    ALIASES,
+    CLASSIFIED,
+    FORGOTTEN,
+    SCORES,
+    bounds,
+    check_gate,
+    scorers,
+)
 from studio.fields import knob
 from studio.home import Home
 from studio.job_request import Request
@@ -122,7 +129,7 @@ class EvaluateRequest(Request):
         report["notes"] = of_other_bases(folders, self.model.path, loaded.facts)
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1), "utf-8")
-        check(report, self.min, self.max, "The evaluation")
+        check_gate(report, self.min, self.max, "The evaluation")
         yield Finished(eval_loss=report["eval_loss"])
 
     def measured(
@@ -150,7 +157,7 @@ class EvaluateRequest(Request):
             ]  # fmt: skip
         yield Evaluated(eval_loss=report["eval_loss"], token_accuracy=report["token_accuracy"])
         if self.classify:
-            from studio.evaluation.label_classification import classification, score, task_of
+            from studio.evaluation.likelihood import classification, score, task_of
 
             every = [row for row in (*prepared.train, *prepared.validation) if row.good]
             task = task_of(chosen, every, loaded.tokenizer)
@@ -237,7 +244,7 @@ class EvaluateRequest(Request):
         from studio.chat.lanes import Sampling
         from studio.chat.thought_and_tool_parser import NO_MARKERS, markers_of
         from studio.data.template.template import choose_for
-        from studio.evaluation.label_classification import parts
+        from studio.evaluation.likelihood import parts
         from studio.training.batching import grouped
         from studio.training.sample_answers import continuations
 

@@ -37,8 +37,8 @@ from studio.data.conversation_records import Conversation, Document, Problem
 from studio.data.prepare_run_data import drawn, prepare
 from studio.data.template.template import IGNORED, choose
 from studio.data.token_arrays import Example
-from studio.evaluation.confidence_intervals import student_t
 from studio.evaluation.likelihood import Stack, use
+from studio.evaluation.ranking_and_intervals import student_t
 from studio.spec import DataSource, RunSpec
 from studio.training.batching import pack
 from studio.training.loss import loss_sums

@@ -25,8 +25,8 @@ from lm_eval.tasks import TaskManager
 
 from studio.errors import DataError, StudioError, Unreached, is_transient, nearest
 from studio.evaluation import task_files
-from studio.evaluation.confidence_intervals import student_t
 from studio.evaluation.lm_eval_model import KINDS, LaneModel
+from studio.evaluation.ranking_and_intervals import student_t
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from studio.adapters.adapter_lineage import below_run
 from studio.chat import checkpoint_adapters
 from studio.errors import AdapterError, SpecError
 from studio.evaluation.evaluate_on_dataset import EvaluateRequest
-from studio.evaluation.gate import bounds, check
+from studio.evaluation.scores_and_gates import bounds, check_gate
 from studio.fields import knob
 from studio.home import Home, publishing
 from studio.job_request import Request
@@ -82,7 +82,7 @@ class PromoteRequest(Request):
                 backbone.load(name, folder)
             stack = tuple((name, 1.0) for name in (*below, "adapter"))
             report = yield from request.measured(home, loaded, backbone, stack)
-            check(report, self.min, self.max, f"Checkpoint {checkpoint.name}")
+            check_gate(report, self.min, self.max, f"Checkpoint {checkpoint.name}")
         yield Loading(text="Writing the adapter")
         target = home.run(checkpoint.run) / "adapter"
         passport = _passport(target, checkpoint, loaded.facts.fingerprint)

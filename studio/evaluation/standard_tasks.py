@@ -19,7 +19,7 @@ from studio.adapters.library import describe
 from studio.errors import AdapterError
 from studio.evaluation import task_files
 from studio.evaluation.evaluate_on_dataset import REPORT
-from studio.evaluation.gate import bounds, check
+from studio.evaluation.scores_and_gates import bounds, check_gate
 from studio.fields import knob
 from studio.home import Home
 from studio.job_request import Control, Request
@@ -138,7 +138,7 @@ class TasksRequest(Request):
         for place, lane in enumerate(report["names"]):
             if place or len(report["names"]) == 1:
                 own = {f"{r['task']}:{r['metric']}": r["values"][place] for r in report["tasks"]}
-                check(own, self.min, self.max, lane)
+                check_gate(own, self.min, self.max, lane)
 
 
 def _reading(task: str) -> str:

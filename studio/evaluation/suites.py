@@ -29,7 +29,7 @@ from studio.data.readers.compression_and_encoding import Opened, utf8_chunks
 from studio.data.recognise_format import SAMPLE_ROWS, recognise
 from studio.data.row_converters import prompt_converter
 from studio.errors import ChatError, DataError
-from studio.evaluation.answer_scores import (
+from studio.evaluation.scores_and_gates import (
     COMPARING,
     last_number,
     match_pattern,

@@ -1,10 +1,15 @@
-"""Find base models and read facts about them: the embedded starter, a folder, or a hub id.
+"""Find base models and read facts about them: sizes, context, fingerprint, linear layers.
 
-Facts come from `config.json` and the safetensors headers, so the form and the queue can check a
-model without torch and without its weights. Pickled weights and remote code are never opened.
+A model is the embedded starter, a folder, or a hub id. Facts come from `config.json` and the
+safetensors headers, so the form and the queue can check a model without torch and without its
+weights. Pickled weights and remote code are never opened.
+
+Names of layers are dotted module paths, as in adapters. Some checkpoints omit the outermost part
+(`h.0` for `transformer.h.0`); targets match a path or its end, so both are valid.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,15 +19,16 @@ from typing import Any
 from studio import atomic
 from studio.errors import ModelError
 from studio.models.download_model import fetch
-from studio.models.hub_cache import TOKENIZER_FILES, cached
-from studio.models.hub_models import look_up
-from studio.models.quantized_checkpoints import whole_weights
-from studio.models.safetensors_headers import Header, read_headers
-from studio.models.trainability import (
+from studio.models.hub_models import TOKENIZER_FILES, cached, look_up
+from studio.models.model_files import (
+    Header,
+    TensorInfo,
     checked_architecture,
     read_config,
+    read_headers,
     stored_quantization,
 )
+from studio.models.quantization import whole_weights
 from studio.names import Location, locate
 from studio.spec import ModelSource
 from studio.starter import MODEL as STARTER
@@ -30,6 +36,15 @@ from studio.starter import MODEL_DIR
 
 FILE_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 MAX_FACTOR = 1024  # of YaRN; no model is extended further
+LAST_LAYER_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Families (`model_type`) whose last layer can run its feed-forward at some positions only: two
+norms, attention and a feed-forward, added in the plain order."""
+
+LENGTH_ROPE_TYPES = ("dynamic", "longrope", "su")
+"""Rope types whose factors depend on a row's length; `su` is the earlier name of `longrope`."""
+
+
+_IN_LAYER = re.compile(r"^.*?\b(?:layers|h|blocks|layer)\.(?P<layer>\d+)\.(?P<name>.+)$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,3 +212,67 @@ def _fingerprint(architecture: str, headers: Sequence[Header]) -> str:
     for header in headers:
         content.update(header.sample())
     return f"{shape.hexdigest()[:16]}-{content.hexdigest()[:16]}"
+
+
+# -- linear layers ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinearModule:
+    """One linear layer; `name` is its path inside its layer."""
+
+    key: str
+    layer: int
+    name: str
+    shape: tuple[int, int]
+
+
+def linear_modules(source: ModelSource) -> list[LinearModule]:
+    """Return the linear layers inside the decoder layers, in order.
+
+    Raises:
+        ModelError: The model cannot be found or read.
+    """
+    found, folder = [], resolve(source)
+    quantization = stored_quantization(read_config(folder))
+    for header in read_headers(folder):
+        for tensor in whole_weights(header.tensors, quantization):
+            path, _, last = tensor.name.rpartition(".")
+            match = _IN_LAYER.match(path)
+            shape = _shape(tensor, header) if last == "weight" and match else ()
+            if match and len(shape) == 2:
+                found.append(
+                    LinearModule(
+                        key=path, layer=int(match["layer"]), name=match["name"],
+                        shape=(shape[0], shape[1]),
+                    )
+                )  # fmt: skip
+    order = {name: place for place, name in enumerate(dict.fromkeys(m.name for m in found))}
+    return sorted(found, key=lambda module: (module.layer, order[module.name]))
+
+
+def _shape(tensor: TensorInfo, header: Header) -> tuple[int, ...]:
+    """Return the shape of a weight; bitsandbytes stores flat ones, with the shape beside them."""
+    start = f"{tensor.name}.quant_state."
+    state = next((one for one in header.tensors if one.name.startswith(start)), None)
+    return tuple(json.loads(header.read(state))["shape"]) if state else tensor.shape
+
+
+def targets(chosen: Sequence[str], modules: Sequence[LinearModule]) -> list[str]:
+    """Return the shortest `target_modules` that match exactly the chosen keys.
+
+    A module chosen in every layer gives one name, in some layers one path for each.
+    """
+    wanted = set(chosen)
+    if wanted == {module.key for module in modules}:
+        return ["all-linear"]
+    words: list[str] = []
+    for name in dict.fromkeys(module.name for module in modules):
+        same = [module.key for module in modules if module.name == name]
+        last = name.rpartition(".")[2]
+        clear = sum(other.rpartition(".")[2] == last for other in {m.name for m in modules}) == 1
+        if wanted.issuperset(same):
+            words.append(last if clear else name)
+        else:
+            words += [key for key in same if key in wanted]
+    return words

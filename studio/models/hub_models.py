@@ -1,40 +1,44 @@
-"""Models on the hub: search them, look at one before anything large is fetched, name failures.
+"""Models on the hub and in its cache: search, look at one, name failures; sizes, deletion.
 
 `huggingface_hub` sends every request, so its mirrors (`HF_ENDPOINT`), proxies, token and offline
 mode act here as in other tools. A failure of it becomes one sentence with what to do next.
+
+Layout of the cache (that library's): `models--OWNER--NAME/{blobs/ETAG, refs/BRANCH,
+snapshots/COMMIT/FILE}`, where the files of a snapshot are links to blobs.
 """
 
 import contextlib
 import json
 import logging
+import os
 import re
+import shutil
 import threading
 import time
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any, Literal
 
 import huggingface_hub
 from huggingface_hub import constants, utils
 
-from studio.errors import (
-    DiskFull,
-    ModelError,
-    StudioError,
-    Unreached,
-    is_disk_full,
-    is_transient,
-)
-from studio.models.hub_cache import TOKENIZER_FILES
-from studio.models.trainability import checked_architecture
+from studio.errors import DiskFull, ModelError, StudioError, Unreached, is_disk_full, is_transient
+from studio.models.model_files import checked_architecture, weight_files
 
 logger = logging.getLogger(__name__)
 ANSWER_SECONDS = 10.0
 PROBE_SECONDS, PROBE_FRESH_SECONDS = 2.0, 60.0
 _probes: dict[str, tuple[float, bool]] = {}  # by hub: when it was asked, whether it answered
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+    "sentencepiece.bpe.model",
+)  # fmt: skip
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 WEIGHTS, PICKLES = ".safetensors", (".bin", ".pt", ".pth", ".ckpt")
 MOST_CONFIG_BYTES = 10_000_000
+PARTIAL = ".studio.incomplete"  # ending of a blob that has arrived in part
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _ADDRESS = re.compile(
     r"https?://[^/]+/(?:models/)?(?P<id>[\w.-]+/[\w.-]+)(?:/tree/(?P<rev>[^/?#]+))?"
 )
@@ -369,3 +373,89 @@ def use_token(token: str, *, forget: bool = False) -> dict[str, Any]:
 
 def _offline() -> str:
     return "this studio is offline" if constants.is_offline_mode() else "no answer"
+
+
+# -- the cache -------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Return the hub's cache as its library finds it (`huggingface_hub.constants`)."""
+    given = os.environ.get
+    home = given("HF_HOME", os.path.join(given("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
+    place = given("HF_HUB_CACHE", given("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub")))
+    return Path(os.path.expandvars(os.path.expanduser(place)))
+
+
+def repository_folder(name: str, kind: str = "model") -> Path:
+    """Return the folder of a model, or of another kind of repository, in the cache."""
+    return cache_folder() / f"{kind}s--{name.replace('/', '--')}"
+
+
+def ref_file(name: str, branch: str, kind: str = "model") -> Path:
+    """Return the file that notes the commit of a branch or tag.
+
+    Raises:
+        ModelError: The name leads out of the model's folder.
+    """
+    if not branch or re.search(r"[\\\0:]", branch) or {"", ".", ".."} & set(branch.split("/")):
+        raise ModelError(f'"{branch[:80]}" is not a revision: give a branch, tag or commit.')
+    return repository_folder(name, kind) / "refs" / branch
+
+
+def linking_mark(name: str, commit: str, kind: str = "model") -> Path:
+    """Return the file that is there while a snapshot's links are made, and after a kill then."""
+    return cache_folder() / ".locks" / repository_folder(name, kind).name / f"{commit}.linking"
+
+
+def cached(name: str, revision: str = "") -> Path | None:
+    """Return the snapshot of a model if all of it is here, without asking the hub."""
+    folder = repository_folder(name)
+    commit = revision if _COMMIT.fullmatch(revision) else ""
+    if not commit:
+        with contextlib.suppress(OSError, ValueError, ModelError):
+            commit = ref_file(name, revision or "main").read_text(encoding="utf-8").strip()
+    found = [folder / "snapshots" / commit] if commit else []
+    if not commit and not revision:  # fetched by commit only: the newest
+        found = sorted((folder / "snapshots").glob("*"), key=lambda p: p.stat().st_mtime)
+    if not found or linking_mark(name, found[-1].name).exists():
+        return None
+    return found[-1] if is_whole(found[-1]) else None
+
+
+def is_whole(snapshot: Path) -> bool:
+    """Return True if configuration, tokenizer and every weight file of a model are there."""
+    if not any((snapshot / name).is_file() for name in TOKENIZER_FILES):
+        return False
+    try:
+        return (snapshot / "config.json").is_file() and bool(weight_files(snapshot))
+    except ModelError:
+        return False
+
+
+def size_on_disk(name: str) -> int:
+    """Return the bytes of a model's blobs, of those in part, and of copies where links fail."""
+    folder = repository_folder(name)
+    with contextlib.suppress(OSError):
+        found = [*(folder / "blobs").glob("*"), *(folder / "snapshots").rglob("*")]
+        return sum(one.stat().st_size for one in found if one.is_file() and not one.is_symlink())
+    return 0
+
+
+def remove_from_cache(name: str) -> int:
+    """Delete a model from the cache, every revision of it; return the bytes that are free again.
+
+    Raises:
+        ModelError: It is not in the cache, or cannot be deleted.
+    """
+    folder = repository_folder(name)
+    if not folder.is_dir():
+        raise ModelError(f'"{name}" is not in the hub\'s cache: `studio models` lists what is.')
+    size = size_on_disk(name)
+    try:
+        shutil.rmtree(folder)
+        for mark in linking_mark(name, "x").parent.glob("*.linking"):
+            mark.unlink(missing_ok=True)
+    except OSError as error:
+        why = error.strerror or "it is a link"
+        raise ModelError(f'"{name}" cannot be deleted from {folder} ({why}).') from None
+    return size

@@ -16,8 +16,7 @@ import torch
 from studio import hardware
 from studio.errors import ModelError, WeightsTooLarge
 from studio.models.find_model import ModelFacts, facts
-from studio.models.quantize_on_load import quantising_options
-from studio.models.quantized_checkpoints import open_stored
+from studio.models.quantization import open_stored, quantising_options
 from studio.spec import ModelSource
 
 if TYPE_CHECKING:

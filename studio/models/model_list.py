@@ -19,9 +19,8 @@ from studio import atomic
 from studio.errors import ModelError
 from studio.home import Home
 from studio.models.find_model import facts
-from studio.models.hub_cache import cache_folder, cached, size_on_disk
-from studio.models.safetensors_headers import weight_files
-from studio.models.trainability import read_config
+from studio.models.hub_models import cache_folder, cached, size_on_disk
+from studio.models.model_files import read_config, weight_files
 from studio.spec import ModelSource
 from studio.starter import MODEL as STARTER
 from studio.starter import MODEL_DIR

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from studio.evaluation.answer_scores import weights_in
+from studio.evaluation.scores_and_gates import weights_in
 from studio.goals import ENOUGH_STEPS, LEAST_HELD_OUT
 from studio.training.curve_records import Correction, Finding, RunCurves, level_of
 from studio.training.objectives import needs_reference

@@ -28,7 +28,7 @@ from studio.methods.method import LinearMethod
 from studio.methods.norm_tuning import NormTuning
 from studio.models.find_model import FILE_TYPES, ModelFacts, facts
 from studio.models.new_tokens import new_token_ids
-from studio.models.quantize_on_load import QUANTISED_BYTES
+from studio.models.quantization import QUANTISED_BYTES
 from studio.spec import RunSpec
 from studio.training.allocator_and_threads import REUSED_BYTES, WIDE_NUMBERS, chunk_numbers
 from studio.training.base_of_run import (

@@ -340,7 +340,7 @@ def samples(
         angles = draw(rows, size.head_dim), draw(rows, size.head_dim)
         return [(x, *angles, False), (x, *angles, True)]
     if name.startswith("nf4"):
-        from studio.models.quantize_on_load import quantised
+        from studio.models.quantization import quantised
 
         width = -(-hidden // NF4_BLOCK) * NF4_BLOCK
         weight = quantised(draw(inner, width), 4)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from studio.errors import MethodError, SpecError
-from studio.evaluation.answer_scores import Scorer, scorers, weights_in
+from studio.evaluation.scores_and_gates import Scorer, scorers, weights_in
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,8 +22,7 @@ from studio.errors import DataError
 from studio.home import Home
 from studio.methods import Phase
 from studio.methods.method import Method
-from studio.models.architecture import LAST_LAYER_FAMILIES, LENGTH_ROPE_TYPES
-from studio.models.find_model import ModelFacts, text_part
+from studio.models.find_model import LAST_LAYER_FAMILIES, LENGTH_ROPE_TYPES, ModelFacts, text_part
 from studio.spec import RunSpec
 from studio.training.steps_and_learning_rate import Plan
 

@@ -16,8 +16,7 @@ from studio.adapters.library import describe
 from studio.adapters.merge import read_certificate
 from studio.backbone import Backbone
 from studio.errors import AdapterError, InputError, MethodError, QueueError
-from studio.evaluation.bakeoff_measurements import REPORT, BakeoffRequest
-from studio.evaluation.step_costs import step_costs
+from studio.evaluation.bakeoff_measurements import REPORT, BakeoffRequest, step_costs
 from studio.models.loading import load
 from studio.spec import RunSpec
 from studio.training.base_of_run import base_model

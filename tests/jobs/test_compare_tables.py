@@ -5,7 +5,7 @@ import pytest
 from jobs.compare_tables import Conversations, Votes, answered_lanes
 from studio.adapter_stack import StackItem, read_lane, write_lane
 from studio.errors import ChatError
-from studio.evaluation.export_votes_and_suites import title
+from studio.evaluation.html_and_csv_exports import title
 
 LANES = [{"model": "starter", "stack": []}]
 

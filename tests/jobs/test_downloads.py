@@ -19,7 +19,7 @@ from studio.adapters.adapter_requests import ExportRequest
 from studio.errors import ModelError, Unreached
 from studio.models import hub_models, model_list
 from studio.models.find_model import resolve
-from studio.models.hub_cache import PARTIAL, cached, repository_folder
+from studio.models.hub_models import PARTIAL, cached, repository_folder
 from studio.spec import ModelSource
 from tests import hub as hubs
 from tests.hub import NAME

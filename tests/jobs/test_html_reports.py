@@ -16,7 +16,7 @@ from studio.adapter_stack import StackItem, write_lane
 from studio.data.xray import first_xrays
 from studio.errors import QueueError
 from studio.evaluation.bakeoff_measurements import REPORT
-from studio.evaluation.export_votes_and_suites import votes_as
+from studio.evaluation.html_and_csv_exports import votes_as
 from studio.evaluation.suites import RESULTS
 from studio.home import open_home, publishing
 from studio.spec import RunSpec

@@ -23,8 +23,8 @@ from jobs import ray_cluster, supervisor, sweeps
 from jobs.job_inputs import admit
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
-from studio.cluster.cluster_records import read_submission
 from studio.cluster.ray_api import Ray
+from studio.cluster.shared_storage import read_submission
 from studio.errors import SpecError
 from studio.home import is_whole, open_home
 from studio.spec import RunSpec

@@ -12,8 +12,8 @@ from jobs.job_queue import JobStore
 from jobs.processes import me
 from jobs.ray_cluster import Watch
 from studio.cluster import Cluster
-from studio.cluster.cluster_records import Submission
 from studio.cluster.ray_api import Ray
+from studio.cluster.shared_storage import Submission
 from studio.cluster.submit import submit
 from studio.errors import InputError, QueueError, SpecError
 from studio.spec import RunSpec

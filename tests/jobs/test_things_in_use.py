@@ -13,7 +13,7 @@ from studio.adapters.adapter_lineage import built_on
 from studio.data.import_dataset import import_dataset
 from studio.errors import AdapterError, InputError
 from studio.models import find_model
-from studio.models.hub_cache import repository_folder
+from studio.models.hub_models import repository_folder
 from studio.names import Location
 from studio.spec import DataSource
 from tests.jobs.conftest import a_spec, run_one

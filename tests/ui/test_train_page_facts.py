@@ -13,8 +13,8 @@ import pytest
 from jobs.job_queue import JobStore
 from studio.data.import_dataset import import_dataset
 from studio.errors import DataError, ModelError
-from studio.models import find_model, model_list, remote_facts
-from studio.models.hub_cache import repository_folder
+from studio.models import download_model, find_model, model_list
+from studio.models.hub_models import repository_folder
 from studio.names import readable
 from studio.spec import DataSource, ModelSource, RunSpec
 from studio.starter import MODEL_DIR
@@ -76,20 +76,22 @@ def test_looks_at_one_hub_model_at_the_same_time_are_one(monkeypatch, tmp_path, 
         hub.use(monkeypatch, server, tmp_path / "cache")
         server.repos[hub.NAME], server.repos["org/other"] = [hub.repo_of(MODEL_DIR)] * 2
         source = ModelSource(path=hub.NAME)
-        remote_facts.look(ModelSource(path="org/other"), home)
+        download_model.look_at_facts(ModelSource(path="org/other"), home)
         alone, begin = len(server.asked), threading.Barrier(4, timeout=30)
 
         def look(_: int) -> Path:
             begin.wait()
-            return remote_facts.look(source, home)
+            return download_model.look_at_facts(source, home)
 
         with ThreadPoolExecutor(4) as pool:
             (folder,) = set(pool.map(look, range(4)))
         assert len(server.asked) == 2 * alone
         assert find_model.facts(ModelSource(path=str(folder))).parameters > 0
-        old = time.time() - 2 * remote_facts.FRESH_SECONDS
+        old = time.time() - 2 * download_model.FRESH_SECONDS
         os.utime(folder / "sizes.json", (old, old))
-        assert remote_facts.look(source, home) == folder and len(server.asked) == 3 * alone
+        assert (
+            download_model.look_at_facts(source, home) == folder and len(server.asked) == 3 * alone
+        )
         left = {one.suffix for one in folder.parent.iterdir()} & {".new", ".old"}
         assert not left
 

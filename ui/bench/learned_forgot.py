@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from studio.errors import MethodError
-from studio.evaluation.confidence_intervals import half_width
+from studio.evaluation.ranking_and_intervals import half_width
 from studio.methods import methods as registered
 from studio.methods import named
 from studio.spec import RunSpec

@@ -23,9 +23,14 @@ from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizer
 
 from studio.starter.make.chats import chat
 from studio.starter.make.demos import write_demos
-from studio.starter.make.exam import exam_score
-from studio.starter.make.pretrain import LAST, Recipe, new_model, pretrain
-from studio.starter.make.tokenizer import train_tokenizer
+from studio.starter.make.pretrain import (
+    LAST,
+    Recipe,
+    exam_score,
+    new_model,
+    pretrain,
+    train_tokenizer,
+)
 from studio.starter.make.world import capitalised, questions
 
 logger = logging.getLogger(__name__)

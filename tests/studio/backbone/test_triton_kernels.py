@@ -9,7 +9,7 @@ import torch
 from studio.backbone import kernels
 from studio.backbone.dense_weights import QuantisedLinear, dequantised
 from studio.backbone.kernels import PLAIN
-from studio.models.quantize_on_load import quantised
+from studio.models.quantization import quantised
 from studio.training.kernel_check import TOLERANCES, Size, difference, samples
 from tests.studio.training import conftest
 from tests.studio.training.conftest import make_session

@@ -8,10 +8,17 @@ from typing import Any
 
 import pytest
 
-from studio.cluster.cluster_records import ADAPTER, CHECKPOINTS, REPORT, Submission, read_submission
 from studio.cluster.follow_and_fetch import Follower
 from studio.cluster.ray_api import NoAnswer
-from studio.cluster.shared_storage import EventWriter, Storage
+from studio.cluster.shared_storage import (
+    ADAPTER,
+    CHECKPOINTS,
+    REPORT,
+    EventWriter,
+    Storage,
+    Submission,
+    read_submission,
+)
 from studio.home import publishing
 from studio.spec import RunSpec
 from studio.training.training_events import Event, Finished, Saved, Started, Step

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from studio.cluster import follow_and_fetch
-from studio.cluster.cluster_records import CONTROL, MARK, read_json, read_submission
-from studio.cluster.shared_storage import Storage
+from studio.cluster.shared_storage import CONTROL, MARK, Storage, read_json, read_submission
 from studio.errors import ClusterError, Diverged, ProcessLost
 from studio.home import is_whole
 from studio.training.training_events import Finished, Loading, Saved, Started, Step, Working

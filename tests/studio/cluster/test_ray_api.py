@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from studio.cluster.cluster_records import MARK, lacking, needed
 from studio.cluster.ray_api import ClusterFacts, NoAnswer, Ray, checked_address, error_in
+from studio.cluster.shared_storage import MARK, lacking, needed
 from studio.cluster.submit import too_few
 from studio.errors import ClusterError, Diverged
 from tests.dashboard import node, nodes

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from studio.cluster.cluster_records import ORDER, Order, read_json, read_submission
 from studio.cluster.ray_api import ClusterFacts, NoAnswer, Ray
-from studio.cluster.shared_storage import Storage
+from studio.cluster.shared_storage import ORDER, Order, Storage, read_json, read_submission
 from studio.cluster.submit import cluster_of, submit
 from studio.errors import ClusterError
 from studio.home import Home, publishing

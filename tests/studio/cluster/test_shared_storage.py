@@ -5,7 +5,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from studio.cluster.shared_storage import Storage, open_storage
+from studio.cluster import shared_storage
+from studio.cluster.shared_storage import EventReader, EventWriter, Storage, open_storage
 from studio.errors import ClusterError
 from studio.home import is_whole, publishing
 
@@ -65,3 +66,52 @@ def test_storage_that_cannot_be_written_is_a_sentence(tmp_path):
         open_storage(str(tmp_path / "file" / "storage"))
     with pytest.raises(ClusterError, match="The storage nonsense://x cannot be used"):
         open_storage("nonsense://x")
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return Storage(str(tmp_path / "storage"))
+
+
+def numbers(reader: EventReader) -> list[int]:
+    return [values["n"] for values in reader.read()]
+
+
+def test_a_reader_hears_what_is_new_and_goes_on_where_it_was(storage):
+    reader, writer = EventReader(storage), EventWriter(storage)
+    assert numbers(reader) == []
+
+    writer.add({"n": 1})
+    writer.flush()
+    assert numbers(reader) == [1]
+    back = EventReader(storage, number=reader.number, lines=reader.lines)
+    writer.add({"n": 2})
+    writer.close()
+    assert numbers(reader) == numbers(back) == [2]
+    assert numbers(reader) == []
+    second = EventWriter(storage)  # its successor goes on behind the first
+    second.add({"n": 3})
+    second.close()
+    assert numbers(EventReader(storage)) == [1, 2, 3]
+
+
+def test_files_stay_small_and_the_reader_follows(storage, monkeypatch):
+    monkeypatch.setattr(shared_storage, "FILE_BYTES", 30)
+    writer, reader, heard = EventWriter(storage), EventReader(storage), []
+    for n in range(20):
+        writer.add({"n": n})
+        writer.flush()
+        if n % 3 == 0:
+            heard += numbers(reader)
+    writer.close()
+
+    assert heard + numbers(reader) == list(range(20))
+    assert len(storage.names("events")) > 3
+
+
+def test_a_line_that_is_half_there_is_heard_when_it_is_whole(storage):
+    reader = EventReader(storage)
+    storage.write("events/000001.jsonl", b'{"n": 1}\n{"n"')
+    assert numbers(reader) == [1]
+    storage.write("events/000001.jsonl", b'{"n": 1}\n{"n": 2}\n')
+    assert numbers(reader) == [2]

@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 
 from studio.cluster import driver
-from studio.cluster.cluster_records import (
+from studio.cluster.driver import work
+from studio.cluster.shared_storage import (
     CONTROL,
     ERROR,
     ORDER,
+    EventReader,
+    EventWriter,
     Order,
+    Storage,
     order_in,
     read_json,
     write_json,
 )
-from studio.cluster.driver import work
-from studio.cluster.shared_storage import EventReader, EventWriter, Storage
 from studio.errors import ClusterError, DataError, ProcessLost, RunError
 from studio.home import publishing
 from studio.spec import RunSpec

@@ -7,7 +7,7 @@ import torch
 from studio.data.prepare_run_data import prepare
 from studio.errors import AdapterError, DataError, GateFailed, SpecError
 from studio.evaluation.evaluate_on_dataset import REPORT, EvaluateRequest
-from studio.evaluation.gate import check
+from studio.evaluation.scores_and_gates import check_gate
 from studio.home import open_home
 from studio.spec import DataSource, RunSpec
 from studio.training import sample_answers
@@ -118,7 +118,7 @@ def test_a_score_of_no_answer_is_no_figure(tmp_path):
     assert report["scores"] == {"exact_match": None}
     words = r"exact_match was not measured \(measured: answered\)"
     with pytest.raises(GateFailed, match=words):
-        check(report, request.min, request.max, "The evaluation")
+        check_gate(report, request.min, request.max, "The evaluation")
 
 
 def test_a_gate_on_a_pattern_needs_one_before_anything_is_measured(tmp_path, home):
@@ -128,7 +128,7 @@ def test_a_gate_on_a_pattern_needs_one_before_anything_is_measured(tmp_path, hom
             EvaluateRequest.parse({**base, **gate}).checked(home)
     named = {**base, "scores": ["pattern"], "pattern": "a", "min": ["pattern=0.9"]}
     assert EvaluateRequest.parse(named).checked(home).scores == ("pattern",)
-    check({"scores": {"pattern": 0.95}}, ["pattern=0.9"], [], "The evaluation")
+    check_gate({"scores": {"pattern": 0.95}}, ["pattern=0.9"], [], "The evaluation")
 
 
 def test_without_held_out_rows_only_forgetting_can_be_a_gate(tmp_path):

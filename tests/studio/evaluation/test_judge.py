@@ -9,17 +9,17 @@ from studio import offline
 from studio.chat.lanes import Delta
 from studio.chat.thought_and_tool_parser import Piece
 from studio.errors import ChatError, JudgeFailed, SpecError
-from studio.evaluation import judge_server
+from studio.evaluation import judge
 from studio.evaluation.judge import (
     VERDICTS,
     JudgedPair,
     JudgeRequest,
+    checked_address,
     judged,
     read_verdicts,
     summarise,
     verdict_in,
 )
-from studio.evaluation.judge_server import checked_address
 from studio.evaluation.suites import RESULTS
 from tests.judges import judging
 
@@ -28,7 +28,7 @@ LANES = ("starter", "starter~a:1", "starter~b:1")
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(judge_server, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(judge, "WAIT_SECONDS", 0)
 
 
 def suite(home, answers, number=7):

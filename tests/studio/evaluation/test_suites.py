@@ -12,8 +12,8 @@ from openpyxl import Workbook
 from studio.chat.lanes import Delta, LaneSettings, Stats
 from studio.chat.thought_and_tool_parser import Piece
 from studio.errors import ChatError, SpecError
-from studio.evaluation.answer_scores import match_pattern
 from studio.evaluation.judge import JudgeRequest
+from studio.evaluation.scores_and_gates import match_pattern
 from studio.evaluation.suites import (
     RESULTS,
     SuiteRequest,

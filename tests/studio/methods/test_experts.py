@@ -20,7 +20,7 @@ from studio.backbone.experts import not_adapted
 from studio.backbone.fold import fold
 from studio.errors import AdapterError, MethodError
 from studio.methods.lora import Lora
-from studio.models import quantize_on_load
+from studio.models import quantization
 from studio.models.loading import load
 from studio.spec import ModelSource
 from tests.families import random_model, type_config
@@ -299,7 +299,7 @@ def test_loading_experts_in_4_bit_holds_one_parameter_in_full_at_a_time(tmp_path
     tiny("qwen3_moe").save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     alive, most = weakref.WeakSet(), [0]
-    quantise = quantize_on_load.quantised
+    quantise = quantization.quantised
 
     def watched(value: Tensor, bits: int) -> Tensor:
         alive.add(value)
@@ -307,7 +307,7 @@ def test_loading_experts_in_4_bit_holds_one_parameter_in_full_at_a_time(tmp_path
         most[0] = max(most[0], len(alive))
         return quantise(value, bits)
 
-    monkeypatch.setattr(quantize_on_load, "quantised", watched)
+    monkeypatch.setattr(quantization, "quantised", watched)
     load(ModelSource(path=str(tmp_path), quantization="nf4"), "cpu")
     assert most == [1]
 

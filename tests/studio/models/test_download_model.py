@@ -15,15 +15,18 @@ from studio.errors import DiskFull, ModelError, Unreached
 from studio.models import download_model
 from studio.models.download_model import DownloadRequest, arrived_bytes, fetch, free_bytes, missing
 from studio.models.find_model import facts, origin_of, resolve
-from studio.models.hub_cache import (
+from studio.models.hub_models import (
     PARTIAL,
     cache_folder,
     cached,
-    remove,
+    endpoint,
+    look_up,
+    read_name,
+    remove_from_cache,
     repository_folder,
+    search,
     size_on_disk,
 )
-from studio.models.hub_models import endpoint, look_up, read_name, search
 from studio.spec import ModelSource
 from studio.starter import MODEL_DIR
 from studio.training.training_events import Finished, Working
@@ -60,9 +63,9 @@ def test_a_model_arrives_whole_in_the_librarys_own_layout(hub):
     assert [one.repo_id for one in scan_cache_dir().repos] == [NAME] and cached(NAME)
     assert origin_of(NAME).is_local and len(hub.asked) == asked  # the hub is not asked again
     assert not list(repository_folder(NAME).rglob(f"*{PARTIAL}"))
-    assert remove(NAME) > 1_000_000 and cached(NAME) is None
+    assert remove_from_cache(NAME) > 1_000_000 and cached(NAME) is None
     with pytest.raises(ModelError, match="not in the hub's cache"):
-        remove(NAME)
+        remove_from_cache(NAME)
 
 
 def gate(repo, **more):

@@ -9,7 +9,7 @@ import pytest
 from jobs import openai_api
 from studio.errors import ModelError
 from studio.models import model_list
-from studio.models.hub_cache import repository_folder
+from studio.models.hub_models import repository_folder
 from studio.starter import MODEL_DIR
 from ui import train_page_facts
 

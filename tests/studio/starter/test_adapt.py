@@ -10,7 +10,7 @@ import pytest
 
 from studio.spec import RunSpec
 from studio.starter import MODEL_DIR, datasets
-from studio.starter.make.exam import greedy_answers
+from studio.starter.make.pretrain import greedy_answers
 from studio.training.train_run import train
 from studio.training.training_events import Finished
 from tests.studio.starter.styles import heldout, is_in_style, keeps_content

@@ -4,8 +4,7 @@ import pytest
 
 from studio.starter import MODEL_DIR, SAMPLE_PROMPTS
 from studio.starter.make.chats import FOLLOW_UPS, FOLLOWABLE, UNKNOWN, follow_up
-from studio.starter.make.exam import greedy_answers
-from studio.starter.make.tokenizer import encode_rows
+from studio.starter.make.pretrain import encode_rows, greedy_answers
 from studio.starter.make.world import held_out_questions, questions
 
 CHAT = [

@@ -1,7 +1,7 @@
 """What a user or a machine can get wrong: one sentence each, and what was saved stays.
 
 Elsewhere: a dataset smaller than the batch (`test_steps_and_learning_rate.py`), a batch that cannot
-fit even at one row (`test_estimate.py`), an absent device (`test_architecture.py`), a full memory
+fit even at one row (`test_estimate.py`), an absent device (`test_find_model.py`), a full memory
 or disk and a kill in a checkpoint (`test_faults.py`).
 """
 

@@ -16,7 +16,7 @@ from studio.evaluation.evaluate_on_dataset import EvaluateRequest
 from studio.home import open_home
 from studio.methods.lora import Lora
 from studio.models.loading import dtype_for
-from studio.models.quantize_on_load import quantised
+from studio.models.quantization import quantised
 from studio.spec import RunSpec
 from studio.training import kernel_check
 from studio.training.batching import pack

@@ -9,8 +9,8 @@ import pytest
 from studio import hardware
 from studio.errors import ModelError
 from studio.models.find_model import facts, facts_of_config
+from studio.models.model_files import read_config
 from studio.models.model_list import CURATED, curated
-from studio.models.trainability import read_config
 from studio.spec import ModelSource
 from studio.starter import MODEL_DIR
 from studio.training import fits_on_device

@@ -222,7 +222,7 @@ def test_a_promoted_checkpoint_of_a_stopped_run_knows_what_is_below(world, monke
         return {"token_accuracy": 1.0}
 
     monkeypatch.setattr(EvaluateRequest, "measured", measured)
-    monkeypatch.setattr(promote_checkpoint, "check", lambda *_: None)
+    monkeypatch.setattr(promote_checkpoint, "check_gate", lambda *_: None)
     list(PromoteRequest(checkpoint="8@1", min=("token_accuracy=0.1",)).perform(home))
     (line,) = library.describe(home.run(8) / "adapter").passport["lineage"]
     assert (line["name"], line["frozen"]) == ("first", True)

@@ -1,24 +1,31 @@
-"""Scores of one answer, from 0 to 1: most compare it with the expected one (the reference).
+"""Scores of one answer, from 0 to 1, and gates: bounds on what was measured.
 
-Exact match, ROUGE-L, contains, equal numbers; a pattern, valid JSON and a JSON schema need no
-reference. Words are those of `words_in`, so signs do not count.
+Most scores compare an answer with the expected one (the reference): exact match, ROUGE-L, contains,
+equal numbers; a pattern, valid JSON and a JSON schema need no reference. Words are those of
+`words_in`, so signs do not count. A gate is a bound such as `accuracy=0.8`; a job whose gate fails
+has failed.
 """
+
+from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 from typing import Any
 
 from studio.data.conversation_records import words_in
-from studio.errors import SpecError, nearest
+from studio.errors import GateFailed, SpecError, nearest
 
 SCORES = ("exact_match", "rouge_l", "contains", "number", "regex", "json", "json_schema")
 COMPARING = ("exact_match", "rouge_l", "contains", "number")  # these need a reference
 ALIASES = {"pattern": "regex"}
 PATTERN_SECONDS, MOST_WEIGHT = 1.0, 1000.0
 Scorer = Callable[[str, str], float]
+CLASSIFIED = ("accuracy", "macro_f1", "ece", "mae", "rmse", "pearson")
+FORGOTTEN = ("forgetting", "rise", "changed")
+FIGURES = ("eval_loss", "perplexity", "token_accuracy", *CLASSIFIED, *FORGOTTEN, *SCORES)
 
 
 def scorers(
@@ -217,3 +224,50 @@ def _read_json(answer: str) -> Any:
     text = answer.strip()
     fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.DOTALL)
     return json.loads(fenced[1] if fenced else text)
+
+
+# -- gates -----------------------------------------------------------------------------------------
+
+
+def bounds(texts: Sequence[str]) -> dict[str, float]:
+    """Return the bounds of a gate by figure; those of standard tasks are `task:metric`.
+
+    Raises:
+        SpecError: A text is not FIGURE=NUMBER, or the figure is unknown.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, value = (part.strip() for part in text.partition("="))
+        name = ALIASES.get(name, name)
+        if name not in FIGURES and ":" not in name:
+            raise SpecError(f'Unknown figure "{name}" in a gate.{nearest(name, FIGURES)}')
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise SpecError(f'"{text}" is not a bound: write it as {name}=0.8.') from None
+    return found
+
+
+def check_gate(
+    report: Mapping[str, Any], least: Sequence[str], most: Sequence[str], what: str
+) -> None:
+    """Check a report against bounds.
+
+    Raises:
+        GateFailed: Names every figure that misses its bound.
+    """
+    figures = {**report, **report.get("scores", {})}
+    figures = {ALIASES.get(name, name): value for name, value in figures.items()}
+    bad = []
+    for limits, word, sign in ((bounds(least), "below", -1), (bounds(most), "above", 1)):
+        for name, limit in limits.items():
+            value = figures.get(name)
+            if value is None:
+                task = name[: name.find(":") + 1]
+                known = [other for other, number in figures.items()
+                         if isinstance(number, int | float) and other.startswith(task)]  # fmt: skip
+                bad.append(f"{name} was not measured (measured: {', '.join(known) or 'nothing'})")
+            elif not sign * (value - limit) <= 0:  # NaN fails
+                bad.append(f"{name} is {value:.4g}, {word} {limit:g}")
+    if bad:
+        raise GateFailed(f"{what} failed its gate: {'; '.join(bad)}.")

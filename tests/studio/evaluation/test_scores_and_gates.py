@@ -3,7 +3,7 @@ import json
 import pytest
 
 from studio.errors import SpecError
-from studio.evaluation.answer_scores import (
+from studio.evaluation.scores_and_gates import (
     contains,
     equal_number,
     exact_match,

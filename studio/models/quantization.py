@@ -1,9 +1,16 @@
-"""Checkpoints whose weights are stored in 4 or 8 bit, read as whole tensors, one at a time.
+"""Quantised weights: checkpoints stored in 4 or 8 bit, and quantising plain ones while loading.
 
-The loader of transformers takes a mapping of tensors instead of files. Each tensor here is
+The loader of transformers takes a mapping of tensors instead of files. A stored tensor is
 dequantised when it is asked for, so that a checkpoint in one format can be loaded in 16 or 32 bit
 or quantised in another way, and only the parameter at hand is whole. No library of a format's own
 is needed.
+
+Plain weights become NF4 or 8 bit, blockwise, by bitsandbytes. Its loader replaces linear layers, so
+the 3-D parameters of a mixture, most of its weights, would stay in 16 bit. The quantizer here
+stores each parameter as it arrives from the file, experts too; `backbone/dense_weights.py`
+dequantises them per use. In 8 bit only the weights are quantised, not the activations as in
+LLM.int8: an adapter trains beside the same products that it later answers with, whatever else is in
+the batch.
 
 Shapes: `O out_features, I in_features, G groups of inputs, P numbers per stored integer`.
 """
@@ -13,17 +20,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio.models.safetensors_headers import TensorInfo, weight_files
+from studio.errors import ModelError
+from studio.models.model_files import TensorInfo, stored_bits, weight_files
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
-READ = ("mxfp4", "fp8", "gptq", "awq", "bitsandbytes")
-"""Formats (`quant_method`) that can be read."""
 SCALES = ("_scale_inv", "_scale", ".scale", ".qscale_weight")
 STATE = (
     ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map",
@@ -33,6 +41,10 @@ BESIDE = (*SCALES, ".SCB", ".weight_format", ".activation_scale", ".input_scale"
 PACKED = ("_scales", ".scales", ".qzeros", ".g_idx", *STATE)
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 AWQ_COLUMNS = (0, 4, 1, 5, 2, 6, 3, 7)  # place of each column among eight in an integer
+QUANTIZER = "studio"
+BLOCK = 128  # weights in 8 bit that share a scale
+BITS = {"nf4": 4, "int8": 8}
+QUANTISED_BYTES = {"nf4": 0.56, "int8": 1.03}  # per parameter, with its scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +57,6 @@ class Stored:
         return self.read()
 
 
-def why_unreadable(quantization: dict[str, Any]) -> str:
-    """Return why a checkpoint of this `quantization_config` cannot be read; empty if it can."""
-    kind = str(quantization.get("quant_method") or "unknown")
-    if kind not in READ:
-        return kind
-    if kind in ("gptq", "awq") and _bits(quantization) not in (2, 4, 8):
-        return f"{kind} with {_bits(quantization)} bits"
-    layout = str(quantization.get("version", "gemm")).lower()
-    return f"{kind} in the layout {layout}" if kind == "awq" and layout != "gemm" else ""
-
-
 def whole_weights(
     tensors: Iterable[TensorInfo], quantization: dict[str, Any]
 ) -> Iterator[TensorInfo]:
@@ -64,7 +65,7 @@ def whole_weights(
         yield from tensors
         return
     listed = list(tensors)
-    names, per_integer = {tensor.name for tensor in listed}, 32 // _bits(quantization)
+    names, per_integer = {tensor.name for tensor in listed}, 32 // stored_bits(quantization)
     for tensor in listed:
         name, shape = tensor.name, tensor.shape
         if name.endswith("_blocks"):
@@ -148,10 +149,6 @@ def _plain(
     return weight
 
 
-def _bits(quantization: dict[str, Any]) -> int:
-    return int(quantization.get("bits") or quantization.get("w_bit") or 4)
-
-
 # -- formats ---------------------------------------------------------------------------------------
 
 
@@ -214,7 +211,7 @@ def _gptq(parts: dict[str, Tensor], quantization: dict[str, Any]) -> Tensor:
     """Return `(O, I)`: `(q − z) s` of each input's group; the first layout stores `z − 1`."""
     import torch
 
-    bits = _bits(quantization)
+    bits = stored_bits(quantization)
     q_IO = _integers(parts["qweight"].T, bits).flatten(-2).T
     zeros_GO = _integers(parts["qzeros"], bits).flatten(-2)
     if quantization.get("checkpoint_format", "gptq") == "gptq":
@@ -226,7 +223,7 @@ def _gptq(parts: dict[str, Tensor], quantization: dict[str, Any]) -> Tensor:
 
 def _awq(parts: dict[str, Tensor], quantization: dict[str, Any]) -> Tensor:
     """Return `(O, I)`: `(q − z) s` of each input's group, columns unshuffled."""
-    bits = _bits(quantization)
+    bits = stored_bits(quantization)
     order = AWQ_COLUMNS if bits == 4 else range(32 // bits)
     q_IO, zeros_GO = (
         _integers(parts[part], bits)[..., [*order]].flatten(-2) for part in ("qweight", "qzeros")
@@ -246,3 +243,108 @@ def _bitsandbytes(packed: Any, state: dict[str, Tensor]) -> Tensor:
 
     packed.quant_state = QuantState.from_dict(state, torch.device("cpu"))
     return dequantised(packed)
+
+
+# -- quantising while loading ----------------------------------------------------------------------
+
+
+def quantising_options(kind: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Return what `from_pretrained` needs to load weights in `nf4` or `int8`.
+
+    Raises:
+        ModelError: bitsandbytes is not installed.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"model.quantization is {kind}, which needs bitsandbytes: `pip install bitsandbytes`, "
+            "or choose none."
+        )
+    config = _registered()(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    config.quant_method, config.bits = QUANTIZER, BITS[kind]
+    return {"quantization_config": config, "device_map": {"": str(device)}}
+
+
+def is_expert_weight(module: nn.Module, name: str) -> bool:
+    """Return True for a 3-D parameter of routed experts."""
+    from studio.backbone.expert_layout import expert_layout
+
+    layout = expert_layout(module)
+    return layout is not None and name in (layout.first, layout.last)
+
+
+@cache
+def _registered() -> Any:
+    """Register the quantizer with transformers, once; return the class of its configuration."""
+    from transformers import BitsAndBytesConfig
+    from transformers.core_model_loading import ConversionOps
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.auto import register_quantization_config, register_quantizer
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+    from transformers.quantizers.quantizers_utils import get_module_from_name
+
+    class Quantize(ConversionOps):
+        """Quantise one parameter; linear layers in 4 bit are bitsandbytes' own."""
+
+        def __init__(self, quantizer: Any) -> None:
+            self._quantizer = quantizer
+
+        def convert(self, input_dict: dict[str, Any], *, model: Any, **kwargs: Any) -> Any:
+            own, rest, bits = {}, {}, self._quantizer.quantization_config.bits
+            for name, value in input_dict.items():
+                module, last = get_module_from_name(model, name)
+                if bits == 8 or is_expert_weight(module, last):
+                    whole = value[0] if isinstance(value, list) else value
+                    turned = issubclass(getattr(module, "source_cls", object), Conv1D)
+                    own[name] = quantised(whole.T if turned else whole, bits)
+                else:
+                    rest[name] = value
+            inner = Bnb4BitHfQuantizer.get_quantize_ops(self._quantizer)
+            return own | (inner.convert(rest, model=model, **kwargs) if rest else {})
+
+    @register_quantizer(QUANTIZER)
+    class Quantizer(Bnb4BitHfQuantizer):
+        """bitsandbytes' quantizer with experts, and with linear layers in 8 bit."""
+
+        def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+            module, name = get_module_from_name(model, param_name)
+            return is_expert_weight(module, name) or super().param_needs_quantization(
+                model, param_name, **kwargs
+            )
+
+        def get_quantize_ops(self) -> Any:
+            return Quantize(self)
+
+        @staticmethod
+        def get_modules_to_not_convert(*args: Any, **kwargs: Any) -> list[str]:
+            found: list[str] = Bnb4BitHfQuantizer.get_modules_to_not_convert(*args, **kwargs)
+            return [*found, "dt_proj"]  # Mamba multiplies by its weight directly
+
+    @register_quantization_config(QUANTIZER)
+    class Config(BitsAndBytesConfig):
+        """bitsandbytes' configuration under the quantizer's own name."""
+
+    return Config
+
+
+def quantised(value: Tensor, bits: int) -> Any:
+    """Return a parameter in NF4 with double quantisation, as QLoRA stores it, or in 8 bit."""
+    from bitsandbytes.functional import create_linear_map, quantize_blockwise
+    from bitsandbytes.nn import Params4bit
+    from torch.nn import Parameter
+
+    if bits == 4:
+        return Params4bit(
+            value, requires_grad=False, quant_type="nf4", compress_statistics=True,
+            bnb_quantized=False,
+        ).to(value.device)  # fmt: skip
+    code = create_linear_map().to(value.device)  # even steps: a third of the error of the default
+    packed, state = quantize_blockwise(value.contiguous(), code=code, blocksize=BLOCK)
+    state.shape = value.shape
+    found: Any = Parameter(packed, requires_grad=False)
+    found.quant_state = state
+    return found

@@ -16,11 +16,10 @@ from studio.backbone.dense_weights import dequantised
 from studio.backbone.equalities import attach_random, require_packing, require_training
 from studio.errors import ModelError
 from studio.methods.lora import Lora
-from studio.models import quantized_checkpoints
-from studio.models.architecture import linear_modules
-from studio.models.find_model import facts
+from studio.models import quantization
+from studio.models.find_model import facts, linear_modules
 from studio.models.loading import load
-from studio.models.safetensors_headers import read_headers
+from studio.models.model_files import read_headers
 from studio.spec import ModelSource
 from tests.studio.tiny import tiny_folder, tiny_tokenizer
 
@@ -206,7 +205,7 @@ def test_one_expert_parameter_is_whole_at_a_time(tmp_path, monkeypatch):
         tensors[key] = tensors[key].to(torch.float8_e4m3fn)
     rewritten(folder, tensors, {"quant_method": "fp8"})
     living, most = set(), [0]
-    plain = quantized_checkpoints._scaled
+    plain = quantization._scaled
 
     def counted(*given):
         tensor = plain(*given)
@@ -216,7 +215,7 @@ def test_one_expert_parameter_is_whole_at_a_time(tmp_path, monkeypatch):
         weakref.finalize(tensor, living.discard, number)
         return tensor
 
-    monkeypatch.setattr(quantized_checkpoints, "_scaled", counted)
+    monkeypatch.setattr(quantization, "_scaled", counted)
     load(ModelSource(path=str(folder), quantization="nf4"), "cpu")
     assert 0 < most[0] <= 2 * 4 + 1, "gate and up of four experts, of 24 matrices"
 
@@ -242,9 +241,7 @@ def test_parameters_of_a_model_that_are_called_scales_are_no_companions(tmp_path
     tensors |= {name: torch.ones(1, 1) for name in beside}
     method = {"quant_method": "fp8"}
     rewritten(folder, tensors, method)
-    found = quantized_checkpoints.open_stored(folder, method)
+    found = quantization.open_stored(folder, method)
     assert set(found) == tensors.keys() - beside.keys()
     (header,) = read_headers(folder)
-    assert {t.name for t in quantized_checkpoints.whole_weights(header.tensors, method)} == set(
-        found
-    )
+    assert {t.name for t in quantization.whole_weights(header.tensors, method)} == set(found)

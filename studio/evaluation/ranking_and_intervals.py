@@ -1,4 +1,4 @@
-"""Rank lanes from votes: Bradley-Terry strengths with confidence intervals, on Elo's scale.
+"""Rankings of lanes from votes (Bradley-Terry, on Elo's scale), and 95 % confidence intervals.
 
 `P(a beats b) = 1 / (1 + 10^((score_b - score_a) / 400))`. A vote among several lanes is one game of
 the winner against each other lane; a tie is half a win each way. Every pair that met gets half a
@@ -13,14 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import stdev
 from typing import Any
-
-from studio.evaluation.confidence_intervals import NORMAL_95, wilson
 
 SCALE = 400 / math.log(10)
 CENTRE = 1000.0
 EXTRA = 0.5
 ROUNDS = 100
+NORMAL_95 = 1.959963984540054
+STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)  # of 1 to 8 degrees
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,3 +163,34 @@ def _record(lane: str, matches: Sequence[Match]) -> dict[str, int]:
     wins = sum(match.winner is not None and match.lanes[match.winner] == lane for match in own)
     losses, bad = len(own) - len(ties) - wins, sum(match.bad for match in ties)
     return {"wins": wins, "losses": losses, "ties": len(ties), "bad": bad}
+
+
+# -- confidence intervals --------------------------------------------------------------------------
+
+
+def student_t(degrees: int) -> float:
+    """Return the 97.5 % quantile of Student's t distribution.
+
+    Source: Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.7.5.
+    """
+    if degrees <= len(STUDENT_95):
+        return STUDENT_95[degrees - 1]
+    z = NORMAL_95
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / degrees + second / degrees**2 + third / degrees**3
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Return half of the 95 % interval of a mean by Student's t; None for fewer than two values."""
+    size = len(values)
+    return student_t(size - 1) * stdev(values) / math.sqrt(size) if size > 1 else None
+
+
+def wilson(rate: float, count: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval (1927) of a share that was seen in `count` trials."""
+    square = NORMAL_95**2
+    middle = rate + square / (2 * count)
+    spread = NORMAL_95 * math.sqrt(rate * (1 - rate) / count + square / (4 * count**2))
+    return (middle - spread) / (1 + square / count), (middle + spread) / (1 + square / count)

@@ -4,7 +4,15 @@ import math
 
 import pytest
 
-from studio.evaluation.vote_ranking import Match, fit, leaderboard, win_rate, wins_of
+from studio.evaluation.ranking_and_intervals import (
+    Match,
+    fit,
+    half_width,
+    leaderboard,
+    student_t,
+    win_rate,
+    wins_of,
+)
 
 
 def votes(*results: tuple[str, str, int]) -> list[Match]:
@@ -91,3 +99,20 @@ def test_a_vote_between_lanes_of_one_name_is_no_game():
     assert {(s.lane, s.wins, s.losses) for s in one} == {("a", 0, 1), ("b", 1, 0)}
     assert leaderboard([Match(lanes=("a", "a"), winner=0)]) == []
     assert wins_of([Match(lanes=("a", "a"), winner=0)]) == ([], [])
+
+
+def test_the_quantile_is_that_of_published_tables():
+    known = {
+        1: 12.706,
+        2: 4.303,
+        4: 2.776,
+        5: 2.571,
+        8: 2.306,
+        9: 2.262,
+        12: 2.179,
+        30: 2.042,
+        120: 1.980,
+    }
+    assert {n: round(student_t(n), 3) for n in known} == known
+    assert half_width([1.0]) is None
+    assert half_width([0.0, 1.0] * 15) == pytest.approx(2.0452 * 0.5085 / 30**0.5, rel=1e-3)

@@ -3,11 +3,19 @@
 import csv
 import io
 import json
+import math
 
 import pytest
 
 from studio.errors import ChatError
-from studio.evaluation.export_votes_and_suites import form_of, suite_as, title, votes_as
+from studio.evaluation.html_and_csv_exports import (
+    chart,
+    form_of,
+    suite_as,
+    text_of,
+    title,
+    votes_as,
+)
 
 EVIL = '=HYPERLINK("x")<script>hit()</script>'
 VOTES = [{"id": 1, "created": 1.0, "prompt": EVIL, "lanes": ["starter", "starter~a%20b:0.5"],
@@ -44,3 +52,20 @@ def test_jsonl_is_the_rows_a_lane_is_named_for_people_and_another_ending_is_refu
     assert form_of("x.html") == "html"
     with pytest.raises(ChatError, match="must end in"):
         form_of("x.pdf")
+
+
+@pytest.mark.parametrize("value, words", [
+    (12345.6, "12\u202f346"), (9999.7, "10\u202f000"), (999.96, "1000"), (0.00002, "2e-05"),
+    (-20000.5, "-20\u202f000"), (1234567, "1\u202f234\u202f567"), (math.nan, "nan"),
+    (math.inf, "inf"), (None, "–"), ("12345.6", "12345.6"), (True, "yes"),
+])  # fmt: skip
+def test_a_large_number_has_its_digits(value, words):
+    assert text_of(value) == words
+
+
+@pytest.mark.parametrize("low, high", [(100_100.0, 100_500.0), (2.30010, 2.30019), (0.0, 60_000.0)])
+def test_marks_of_an_axis_differ_and_have_no_exponent(low, high):
+    made = chart("Tokens per second", {"a": [(0, low), (1, high)]})
+    assert made is not None
+    marks = [words for _, words in made["y"]]
+    assert len(set(marks)) == len(marks) >= 3 and not any("e" in words for words in marks)
