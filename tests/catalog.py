@@ -140,7 +140,7 @@ def field_texts() -> Texts:
     from studio.chat.lanes import Sampling
     from studio.methods import methods
     from studio.models import model_list
-    from ui.pages import PAGES as OPENED
+    from ui.page_frame import PAGES as OPENED
     from ui.train_page import PARTS, explained, form_fields, shown
 
     found: list[Any] = [page.title for page in OPENED]

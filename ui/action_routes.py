@@ -17,8 +17,8 @@ from studio.adapters import library
 from studio.errors import QueueError
 from studio.home import Home
 from ui import train_page_facts
+from ui.language import with_path
 from ui.live_queue import job_row
-from ui.page_words import with_path
 
 
 def action_routes(home: Home, store: JobStore) -> APIRouter:

@@ -1,30 +1,48 @@
 """The web process: our routes, gradio's pages behind them, the checks of `ui/security.py` in front.
 
 It never trains, loads or generates: pages write to the queue and read from it, the chat host
-answers. It imports no torch, and nothing is lost when it ends.
+answers. It imports no torch, and nothing is lost when it ends. Below a path of a reverse proxy,
+which may pass the path on or not, redirects get it in front and the document carries it as
+`data-root`, from which scripts make their addresses (`assets/core/dom.js`).
 """
 
 import contextlib
+import inspect
 import os
+import re
 import socket
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import uvicorn
+from fastapi import FastAPI, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.staticfiles import StaticFiles
+
+from jobs import supervisor
+from jobs.actions.home import stop_if_idle
+from jobs.http_server import Server
+from jobs.job_queue import JobStore
 from studio import offline
+from studio.chat.lanes import sentence
 from studio.errors import ServeError, StudioError
 from studio.home import Home
-from ui.gradio_patches import import_gradio
-from ui.language import LANGUAGES, Language, page_script
-from ui.page_frame import FAVICON, PageFrame
-from ui.page_words import with_titles
-from ui.reverse_proxy import Below, checked_root
+from ui.action_routes import action_routes
+from ui.compare_page import compare_routes
+from ui.data_page import data_routes
+from ui.downloads import download_routes
+from ui.language import LANGUAGES, Language, page_script, with_titles
+from ui.live_queue import routes
+from ui.page_frame import FAVICON, PAGES, PageFrame
 from ui.security import (
     LOOPBACK,
     App,
+    Message,
     OriginCheck,
     Receive,
     Scope,
@@ -37,10 +55,17 @@ from ui.security import (
     token_of,
     warning,
 )
+from ui.system_page import system_routes
+from ui.theme import gradio_theme
+from ui.train_page import train_routes
+from ui.uploads import sweep
 
 ASSETS = Path(__file__).parent / "assets"
 MAX_UPLOAD_BYTES = 2 * 1024**3
 LARGER = {"/gradio_api/upload": MAX_UPLOAD_BYTES, "/api/data/upload": 64 * 1024**3}
+QUEUE_SECONDS = 1.0
+QUEUE_INTERVALS = ("sleep_when_free", "progress_update_sleep_when_free")
+_ROOT = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 
 def build_app(
@@ -50,7 +75,7 @@ def build_app(
     token: str = "",
     port: int = 0,
     root: str = "",
-) -> OriginCheck | Below:
+) -> App:
     """Return the whole ASGI application for one home folder.
 
     Args:
@@ -64,20 +89,6 @@ def build_app(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_MCP_SERVER"] = "False"
     import_gradio()
-    from fastapi import FastAPI, Response
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import RedirectResponse
-    from fastapi.staticfiles import StaticFiles
-
-    from jobs.job_queue import JobStore
-    from ui.action_routes import action_routes
-    from ui.compare_page import compare_routes
-    from ui.data_page import data_routes
-    from ui.downloads import download_routes
-    from ui.live_queue import routes
-    from ui.system_page import system_routes
-    from ui.train_page import train_routes
-
     store = JobStore(home)
     offline.apply(home)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, title="Adapter Studio")
@@ -89,7 +100,7 @@ def build_app(
         download_routes(home, store),
     ):  # fmt: skip
         app.include_router(router)
-    app.mount("/studio", _assets(StaticFiles))
+    app.mount("/studio", Assets(directory=ASSETS))
 
     @app.get("/language/{name}.js", include_in_schema=False)
     def language(name: str) -> Response:
@@ -128,11 +139,126 @@ class OfflineSwitch:
         await self.app(scope, receive, send)
 
 
-def _mount(app: Any, pages: Any, root: str) -> None:
+class Below:
+    """Take the root path off requests, and put it in front of redirects."""
+
+    def __init__(self, app: App, root: str) -> None:
+        self.app, self.root = app, root
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on without the root path."""
+        path = scope.get("path", "")
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if path == self.root or path.startswith(f"{self.root}/"):
+            path = path[len(self.root) :] or "/"
+            scope = {**scope, "path": path, "raw_path": path.encode()}
+
+        async def prefixed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*map(self._header, message["headers"])]}
+            await send(message)
+
+        await self.app(scope, receive, prefixed)
+
+    def _header(self, header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+        name, value = header
+        root = self.root.encode()
+        is_ours = value.startswith(b"/") and not value.startswith((b"//", root + b"/"))
+        return (name, root + value) if name.lower() == b"location" and is_ours else header
+
+
+def sentence_of(_: Any, error: Exception) -> Any:
+    """Answer a mistake of the user with its sentence as JSON."""
+    assert isinstance(error, StudioError)
+    shown = {"text": with_titles(error.text), "field": getattr(error, "field", "")}
+    return JSONResponse({"error": error.as_dict() | shown}, status_code=400)
+
+
+def wrong_request(_: Any, error: Exception) -> Any:
+    """Answer a request that does not validate: with the wrong value, or that the page is old."""
+    assert isinstance(error, RequestValidationError)
+    fault = error.errors()[0]
+    text = "The page asked for something that does not exist; reload it."
+    if fault["type"] not in ("missing", "extra_forbidden", "json_invalid"):
+        text = sentence({**fault, "loc": fault["loc"][1:]})
+    return JSONResponse({"error": {"kind": "request", "text": text}}, status_code=422)
+
+
+class Assets(StaticFiles):
+    """Our files: always revalidated, so that an upgrade is seen at once."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Return a file as the browser asks for it again at every page."""
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = "no-cache"
+        return response
+
+
+# -- gradio ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def without_stubs() -> Iterator[None]:
+    """Hide source files from gradio inside the block; other callers find them as usual.
+
+    Gradio parses the source of each of its components at every import to refresh `.pyi` files
+    beside them, for editors; without, it is imported in half the time. It skips a component whose
+    source file cannot be named.
+    """
+    usual = inspect.getfile
+
+    def getfile(object: Any) -> str:  # the parameter's name in inspect
+        if sys._getframe(1).f_globals.get("__name__") == "gradio.component_meta":
+            raise OSError("no stubs are wanted")
+        return usual(object)
+
+    inspect.getfile = getfile
+    try:
+        yield
+    finally:
+        inspect.getfile = usual
+
+
+def import_gradio() -> None:
+    """Import gradio, quickly and without analytics."""
+    with without_stubs():
+        import gradio  # noqa: F401
+
+
+def slow_down(pages: Any) -> None:
+    """Let the queue of mounted `gr.Blocks` look for events once a second.
+
+    Gradio polls it 1000 times a second (and progress 100 times), which is most of what an idle page
+    costs. All our events bypass it (`queue=False`).
+    """
+    for name in QUEUE_INTERVALS:
+        setattr(pages._queue, name, QUEUE_SECONDS)
+
+
+def _pages() -> Any:
     import gradio as gr
 
-    from ui.gradio_patches import slow_down
-    from ui.theme import gradio_theme
+    def draw(name: str) -> None:
+        element = f"<studio-{name} class=s-page></studio-{name}>"
+        gr.HTML(element, apply_default_css=False, padding=False)
+
+    with gr.Blocks(
+        analytics_enabled=False,
+        title="Adapter Studio",
+        fill_width=True,
+        delete_cache=(3600, 86_400),
+    ) as pages:
+        draw(PAGES[0].name)
+    for page in PAGES[1:]:
+        with pages.route(page.title, page.name, show_in_navbar=False):
+            draw(page.name)
+    return pages
+
+
+def _mount(app: Any, pages: Any, root: str) -> None:
+    import gradio as gr
 
     slow_down(pages)
     gr.mount_gradio_app(
@@ -154,62 +280,7 @@ def _mount(app: Any, pages: Any, root: str) -> None:
     )
 
 
-def sentence_of(_: Any, error: Exception) -> Any:
-    """Answer a mistake of the user with its sentence as JSON."""
-    from fastapi.responses import JSONResponse
-
-    assert isinstance(error, StudioError)
-    shown = {"text": with_titles(error.text), "field": getattr(error, "field", "")}
-    return JSONResponse({"error": error.as_dict() | shown}, status_code=400)
-
-
-def wrong_request(_: Any, error: Exception) -> Any:
-    """Answer a request that does not validate: with the wrong value, or that the page is old."""
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse
-
-    from studio.chat.lanes import sentence
-
-    assert isinstance(error, RequestValidationError)
-    fault = error.errors()[0]
-    text = "The page asked for something that does not exist; reload it."
-    if fault["type"] not in ("missing", "extra_forbidden", "json_invalid"):
-        text = sentence({**fault, "loc": fault["loc"][1:]})
-    return JSONResponse({"error": {"kind": "request", "text": text}}, status_code=422)
-
-
-def _pages() -> Any:
-    import gradio as gr
-
-    from ui.pages import PAGES
-
-    def draw(name: str) -> None:
-        element = f"<studio-{name} class=s-page></studio-{name}>"
-        gr.HTML(element, apply_default_css=False, padding=False)
-
-    with gr.Blocks(
-        analytics_enabled=False,
-        title="Adapter Studio",
-        fill_width=True,
-        delete_cache=(3600, 86_400),
-    ) as pages:
-        draw(PAGES[0].name)
-    for page in PAGES[1:]:
-        with pages.route(page.title, page.name, show_in_navbar=False):
-            draw(page.name)
-    return pages
-
-
-def _assets(static_files: type) -> Any:
-    class Assets(static_files):
-        """Our files: always revalidated, so that an upgrade is seen at once."""
-
-        def file_response(self, *args: Any, **kwargs: Any) -> Any:
-            response = super().file_response(*args, **kwargs)
-            response.headers["cache-control"] = "no-cache"
-            return response
-
-    return Assets(directory=ASSETS)
+# -- the server ------------------------------------------------------------------------------------
 
 
 def serve(
@@ -236,10 +307,6 @@ def serve(
     """
     root = checked_root(root_path)
     listener = _listen(host, port)
-    import uvicorn
-
-    from jobs.http_server import Server
-
     shown = shown_host(host)
     port = listener.getsockname()[1]
     address, token = f"http://{shown}:{port}", ""
@@ -264,8 +331,6 @@ def serve(
 
 
 def _end(home: Home) -> None:
-    from jobs.actions.home import stop_if_idle
-
     with contextlib.suppress(StudioError, OSError):  # what goes on ends when it is idle
         stop_if_idle(home)
 
@@ -288,12 +353,23 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _wake_queue(home: Home, address: str) -> None:
-    from jobs import supervisor
-    from jobs.job_queue import JobStore
-    from ui.uploads import sweep
-
     store = JobStore(home)
     store.announce("web", url=address)  # a supervisor stays while a page is there
     supervisor.ensure_running(home)
     sweep(store)
     store.close()
+
+
+def checked_root(path: str) -> str:
+    """Return the path without a slash at its end; "" for none.
+
+    Raises:
+        ServeError: The path is invalid.
+    """
+    path = path.rstrip("/")
+    if path and not _ROOT.fullmatch(path):
+        raise ServeError(
+            f'Invalid root path "{path[:80]}": give a path such as /studio, with letters, digits, '
+            "dots and dashes."
+        )
+    return path

@@ -4,7 +4,8 @@ Library and queue make English sentences and keep them as they are, in the datab
 windows translate at the boundary, so that what was stored before a switch is shown in the language
 of now. A key is the English text with its variable parts as `{0}`, `{1}`: "{0} rows". A sentence
 that arrives whole is recognised by its key, which `tests/catalog.py` takes from the f-string that
-made it. Parts in quotes are the user's own words and stay.
+made it. Parts in quotes are the user's own words and stay. Sentences of pages name fields by their
+titles instead of their paths.
 
 The catalogs are read as `.po` files: nothing is compiled, neither in a wheel nor in a checkout.
 """
@@ -22,6 +23,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from jobs.sweeps import titled_fields
 from studio.evaluation import html_and_csv_exports
 from ui.security import App, HeldAnswer, Message, Receive, Scope, Send
 
@@ -90,6 +92,10 @@ SHORT = 12
 SEVERAL = re.compile(r"(?<=[.?!]) (?=\S)")  # between two sentences
 DOUBLED = re.compile(r"([？！。：])\s*。")
 FIELD = re.compile(r"\{(\d)\}")
+_FIELD_PATH = re.compile(
+    r"""(?<![\w./"'`-])(?P<part>model|data|train|method)\.(?P<name>\w+)(?![\w"'`/]|\.\w)(?:=(?=\w))?""",
+    re.ASCII,  # Chinese stands beside a path without a space
+)
 QUOTES = {'"': '"', "“": "”", "`": "`", "'": "'"}
 
 
@@ -196,6 +202,32 @@ def _said(text: str, language: str) -> str:
     if whole.split() == text.split():
         whole = _known(text, language, whole=True) or ""
     return DOUBLED.sub(r"\1", whole.strip()) or text
+
+
+def with_titles(text: str) -> str:
+    """Return a sentence as pages say it: in the user's language, “Steps” for `train.max_steps`."""
+
+    def named(found: re.Match[str]) -> str:
+        title = dict(titled_fields()).get(f"{found['part']}.{found['name']}")
+        before = text[: found.start()]
+        if title is None or before.count("`") % 2 or before.endswith("--set "):
+            return found[0]  # no field, or part of a command
+        return f"“{_short(title)}”{' = ' if found[0].endswith('=') else ''}"
+
+    text = say(text)
+    return _FIELD_PATH.sub(named, text)
+
+
+def with_path(line: str) -> str:
+    """Return a line such as `学习率 = 1e-4` or `“Rank” = 16` with the path for the title."""
+    title, equals, values = line.partition("=")
+    paths = {_short(one): path for path, one in titled_fields()}
+    return f"{paths.get(title.strip(' “”'), title)}{equals}{values}"
+
+
+def _short(title: str) -> str:
+    """Return a title in the user's language, without what stands in brackets."""
+    return re.split(r" \(|（", say(title))[0]
 
 
 def of_terminal() -> str:

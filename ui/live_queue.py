@@ -29,7 +29,7 @@ from studio.methods import methods, trains_base
 from studio.spec import RunSpec, address_query, command_line
 from studio.train_args import LOSSES
 from ui import language
-from ui.page_words import with_titles
+from ui.language import with_titles
 
 MOST_JOBS = 500
 KEPT_LISTINGS = 64

@@ -1,19 +1,56 @@
-"""The frame of every page, there before gradio starts: colours, theme, the bar on top.
+"""The table of pages, and the frame of each before gradio starts: colours, theme, bar on top.
 
-Gradio writes the HTML document and fills it only once its scripts run; a stored theme applied there
-would flash. This pure ASGI layer edits the document as it leaves: the colour tokens and a four-line
-script that decides light or dark come first in the head, our stylesheet and module follow, and the
-bar with the navigation is there from the first paint on. It edits HTML documents only.
+A page is one element of `assets/<page>/<page>.js`, which registers it, styled by
+`assets/<page>/<page>.css`. Gradio writes the HTML document and fills it only once its scripts run;
+a stored theme applied there would flash. This pure ASGI layer edits the document as it leaves: the
+colour tokens and a four-line script that decides light or dark come first in the head, our
+stylesheet and module follow, and the bar with the navigation is there from the first paint on. It
+edits HTML documents only.
 """
 
 import re
+from dataclasses import dataclass
 from html import escape
 
 from studio import hardware
 from ui.language import LANGUAGES, current, say, script_address, tag
-from ui.pages import PAGES, page_at
 from ui.security import App, HeldAnswer, Message, Receive, Scope, Send
 from ui.theme import tokens_css
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page; `name` is its folder in `assets` and its address below `/`."""
+
+    title: str
+
+    @property
+    def name(self) -> str:
+        """Folder, script and stylesheet."""
+        return self.title.lower()
+
+    @property
+    def address(self) -> str:
+        """Path in the browser; the first page is `/`."""
+        return "/" if self is PAGES[0] else f"/{self.name}"
+
+
+PAGES = (
+    Page("Train"),
+    Page("Runs"),
+    Page("Compare"),
+    Page("Adapters"),
+    Page("Results"),
+    Page("Models"),
+    Page("Data"),
+    Page("System"),
+)
+
+
+def page_at(path: str) -> Page | None:
+    """Return the page at a path of the address, or None."""
+    return next((page for page in PAGES if page.address == "/" + path.strip("/")), None)
+
 
 BOOT = """(function(){
 var root=document.documentElement,key='studio.theme';

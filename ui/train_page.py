@@ -43,8 +43,7 @@ from studio.spec import (
 from studio.train_args import TrainArgs
 from studio.training import objectives
 from ui import train_page_facts
-from ui.language import say
-from ui.page_words import with_titles
+from ui.language import say, with_titles
 
 PARTS: dict[str, type[BaseModel]] = {
     "": RunSpec, "model": ModelSource, "data": DataSource, "train": TrainArgs,

@@ -28,8 +28,7 @@ from studio.models import download_model, find_model, model_list
 from studio.models.hub_models import size_on_disk
 from studio.names import compact, readable
 from studio.spec import DataSource, ModelSource, RunSpec
-from ui.language import say
-from ui.page_words import with_titles
+from ui.language import say, with_titles
 from ui.uploads import kept_uploads
 
 HUB_ID = "Of the hub: downloaded when the run starts. The Data page shows its rows before."

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Route, expect
 
 from tests.browser.conftest import put_adapters
-from ui.pages import PAGES
+from ui.page_frame import PAGES
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 SHARED_STUDIO = True

@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from ui.pages import PAGES
+from ui.page_frame import PAGES
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 VISIBLE = """() => {

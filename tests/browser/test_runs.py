@@ -10,7 +10,7 @@ from jobs.run_curves import Progress
 from studio.home import open_home
 from studio.spec import RunSpec
 from tests.jobs.conftest import begin, held_queue
-from ui.pages import PAGES
+from ui.page_frame import PAGES
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 SHARED_STUDIO = True

@@ -29,7 +29,7 @@ from tests.jobs.conftest import a_spec, begin, run_one
 from tests.ui.conftest import client_of, put_adapter
 from ui.action_routes import action_routes
 from ui.cli.main import app, main
-from ui.page_words import with_titles
+from ui.language import with_titles
 
 WAYS = ("command", "http", "dialog")
 Row = tuple[str, dict[str, Any], Any]

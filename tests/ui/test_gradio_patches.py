@@ -11,7 +11,7 @@ from gradio.queueing import Queue
 
 from studio.home import open_home
 from ui import app
-from ui.gradio_patches import QUEUE_INTERVALS, QUEUE_SECONDS, without_stubs
+from ui.app import QUEUE_INTERVALS, QUEUE_SECONDS, without_stubs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_gradio_works_and_writes_no_stub():
     code = """
 from pathlib import Path
-from ui.gradio_patches import import_gradio
+from ui.app import import_gradio
 import_gradio()
 import gradio as gr
 package = Path(gr.__file__).parent

@@ -22,8 +22,7 @@ from ui import language, live_queue
 from ui.action_routes import action_routes
 from ui.cli.main import main
 from ui.data_page import data_routes
-from ui.language import LOCALE, PAGES, PART, TEXTS, read_po, say, translated
-from ui.page_words import with_path, with_titles
+from ui.language import LOCALE, PAGES, PART, TEXTS, read_po, say, translated, with_path, with_titles
 from ui.train_page import train_routes
 
 LANGUAGES = [folder.name for folder in LOCALE.iterdir()]

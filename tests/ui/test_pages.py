@@ -14,7 +14,7 @@ import pytest
 
 from tests.served import ROOT, Served
 from ui.app import ASSETS, build_app
-from ui.pages import PAGES
+from ui.page_frame import PAGES
 
 
 def assets() -> list[Path]:

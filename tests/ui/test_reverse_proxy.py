@@ -7,8 +7,7 @@ from fastapi.testclient import TestClient
 
 from studio.errors import ServeError
 from studio.home import open_home
-from ui.app import build_app
-from ui.reverse_proxy import checked_root
+from ui.app import build_app, checked_root
 
 ROOT = "/box/studio"
 

@@ -13,7 +13,7 @@ from studio.methods import methods
 from studio.spec import DataSource, RunSpec
 from tests.jobs.conftest import begin
 from tests.ui.conftest import client_of, put_adapter
-from ui.page_words import with_titles
+from ui.language import with_titles
 from ui.train_page import PARTS, form_fields, train_routes, typed
 
 
