@@ -18,7 +18,7 @@ from studio.adapter_stack import StackItem
 from studio.adapters.library import adapters
 from studio.chat.lanes import MAX_NEW_TOKENS, ChatRequest, Event
 from studio.chat.thought_and_tool_parser import OpenAIMessage, Piece
-from studio.data.template import template_settings
+from studio.data.template import read_settings
 from studio.errors import ChatError, nearest
 from studio.home import Home
 from studio.models.model_list import usable
@@ -89,7 +89,7 @@ def chat_request(values: Values, home: Home) -> ChatRequest:
         sampling["logprobs"] = values.get("top_logprobs") or 0
     if effort := values.get("reasoning_effort"):
         try:
-            own = template_settings.read(values.get("chat_template_kwargs") or {})
+            own = read_settings(values.get("chat_template_kwargs") or {})
         except ValueError as error:
             raise ChatError(f"chat_template_kwargs: {error}.") from None
         sampling["chat_template_kwargs"] = own | {"reasoning_effort": effort}

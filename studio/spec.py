@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, SerializeAsAny, model_validator
 from pydantic.fields import FieldInfo
 
 from studio.data.column_mapping import RowFormat
-from studio.data.template.template_settings import ChatTemplateKwargs
+from studio.data.template import ChatTemplateKwargs
 from studio.errors import SpecError
 from studio.fields import Record, knob, merge_values, parse_assignment, read_yaml, validated
 from studio.methods import Method, methods, named

@@ -66,7 +66,7 @@ def export_adapter(
             write_card(temporary, adapter_card(adapter, form=form))
         return out
     from studio.backbone import adapter_files
-    from studio.data.template.keep_named_template import keep_template
+    from studio.data.template.choose_template import keep_template
 
     base = model or adapter.base
     try:
@@ -180,7 +180,7 @@ class _Beside:
 def _write_gguf_adapter(adapter: StoredAdapter, beside: _Beside, out: Path) -> Path:
     """Write a GGUF adapter with a Modelfile, its report and its card."""
     from studio.adapters.gguf_adapter import export_gguf_adapter
-    from studio.data.template.keep_named_template import keep_template
+    from studio.data.template.choose_template import keep_template
 
     form = "gguf-adapter"
     if adapter.chat_template != "auto":

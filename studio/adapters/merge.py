@@ -58,7 +58,7 @@ def merge(
     """
     from studio.backbone import Backbone
     from studio.backbone.fold import fold
-    from studio.data.template.keep_named_template import keep_template
+    from studio.data.template.choose_template import keep_template
     from studio.models.loading import load
     from studio.training.allocator_and_threads import trim
 

@@ -122,7 +122,7 @@ def verify(folder: Path, reference: Path) -> Comparison:
     from safetensors import safe_open
 
     from studio.backbone import Backbone
-    from studio.data.template.keep_named_template import conversation_ids
+    from studio.data.template.choose_template import conversation_ids
     from studio.models.loading import load
     from studio.spec import ModelSource
 

@@ -24,7 +24,8 @@ from studio.chat.decoding import Batch, longrope_length, shares_passes, use_tran
 from studio.chat.lanes import Active, ActiveStack, Delta, Lane, Reason
 from studio.chat.sampling import pick_all
 from studio.chat.thought_and_tool_parser import NO_MARKERS, Markers, markers_of
-from studio.data.template.template import Template, choose
+from studio.data.template.choose_template import choose
+from studio.data.template.template import Template
 from studio.errors import ChatError, MethodError, OutOfMemory, StudioError, is_out_of_memory
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from studio.adapter_stack import MAX_LANES, NOTE, Stack, write_lane
 from studio.chat.thought_and_tool_parser import PartKind, Piece, message_of
-from studio.data.template.template_settings import ChatTemplateKwargs
+from studio.data.template import ChatTemplateKwargs
 from studio.errors import ChatError, StudioError
 from studio.fields import PLAIN, Record, knob
 

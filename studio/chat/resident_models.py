@@ -296,7 +296,7 @@ def import_everything() -> None:
 
     from studio.backbone import Backbone  # noqa: F401
     from studio.chat.chat_engine import ChatEngine  # noqa: F401
-    from studio.data.template.template import choose  # noqa: F401
+    from studio.data.template.choose_template import choose  # noqa: F401
     from studio.models.loading import load  # noqa: F401
 
 

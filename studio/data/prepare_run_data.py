@@ -28,7 +28,8 @@ from studio.data.dataset_files import Origin, Sources
 from studio.data.dataset_report import TokenReport
 from studio.data.find_dataset import find, missing, origin_of
 from studio.data.model_tokenizer import Backend, backend_for, check_loaded
-from studio.data.template.template import Template, choose_for
+from studio.data.template.choose_template import choose_for
+from studio.data.template.template import Template
 from studio.data.token_arrays import Example, Examples, Tokens, TokenWriter, load_tokens
 from studio.data.tokenise_rows import tokenise, trained_on
 from studio.errors import DataError

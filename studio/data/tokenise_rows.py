@@ -47,8 +47,7 @@ from studio.data.row_converters import (
     record_converter,
 )
 from studio.data.template.render_conversation import Reading, Rendered
-from studio.data.template.template import Encoded, Template, TrainOn, View
-from studio.data.template.token_masks import runs
+from studio.data.template.template import Encoded, Template, TrainOn, View, runs
 from studio.data.token_arrays import Tokens, TokenWriter, fit, fit_alike, windows
 from studio.errors import DataError
 from studio.spec import DataSource

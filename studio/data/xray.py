@@ -33,7 +33,8 @@ from studio.data.model_tokenizer import Detokenizer
 from studio.data.prepare_run_data import absent, is_prepared, lens, prepare, row_limit
 from studio.data.recognise_format import SAMPLE_ROWS, guess_origin
 from studio.data.row_converters import converter, prompt_converter, record_converter
-from studio.data.template.template import Encoded, Template, View, choose_for
+from studio.data.template.choose_template import choose_for
+from studio.data.template.template import Encoded, Template, View
 from studio.data.token_arrays import Example, Examples, fit, fit_alike
 from studio.data.tokenise_rows import trained_on
 from studio.errors import DataError

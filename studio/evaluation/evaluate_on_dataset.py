@@ -243,7 +243,7 @@ class EvaluateRequest(Request):
         from studio.chat.answer_text import without_thought
         from studio.chat.lanes import Sampling
         from studio.chat.thought_and_tool_parser import NO_MARKERS, markers_of
-        from studio.data.template.template import choose_for
+        from studio.data.template.choose_template import choose_for
         from studio.evaluation.likelihood import parts
         from studio.training.batching import grouped
         from studio.training.sample_answers import continuations

@@ -35,7 +35,8 @@ from studio import atomic
 from studio.chat.decoding import Batch, shares_passes
 from studio.data.conversation_records import Conversation, Document, Problem
 from studio.data.prepare_run_data import drawn, prepare
-from studio.data.template.template import IGNORED, choose
+from studio.data.template.choose_template import choose
+from studio.data.template.template import IGNORED
 from studio.data.token_arrays import Example
 from studio.evaluation.likelihood import Stack, use
 from studio.evaluation.ranking_and_intervals import student_t

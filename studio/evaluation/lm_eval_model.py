@@ -26,7 +26,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from studio.chat.decoding import Batch
 from studio.chat.lanes import Sampling
 from studio.chat.sampling import Sampler, pick_all
-from studio.data.template.template import choose
+from studio.data.template.choose_template import choose
 from studio.errors import ChatError, DataError
 from studio.evaluation.likelihood import Continuations, Stack, routable, score, use
 from studio.evaluation.suites import lines_of, write_lines

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from studio.chat.lanes import Sampling
-from studio.data.template.template import IGNORED, choose_for
+from studio.data.template.choose_template import choose_for
+from studio.data.template.template import IGNORED
 from studio.training.batching import PackedBatch, PaddedBatch, TokenRow, grouped
 from studio.training.loss import token_losses
 from studio.training.objectives import needs_reference, reward_scores

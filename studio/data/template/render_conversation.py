@@ -24,6 +24,8 @@ from studio.data.template.jinja_sandbox import (
     GENERATION_END,
     GENERATION_START,
     MARKS,
+    Frame,
+    Frames,
     Guard,
     TemplateRefused,
     compiled,
@@ -37,7 +39,6 @@ from studio.data.template.probe_template import (
     learn_header,
     learn_opening,
 )
-from studio.data.template.rendering_cache import Frame, Frames
 
 Reading = Literal["plain", "foreign", "text", "tokens", "chat", "end"]
 _SPLIT = re.compile(f"([{MARKS}])")

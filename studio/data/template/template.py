@@ -1,28 +1,27 @@
 """Turn messages into token ids with a loss mask, for training, chat and X-ray alike.
 
-`choose(tokenizer, name)` takes the model's own template if there is one, else a named one.
 Character spans become token masks through the tokenizer's own offsets: a token carries loss when
-it covers at least one character of an answer.
+it covers at least one character of an answer. Offsets vary: byte-level tokens of one character
+share its place, tokens of white space may have an empty place behind it, and tokens put in front by
+the tokenizer have none at all.
 """
 
 from __future__ import annotations
 
-import re
 import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from studio.data.conversation_records import Conversation, Document, Message, Problem
-from studio.data.model_tokenizer import Backend, backend_of
+from studio.data.model_tokenizer import Backend
 from studio.data.template.adapt_conversation import Change
 from studio.data.template.jinja_sandbox import BREAK, Guard, TemplateRefused
-from studio.data.template.lost_parts import Lost, ways_out
-from studio.data.template.named_templates import STYLES, NamedLayout
+from studio.data.template.lost_parts import Lost, Spans, ways_out
 from studio.data.template.render_conversation import Layout, Reading, Rendered
 from studio.data.template.rendered_documents import (
     ControlTokens,
@@ -30,11 +29,8 @@ from studio.data.template.rendered_documents import (
     has_foreign_turns,
     line_readings,
 )
-from studio.data.template.template_settings import read
-from studio.data.template.token_masks import trained_ranges, without_breaks
 from studio.data.template.train_thoughts import turns, with_thoughts
-from studio.errors import DataError, ModelError, nearest
-from studio.spec import DataSource
+from studio.errors import DataError
 
 TrainOn = Literal["assistant", "last", "all"]
 Thoughts = Literal["template", "turns", "keep"]
@@ -397,98 +393,72 @@ def _trained_lost(row: Conversation, laid: Rendered, train_on: TrainOn) -> list[
     return [part for part in laid.lost if part.message in trained]
 
 
-def choose_for(tokenizer: Any, source: DataSource) -> Template:
-    """Return the template that a dataset is trained with on a tokenizer."""
-    return choose(
-        tokenizer,
-        source.chat_template,
-        chat_template_kwargs=source.chat_template_kwargs,
-        thoughts=source.thoughts,
-        accept_lost=source.accept_lost,
-        control_tokens=source.control_tokens,
-    )
+def trained_ranges(encoding: Any, spans: Spans) -> list[tuple[int, int]]:
+    """Return the ranges of tokens, from the first to after the last, that cover the spans."""
+    ranges: list[tuple[int, int]] = []
+    for start, end in spans:
+        if start >= end:
+            continue
+        first = encoding.char_to_token(start)
+        last = encoding.char_to_token(end - 1)
+        if first is None or last is None:
+            return runs(_by_offsets(_places(encoding.offsets), spans))
+        # All byte tokens of the last character belong to it.
+        while (place := encoding.token_to_chars(last + 1)) and place[0] < end:
+            if place[0] == place[1]:
+                break
+            last += 1
+        ranges.append((first, last + 1))
+    return ranges
 
 
-def choose(
-    tokenizer: Any,
-    name: str = "auto",
-    *,
-    chat_template_kwargs: str = "",
-    thoughts: Thoughts = "template",
-    accept_lost: bool = False,
-    control_tokens: ControlTokens = "auto",
-) -> Template:
-    """Return the template of a tokenizer: its own if it has one, else a named one.
-
-    Without one, `auto` takes ChatML where the vocabulary has its markers as tokens, else `plain`,
-    which costs no marker tokens. A tokenizer with several templates uses `tool_use` for rows with
-    tools, as transformers does.
-
-    Args:
-        tokenizer: transformers' tokenizer, or a `Backend`.
-        name: `auto` or a named template.
-        chat_template_kwargs: Settings of the tokenizer's own template (`template_settings.py`).
-        thoughts: What is done where the template cuts thoughts.
-        accept_lost: Train rows of which the template cuts other trained parts.
-        control_tokens: How control tokens in documents are read.
-
-    Raises:
-        ModelError: The tokenizer has no fast form, or its own template is broken.
-        DataError: The template does not read a setting.
-    """
-    backend = backend_of(tokenizer)
-    own_template = (backend.chat_template or "") if name == "auto" else ""
-    settings = read(chat_template_kwargs)
-    sources = own_template + (backend.tool_template or "")
-    for setting in settings:
-        if not own_template or not re.search(rf"\b{setting}\b", sources):
-            raise DataError(
-                f'The chat template does not read "{setting}": remove it from '
-                "chat_template_kwargs, or choose a model whose own template does."
-            )
-    how: dict[str, Any] = {
-        "thoughts": thoughts, "accept_lost": accept_lost, "control_tokens": control_tokens,
-    }  # fmt: skip
-    if own_template:
-        own = _own_layout(backend, own_template, settings)
-        tool_use = backend.tool_template
-        other = _own_layout(backend, tool_use, settings) if tool_use else None
-        reason = "the model's own chat template"
-        if not own.facts.system:
-            reason += "; system prompts stand in front of a question"
-        return Template(backend, own, reason, tool_layout=other, **how)
-    has_markers = len(backend.token_ids("<|im_start|>", "<|im_end|>")) == 2
-    reason = "chosen by hand"
-    if name == "auto":
-        name = "chatml" if has_markers else "plain"
-        why = "its vocabulary has ChatML's markers" if has_markers else "it costs no marker tokens"
-        reason = f"the model has no chat template; {name} was taken because {why}"
-    if name not in STYLES:
-        raise DataError(f'There is no chat template "{name}".{nearest(name, STYLES)}')
-    end = "<|im_end|>" if name == "chatml" and has_markers else backend.eos
-    end = end if backend.token_ids(end) else ""
-    return Template(backend, _named(name, end, backend.controls), reason, **how)
+def without_breaks(
+    core: Any, text: str, encoding: Any, spans: Spans
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return ids and trained ranges of a text with BREAK marks, the marks' own tokens taken out."""
+    ids = np.array(encoding.ids, dtype=np.int32)
+    places = _places(encoding.offsets)
+    breaks = np.array([i for i, char in enumerate(text) if char == BREAK])
+    at = np.searchsorted(breaks, places[:, 0])
+    covers = (at < len(breaks)) & (breaks[np.minimum(at, len(breaks) - 1)] < places[:, 1])
+    alone = places[:, 1] - places[:, 0] == 1
+    if not np.all(alone[covers]) or not np.isin(breaks, places[covers, 0]).all():
+        return _piecewise(core, text, spans)
+    keep = ~covers
+    return ids[keep].tolist(), runs(_by_offsets(places, spans)[keep])
 
 
-def _own_layout(backend: Backend, source: str, settings: dict[str, Any]) -> Layout:
-    known = {**settings, **backend.special}
-    try:
-        return _learned(source, tuple(known.items()), backend.controls)
-    except TemplateRefused as refused:
-        raise ModelError(
-            f"The model's own chat template cannot be used: {refused}. "
-            f"Choose a named one: {', '.join(STYLES)}."
-        ) from None
+def _piecewise(core: Any, text: str, spans: Spans) -> tuple[list[int], list[tuple[int, int]]]:
+    # A tokenizer that merges the mark with its neighbours: encode what stands between the marks.
+    ids: list[int] = []
+    masks: list[NDArray[np.bool_]] = []
+    at = 0
+    for piece in text.split(BREAK):
+        encoding = core.encode(piece, add_special_tokens=False)
+        ids += encoding.ids
+        masks.append(_by_offsets(_places(encoding.offsets) + at, spans))
+        at += len(piece) + 1
+    return ids, runs(np.concatenate(masks))
 
 
-@lru_cache(maxsize=32)
-def _learned(
-    source: str, special: tuple[tuple[str, Any], ...], controls: tuple[str, ...]
-) -> Layout:
-    """Return a template's layout; what it reads is learned once in a process."""
-    return Layout(source, special=dict(special), controls=controls, guard=Guard(controls))
+def _places(offsets: list[tuple[int, int]]) -> NDArray[np.int64]:
+    places = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    # White space whose place was trimmed away lies just before the place it was given.
+    empty = places[:, 0] == places[:, 1]
+    places[empty, 0] = np.maximum(places[empty, 0] - 1, 0)
+    return places
 
 
-@lru_cache(maxsize=32)
-def _named(name: str, end: str, controls: tuple[str, ...]) -> Layout:
-    return NamedLayout(name, end=end, guard=Guard(controls))
+def _by_offsets(places: NDArray[np.int64], spans: Spans) -> NDArray[np.bool_]:
+    mask = np.zeros(len(places), bool)
+    for start, end in spans:
+        if start < end:
+            covered = (places[:, 1] > start) & (places[:, 0] < end)
+            mask |= covered & (places[:, 1] > places[:, 0])
+    return mask
+
+
+def runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return where a mask is true, as ranges."""
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]

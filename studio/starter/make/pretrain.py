@@ -38,7 +38,8 @@ from transformers import (
 )
 
 from studio.data.conversation_records import Conversation, Document, Problem
-from studio.data.template.template import IGNORED, choose
+from studio.data.template.choose_template import choose
+from studio.data.template.template import IGNORED
 from studio.starter.make.chats import LAST_MIX, MIX, Chat, chat
 from studio.starter.make.world import held_out_questions
 

@@ -11,9 +11,13 @@ from studio.adapters.export import export_adapter
 from studio.adapters.merge import merge, read_certificate, trained_template
 from studio.adapters.verify_logits import verify
 from studio.backbone import Backbone
-from studio.data.template.keep_named_template import CONVERSATION, conversation_ids, keep_template
-from studio.data.template.named_templates import STYLES
-from studio.data.template.template import choose
+from studio.data.template.choose_template import (
+    CONVERSATION,
+    STYLES,
+    choose,
+    conversation_ids,
+    keep_template,
+)
 from studio.errors import AdapterError
 from studio.home import open_home
 from studio.methods.lora import Lora

@@ -21,7 +21,7 @@ from studio.data.column_mapping import PARTS, Mapping
 from studio.data.conversation_records import Conversation, Document, Problem, Row, content_hash
 from studio.data.import_dataset import check_file, import_dataset
 from studio.data.row_converters import converter, record_converter
-from studio.data.template.template import choose
+from studio.data.template.choose_template import choose
 from studio.data.xray import xray
 from studio.errors import DataError, StudioError
 from studio.home import open_home

@@ -6,7 +6,7 @@ Each row ends whole or with one of the refusals listed for it, and no user's tex
 import pytest
 
 from studio.data.conversation_records import Conversation, Problem
-from studio.data.template.template import choose
+from studio.data.template.choose_template import choose
 from tests.studio.data.families import FAMILIES, SYSTEM, TOOLS, answer, result, user
 
 

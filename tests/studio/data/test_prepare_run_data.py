@@ -11,7 +11,8 @@ from studio.data import prepare_run_data
 from studio.data.dataset_report import RowCounts
 from studio.data.model_tokenizer import backend_from_folder
 from studio.data.prepare_run_data import is_prepared, prepare
-from studio.data.template.template import Encoded, choose
+from studio.data.template.choose_template import choose
+from studio.data.template.template import Encoded
 from studio.data.token_arrays import fit, load_tokens, windows
 from studio.errors import DataError
 from studio.home import is_whole

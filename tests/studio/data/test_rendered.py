@@ -6,7 +6,7 @@ from studio.data.conversation_records import Conversation, Document
 from studio.data.import_dataset import import_dataset
 from studio.data.model_tokenizer import backend_from_folder
 from studio.data.prepare_run_data import prepare
-from studio.data.template.template import choose
+from studio.data.template.choose_template import choose
 from studio.data.xray import xray
 from studio.spec import DataSource
 from tests.studio.data.conftest import assert_same, write_rows

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from studio.data.conversation_records import Conversation, Problem
-from studio.data.template.template import choose
+from studio.data.template.choose_template import choose
 from tests.studio.data.conftest import labelled, make_backend
 from tests.studio.data.families import FAMILIES, PROMPTS, SHAPES, answer
 from tests.studio.data.spoken import SPOKEN

@@ -16,7 +16,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from studio.data.conversation_records import Conversation, Problem
-from studio.data.template.template import choose
+from studio.data.template.choose_template import choose
 from tests.studio.data.families import FAMILIES, TOOLS
 from tests.studio.data.test_template_families import THOUGHTS
 

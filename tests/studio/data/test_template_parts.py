@@ -13,8 +13,8 @@ from studio.data.conversation_records import Conversation, Problem, Row
 from studio.data.model_tokenizer import model_name
 from studio.data.prepare_run_data import prepare
 from studio.data.row_converters import converter
+from studio.data.template.choose_template import choose
 from studio.data.template.lost_parts import find_text
-from studio.data.template.template import choose
 from studio.data.xray import xray
 from studio.spec import DataSource
 from tests.studio.data.conftest import assert_same, labelled, write_rows

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from studio.data.conversation_records import Conversation, Problem
+from studio.data.template.choose_template import choose
 from studio.data.template.render_conversation import as_parts
-from studio.data.template.template import choose
 from tests.studio.data.families import PROMPTS, SHAPES
 
 FOUND = importlib.util.find_spec("trl")

@@ -4,8 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from studio.chat.lanes import Sampling
-from studio.data.template.template import choose, choose_for
-from studio.data.template.template_settings import read, written
+from studio.data.template import read_settings, written_settings
+from studio.data.template.choose_template import choose, choose_for
 from studio.errors import DataError
 from studio.spec import DataSource
 from tests.studio.data.conftest import labelled
@@ -30,8 +30,8 @@ QUESTION = [{"role": "user", "content": "hi"}]
     ("", ""),
 ])  # fmt: skip
 def test_settings_have_one_written_form(given, expected):
-    assert written(given) == expected
-    assert written(read(expected)) == expected
+    assert written_settings(given) == expected
+    assert written_settings(read_settings(expected)) == expected
     assert DataSource(chat_template_kwargs=given).chat_template_kwargs == expected
 
 

@@ -12,7 +12,7 @@ import pytest
 from studio.data.conversation_records import Conversation
 from studio.data.model_tokenizer import Backend
 from studio.data.prepare_run_data import prepare
-from studio.data.template.template import choose
+from studio.data.template.choose_template import choose
 from studio.data.xray import xray
 from studio.errors import DataError
 from studio.spec import DataSource

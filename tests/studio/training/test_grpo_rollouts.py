@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from studio.chat.chat_engine import ChatEngine
 from studio.chat.lanes import Lane, Sampling
 from studio.data.prepare_run_data import prepare
-from studio.data.template.template import IGNORED, choose_for
+from studio.data.template.choose_template import choose_for
+from studio.data.template.template import IGNORED
 from studio.errors import DataError, MethodError, SpecError
 from studio.methods import methods
 from studio.models.find_model import facts
