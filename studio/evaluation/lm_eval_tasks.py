@@ -24,7 +24,6 @@ from lm_eval.api import metrics, registry
 from lm_eval.tasks import TaskManager
 
 from studio.errors import DataError, StudioError, Unreached, is_transient, nearest
-from studio.evaluation import task_files
 from studio.evaluation.lm_eval_model import KINDS, LaneModel
 from studio.evaluation.ranking_and_intervals import student_t
 
@@ -35,11 +34,12 @@ EXAMPLES, SHOWN = 8, 600  # documents per task that a report shows, and characte
 Loaded = dict[str, Any]  # as lm-eval's task manager returns it: tasks, groups, group_map
 
 
-def load(task: str, *, num_fewshot: int, seed: int) -> Loaded:
+def load(task: str, source: dict[str, Any] | Path | None, *, num_fewshot: int, seed: int) -> Loaded:
     """Return a task, or the tasks of a group, with their documents.
 
     Args:
         task: Its name, or the path of its file.
+        source: Its configuration, the file of lm-eval that holds it, or None for a group or tag.
         num_fewshot: Examples in each prompt; -1 uses the task's own.
         seed: Seed of the choice of examples.
 
@@ -48,16 +48,13 @@ def load(task: str, *, num_fewshot: int, seed: int) -> Loaded:
         Unreached: Its documents are not here, and the hub cannot be reached.
     """
     _prepare()
-    path = Path(task)
-    local = path.is_absolute()
-    file = path if local else task_files.file_of(task)
+    local = isinstance(source, dict)
     try:
-        if local:
-            config = task_files.read(path)
-            _check_metrics(path, config)
-            found: Loaded = TaskManager(include_defaults=False).load([config])
-        elif file is not None:
-            found = TaskManager(include_defaults=False).load([str(file)])
+        if isinstance(source, dict):
+            _check_metrics(task, source)
+            found: Loaded = TaskManager(include_defaults=False).load([source])
+        elif source is not None:
+            found = TaskManager(include_defaults=False).load([str(source)])
         elif task in _manager().all_tasks:
             found = _manager().load([task])
         else:
@@ -67,7 +64,7 @@ def load(task: str, *, num_fewshot: int, seed: int) -> Loaded:
         raise
     except Exception as error:  # of lm-eval, datasets, the hub's library: dozens of kinds
         logger.exception("the task %s cannot be loaded", task)
-        raise _meaning(path.name if local else task, error, local) from None
+        raise _meaning(Path(task).name if local else task, error, local) from None
     for name, one in found["tasks"].items():
         if getattr(one, "UNSAFE_CODE", False):
             raise DataError(f'The task "{name}" runs code that the model writes: it is refused.')
@@ -99,12 +96,12 @@ def _manager() -> TaskManager:
     return TaskManager()
 
 
-def _check_metrics(path: Path, config: dict[str, Any]) -> None:
+def _check_metrics(task: str, config: dict[str, Any]) -> None:
     """Refuse a metric that lm-eval would fetch from the hub."""
     known = registry.metric_registry.keys()
     for one in config.get("metric_list") or ():
         if (name := str(one.get("metric"))) not in known:
-            raise DataError(f'{path} has an unknown metric "{name}".{nearest(name, list(known))}')
+            raise DataError(f'{task} has an unknown metric "{name}".{nearest(name, list(known))}')
 
 
 def _meaning(task: str, error: Exception, local: bool) -> StudioError:

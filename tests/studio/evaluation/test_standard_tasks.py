@@ -10,7 +10,7 @@ import torch
 
 from studio.backbone import Backbone
 from studio.errors import AdapterError, DataError, GateFailed, InputError, Unreached
-from studio.evaluation import task_files
+from studio.evaluation import standard_tasks
 from studio.evaluation.evaluate_on_dataset import REPORT
 from studio.evaluation.standard_tasks import ANSWERS, TasksRequest
 from studio.home import open_home
@@ -45,9 +45,10 @@ def lanes_of(made, path, stacks):
 
     _, tasks, loaded, backbone = made
     model = lm_eval_model.LaneModel(loaded, backbone, stacks, lm_eval_model.Answers(path))
+    files = [str(tasks / f"{name}.yaml") for name in ("quiz", "prose", "write")]
     found = [
-        lm_eval_tasks.load(str(tasks / f"{name}.yaml"), num_fewshot=-1, seed=1)
-        for name in ("quiz", "prose", "write")
+        lm_eval_tasks.load(one, standard_tasks.source_of(one), num_fewshot=-1, seed=1)
+        for one in files
     ]
     return model, [lm_eval_tasks.requests_of(one, model, limit=0, chat=False) for one in found]
 
@@ -235,7 +236,7 @@ def test_a_task_file_that_cannot_be_used_is_one_sentence(tmp_path, text, words):
     write_tasks(tmp_path)
     (tmp_path / "own.yaml").write_text(text)
     with pytest.raises(DataError, match=words):
-        task_files.resolve([str(tmp_path / "own.yaml")])
+        standard_tasks.resolve_tasks([str(tmp_path / "own.yaml")])
 
 
 @pytest.mark.parametrize(
@@ -252,7 +253,8 @@ def test_what_only_lm_eval_can_tell_is_one_sentence_too(tmp_path, change, words)
     write_tasks(tmp_path)
     (tmp_path / "own.yaml").write_text(QUIZ.replace(*change))
     with pytest.raises(DataError, match=words):
-        lm_eval_tasks.load(str(tmp_path / "own.yaml"), num_fewshot=-1, seed=1)
+        own = str(tmp_path / "own.yaml")
+        lm_eval_tasks.load(own, standard_tasks.source_of(own), num_fewshot=-1, seed=1)
 
 
 def test_names_are_checked_at_once_and_lm_eval_is_not_imported(tmp_path, monkeypatch):
@@ -265,8 +267,8 @@ def test_names_are_checked_at_once_and_lm_eval_is_not_imported(tmp_path, monkeyp
         TasksRequest.parse({"tasks": ["arc_easy"], "stack": ["nobody"]}).checked(home)
     asked = TasksRequest(tasks=("gsm8k, arc_easy", "arc_easy")).checked(home)
     assert asked.tasks == ("gsm8k", "arc_easy")
-    assert task_files.file_of("arc_easy").name == "arc_easy.yaml"
-    monkeypatch.setattr(task_files, "find_spec", lambda name: None)
+    assert standard_tasks.file_of("arc_easy").name == "arc_easy.yaml"
+    monkeypatch.setattr(standard_tasks, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'adapter-studio\[eval\]'"):
         TasksRequest(tasks=("arc_easy",)).checked(home)
 
@@ -281,7 +283,7 @@ def test_a_hub_task_offline_is_one_sentence(monkeypatch, tmp_path):
 
     monkeypatch.setattr(datasets, "load_dataset", refused)
     with pytest.raises(Unreached, match='"arc_easy" are not on this machine, and the hub cannot'):
-        lm_eval_tasks.load("arc_easy", num_fewshot=-1, seed=1)
+        lm_eval_tasks.load("arc_easy", standard_tasks.file_of("arc_easy"), num_fewshot=-1, seed=1)
 
 
 def test_asking_for_tasks_imports_no_lm_eval():
@@ -289,7 +291,7 @@ def test_asking_for_tasks_imports_no_lm_eval():
 
     code = (
         "import sys, jobs.actions, studio.evaluation.standard_tasks\n"
-        "studio.evaluation.task_files.resolve(['arc_easy'])\n"
+        "studio.evaluation.standard_tasks.resolve_tasks(['arc_easy'])\n"
         "print([m for m in ('lm_eval', 'torch', 'datasets') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
