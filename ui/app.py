@@ -35,7 +35,7 @@ from studio.home import Home
 from ui.action_routes import action_routes
 from ui.compare_page import compare_routes
 from ui.data_page import data_routes
-from ui.downloads import download_routes
+from ui.file_transfer import download_routes, sweep
 from ui.language import LANGUAGES, Language, page_script, with_titles
 from ui.live_queue import routes
 from ui.page_frame import FAVICON, PAGES, PageFrame
@@ -58,7 +58,6 @@ from ui.security import (
 from ui.system_page import system_routes
 from ui.theme import gradio_theme
 from ui.train_page import train_routes
-from ui.uploads import sweep
 
 ASSETS = Path(__file__).parent / "assets"
 MAX_UPLOAD_BYTES = 2 * 1024**3

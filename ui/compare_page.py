@@ -14,7 +14,7 @@ from typing import Any, Literal
 import anyio
 from fastapi import APIRouter
 from fastapi.concurrency import iterate_in_threadpool, run_in_threadpool
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import chat_client, suite_results
@@ -25,8 +25,9 @@ from studio.adapter_stack import MAX_LANES
 from studio.chat.checkpoint_adapters import stackable
 from studio.chat.lanes import ChatRequest, NewWeights, Sampling
 from studio.errors import StudioError
-from studio.evaluation.html_and_csv_exports import MEDIA, Form, votes_as
+from studio.evaluation.html_and_csv_exports import MEDIA, votes_as
 from studio.home import Home
+from ui.file_transfer import attachment
 from ui.language import current, say
 from ui.train_page_facts import labelled_models
 
@@ -94,13 +95,15 @@ def compare_routes(home: Home, store: JobStore) -> APIRouter:
         }
 
     @router.get("/export/votes.{form}")
-    def votes(form: FormName) -> Response:
+    def votes(form: FormName) -> StreamingResponse:
         kept = Votes(store.database)
-        return _download("votes", form, votes_as(form, kept.list(), kept.board()))
+        text = votes_as(form, kept.list(), kept.board())
+        return attachment([text], f"votes.{form}", f"{MEDIA[form]}; charset=utf-8")
 
     @router.get("/export/suite-{number}.{form}")
-    def suite(number: int, form: FormName) -> Response:
-        return _download(f"suite-{number}", form, suite_results.exported(store, number, form))
+    def suite(number: int, form: FormName) -> StreamingResponse:
+        text = suite_results.exported(store, number, form)
+        return attachment([text], f"suite-{number}.{form}", f"{MEDIA[form]}; charset=utf-8")
 
     return router
 
@@ -183,13 +186,3 @@ def _said(line: bytes) -> bytes:
 def _line(event: dict[str, Any]) -> bytes:
     shown = event | {"text": say(event["text"])}
     return (json.dumps(shown, ensure_ascii=False) + "\n").encode()
-
-
-def _download(name: str, form: Form, text: str) -> Response:
-    # A download, never a page of ours: users and models wrote what is in it.
-    headers = {
-        "content-disposition": f'attachment; filename="{name}.{form}"',
-        "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
-        "cache-control": "no-store",
-    }
-    return Response(text, media_type=f"{MEDIA[form]}; charset=utf-8", headers=headers)

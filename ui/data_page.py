@@ -5,8 +5,7 @@ tokenising much text is left to a job. No table is ever read whole, and torch is
 """
 
 import json
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
@@ -30,7 +29,7 @@ from studio.fields import parameter, validated
 from studio.home import Home
 from studio.spec import DataSource, ModelSource
 from ui import train_page_facts
-from ui.uploads import receive
+from ui.file_transfer import attachment, receive
 
 AT_ONCE_BYTES = 16 * 1024**2  # more text than this is tokenised by a job
 Name = Annotated[str, Query(max_length=120)]
@@ -138,7 +137,7 @@ def _reading(router: APIRouter, home: Home, store: JobStore) -> None:
     def problems(name: str) -> StreamingResponse:
         found = snapshots.open_snapshot(home, name)
         lines = (json.dumps(p, ensure_ascii=False).encode() + b"\n" for p in found.problems())
-        return _download(lines, f"{name}-problems.jsonl")
+        return attachment(lines, f"{name}-problems.jsonl")
 
     @router.get("/{name}/export")
     def export(
@@ -147,7 +146,7 @@ def _reading(router: APIRouter, home: Home, store: JobStore) -> None:
     ) -> StreamingResponse:  # fmt: skip
         found = snapshots.open_snapshot(home, name)
         suffix = f"-{part}" if part else ""
-        return _download(rows_as(found, format, part=part), f"{name}{suffix}.{format}")
+        return attachment(rows_as(found, format, part=part), f"{name}{suffix}.{format}")
 
 
 def preview_source(home: Home, wanted: SourcePreview) -> dict[str, Any]:
@@ -255,11 +254,3 @@ def _page(found: Snapshot, offset: int, limit: int) -> dict[str, Any]:
         entry |= {"number": row.number, "line": row.line, "part": row.part}
         shown.append(mapping_preview.shortened(entry))
     return {"rows": shown, "total": found.meta.rows, "offset": offset}
-
-
-def _download(pieces: Iterator[bytes], name: str) -> StreamingResponse:
-    headers = {
-        "content-disposition": f'attachment; filename="{name}"',
-        "cache-control": "no-store",
-    }
-    return StreamingResponse(cast(Any, pieces), media_type="text/plain", headers=headers)

@@ -29,7 +29,6 @@ from studio.models.hub_models import size_on_disk
 from studio.names import compact, readable
 from studio.spec import DataSource, ModelSource, RunSpec
 from ui.language import say, with_titles
-from ui.uploads import kept_uploads
 
 HUB_ID = "Of the hub: downloaded when the run starts. The Data page shows its rows before."
 CHECKED_BYTES = 20 * 1024**2
@@ -56,7 +55,8 @@ def labelled_models(home: Home) -> list[dict[str, str]]:
 
 def data_choices(home: Home) -> list[tuple[str, str]]:
     """Return (label, value) of the demos, of imported datasets and of what was uploaded."""
-    own = sorted(p for p in kept_uploads(home).glob("*") if data_suffix(p.name))
+    kept = home.datasets / "uploads"  # by older versions, for runs to train on
+    own = sorted(p for p in kept.glob("*") if data_suffix(p.name))
     return [
         *(
             (f"{say('Demo')} · {name}", f"{starter.DATA_PREFIX}{name}")
