@@ -245,7 +245,7 @@ def _is_unmeasurable(error: Exception) -> bool:
 def _in_turn(
     specs: Mapping[int, RunSpec], loaded: Loaded, backbone: Backbone, home: Home, run_dir: Path
 ) -> Costs:
-    from studio.training.open_session import prepare_data
+    from studio.training.train_run import prepare_data
 
     seconds: dict[int, list[float]] = {number: [] for number in specs}
     memory: dict[int, int] = {}
@@ -273,7 +273,7 @@ def _steps(
     spec: RunSpec, loaded: Loaded, backbone: Backbone, prepared: Any, run_dir: Path
 ) -> tuple[int, list[float]]:
     """Take a few steps; return the peak above what is in memory now, and the timed seconds."""
-    from studio.training.open_session import open_session
+    from studio.training.train_run import open_session
 
     weights = backbone.model.named_parameters() if spec.method.trains_base else ()
     kept = [(weight, weight.detach().to("cpu", copy=True)) for _, weight in weights]

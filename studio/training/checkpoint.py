@@ -45,6 +45,12 @@ class RunProgress:
     best_sources: dict[str, float] = field(default_factory=dict)
     shared_tokens: int = 0
 
+    @property
+    def tokens_shared(self) -> float | None:
+        """The fraction of the tokens so far that are prompts computed once for several answers."""
+        shared = self.shared_tokens
+        return shared / (shared + self.tokens) if shared else None
+
     def record_step(self, loss: float, tokens: int) -> None:
         """Count a finished optimizer step."""
         self.step += 1

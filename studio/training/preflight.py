@@ -51,7 +51,7 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
         StudioError: The run itself would fail with it.
     """
     from studio.models.loading import load
-    from studio.training.open_session import open_session, prepare_data
+    from studio.training.train_run import open_session, prepare_data
 
     started = time.monotonic()
     with explain_errors(spec, lambda: "in the first step"):

@@ -39,7 +39,7 @@ from studio.training.base_of_run import base_model
 from studio.training.batching import PackedBatch, PaddedBatch, total_weight
 from studio.training.loss import loss_sums
 from studio.training.memory_remedies import explain_errors
-from studio.training.open_session import open_session, prepare_data
+from studio.training.train_run import open_session, prepare_data
 from studio.training.training_events import Event, Loading, Started, Step
 from studio.training.training_session import Pass, Session, forward_backward
 

@@ -1,33 +1,63 @@
-"""Train a spec to an adapter on disk: load, open a session, run the loop, retry when memory is out.
+"""Train a spec to an adapter on disk: load, find the rate, open a session, run the loop, retry.
 
 `train` yields the events of a run. Errors leave as `StudioError`s. It knows no queue and no screen.
+`open_session` attaches what a run trains to a loaded base, and makes its plan and optimizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
+
+from studio import atomic, hardware
 from studio.backbone import Backbone
+from studio.backbone.attention_kernels import varlen_unavailable
 from studio.backbone.experts import not_adapted
-from studio.errors import InputError, OutOfMemory, WeightsTooLarge
+from studio.data.prepare_run_data import prepare
+from studio.errors import Diverged, InputError, OutOfMemory, SpecError, WeightsTooLarge
 from studio.evaluation.forgetting import general_set_of
 from studio.home import Home
 from studio.job_request import Control
 from studio.models.loading import load
 from studio.spec import RunSpec
 from studio.training import checkpoint, kernel_check, objectives
-from studio.training.allocator_and_threads import trim
+from studio.training.allocator_and_threads import (
+    give_back_freed_memory,
+    keep_few_kernels,
+    reuse_freed_memory,
+    trim,
+)
 from studio.training.base_check import check_base
 from studio.training.base_of_run import base_model
-from studio.training.distributed import check_sharding, train_distributed
-from studio.training.learning_rate_search import find_rate
+from studio.training.batching import Neftune
+from studio.training.checkpoint import CheckpointOrigin, RunProgress
+from studio.training.distributed import (
+    check_saved_modules,
+    check_sharding,
+    shard_base,
+    train_distributed,
+)
+from studio.training.grpo_rollouts import Rollouts
 from studio.training.memory_remedies import explain_errors, next_remedy
-from studio.training.open_session import open_session, prepare_data
+from studio.training.optimizer import make_optimizer
+from studio.training.preference_loss import Preference
+from studio.training.starting_adapter import attach, num_tokens_before
+from studio.training.steps_and_learning_rate import FACTORS, learning_rate, plan_run, trial_steps
 from studio.training.training_events import Event, Loading
 from studio.training.training_loop import already_finished, run
-from studio.training.training_session import Session
+from studio.training.training_session import NAME, ExpertBalance, Session
+
+if TYPE_CHECKING:
+    from studio.data.prepare_run_data import Prepared
+    from studio.models.loading import Loaded
+
+TRIAL, TRIALS = "trial", "learning_rate_trials.json"
 
 
 def train(
@@ -131,16 +161,6 @@ def _train(
             yield event
 
 
-def left_out(session: Session) -> str:
-    """Return the names of linear layers and classes of experts that a group leaves out."""
-    method = session.spec.method
-    if getattr(method, "target_modules", None) != "all-linear":
-        return ""
-    anatomy, sites = session.backbone.anatomy, session.adapter.sites
-    names = anatomy.left_out(getattr(method, "r", 1))
-    return ", ".join([*names, *not_adapted(anatomy.modules.items(), sites)])
-
-
 @contextmanager
 def rank_0_first(in_process_group: bool) -> Iterator[None]:
     """Run a block on rank 0 first, so that the other ranks find its result in the cache."""
@@ -154,3 +174,166 @@ def rank_0_first(in_process_group: bool) -> Iterator[None]:
     yield
     if distributed.get_rank() == 0:
         distributed.barrier()
+
+
+def prepare_data(spec: RunSpec, loaded: Loaded, home: Home) -> Prepared:
+    """Return the run's tokenised rows, cut to the context that the method leaves."""
+    context_length = loaded.facts.context_length - num_tokens_before(spec)
+    return prepare(
+        spec.data, loaded.tokenizer, context_length=max(1, context_length), seed=spec.seed,
+        home=home, rows=spec.train.rows,
+    )  # fmt: skip
+
+
+def find_rate(
+    spec: RunSpec, *, run_dir: Path, loaded: Loaded, prepared: Prepared, backbone: Backbone
+) -> Generator[Event, None, float]:
+    """Train trials at four rates, √10 apart around the run's own, and return the best one.
+
+    Each trial is a whole schedule over a quarter of the run's steps with a fresh adapter on the
+    base, or the one that the run starts from; both are as before afterwards. A trial that diverges
+    loses. The reference of a loss is kept in `run_dir`, like that of the run, and so is the loss of
+    each trial: a run that was interrupted or retried repeats none, and keeps its rate.
+
+    Raises:
+        SpecError: No row is held out.
+    """
+    if not len(prepared.validation):
+        raise SpecError(
+            "train.find_learning_rate compares held-out losses, but no row is held out: set "
+            "data.validation_fraction, or the learning rate by hand.",
+            field="train.find_learning_rate",
+        )
+    width = backbone.anatomy.hidden_size
+    own = learning_rate(spec.train, spec.method, width)
+    num_rows = len(prepared.train) // prepared.rows_per_example
+    total = plan_run(spec, num_rows=num_rows, hidden_size=width).total_steps
+    steps = trial_steps(total)
+    weights = backbone.model.named_parameters() if spec.method.trains_base else ()
+    kept = [(weight, weight.detach().clone()) for _, weight in weights]
+    key, losses = [own, steps, spec.seed, prepared.data_hash], list[float | None]()
+    stored = atomic.read_object(run_dir / TRIALS)
+    if stored.get("key") == key:
+        losses = stored["losses"]
+    rates = [own * factor for factor in FACTORS]
+    for number, rate in [*enumerate(rates)][len(losses) :]:
+        yield Loading(text=f"Learning rate {rate:.2g}: trial {number + 1} of {len(FACTORS)}")
+        changes = {
+            "learning_rate": rate, "max_steps": steps, "neftune_noise_alpha": 0.0,
+            "eval_steps": 1,  # evaluates all held-out rows, not a sample
+        }  # fmt: skip
+        trial = spec.with_parts(train=changes)
+        session = open_session(
+            trial, loaded=loaded, prepared=prepared, backbone=backbone, name=TRIAL
+        )
+        try:
+            if session.preference:
+                yield from session.preference.prepare_reference(run_dir)
+            for _ in range(steps):
+                session.step()
+            found = session.evaluate()
+            loss = -(found.reward or 0.0) if found.eval_loss is None else found.eval_loss
+            losses.append(loss if math.isfinite(loss) else None)
+        except Diverged:
+            losses.append(None)
+        finally:
+            for name in {TRIAL, *(name for name, _ in session.start.reference)}:
+                backbone.detach(name)
+            for weight, values in kept:
+                weight.data.copy_(values)
+        atomic.write(run_dir / TRIALS, json.dumps({"key": key, "losses": losses}))
+    ranked = [(math.inf if loss is None else loss, place) for place, loss in enumerate(losses)]
+    best = rates[min(ranked)[1]]
+    yield Loading(text=f"Learning rate {best:.2g}, the best of {len(FACTORS)}")
+    return best
+
+
+def open_session(
+    spec: RunSpec, *, loaded: Loaded, prepared: Prepared, backbone: Backbone | None = None,
+    name: str = NAME,
+) -> Session:  # fmt: skip
+    """Attach a fresh adapter to a loaded base and return the session before its first step.
+
+    Args:
+        spec: The run.
+        loaded: The base.
+        prepared: The rows.
+        backbone: The base as shared with sibling runs; a new one by default.
+        name: Name of the adapter on the backbone.
+
+    Raises:
+        MethodError: The method does not fit this model.
+        SpecError: A setting is not possible on this device.
+    """
+    from accelerate import Accelerator
+
+    torch.set_num_threads(hardware.threads())  # CPU ranks have a part of the threads each
+    keep_few_kernels()
+    if loaded.device.type == "cuda":
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if spec.train.tf32 else "ieee"
+    _ = give_back_freed_memory() if spec.train.fsdp else reuse_freed_memory()
+    backbone = backbone or Backbone(loaded.model)
+    if spec.train.fsdp:
+        shard_base(backbone, loaded.device)
+        check_saved_modules(backbone, spec.method)
+    adapter, start = attach(spec, backbone, loaded, name, prepared.train[0].input_ids.tolist())
+    parameters = backbone.train(name)
+    if spec.train.activation_offloading and loaded.device.type != "cuda":
+        raise SpecError(
+            "train.activation_offloading moves activations from a GPU to main memory, and this run "
+            f"is on {loaded.device}: set it to false.", field="train.activation_offloading",
+        )  # fmt: skip
+    if spec.train.gradient_checkpointing:
+        backbone.checkpointing(True, offload=spec.train.activation_offloading)
+    backbone.set_attention(_attention(spec, loaded, backbone))
+    alpha = spec.train.neftune_noise_alpha
+    num_rows = len(prepared.train) // prepared.rows_per_example
+    plan = plan_run(
+        spec, num_rows=num_rows, hidden_size=backbone.anatomy.hidden_size,
+        num_held_out=len(prepared.validation) // prepared.rows_per_example,
+    )  # fmt: skip
+    session = Session(
+        spec=spec, plan=plan, loaded=loaded, backbone=backbone, adapter=adapter, prepared=prepared,
+        optimizer=make_optimizer(adapter.named_parameters(), spec.train, adapter.beside.keys()),
+        accelerator=Accelerator(cpu=loaded.device.type == "cpu"), progress=RunProgress(),
+        origin=CheckpointOrigin(
+            data_hash=prepared.data_hash, base_fingerprint=loaded.facts.fingerprint,
+            total_steps=plan.total_steps, learning_rate=plan.learning_rate,
+        ),
+        balance=ExpertBalance(backbone.experts), name=name, parameters=parameters, start=start,
+        neftune=Neftune(backbone, adapter, alpha) if alpha else None,
+    )  # fmt: skip
+    session.activate()
+    if spec.train.loss != "sft":
+        session.preference = (Rollouts if spec.train.loss == "grpo" else Preference)(session)
+    return session
+
+
+def _attention(spec: RunSpec, loaded: Loaded, backbone: Backbone) -> str:
+    """Return the attention kernel; one that is named must be possible on this device."""
+    name = spec.train.attn_implementation
+    if name != "varlen":
+        return name
+    config = loaded.model.config.get_text_config()
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    sizes = backbone.anatomy.head_sizes or {0}
+    whys = [varlen_unavailable(loaded.device, loaded.dtype, s, capped=capped) for s in sizes]
+    why = next(filter(None, whys), "")
+    if not (why or spec.train.packing):
+        why = "it attends packed rows: set train.packing=true"
+    if why:
+        raise SpecError(
+            f"train.attn_implementation=varlen is not possible: {why}. auto selects the fastest "
+            "kernel that is.", field="train.attn_implementation",
+        )  # fmt: skip
+    return name
+
+
+def left_out(session: Session) -> str:
+    """Return the names of linear layers and classes of experts that a group leaves out."""
+    method = session.spec.method
+    if getattr(method, "target_modules", None) != "all-linear":
+        return ""
+    anatomy, sites = session.backbone.anatomy, session.adapter.sites
+    names = anatomy.left_out(getattr(method, "r", 1))
+    return ", ".join([*names, *not_adapted(anatomy.modules.items(), sites)])

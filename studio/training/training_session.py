@@ -4,7 +4,10 @@
 backward over every micro-batch (`forward_backward`; `siblings.py` has its own), gradient clipping,
 optimizer. The session knows tensors and one device, not run folders or the queue.
 
-Shapes: `B rows, T tokens, D hidden`; batches as in `batching.py`.
+Routers of a mixture are frozen, so how evenly they choose their experts is a property of the data:
+an expert that its router never chooses keeps an untrained adapter (`ExpertBalance`).
+
+Shapes: `B rows, T tokens, D hidden, L layers, E experts`; batches as in `batching.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +39,6 @@ from studio.training.batching import (
 )
 from studio.training.checkpoint import CheckpointOrigin, RunProgress
 from studio.training.distributed import sum_gradients
-from studio.training.expert_balance import ExpertBalance
 from studio.training.grpo_rollouts import Rollouts
 from studio.training.loss import EvalLoss, eval_tokens, evaluate_loss, loss_sum
 from studio.training.optimizer import OptimizerLike, set_learning_rate
@@ -49,11 +51,13 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from studio.backbone import Adapter, Backbone
+    from studio.backbone.experts import Experts
     from studio.data.prepare_run_data import Prepared
     from studio.data.token_arrays import Example
     from studio.evaluation.forgetting import GeneralSet
     from studio.models.loading import Loaded
     from studio.spec import RunSpec
+
 
 NAME = "trained"
 T = TypeVar("T")
@@ -127,9 +131,9 @@ class Session:
     accelerator: Accelerator
     progress: RunProgress
     origin: CheckpointOrigin
+    balance: ExpertBalance
     name: str = NAME
     self_test: dict[str, Any] = field(default_factory=dict)
-    balance: ExpertBalance = field(init=False)
     parameters: list[nn.Parameter] = field(default_factory=list)
     forward_backward: Callable[[Session], Pass] = forward_backward
     neftune: Neftune | None = None
@@ -137,9 +141,6 @@ class Session:
     preference: Preference | Rollouts | None = None
     start: StartingPoint = field(default_factory=StartingPoint)
     timer_start: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        self.balance = ExpertBalance(self.backbone.experts)
 
     # -- one optimizer step --------------------------------------------------------------------
 
@@ -180,7 +181,7 @@ class Session:
             epoch=self.plan.epoch(self.progress.step),
             memory_bytes=self.memory_bytes(),
             expert_balance=self.balance.of_step(),
-            tokens_shared=self.tokens_shared,
+            tokens_shared=self.progress.tokens_shared,
             **(self.preference.report(sums) if self.preference else {}),
         )
 
@@ -243,9 +244,8 @@ class Session:
         return nn.utils.clip_grad_norm_(self.parameters, limit)
 
     def _diverged(
-        self, batches: Sequence[PackedBatch | PaddedBatch], losses: Sequence[float],
-        grad_norm: float,
-    ) -> Diverged:  # fmt: skip
+        self, batches: Sequence[PackedBatch | PaddedBatch], losses: list[float], grad_norm: float
+    ) -> Diverged:
         """Return the error for a loss or gradient that is not finite, naming rows and rate."""
         bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
         rows = [row for i in bad or range(len(batches)) for row in batches[i].rows]
@@ -352,12 +352,6 @@ class Session:
         ] or None
 
     @property
-    def tokens_shared(self) -> float | None:
-        """The fraction of the tokens so far that are prompts computed once for several answers."""
-        shared = self.progress.shared_tokens
-        return shared / (shared + self.progress.tokens) if shared else None
-
-    @property
     def keeps_best(self) -> bool:
         """True if the checkpoint of the best evaluation becomes the adapter."""
         args = self.spec.train
@@ -452,3 +446,55 @@ class Session:
             rows_format=report.format,
             longer_chosen=self.preference.longer_chosen if self.preference else None,
         )
+
+
+class ExpertBalance:
+    """Counts the tokens per expert in the steps of one session; others may share the experts."""
+
+    def __init__(self, experts: Sequence[Experts]) -> None:
+        self._experts = experts
+        self._counts = [torch.zeros_like(one.tokens_E) for one in experts]
+        self._seen = [counts_E.cpu().clone() for counts_E in self._counts]
+        self._steps = 0
+
+    def begin_step(self) -> None:
+        """Let the experts count on from this session's last step."""
+        for one, counts_E in zip(self._experts, self._counts, strict=True):
+            one.tokens_E = counts_E
+
+    def of_step(self) -> float | None:
+        """Return the evenness since the step began: the layers' mean entropy, in parts of log E."""
+        if not self._experts:
+            return None
+        self._steps += 1
+        self._counts = [one.tokens_E for one in self._experts]
+        before, self._seen = self._seen, [counts_E.cpu().clone() for counts_E in self._counts]
+        layers = [evenness(now - old) for now, old in zip(self._seen, before, strict=True)]
+        return sum(layers) / len(layers)
+
+    def warning(self, adapter: Adapter, *, steps: int, processes: int) -> str:
+        """Return a sentence on adapted experts that saw no token in any step; empty if none.
+
+        It is empty too if a part of the run's tokens was not counted: after the run was resumed,
+        `steps` are more than those of this session, and other processes have rows of their own.
+        """
+        if steps != self._steps or processes > 1:
+            return ""
+        adapted = {site.key.rpartition(".")[0] for site in adapter.sites if site.num_experts}
+        pairs = zip(self._experts, self._seen, strict=True)
+        counts = [seen for experts, seen in pairs if experts.key in adapted]
+        unused = sum(int((seen == 0).sum()) for seen in counts)
+        if not unused:
+            return ""
+        return (
+            f"{unused} of {sum(map(len, counts))} experts saw no token of this data, so their part "
+            "of the adapter is untrained; more or more varied rows reach more experts."
+        )
+
+
+def evenness(counts_E: Tensor) -> float:
+    """Return the entropy of the counts as a part of its largest value; 1 for an even choice."""
+    if len(counts_E) < 2 or not counts_E.sum():
+        return 1.0
+    shares = counts_E.double() / counts_E.sum()
+    return float(-torch.xlogy(shares, shares).sum() / math.log(len(counts_E)))

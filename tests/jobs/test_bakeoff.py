@@ -143,9 +143,9 @@ def test_steps_are_measured_alone_and_leave_the_base_as_it_was(tmp_path, home, s
 
 
 def test_a_method_out_of_memory_leaves_the_others(tmp_path, home, spec, monkeypatch):
-    from studio.training import open_session as opening
+    from studio.training import train_run
 
-    opened = opening.open_session
+    opened = train_run.open_session
 
     def open_session(spec, **how):
         own = opened(spec, **how)
@@ -154,7 +154,7 @@ def test_a_method_out_of_memory_leaves_the_others(tmp_path, home, spec, monkeypa
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return own
 
-    monkeypatch.setattr(opening, "open_session", open_session)
+    monkeypatch.setattr(train_run, "open_session", open_session)
     loaded = load(base_model(spec), "cpu")
     backbone = Backbone(loaded.model)
     weight = next(loaded.model.parameters())

@@ -147,7 +147,7 @@ class _Bench:
         """Return held-out loss and forgetting of a run; None where it diverged."""
         from studio.errors import Diverged
         from studio.evaluation.forgetting import RunForgetting, general_set_of
-        from studio.training.open_session import open_session, prepare_data
+        from studio.training.train_run import open_session, prepare_data
 
         loaded, backbone = self._loaded(spec)
         place = (spec.data.path, spec.seed)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def run_ours(folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile) -> None:
     """The loop of `studio.training`, as `studio train` runs it."""
-    from studio.training.open_session import open_session
+    from studio.training.train_run import open_session
     from studio.training.training_session import NAME
 
     prepared = _prepared(rows, case.width)
@@ -71,8 +71,8 @@ def _prepared(rows: list[BenchRow], width: int = 1) -> Any:
 
 def run_siblings(folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile) -> None:
     """Several runs of this studio on one base, a step of each in turn."""
-    from studio.training.open_session import open_session
     from studio.training.siblings import SiblingGroup
+    from studio.training.train_run import open_session
 
     loaded = bare(case)
     group = SiblingGroup(loaded)

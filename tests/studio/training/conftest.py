@@ -15,7 +15,7 @@ from studio.models.find_model import ModelFacts
 from studio.models.loading import Loaded
 from studio.spec import RunSpec
 from studio.training import training_loop
-from studio.training.open_session import open_session
+from studio.training.train_run import open_session
 from studio.training.training_events import Evaluated, Step
 from studio.training.training_session import Session
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from studio.training.expert_balance import ExpertBalance, evenness
+from studio.training.training_session import ExpertBalance, evenness
 
 
 def test_evenness_is_the_entropy_as_a_part_of_its_largest_value():

@@ -29,11 +29,10 @@ from studio.training.curve_findings import read
 from studio.training.curve_records import RunCurves
 from studio.training.estimate_memory_and_time import STEP_SECONDS, estimate, step_flops
 from studio.training.grpo_rollouts import Rollouts, advantages
-from studio.training.open_session import open_session
 from studio.training.preflight import preflight
 from studio.training.sample_answers import continuations
 from studio.training.sizes_for_estimates import longest_answer, read_shape
-from studio.training.train_run import train
+from studio.training.train_run import open_session, train
 from studio.training.training_events import Evaluated, Finished, Step
 from studio.training.training_session import Session
 from tests.studio.tiny import tiny_model, tiny_spec, tiny_tokenizer

@@ -7,10 +7,9 @@ import pytest
 from studio.errors import SpecError
 from studio.home import open_home
 from studio.spec import RunSpec
-from studio.training import learning_rate_search, objectives
-from studio.training.open_session import open_session
+from studio.training import objectives, train_run
 from studio.training.steps_and_learning_rate import MOST_EVAL_ROWS
-from studio.training.train_run import train
+from studio.training.train_run import open_session, train
 from studio.training.training_events import Finished, Loading, Started
 
 
@@ -29,14 +28,15 @@ def test_the_best_trial_trains_as_if_it_had_been_given(method, tmp_path, monkeyp
 
     def opened(*given, **options):
         session = open_session(*given, **options)
-        trial_plans.append(session.plan)
+        if session.name == train_run.TRIAL:
+            trial_plans.append(session.plan)
         return session
 
-    monkeypatch.setattr(learning_rate_search, "open_session", opened)
+    monkeypatch.setattr(train_run, "open_session", opened)
     searched = list(train(spec(method, find_learning_rate=True), run_dir=tmp_path / "a", home=home))
     (rate,) = (event.learning_rate for event in searched if isinstance(event, Started))
     trials = [e.text for e in searched if isinstance(e, Loading) and "trial" in e.text]
-    assert len(trials) == len(learning_rate_search.FACTORS)
+    assert len(trials) == len(train_run.FACTORS)
     assert {plan.eval_rows for plan in trial_plans} == {MOST_EVAL_ROWS}
     given = list(train(spec(method, learning_rate=rate), run_dir=tmp_path / "b", home=home))
     ends = [events[-1] for events in (searched, given)]
@@ -66,7 +66,7 @@ def test_a_search_that_was_interrupted_repeats_no_trial_and_a_run_under_way_none
     list(events("cut", control=lambda: "stop"))  # after a step, with a checkpoint
     assert [text[:7] for text in trials] == [f"trial {n}" for n in (1, 2, 3, 3, 4)]
     assert rate(events("cut")) == whole
-    (tmp_path / "cut" / learning_rate_search.TRIALS).unlink()  # a run on a cluster brings none
+    (tmp_path / "cut" / train_run.TRIALS).unlink()  # a run on a cluster brings none
     assert rate(events("cut")) == whole
     assert len(trials) == 5
 

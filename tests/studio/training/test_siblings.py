@@ -13,8 +13,8 @@ from studio.methods import Phase, methods
 from studio.spec import RunSpec
 from studio.training import siblings, training_loop
 from studio.training.base_of_run import sibling_key
-from studio.training.open_session import open_session
 from studio.training.siblings import Sibling, SiblingGroup, train_siblings
+from studio.training.train_run import open_session
 from studio.training.training_events import Event, Finished, Saved, Step
 from studio.training.training_session import Session
 from tests.studio.training.conftest import make_loaded, make_rows, make_session

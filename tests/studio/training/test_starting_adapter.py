@@ -27,11 +27,10 @@ from studio.methods.prefix_tuning import PrefixTuning
 from studio.models.find_model import facts
 from studio.models.loading import load
 from studio.spec import RunSpec
-from studio.training import learning_rate_search, starting_adapter
+from studio.training import starting_adapter, train_run
 from studio.training.base_of_run import base_model
 from studio.training.loss import row_losses
-from studio.training.open_session import open_session, prepare_data
-from studio.training.train_run import train
+from studio.training.train_run import open_session, prepare_data, train
 from studio.training.training_events import Started, Step
 from studio.training.training_session import Session
 from tests.studio.tiny import tiny_folder, tiny_spec
@@ -242,14 +241,14 @@ def test_trials_of_a_rate_have_the_reference_and_leave_no_trace(
 
     def step(session: Session) -> Step:
         event = own(session)
-        if session.name == learning_rate_search.NAME and event.step == 1:
+        if session.name == train_run.TRIAL and event.step == 1:
             begun.append(event.loss)
         return event
 
     monkeypatch.setattr(Session, "step", step)
     searching = spec.with_parts(train={"find_learning_rate": True})
     searched = list(train(searching, run_dir=tmp_path / "a", home=home))
-    assert begun == pytest.approx([first] * len(learning_rate_search.FACTORS), abs=1e-3)
+    assert begun == pytest.approx([first] * len(train_run.FACTORS), abs=1e-3)
     (rate,) = (event.learning_rate for event in searched if isinstance(event, Started))
     alone = spec.with_parts(train={"learning_rate": rate})
     given = list(train(alone, run_dir=tmp_path / "b", home=home))
