@@ -32,13 +32,12 @@ from studio import offline
 from studio.chat.lanes import sentence
 from studio.errors import ServeError, StudioError
 from studio.home import Home
-from ui.action_routes import action_routes
 from ui.compare_page import compare_routes
 from ui.data_page import data_routes
 from ui.file_transfer import download_routes, sweep
 from ui.language import LANGUAGES, Language, page_script, with_titles
-from ui.live_queue import routes
 from ui.page_frame import FAVICON, PAGES, PageFrame
+from ui.queue_routes import queue_routes
 from ui.security import (
     LOOPBACK,
     App,
@@ -94,7 +93,7 @@ def build_app(
     app.add_exception_handler(StudioError, sentence_of)
     app.add_exception_handler(RequestValidationError, wrong_request)
     for router in (
-        action_routes(home, store), routes(home, store), compare_routes(home, store),
+        queue_routes(home, store), compare_routes(home, store),
         system_routes(home, store), data_routes(home, store), train_routes(home, store),
         download_routes(home, store),
     ):  # fmt: skip

@@ -25,7 +25,7 @@ from jobs.run_curves import Progress
 from studio.home import open_home
 from studio.spec import RunSpec
 from tests.jobs.conftest import take
-from ui.live_queue import routes
+from ui.queue_routes import queue_routes
 
 STEPS_A_REPORT, REPORTS_A_RUN, POLLS_A_RUN, KEPT_RUNS = 20, 12, 6, 200
 # Until the list is as long as it gets, and every tab's listing that is kept is of that length, what
@@ -38,7 +38,7 @@ def soak(folder: Path, *, runs: int, seed: int = 0) -> dict[str, Any]:
     home = open_home(folder)
     store, dice = JobStore(home), random.Random(seed)
     app = FastAPI()
-    app.include_router(routes(home, store))
+    app.include_router(queue_routes(home, store))
     page = TestClient(app)
     cursors: dict[str, Any] = {}
     begun, warm, warm_at, worst, done = time.monotonic(), {}, 0, 0.0, []

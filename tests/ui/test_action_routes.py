@@ -27,9 +27,9 @@ from studio.errors import StudioError
 from studio.home import open_home
 from tests.jobs.conftest import a_spec, begin, run_one
 from tests.ui.conftest import client_of, put_adapter
-from ui.action_routes import action_routes
 from ui.cli.main import app, main
 from ui.language import with_titles
+from ui.queue_routes import queue_routes
 
 WAYS = ("command", "http", "dialog")
 Row = tuple[str, dict[str, Any], Any]
@@ -64,7 +64,7 @@ class Studio:
         self.way, self.folder = way, folder
         self.home = open_home(folder / "home")
         self.store = JobStore(self.home)
-        self.page = client_of(action_routes(self.home, self.store))
+        self.page = client_of(queue_routes(self.home, self.store))
 
     def ask(self, name: str, values: dict[str, Any]) -> tuple[bool, Any]:
         """Return if it was refused, and the answer; `DIR` stands for the folder on both ways."""

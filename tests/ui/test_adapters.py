@@ -14,14 +14,13 @@ from studio.adapter_stack import MAX_LANES
 from studio.spec import RunSpec
 from tests.jobs.conftest import begin
 from tests.ui.conftest import client_of, put_adapter
-from ui.action_routes import action_routes
-from ui.live_queue import job_row
+from ui.queue_routes import job_row, queue_routes
 
 
 @pytest.fixture
 def page(home, store, monkeypatch):
     monkeypatch.setattr(supervisor, "ensure_running", lambda home: None)
-    return client_of(action_routes(home, store))
+    return client_of(queue_routes(home, store))
 
 
 def do(page: TestClient, action: str, **values: Any) -> Any:

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.ui.conftest import client_of
-from ui.action_routes import action_routes
 from ui.compare_page import compare_routes
+from ui.queue_routes import queue_routes
 
 LANES = [{"model": "starter", "stack": []}, {"model": "starter", "stack": [{"name": "p"}]}]
 ANSWERS = [{"text": "a", "lane": "starter"}, {"text": "<b>", "lane": "starter~p:1"}]
@@ -13,7 +13,7 @@ VOTE = {"conversation": "c1", "turn": 1, "verdict": "B", "blind": True}
 
 @pytest.fixture
 def client(store):
-    talking = client_of(compare_routes(store.home, store), action_routes(store.home, store))
+    talking = client_of(compare_routes(store.home, store), queue_routes(store.home, store))
     kept = {"id": "c1", "lanes": LANES, "settings": {"shared": {"system": ""}}}
     talking.post("/api/chat/conversations", json=kept)
     turn = {"conversation": "c1", "number": 0, "prompt": "Hi", "answers": ANSWERS}

@@ -18,11 +18,11 @@ from studio.spec import DataSource, RunSpec
 from tests import catalog
 from tests.catalog import texts
 from tests.ui.conftest import client_of
-from ui import language, live_queue
-from ui.action_routes import action_routes
+from ui import language
 from ui.cli.main import main
 from ui.data_page import data_routes
 from ui.language import LOCALE, PAGES, PART, TEXTS, read_po, say, translated, with_path, with_titles
+from ui.queue_routes import Listing, queue_routes
 from ui.train_page import train_routes
 
 LANGUAGES = [folder.name for folder in LOCALE.iterdir()]
@@ -134,9 +134,7 @@ def test_data_of_the_user_is_as_it_was(home, store, tmp_path, chinese, path, bod
     (file := tmp_path / "own.jsonl").write_text(json.dumps(ROW) + "\n")
     mapping = Mapping.parse(MAPPING)
     import_dataset(home, DataSource(path=str(file)), name="own", mapping=mapping)
-    page = client_of(
-        data_routes(home, store), action_routes(home, store), train_routes(home, store)
-    )
+    page = client_of(data_routes(home, store), queue_routes(home, store), train_routes(home, store))
     body = body and {key: str(file) if one == "FILE" else one for key, one in body.items()}
     before = (page.post(path, json=body) if body else page.get(path)).json()
     assert "Rows" in json.dumps(before) or "tokens" in json.dumps(before), before
@@ -198,7 +196,7 @@ def test_a_large_answer_is_translated_beside_the_loop_of_the_server(monkeypatch,
 def test_a_report_is_written_in_the_language_of_its_request(home, store):
     store.submit(RunSpec(name="one"))
     app = FastAPI()
-    app.include_router(action_routes(home, store))
+    app.include_router(queue_routes(home, store))
     for asked, wanted in (("zh-CN", '<html lang="zh-CN">'), ("de", '<html lang="en">')):
         client = TestClient(language.Language(app), headers={"accept-language": asked})
         html = client.post("/api/do/report", json={"jobs": ["one"]}).json()["html"]
@@ -208,8 +206,8 @@ def test_a_report_is_written_in_the_language_of_its_request(home, store):
 def test_tabs_of_two_languages_do_not_share_rows(home, store, monkeypatch):
     """A request in English that comes amid a Chinese one leaves its rows alone."""
     store.submit(RunSpec(name="one"))
-    listing, inner = live_queue.Listing(home, store), []
-    monkeypatch.setattr(live_queue, "job_row",
+    listing, inner = Listing(home, store), []
+    monkeypatch.setattr("ui.queue_routes.job_row",
                         lambda j, _: {"id": j.id, "in": language.current.get()})  # fmt: skip
 
     def asked(spoken: str) -> str:

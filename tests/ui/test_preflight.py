@@ -4,14 +4,14 @@ from jobs import supervisor
 from studio.spec import RunSpec
 from tests.jobs.conftest import begin
 from tests.ui.conftest import client_of
-from ui.action_routes import action_routes
+from ui.queue_routes import queue_routes
 from ui.train_page import train_routes
 from ui.train_page_facts import unknown
 
 
 @pytest.fixture
 def client(home, store):
-    return client_of(action_routes(home, store), train_routes(home, store))
+    return client_of(queue_routes(home, store), train_routes(home, store))
 
 
 def test_the_form_is_estimated_by_part(client):

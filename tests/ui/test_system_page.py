@@ -9,7 +9,7 @@ from studio.spec import RunSpec
 from tests.jobs.conftest import begin, take, until
 from tests.ui.conftest import client_of
 from ui import page_frame
-from ui.action_routes import action_routes
+from ui.queue_routes import queue_routes
 from ui.system_page import system_routes
 from ui.train_page_facts import device_choices
 
@@ -17,7 +17,7 @@ from ui.train_page_facts import device_choices
 @pytest.fixture
 def page(home, store, monkeypatch):
     monkeypatch.setattr(supervisor, "ensure_running", lambda _: 0)
-    return client_of(system_routes(home, store), action_routes(home, store))
+    return client_of(system_routes(home, store), queue_routes(home, store))
 
 
 def test_a_cluster_is_one_more_device_with_who_holds_it(page, store, dashboard, tmp_path):

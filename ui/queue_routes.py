@@ -1,8 +1,10 @@
-"""JSON routes that read the queue: one cursor poll per tab, curves, one job.
+"""JSON routes of the queue: one cursor poll per tab, curves, one job, actions and their outcome.
 
-Gradio's events are bound to a tab and die with it; these routes only read the database, so any
-number of tabs may come and go; changes are actions (`ui/action_routes.py`). `/api/live` answers
-with what is new since the cursors it was given, and with 204 if there is nothing new.
+Gradio's events are bound to a tab and die with it; the routes that read only read the database, so
+any number of tabs may come and go. `/api/live` answers with what is new since the cursors it was
+given, and with 204 if there is nothing new. Changes are actions: one is asked for with
+`POST /api/do/NAME` and answers with its job or its value. Nothing is downloaded, and no tensor is
+opened.
 """
 
 import hashlib
@@ -17,19 +19,24 @@ import yaml
 from fastapi import APIRouter, Query, Response
 
 from jobs import queue_settings
+from jobs.actions import ACTIONS, ask, outcome
+from jobs.actions.adapters import best_losses, card, trashed
+from jobs.actions.registry import find, has_outcome, schema
 from jobs.claims import device_of
 from jobs.job_queue import JobStore
 from jobs.job_record import TRAINS, Job, actions, summary
 from jobs.run_curves import SERIES
 from jobs.supervisor import shortage
 from studio import trash
+from studio.adapter_stack import MAX_LANES
+from studio.adapters import library
 from studio.errors import QueueError, SpecError
 from studio.home import Home
 from studio.methods import methods, trains_base
 from studio.spec import RunSpec, address_query, command_line
 from studio.train_args import LOSSES
-from ui import language
-from ui.language import with_titles
+from ui import language, train_page_facts
+from ui.language import with_path, with_titles
 
 MOST_JOBS = 500
 KEPT_LISTINGS = 64
@@ -37,9 +44,15 @@ View = Literal["log", "samples", "checkpoints", "config", "history"]
 MOST_QUEUED = 200
 
 
-def routes(home: Home, store: JobStore) -> APIRouter:
-    """Return the routes on the queue of `home`."""
+def queue_routes(home: Home, store: JobStore) -> APIRouter:
+    """Return the routes on the queue of `home`, of actions and of the adapter library."""
     router = APIRouter(prefix="/api")
+    _reading(router, home, store)
+    _asking(router, home, store)
+    return router
+
+
+def _reading(router: APIRouter, home: Home, store: JobStore) -> None:
     listing = Listing(home, store)
 
     @router.get("/health")
@@ -78,7 +91,37 @@ def routes(home: Home, store: JobStore) -> APIRouter:
     ) -> Response:  # fmt: skip
         return _json(_metrics(store, _ids(runs), names, 0, bins, window=(low, high)) or {})
 
-    return router
+
+def _asking(router: APIRouter, home: Home, store: JobStore) -> None:
+    @router.get("/actions")
+    def known() -> list[dict[str, Any]]:
+        return [schema(action) for action in ACTIONS.values() if not action.terminal]
+
+    @router.post("/do/{name}")
+    def do(name: str, values: dict[str, Any]) -> Any:
+        if find(name).terminal:
+            raise QueueError(f'"{name}" is a command only: run `studio {name}` in a terminal.')
+        for lines in ("over", "set"):  # assignments, with fields by their titles
+            if isinstance(values.get(lines), list):
+                values = values | {lines: [with_path(str(line)) for line in values[lines]]}
+        answer = ask(home, name, values, store=store)
+        return job_row(answer.jobs[0], home) if len(answer.jobs) == 1 else answer.value
+
+    @router.get("/outcome/{job_id}")
+    def made(job_id: int) -> dict[str, Any]:
+        job = store.get(job_id)
+        found = outcome(store, job) if has_outcome(job) else {}
+        return {**job_row(job, home), "outcome": found}
+
+    @router.get("/adapters")
+    def adapters() -> dict[str, Any]:
+        best = best_losses(store)
+        return {
+            "adapters": [card(one, best) for one in library.adapters(home)],
+            "trash": [trashed(one) for one in library.deleted(home)],
+            "models": train_page_facts.labelled_models(home),
+            "max_lanes": MAX_LANES,
+        }
 
 
 def queue_state(home: Home, store: JobStore) -> dict[str, Any]:
@@ -113,7 +156,6 @@ def job_row(job: Job, home: Home) -> dict[str, Any]:
         "data": (spec.get("data") or {}).get("path", ""),
         "max_steps": (spec.get("train") or {}).get("max_steps"),
         "method": f"{title} · {loss}" if loss else title,
-        "method_name": method.get("name", ""),
         **{key: getattr(job, key) for key in _SHOWN},
         "device": job.device and device_of(job.device),
         "ended": job.result.get("ended") or job.result.get("reason"),
@@ -238,7 +280,7 @@ def _detail(store: JobStore, home: Home, job_id: int, view: View) -> dict[str, A
         "log": lambda: store.log_tail(job_id, 400),
         "samples": lambda: store.samples(job_id),
         "checkpoints": lambda: store.checkpoints(job_id),
-        "history": lambda: {"events": store.events(job_id), "attempts": store.attempts(job_id)},
+        "history": lambda: {"events": store.events(job_id)},
         "config": lambda: _config(job),
     }[view]()
     return {"id": job_id, "view": view, "content": content, "digest": _digest(content)}

@@ -10,14 +10,13 @@ from jobs.run_curves import Progress
 from studio.spec import RunSpec
 from tests.jobs.conftest import begin
 from tests.ui.conftest import client_of
-from ui.action_routes import action_routes
-from ui.live_queue import job_row, routes
+from ui.queue_routes import job_row, queue_routes
 
 
 @pytest.fixture
 def page(home, store, monkeypatch):
     monkeypatch.setattr("jobs.supervisor.ensure_running", lambda _: 0)
-    return client_of(routes(home, store), action_routes(home, store))
+    return client_of(queue_routes(home, store))
 
 
 def running(store: JobStore, **values: Any) -> tuple[int, Claim]:
@@ -150,7 +149,7 @@ def test_the_front_of_a_long_queue_is_shown(page, store):
 
 
 def test_a_job_that_is_asked_for_is_listed_however_old_it_is(page, store, monkeypatch):
-    monkeypatch.setattr("ui.live_queue.MOST_JOBS", 2)
+    monkeypatch.setattr("ui.queue_routes.MOST_JOBS", 2)
     ids = [job.id for job in store.submit_many({"name": f"job {n}"} for n in range(6))]
     for job in ids[:4]:
         store.cancel(job)
