@@ -20,7 +20,7 @@ from ui.language import LOCALE, PAGES, PART, TEXTS, read_po
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "ui/assets"
 LEFT_OUT = re.compile(
-    r"ui/bench/|ui/language|starter/make/|/template/(named|keep)_|gguf_tokenizer|"
+    r"ui/bench/|ui/language|starter/make/|gguf_tokenizer|"
     r"adapters/(model_card|ollama|verify)|data/suspicious|methods/__main__|"
     r"evaluation/lm_eval"
 )
@@ -30,7 +30,8 @@ ERRORS = re.compile(
 SILENT = {"debug", "info", "warning", "exception", "execute", "compile", "sub", "match", "search"}
 NO_SENTENCES = re.compile(
     r"^(ID\||Iterator\[|Method Trainable|\{0\}=\{1\}; Path|Tell me a|What (is|sound) |You can call|"
-    r"no stubs|[A-Z]:\\|Address  |part.(aria-|ia3_l|studio\.db))"
+    r"no stubs|[A-Z]:\\|Address  |part.(aria-|ia3_l|studio\.db)|\{%-|A chat between|"
+    r"Below is an instr|Answer in one|In the chest|Where is the map)"  # of chat templates
 )
 SHORT = (  # what a value should be, and parts that are too short to be recognised as sentences
     "greater than {0}", "greater than or equal to {0}", "less than {0}",
