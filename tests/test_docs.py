@@ -13,7 +13,7 @@ from studio.methods import methods
 from studio.spec import DataSource, ModelSource, RunSpec
 from studio.train_args import TrainArgs
 from tests.studio.data.test_template_families import table as families_table
-from ui.bench.learned_forgot import RUNS, averaged
+from ui.bench.rates_and_forgetting import RUNS, averaged
 from ui.cli.main import app
 
 ROOT = Path(__file__).parents[1]

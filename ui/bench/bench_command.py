@@ -17,10 +17,10 @@ from ui.bench.training_case import SHAPES, SYNTHETIC, BenchCase
 
 # The module of each bench: `bench_NAME` measures; `NAME_text` prints what is not a list of figures.
 MODULES = {
-    "startup": "startup_speed", "data": "data_speed", "queue": "queue_speed", "idle": "idle_cost",
-    "chat": "chat_speed", "methods": "method_speed", "siblings": "train_speed",
-    "train": "train_speed", "rates": "learning_rates", "gpu-check": "gpu_check",
-    "forgetting": "learned_forgot", "scoring": "scoring_speed",
+    "startup": "app_speed", "data": "data_speed", "queue": "app_speed", "idle": "app_speed",
+    "chat": "inference_speed", "methods": "train_speed", "siblings": "train_speed",
+    "train": "train_speed", "rates": "rates_and_forgetting", "gpu-check": "gpu_check",
+    "forgetting": "rates_and_forgetting", "scoring": "inference_speed",
 }  # fmt: skip
 
 

@@ -2,16 +2,15 @@
 
 import json
 import math
-from pathlib import Path
 from statistics import geometric_mean
 
 import pytest
 
-import ui.bench.learning_rates as bench
+import ui.bench.rates_and_forgetting as bench
 from studio.methods import methods, named
 from studio.training.steps_and_learning_rate import lr_for
 
-ROWS = json.loads(Path(bench.__file__).with_suffix(".json").read_text(encoding="utf-8"))
+ROWS = json.loads(bench.RATES.read_text(encoding="utf-8"))
 MEASURED = [row for row in ROWS if "error" not in row]
 BY_TITLE = {method.title: name for name, method in methods().items()}
 NEAR = 1.1

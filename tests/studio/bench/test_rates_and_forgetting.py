@@ -1,15 +1,14 @@
 """The table of what methods learn and forget: rates, means, and the pairs that change order."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from studio.errors import MethodError
 from tests.served import ROOT
 from tests.studio.tiny import tiny_spec
-from ui.bench import learned_forgot
-from ui.bench.learned_forgot import (
+from ui.bench import rates_and_forgetting
+from ui.bench.rates_and_forgetting import (
     averaged,
     bench_forgetting,
     page_text,
@@ -71,7 +70,7 @@ def test_the_page_keeps_its_own_text_and_marks_the_best(tmp_path):
 
 def test_runs_are_trained_kept_and_not_repeated(tmp_path, monkeypatch):
     spec = tiny_spec(tmp_path)
-    monkeypatch.setattr(learned_forgot, "walk", lambda loss: {0: loss(0), 1: loss(1)})
+    monkeypatch.setattr(rates_and_forgetting, "walk", lambda loss: {0: loss(0), 1: loss(1)})
     asked = {
         "model": spec.model.path, "data": spec.data.path, "methods": "lora,full,bitfit", "steps": 2,
         "seeds": 2, "out": str(tmp_path / "runs.json"), "docs": str(tmp_path / "page.md"),
@@ -80,7 +79,9 @@ def test_runs_are_trained_kept_and_not_repeated(tmp_path, monkeypatch):
     assert [row["seeds"] for row in first["rows"]] == [2, 2, 2]
     assert all(row["forgetting"] > 0 for row in first["rows"])
     assert len(first["runs"]) == 3 * 3
-    monkeypatch.setattr(learned_forgot._Bench, "_trained", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        rates_and_forgetting._Bench, "_trained", lambda *_: pytest.fail("trained again")
+    )
     again = bench_forgetting(tmp_path / "two", **asked)
     assert [row["method"] for row in again["rows"]] == ["LoRA", "Full fine-tuning", "BitFit"]
     assert json.loads((tmp_path / "runs.json").read_text())[0] == first["runs"][0]
@@ -88,14 +89,14 @@ def test_runs_are_trained_kept_and_not_repeated(tmp_path, monkeypatch):
     def refuse(*_):
         raise MethodError("It has no norms.")
 
-    monkeypatch.setattr(learned_forgot._Bench, "_trained", refuse)
+    monkeypatch.setattr(rates_and_forgetting._Bench, "_trained", refuse)
     *_, row = bench_forgetting(tmp_path / "three", **asked | {"methods": "norm_tuning"})["rows"]
     assert row["error"] == "It has no norms."
     assert "| Norm tuning | – | – | It has no norms. | – |" in (tmp_path / "page.md").read_text()
 
 
 def test_the_page_in_the_docs_is_made_of_the_runs_beside_the_bench():
-    runs_kept = Path(learned_forgot.__file__).with_suffix(".json")
+    runs_kept = rates_and_forgetting.RUNS
     rows = averaged(json.loads(runs_kept.read_text(encoding="utf-8")))
     text = (ROOT / "docs/methods-compared.md").read_text(encoding="utf-8")
     assert page_text(rows, model="starter", steps=60) in text

@@ -3,7 +3,7 @@
 import pytest
 
 from ui.bench import bench_command
-from ui.bench import scoring_speed as bench
+from ui.bench import inference_speed as bench
 
 
 def test_every_variant_gives_the_same_numbers(tmp_path):
@@ -21,7 +21,7 @@ def test_ratios_are_medians_of_rounds():
         bench.APART: [8.0, 8.0, 80.0], bench.SHARED: [2.0, 1.0, 20.0],
         bench.ALL: [1.0, 1.0, 1.0], bench.PLAIN: [2.0, 2.0, 2.0],
     }  # fmt: skip
-    ratios = bench._ratios(taken, tokens=5.0)
+    ratios = bench._scoring_ratios(taken, tokens=5.0)
     assert ratios["labels: time apart / together"] == pytest.approx(4.0)
     assert ratios[bench.SAVED] == pytest.approx(0.8)
     assert ratios["base and three LoRA / transformers, as many rows"] == pytest.approx(0.5)

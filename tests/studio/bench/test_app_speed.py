@@ -5,13 +5,13 @@ import json
 import pytest
 
 from studio.errors import InputError
-from ui.bench import queue_speed
+from ui.bench import app_speed
 from ui.bench.bench_command import bench as run
 from ui.bench.bench_figures import figure
 
 
 def test_every_figure_is_measured_and_no_job_is_given_out_twice(home):
-    figures = queue_speed.measure(home, many=1000, points=5000, claimed=200, writes=20)
+    figures = app_speed.measure(home, many=1000, points=5000, claimed=200, writes=20)
 
     named = {str(one["name"]): float(str(one["value"])) for one in figures}
     assert named.pop("jobs given out twice") == 0
@@ -26,7 +26,7 @@ def test_an_option_nobody_knows_is_refused():
 
 def test_json_is_one_document(monkeypatch, capsys):
     one = figure("x", 1.236, "ms", 50)
-    monkeypatch.setattr(queue_speed, "measure", lambda home, many: [one, one])
+    monkeypatch.setattr(app_speed, "measure", lambda home, many: [one, one])
 
     assert run(["queue", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [one, one]

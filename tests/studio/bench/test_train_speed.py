@@ -8,7 +8,7 @@ import pytest
 
 from studio.errors import MethodError, RunError, SpecError
 from ui.bench import bench_command
-from ui.bench import method_speed as bench
+from ui.bench import train_speed as bench
 from ui.bench.training_case import SYNTHETIC, BenchCase
 
 CASE = BenchCase(
