@@ -433,7 +433,7 @@ def _curves(store: JobStore, points: int, times: int) -> list[Figure]:
 
 def _queries(home: Home, store: JobStore, among: str) -> list[Figure]:
     """The queries of pages and commands, and what an open Runs page asks once a second."""
-    from ui.live_queue import Listing
+    from ui.queue_routes import Listing
 
     last = store.list(limit=1)[0].id
     listing = Listing(home, store)
