@@ -1,4 +1,8 @@
-"""Commands generated from actions: options from the fields, one way to ask, follow and print."""
+"""Commands generated from actions: options from the fields, one way to ask, follow and print.
+
+A job is followed until it ends: a progress bar with the loss, on standard error, or a line every
+few seconds without a terminal. That only reads the database, so ending it does nothing to the job.
+"""
 
 import json
 import os
@@ -17,17 +21,18 @@ import typer
 from jobs.actions import ACTIONS, Action, Reply, ask, outcome
 from jobs.actions.registry import has_outcome
 from jobs.job_queue import JobStore
-from jobs.job_record import summary
+from jobs.job_record import Job, seconds_left, summary
 from studio.errors import InputError
 from studio.fields import Parameter
 from studio.home import Home, open_home
 from studio.training.training_events import Event, Working
-from ui.cli.follow_job import follow_to_the_end
-from ui.cli.print_answers import CODES, SENTENCES, plain
+from ui.cli.print_answers import CODES, SENTENCES
 from ui.cli.print_runs import ending, exit_code
+from ui.cli.terminal_tables import plain
 from ui.language import say
 
 SETTLE_SECONDS = 15.0
+POLL_SECONDS, LINE_SECONDS = 0.1, 5.0  # between looks at a job, between lines about it
 HomeOption = Annotated[
     Path | None,
     typer.Option("--home", help="Home folder; STUDIO_HOME by default.", show_default=False),
@@ -231,3 +236,67 @@ def _progress(event: Event) -> None:
     if isinstance(event, Working) and sys.stderr.isatty():
         share = event.step / max(1, event.total_steps)
         print(f"\r{share:5.0%}  {event.text:30}", end="\n" if share >= 1 else "", file=sys.stderr)
+
+
+# -- following a job -------------------------------------------------------------------------------
+
+
+def follow_to_the_end(store: JobStore, job: Job) -> Job:
+    """Show a job's progress until it ends or waits for the user; return its last state."""
+    if sys.stderr.isatty():
+        return _with_bar(store, job)
+    printed_at, printed = 0.0, ""
+    while True:
+        job = store.get(job.id)
+        if _over(job):
+            return job
+        line = _progress_line(job)
+        if line != printed and time.monotonic() - printed_at > LINE_SECONDS:
+            printed_at, printed = time.monotonic(), line
+            print(line, file=sys.stderr, flush=True)
+        time.sleep(POLL_SECONDS)
+
+
+def _with_bar(store: JobStore, job: Job) -> Job:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}", markup=False),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(job.name, total=None, facts="")
+        while not _over(job):
+            job = store.get(job.id)
+            text = job.phase if job.state == "running" else job.state
+            progress.update(
+                task, total=job.total_steps, completed=job.step, facts=_progress_facts(job),
+                description=f"{job.name}  {text}",
+            )  # fmt: skip
+            time.sleep(POLL_SECONDS)
+    return job
+
+
+def _over(job: Job) -> bool:
+    queued_again = job.state == "interrupted" and job.error_kind is None
+    return not job.active and job.state != "queued" and not queued_again
+
+
+def _progress_line(job: Job) -> str:
+    if job.state != "running":
+        return f"{job.name}: {job.state}"
+    if job.total_steps is None:
+        return f"{job.name}: {job.phase}"
+    return f"{job.name}: step {job.step} of {job.total_steps}  {_progress_facts(job)}"
+
+
+def _progress_facts(job: Job) -> str:
+    loss = job.result.get("last_loss")
+    left, reward = seconds_left(job), job.result.get("eval_reward")
+    parts = [] if loss is None else [f"loss {loss:.4f}"]
+    if reward is not None:
+        parts.append(f"held-out reward {reward:.3f}")
+    if left is not None:
+        parts.append(f"{int(left // 60)}:{int(left % 60):02} left")
+    return "  ".join(parts)

@@ -1,45 +1,17 @@
-"""Print the answer of any action: a sentence or table for each, else its values by name."""
+"""The printer of each action's answer, and the exit codes of those that may fail."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 from jobs.ray_cluster import sentence as cluster
-from ui.cli import print_adapters, print_compare, print_data, print_home, print_models, print_runs
+from ui.cli import print_compare, print_home, print_library, print_runs
+from ui.cli.terminal_tables import lines, plain
 
 PASSPORT = (
     "id", "name", "path", "base", "method", "tags", "ended", "parents", "passport", "blind_test",
 )  # fmt: skip
-
-
-def lines(text: str, empty: str = "") -> Callable[[Any], None]:
-    """Return a printer of a sentence with values of the answer, or of each row of it.
-
-    Args:
-        text: A format with the names of the values.
-        empty: Printed instead where there are no rows.
-    """
-
-    def show(answer: Any) -> None:
-        for row in answer if isinstance(answer, list) else [answer]:
-            print(text.format(**row))
-        if empty and not answer:
-            print(empty)
-
-    return show
-
-
-def plain(answer: Any) -> None:
-    """Print the values of an answer, or of each row of it, that are not empty."""
-    for row in answer if isinstance(answer, list) else [answer]:
-        for key, value in row.items() if isinstance(row, dict) else [("", row)]:
-            if isinstance(value, list) and all(isinstance(one, str) for one in value):
-                value = ", ".join(value)
-            if value not in (None, "", [], {}):
-                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-                print(f"{key:14} {text}" if key else text)
 
 
 def reported(answer: Any) -> None:
@@ -54,25 +26,25 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "refit": print_runs.refitted,
     **dict.fromkeys(("presets.list", "presets.save", "presets.forget"), print_runs.presets),
     "methods": print_runs.methods,
-    "merge": print_adapters.merged,
+    "merge": print_library.merged,
     "mix": lines("Mixed into {adapter} ({how}, error {error:.2g})"),
     "import": lines('Imported {method} adapter "{name}" to {path}'),
-    "export": print_adapters.exported,
-    "gguf": print_adapters.exported,
+    "export": print_library.exported,
+    "gguf": print_library.exported,
     "push": lines("Uploaded to {address}"),
     "promote": lines("The adapter of the run is now {adapter}"),
-    "evaluate": print_adapters.evaluated,
-    "results": print_adapters.results,
+    "evaluate": print_library.evaluated,
+    "results": print_library.results,
     "report": reported,
     "diagnostics": lambda answer: print(answer["diagnostics"], end=""),
     "runs.export": print_runs.exported_runs,
-    "data.check": print_data.checked,
-    "data.import": print_data.dataset,
-    "data.mix": print_data.mixed,
-    "data.search": print_data.hub_datasets,
-    "data.show": print_data.hub_dataset,
-    "data.map": print_data.mapped,
-    "data.xray": print_data.xray,
+    "data.check": print_library.checked,
+    "data.import": print_library.dataset,
+    "data.mix": print_library.mixed,
+    "data.search": print_library.hub_datasets,
+    "data.show": print_library.hub_dataset,
+    "data.map": print_library.mapped,
+    "data.xray": print_library.xray,
     "data.list": lines(
         "{name:32} {rows:>12,} rows  {format:18} {hash:.12}",
         empty="No dataset is imported yet: studio data import FILE",
@@ -81,7 +53,9 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "data.delete": lines("Deleted {deleted}. Restore it with `studio data undo`."),
     "data.undo": lines("Restored {name}."),
     "data.overlap": lines("{rows:,} rows of {other} are in {dataset} too."),
-    **dict.fromkeys(("data.split", "data.filter", "data.dedupe", "data.drop"), print_data.curated),
+    **dict.fromkeys(
+        ("data.split", "data.filter", "data.dedupe", "data.drop"), print_library.curated
+    ),
     "compare": print_compare.compared,
     "suite": print_compare.suite,
     "judge": print_compare.judge,
@@ -90,21 +64,21 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "conversations": print_compare.conversations,
     "recipes": print_compare.recipes,
     "endpoint": print_compare.endpoint,
-    "adapters": print_adapters.adapters,
+    "adapters": print_library.adapters,
     "adapters.show": lambda a: plain({key: value for key, value in a.items() if key in PASSPORT}),
     "adapters.rename": lines('Renamed to "{name}".'),
     "adapters.tag": lambda a: print(f'Tags of "{a["name"]}": {", ".join(a["tags"]) or "none"}.'),
     "adapters.delete": lines('Deleted "{name}". Restore it with `studio adapters undo`.'),
     "adapters.undo": lines('Restored "{name}".'),
     "adapters.trash": lines("{name}", empty="The trash is empty."),
-    "adapters.picture": print_adapters.picture,
-    "models": print_models.models,
-    "models.search": print_models.found,
-    "models.show": print_models.one,
+    "adapters.picture": print_library.picture,
+    "models": print_library.models,
+    "models.search": print_library.hub_models,
+    "models.show": print_library.hub_model,
     "models.get": lines("{model} is in {folder}"),
-    "models.remove": print_models.removed,
+    "models.remove": print_library.removed_model,
     "models.folders": lines("{path}  {trouble}", empty="No folder is registered."),
-    "models.token": print_models.token,
+    "models.token": print_library.hub_token,
     "welcome": print_home.welcome,
     "guide": print_home.guide,
     "guide.template": print_home.template,

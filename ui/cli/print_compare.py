@@ -10,7 +10,7 @@ from typing import Any
 from jobs.actions.chat_and_compare import LETTERS
 from studio.adapter_stack import StackItem
 from studio.evaluation.html_and_csv_exports import title
-from ui.cli.print_data import Answer
+from ui.cli.print_library import Answer
 from ui.cli.terminal_tables import number, table
 from ui.language import say
 

@@ -1,11 +1,13 @@
-"""Print tables in a terminal; numbers and time spans as text, without escape codes of files."""
+"""Print tables, sentences and plain values in a terminal, without escape codes of files."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
+from typing import Any
 
 NAME_WIDTH = 20  # to which a column may be cut
 
@@ -31,6 +33,34 @@ def duration(seconds: float | None) -> str:
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+
+
+def lines(text: str, empty: str = "") -> Callable[[Any], None]:
+    """Return a printer of a sentence with values of the answer, or of each row of it.
+
+    Args:
+        text: A format with the names of the values.
+        empty: Printed instead where there are no rows.
+    """
+
+    def show(answer: Any) -> None:
+        for row in answer if isinstance(answer, list) else [answer]:
+            print(text.format(**row))
+        if empty and not answer:
+            print(empty)
+
+    return show
+
+
+def plain(answer: Any) -> None:
+    """Print the values of an answer, or of each row of it, that are not empty."""
+    for row in answer if isinstance(answer, list) else [answer]:
+        for key, value in row.items() if isinstance(row, dict) else [("", row)]:
+            if isinstance(value, list) and all(isinstance(one, str) for one in value):
+                value = ", ".join(value)
+            if value not in (None, "", [], {}):
+                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                print(f"{key:14} {text}" if key else text)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

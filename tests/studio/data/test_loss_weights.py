@@ -12,7 +12,7 @@ from studio.data.recognise_format import recognise
 from studio.data.row_converters import converter, record_converter
 from studio.data.xray import xray
 from studio.spec import DataSource
-from ui.cli import print_data
+from ui.cli import print_library
 
 ASK = {"role": "user", "content": "q"}
 THREE = [ASK, {"role": "assistant", "content": "half", "loss_weight": 0.5},
@@ -101,7 +101,7 @@ def test_the_xray_shows_the_weights(backend, source, capsys):
     texts = ["".join(t.text for t in row.tokens[w.start : w.stop]) for w in row.weights]
     assert texts == ["half</s>", "twice</s>"]
     assert [w.weight for w in row.weights] == [0.5, 2.0]
-    print_data.xray([row.model_dump(mode="json")])
+    print_library.xray([row.model_dump(mode="json")])
     first = row.weights[0]
     shown = capsys.readouterr().out
     assert f"tokens {first.start + 1} to {first.stop}: loss weight 0.5" in shown
