@@ -18,7 +18,6 @@ from jobs.job_queue import JobStore
 from studio import starter, trash
 from studio.data import dataset_requests, mapping_preview, snapshots
 from studio.data.column_mapping import PARTS, Mapping
-from studio.data.curate_dataset import lineage
 from studio.data.find_dataset import origin_of
 from studio.data.prepare_run_data import lens
 from studio.data.row_converters import record_converter
@@ -77,7 +76,6 @@ def data_routes(home: Home, store: JobStore) -> APIRouter:
     @router.get("/{name}")
     def one(name: str) -> dict[str, Any]:
         found = snapshots.open_snapshot(home, name)
-        family = [short(Snapshot(found.folder, meta)) for meta in lineage(home, name)[1:]]
         children = [
             meta.meta.name
             for meta in snapshots.snapshots(home)
@@ -86,7 +84,7 @@ def data_routes(home: Home, store: JobStore) -> APIRouter:
         return {
             **short(found), "mapping": found.meta.mapping.model_dump(mode="json"),
             "findings": found.meta.findings.model_dump(mode="json", exclude={"mapping"}),
-            "ancestors": family, "children": children,
+            "children": children,
             "runs": [{"id": job.id, "name": job.name} for job in runs_on(store, name)],
             "columns": mapping_preview.columns(name, home),
         }  # fmt: skip

@@ -53,7 +53,7 @@ OURS: dict[str, str] = {
     "live": f"{_under('jobs.items', JOB)} detail.error.text detail.content.events.why",
     "data": "datasets.reason settings.@",
     "data/look": "problem reason rows.problem",
-    "data/[^/]+": f"reason ancestors.reason {_under('findings', REPORT)}",
+    "data/[^/]+": f"reason {_under('findings', REPORT)}",
     "data/[^/]+/(rows|xray)": "rows.problem",
     "data/[^/]+/tokens": _under("report", REPORT),
     "system": "cluster.trouble devices.label blocked.label blocked.why processes.what",

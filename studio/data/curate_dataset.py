@@ -171,20 +171,6 @@ class _Unchanged(Exception):
     """The step would keep every row as it is."""
 
 
-def lineage(home: Home, name: str) -> list[Meta]:
-    """Return a dataset and its ancestors that are still there, itself first."""
-    found = [open_snapshot(home, name).meta]
-    while (parent := found[-1].parent) is not None:
-        try:
-            meta = open_snapshot(home, parent.name).meta
-        except DataError:
-            break
-        if meta.hash != parent.hash:
-            break  # another dataset has taken the name since
-        found.append(meta)
-    return found
-
-
 def overlap(home: Home, name: str, other: str | Path) -> int:
     """Return how many rows of `other` (a file or dataset) are in a dataset, word for word."""
     report = check_file(other, home=home)

@@ -43,14 +43,28 @@ class DatasetRequest(Request):
         yield Finished(step=PARTS, facts=work.result())
 
 
-class ImportRequest(DatasetRequest):
+class SnapshotRequest(DatasetRequest):
+    """A request that makes a dataset, or finds that it is there `already`."""
+
+    dataset: str = knob("", "Name of the new dataset; its source's when empty.", max_length=120)
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the dataset with its report; `asked` is the name that was asked for."""
+        from studio.data.snapshots import open_snapshot
+
+        meta = open_snapshot(home, str(result["dataset"])).meta
+        already = bool(result.get("already"))
+        report = meta.findings.model_dump(mode="json")
+        return described(meta) | {"already": already, "report": report, "asked": self.dataset}
+
+
+class ImportRequest(SnapshotRequest):
     """Keep a source as a snapshot."""
 
     kind: ClassVar[str] = "import"
     begins: ClassVar[str] = "Looking at the file"
     retries: ClassVar[int] = 4  # of a download
     data: DataSource = DataSource()
-    dataset: str = knob("", "What to call it; the source's name when empty.", max_length=120)
     mapping: Mapping | None = None
     uploaded: bool = knob(False, "Delete the file after the import.")
     num_rows: int = knob(0, "Take only this many rows.", ge=0)
@@ -91,18 +105,13 @@ class ImportRequest(DatasetRequest):
             forget_upload(home, Path(self.data.path))
         return {"already": made.already, **_facts(made.snapshot.meta)}
 
-    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
-        """Return the dataset with its report; `asked` is the name that was asked for."""
-        return _outcome(home, result, self.dataset)
 
-
-class MixtureRequest(DatasetRequest):
+class MixtureRequest(SnapshotRequest):
     """Mix several datasets into a new snapshot."""
 
     kind: ClassVar[str] = "mix_data"
     begins: ClassVar[str] = "Reading the sources"
     sources: tuple[str, ...] = ()
-    dataset: str = knob("", "Name of the new dataset.", max_length=120)
     num_rows: int = knob(0, "Rows in all.", ge=0)
     seed: int = 0
 
@@ -126,28 +135,22 @@ class MixtureRequest(DatasetRequest):
         )  # fmt: skip
         return _facts(made.meta)
 
-    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
-        """Return the new dataset with its counts by source."""
-        return _outcome(home, result, self.dataset)
 
-
-class CurateRequest(DatasetRequest):
+class CurateRequest(SnapshotRequest):
     """Make a new snapshot by one step."""
 
     kind: ClassVar[str] = "curate"
     begins: ClassVar[str] = "Reading the rows"
     data: DataSource = DataSource()
     step: dict[str, Any] = knob({}, "Fields of one step of `studio.data.curate_dataset`.")
-    dataset: str = knob("", "What to call the new one; like its parent when empty.", max_length=120)
 
     def make(self, home: Home, told: Told) -> dict[str, Any]:
         """Read the parent, write the child."""
         from studio.data.curate_dataset import apply_step, parse_step
 
-        made = apply_step(
-            home, self.data.path, parse_step(self.step), new_name=self.dataset, progress=told
-        )
-        return _facts(made.meta)
+        step, name = parse_step(self.step), self.data.path
+        made = apply_step(home, name, step, new_name=self.dataset, progress=told)
+        return {"already": made.meta.name == name, **_facts(made.meta)}
 
     def checked(self, home: Home) -> Self:
         """Return it with every field of its step; the dataset must be imported."""
@@ -157,11 +160,6 @@ class CurateRequest(DatasetRequest):
         open_snapshot(home, self.data.path)
         step = parse_step(self.step).model_dump(mode="json")
         return self.model_copy(update={"step": step})
-
-    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
-        """Return the new dataset with its report; `already` if no row was removed."""
-        found = _outcome(home, result, self.dataset)
-        return found | {"already": result["dataset"] == self.data.path}
 
 
 class MeasureRequest(DatasetRequest):
@@ -184,15 +182,6 @@ def described(meta: Any) -> dict[str, Any]:
     """Return a dataset's description without its report."""
     shown = meta.model_dump(mode="json", exclude={"plain", "findings"})
     return shown | {"format": meta.mapping.format}
-
-
-def _outcome(home: Home, result: dict[str, Any], asked: str) -> dict[str, Any]:
-    from studio.data.snapshots import open_snapshot
-
-    meta = open_snapshot(home, str(result["dataset"])).meta
-    report = meta.findings.model_dump(mode="json")
-    already = bool(result.get("already"))
-    return described(meta) | {"already": already, "report": report, "asked": asked}
 
 
 def uploads(home: Home) -> Path:

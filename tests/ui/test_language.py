@@ -116,7 +116,7 @@ OWN = {"title": "Train", "text": "Rows", "label": "Yes", "reason": "Models", "pr
 ROW = OWN | {"choices": ["Rows", 1, ["a"]], "words": {"never": -1}}
 MAPPING = {"format": "labelled", "columns": {"text": "text", "label": "label"},
            "constants": {"system": "Models"}}  # fmt: skip
-OURS = {"problem", "reason", "findings", "ancestors"}  # keys of ours beside those of users
+OURS = {"problem", "reason", "findings"}  # keys of ours beside those of users
 
 
 @pytest.mark.parametrize(
