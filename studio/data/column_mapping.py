@@ -131,8 +131,6 @@ def at_path(values: dict[str, Any], path: str, default: Any = _RAISE) -> Any:
 
 def _column(path: str) -> Getter:
     def get(values: dict[str, Any]) -> Any:
-        if path in values:
-            return values[path]
         try:
             return at_path(values, path)
         except KeyError:

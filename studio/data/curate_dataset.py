@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -91,7 +91,6 @@ class Remap(Record):
 
 
 AnyStep = Filter | Deduplicate | Split | Drop | Remap
-Step = Annotated[AnyStep, Field(discriminator="kind")]
 _STEPS: dict[str, type[AnyStep]] = {
     "filter": Filter, "dedupe": Deduplicate, "split": Split, "drop": Drop, "remap": Remap,
 }  # fmt: skip

@@ -196,13 +196,8 @@ def choose_split(
 ) -> tuple[list[Path], tuple[str, ...]]:
     """Return the files of one split of a folder, and notes on the others.
 
-    These are all files if nothing there names a split.
-
-    Args:
-        root: The folder, resolved.
-        files: Its data files.
-        subset: Configuration of the card; the default one if empty.
-        split: The split.
+    These are all files if nothing there names a split. `root` is resolved; `subset` is a
+    configuration of the card, the default one if empty.
 
     Raises:
         DataError: The card names no such configuration, or there is no such split.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 LOW_SHARE = 0.05
 MANY_MESSAGES = 1000
+NUM_BINS = 24
 MAX_LISTED, MAX_PROBLEMS, MAX_NAMED = 1000, 100_000, 8
 
 
@@ -368,9 +369,9 @@ _LOST = {
 }
 
 
-def histogram(lengths: NDArray[np.int64], *, num_bins: int = 24) -> Histogram:
+def histogram(lengths: NDArray[np.int64]) -> Histogram:
     """Count rows by length in equal steps from 0 to the longest."""
-    step = max(1, -(-(int(lengths.max()) + 1) // num_bins))
+    step = max(1, -(-(int(lengths.max()) + 1) // NUM_BINS))
     counts = np.bincount(lengths // step, minlength=1)
     return Histogram(edges=[i * step for i in range(len(counts) + 1)], counts=counts.tolist())
 

@@ -111,13 +111,10 @@ def import_dataset(
     """Read a whole source and store it as a snapshot.
 
     Args:
-        home: Where it is stored.
-        source: A file, folder, hub id or demo; `format` may fix what the rows are.
         name: The dataset's name; the source's name when empty.
         mapping: Which column plays which part; guessed when absent.
         num_rows: Take only this many rows; 0 takes all. The first rows of the hub are streamed.
         pick: The first rows, or drawn by `seed`.
-        seed: Of the draw.
         progress: Called with a share between 0 and 1 and a few words, now and then.
 
     Raises:
@@ -229,12 +226,7 @@ def mix(
 ) -> Snapshot:
     """Draw rows of each source by its share and publish them, shuffled, as one snapshot.
 
-    Args:
-        home: Where to.
-        sources: The datasets and their weights.
-        name: The snapshot's name.
-        num_rows: Rows in all; 0 takes as many as give every share without repeating a row.
-        seed: Of the draw and the order.
+    `num_rows` are those in all; 0 takes as many as give every share without repeating a row.
 
     Raises:
         DataError: A source cannot be read, has too few rows, or is of another kind than the rest.

@@ -29,6 +29,7 @@ from studio.spec import DataSource
 MAX_SHOWN = 4000
 _ABSENT = object()
 MAX_ITEMS = 200
+COLUMN_ROWS = 50
 MAX_ROWS_READ = 100_000
 KINDS = ("columns", "templates", "constants")
 
@@ -43,10 +44,10 @@ def guess(data: str | DataSource, home: Home | None = None, *, format: str = "au
     return guess_origin(find(source, home, first=SAMPLE_ROWS), source)
 
 
-def columns(data: str | DataSource, home: Home | None = None, *, count: int = 50) -> dict[str, str]:
+def columns(data: str | DataSource, home: Home | None = None) -> dict[str, str]:
     """Return the columns of a source (dotted where objects lie inside) with an example each."""
     found: dict[str, str] = {}
-    for row in _first(data, home, count):
+    for row in _first(data, home, COLUMN_ROWS):
         _collect(row.values, "", found)
     return found
 
@@ -87,7 +88,7 @@ def corrected(
     return Mapping.model_validate(values).checked()
 
 
-def blank(format: str = "") -> Mapping:
+def blank(format: str) -> Mapping:
     """Return a mapping without any column, for the user to fill in.
 
     Raises:

@@ -65,13 +65,7 @@ def conversation(
 ) -> Conversation:  # fmt: skip
     """Return the messages of a row, up to its last answer, as a conversation.
 
-    Args:
-        turns: The messages.
-        mapping: Names the roles.
-        row: The row they are from.
-        system: A system prompt in front of them.
-        tools: The tools they may call.
-        may_ask: Keep a question at the end.
+    `mapping` names the roles; `may_ask` keeps a question at the end.
 
     Raises:
         Dropped: A message cannot be read, or none is an answer.

@@ -74,7 +74,7 @@ def prepare(
 
     Args:
         source: Where the rows are and how to read them.
-        tokenizer: transformers' tokenizer, or a `template.backend.Backend`.
+        tokenizer: transformers' tokenizer, or a `Backend`.
         context_length: What the model takes, less the virtual tokens of the method.
         seed: Decides the held-out rows.
         home: Where imported datasets live and tokens are cached by content hash.
@@ -205,9 +205,6 @@ def held_out(
     Equal rows, and all that one row of the file became, are on the same side.
 
     Args:
-        tokens: The rows.
-        fraction: Share of rows to hold out.
-        seed: Of the draw.
         sources: Of a mix, each source holds out its share.
         windows: Rows are windows of texts, which are separated where no text is short enough, or
             of one stream.

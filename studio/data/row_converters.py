@@ -1,7 +1,7 @@
 """Turn rows of each format into conversations, documents, pairs or judged answers.
 
 A row that cannot be used is dropped with a sentence; nothing is repaired by guessing. A new format
-is an entry of `_MAKERS`, of `mapping.PARTS` and a rule in `recognise`.
+is an entry of `_MAKERS`, of `column_mapping.PARTS` and a rule in `recognise_format`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,6 @@ def record_converter(
     """Return the function that turns rows into records of their own kind, pairs and judged too.
 
     Args:
-        mapping: Which column plays which part.
         pairs: Of scored answers: the best against the worst, or each against all worse ones.
         margin: The least difference of the scores of a pair.
     """

@@ -244,11 +244,10 @@ def write_snapshot(
     """Write rows, report and description in one pass, whole or not at all.
 
     Args:
-        home: Where to.
         meta: The description; hash, counts and findings are filled in here.
         items: Rows with the part they belong to, and problems.
         survey: Sees every item and gives the findings.
-        progress: Told rows and bytes written, now and then.
+        progress: Called with the rows and bytes written, now and then.
     """
     sweep(home.datasets)
     with publishing(home.datasets / meta.name) as folder:
@@ -354,11 +353,8 @@ def export_rows(snapshot: Snapshot, target: Path, *, part: str = "", replace: bo
     return {"": rows, "train": rows - held_out, "validation": held_out}[part]
 
 
-def rows_as(snapshot: Snapshot, form: str, *, part: str = "") -> Iterator[bytes]:
-    """Yield the rows as lines of jsonl or csv.
-
-    Cells of a csv that a spreadsheet would run as a formula get an apostrophe in front.
-    """
+def rows_as(snapshot: Snapshot, form: str, *, part: str) -> Iterator[bytes]:
+    """Yield the rows, of one part or all, as lines of jsonl or csv."""
     rows = (row for row in snapshot.rows() if not part or row.part == part)
     if form == "jsonl":
         for row in rows:

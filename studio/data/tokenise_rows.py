@@ -113,19 +113,19 @@ class _Tokeniser:
 
     def _converted(
         self, items: Iterator[Row | Problem], guess: Guess, convert: Converter
-    ) -> Iterator[Made]:
-        """Yield what rows became; `counter.read` is the number of the newest."""
+    ) -> Iterator[tuple[int, Made]]:
+        """Yield what rows became, each with the number of its row, from 1."""
         columns = columns_read(guess.mapping)
         for item in items:
             made = cast(Made | None, self.counter.take(item, columns, convert))
             if made is not None:
-                yield made
+                yield self.counter.read, made
 
     def write_prompts(
         self, items: Iterator[Row | Problem], guess: Guess, *, referenced: bool
     ) -> None:
         """Write prompts, each followed by its reference; `referenced` drops those without one."""
-        for made in self._converted(items, guess, prompt_converter(guess.mapping)):
+        for number, made in self._converted(items, guess, prompt_converter(guess.mapping)):
             assert isinstance(made, Conversation)
             messages, answer = made.messages, ""
             if messages[-1]["role"] == "assistant":
@@ -149,24 +149,17 @@ class _Tokeniser:
                 reference = self.template.encode_text(answer)
                 trained = np.arange(len(ids) + len(reference)) >= len(ids)
                 whole = np.concatenate([ids, reference]).astype(np.int32)
-                self.writer.add(Encoded(whole, trained), self.counter.read)
+                self.writer.add(Encoded(whole, trained), number)
                 self.counter.keep(made)
                 self.counter.hashes.append(content_hash(made))
                 self.lengths.append(len(ids))
 
     def write_rows(self, items: Iterator[Row | Problem], guess: Guess) -> None:
-        numbers: list[int] = []
-        rows: list[Conversation | Document] = []
-        for made in self._converted(items, guess, converter(guess.mapping)):
-            numbers.append(self.counter.read)
-            rows.append(made)
-            if len(rows) >= BATCH_ROWS:
-                self._write_batch(numbers, rows)
-                numbers, rows = [], []
-        if rows:
-            self._write_batch(numbers, rows)
+        found = self._converted(items, guess, converter(guess.mapping))
+        while batch := [*islice(found, BATCH_ROWS)]:
+            self._write_batch(*zip(*batch, strict=True))
 
-    def _write_batch(self, numbers: list[int], rows: list[Conversation | Document]) -> None:
+    def _write_batch(self, numbers: Sequence[int], rows: Sequence[Made]) -> None:
         batch = self.template.encode_batch(rows, self.train_on)
         views = batch.views
         lengths = np.diff(batch.starts)
@@ -359,10 +352,9 @@ def preferences(
     """Yield each record with the number of its row, from 1; rows of scored answers may give many.
 
     Both sides of a pair, and judged answers, carry loss on their own answers only: answers in the
-    prompt are muted. Rows that share a `records.prompt_hash` belong on one side of a split.
+    prompt are muted. Rows that share a `prompt_hash` belong on one side of a split.
 
     Args:
-        origin: The dataset.
         source: How it is read: `format`, and `pairs` and `margin` of scored answers.
         counter: Counts rows read and dropped here; the caller calls `counter.keep(record, number)`
             or `counter.drop` for what it makes of each record.

@@ -116,14 +116,9 @@ def xray(
     """Show some rows as tokens: by number, or the first, longest, shortest or random ones.
 
     Args:
-        source: As in the run.
-        tokenizer: transformers' tokenizer, or a `template.backend.Backend`.
-        context_length: As in the run.
+        tokenizer: transformers' tokenizer, or a `Backend`.
         rows: Row numbers from 1.
-        pick: Which rows when none are named.
-        count: Number of rows to pick.
-        seed: Of the random choice.
-        home: Where imported datasets live and tokens are cached.
+        pick: Which `count` rows when none are named.
         prompts: Show rows that end with a question too, as GRPO reads them.
         plain: Show preferences as `train.loss=sft` reads them, not as pairs and judged answers.
         mapping: How rows are read; guessed when absent.

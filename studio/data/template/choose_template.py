@@ -183,7 +183,11 @@ def _learned(
 
 @lru_cache(maxsize=32)
 def _named(name: str, end: str, controls: tuple[str, ...]) -> Layout:
-    return NamedLayout(name, end=end, guard=Guard(controls))
+    """Return a named layout; `end` is the text of the tokenizer's end-of-turn token."""
+    layout = Layout(NAMED, special=styled(name, end), controls=(), guard=Guard(controls))
+    ends = (end,) if end else ()
+    layout.name, layout.adds_prefix, layout.ends = name, True, Ends(texts=ends, stops=ends)
+    return layout
 
 
 def styled(name: str, end: str) -> dict[str, Any]:
@@ -197,22 +201,10 @@ def styled(name: str, end: str) -> dict[str, Any]:
     return {**style, "end": end}
 
 
-class NamedLayout(Layout):
-    """One of the named layouts on one tokenizer; `end` is the text of its end-of-turn token."""
-
-    adds_prefix = True
-
-    def __init__(self, name: str, *, end: str, guard: Guard) -> None:
-        super().__init__(NAMED, special=styled(name, end), controls=(), guard=guard)
-        self.name, self.ends = name, Ends(texts=(end,) if end else (), stops=(end,) if end else ())
-
-
 def keep_template(tokenizer: Any, name: str) -> list[int]:
-    """Give a tokenizer the chat template of that name; return the ids of a rendered conversation.
+    """Give transformers' tokenizer the named template of a run; `auto` changes nothing.
 
-    Args:
-        tokenizer: transformers' tokenizer.
-        name: A named template, as in training; `auto` changes nothing.
+    Returns the ids of a rendered conversation.
     """
     template = choose(tokenizer, name)
     ids = template.encode_prompt(CONVERSATION)
@@ -235,9 +227,7 @@ def conversation_ids(tokenizer: Any) -> list[int]:
 def jinja_of(template: Template, *, space: str = "") -> str:
     """Return a named template as Jinja without anything from outside, `<s>` in front included.
 
-    Args:
-        template: A named one.
-        space: Written behind what the tokenizer puts in front.
+    `space` is written behind what the tokenizer puts in front.
     """
     backend = template.backend
     values = styled(template.name, template.end)

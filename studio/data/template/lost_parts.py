@@ -77,7 +77,6 @@ def lost_parts(
 
     Args:
         messages: The conversation as it was given.
-        tools: The tools it may call.
         text: Its rendering.
         spans: The place of each answer; an empty one stands for an answer without a place.
         ends: Texts that may end a turn; without any, no end is asked for.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain, product
 from typing import Any
 
-from studio.data.conversation_records import Message
+from studio.data.conversation_records import Message, num_equal
 from studio.data.template.adapt_conversation import PARTS, THOUGHT_KEYS, Facts, Way, inline
 from studio.data.template.jinja_sandbox import DATA_END, DATA_START, TemplateRefused
 from studio.data.template.lost_parts import OPEN_CLOSE
@@ -137,7 +137,7 @@ def learn_header(render: Renders, facts: Facts) -> ThoughtFrame:
         return ThoughtFrame(leaves_space=left == "\n\n")
     before, _, rest = kept.partition(THOUGHT)
     usual = (lost or plain.rpartition(DATA_END)[2]).partition(ANSWER)[0]
-    same = _num_common(before, usual)
+    same = num_equal(before, usual)
     after = rest.partition(ANSWER)[0]
     return ThoughtFrame(before=before[same:], after=after, instead=usual[same:], learned=True)
 
@@ -153,13 +153,7 @@ def learn_opening(render: Renders, facts: Facts) -> str:
             (_called(facts)[0], TOOL), ({"role": "assistant", "content": ANSWER}, ANSWER)
         )
     )  # fmt: skip
-    return calling[_num_common(calling, plain) :]
-
-
-def _num_common(first: str, second: str) -> int:
-    """Return how many characters two texts share at their start."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+    return calling[num_equal(calling, plain) :]
 
 
 def _thoughtful(facts: Facts) -> list[Message]:

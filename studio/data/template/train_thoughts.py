@@ -39,8 +39,6 @@ def with_thoughts(
     An answer without text, or whose text has no place, stays as it is: its thought stays lost.
 
     Args:
-        row: The conversation.
-        laid: Its rendering.
         messages: The messages, by their place in the conversation, whose thoughts are written.
         header: What stands around a thought.
         cue: The generation prompt; what it opens of a thought is not trained.
