@@ -24,7 +24,7 @@ from studio.backbone import (
     attention,
     attention_kernels,
     experts,
-    packed_isolation,
+    row_isolation,
     saved_modules,
 )
 from studio.backbone.activation_checkpointing import set_checkpointing
@@ -33,12 +33,11 @@ from studio.backbone.composition import Edit, Rows, SitePlan, Stack, group_rows
 from studio.backbone.forward_recording import Recording, accepted, record
 from studio.backbone.fused_layers import install_lean_forwards, keep_positions
 from studio.backbone.gradient_reach import reached
-from studio.backbone.prompt_embeddings import insert_packed
-from studio.backbone.rotary import install_row_factors
+from studio.backbone.row_isolation import install_row_factors
 from studio.backbone.shared_prompts import shares_prompts
 from studio.backbone.site_hooks import Hooks, Plans
 from studio.backbone.sites import Anatomy, Site
-from studio.backbone.virtual_tokens import VIRTUAL, VirtualTokens
+from studio.backbone.virtual_tokens import VIRTUAL, VirtualTokens, insert_packed
 from studio.errors import MethodError, nearest
 from studio.methods.lora import Lora
 from studio.methods.method import Init, Method, Params, Phase
@@ -362,7 +361,7 @@ class Backbone:
         firsts = shared or [0] * len(lengths)
         rows = [torch.arange(s, s + n) for s, n in zip(firsts, lengths, strict=True)]
         positions_T = torch.cat(rows).to(device, non_blocking=True)
-        with packed_isolation.packed(self._state, lengths, device, shared):
+        with row_isolation.packed(self._state, lengths, device, shared):
             skips = keep_positions(self.anatomy, self._state, keep_N, kept)
             try:
                 return self._logits(keep_N, skips=skips, position_ids=positions_T[None], **given)[0]

@@ -2,7 +2,7 @@
 
 Two rows are packed into one pass, and every block of the decoder layers is then run again with
 tokens changed. A block *mixes* tokens if the first one changes later positions of its row, and
-*leaks* if the first row changes the other. Blocks that leak are isolated (`packed_isolation.py`)
+*leaks* if the first row changes the other. Blocks that leak are isolated (`row_isolation.py`)
 from the inside out. So families need no names: a block that mixes tokens is attention if it calls
 the attention function, else another mixer (linear attention, convolution, state space); a block
 that does not mix is a feed-forward.
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from studio.backbone import packed_isolation
+from studio.backbone import row_isolation
 from studio.backbone.attention import AttentionState
 from studio.backbone.recorded_rows import (
     OTHER_SHAPE,
@@ -119,8 +119,8 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
     ids = sample_ids(anatomy)
     try:
         with (
-            torch.no_grad(), packed_isolation.plain(state),
-            packed_isolation.recorded(state) as attended,
+            torch.no_grad(), row_isolation.plain(state),
+            row_isolation.recorded(state) as attended,
         ):  # fmt: skip
             found.positions = _counts_from_zero(anatomy, state, ids)
             found.plain_head = _has_plain_head(anatomy, ids)
@@ -149,7 +149,7 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
     if not found.separable and not alone and found.runs:
         found.paddable = _same_padded(anatomy, state, ids)
     if not found.separable:
-        packed_isolation.undo(anatomy.modules[key] for key in found.isolated)
+        row_isolation.undo(anatomy.modules[key] for key in found.isolated)
         found.isolated = {}
     return found
 
@@ -244,7 +244,7 @@ class Blocks:
         if is_layer or not self._is_hidden(key):
             return False
         takes_rows = accepted(module, {"cu_seq_lens_q": None}) != {}
-        ways = (packed_isolation.pass_rows, packed_isolation.isolate)
+        ways = (row_isolation.pass_rows, row_isolation.isolate)
         for way in ways[not takes_rows :]:
             way(module, self._state)
             try:
@@ -256,7 +256,7 @@ class Blocks:
             if not leaks:
                 self._found.isolated[key] = way
                 return True
-            packed_isolation.undo([module])
+            row_isolation.undo([module])
         return False
 
     def _children(self, key: str) -> Iterator[str]:
@@ -365,7 +365,7 @@ def forward(
 
     The last of two rows may continue the first `shared` tokens of the other.
     """
-    with packed_isolation.packed(state, rows, ids.device, (0, shared)):
+    with row_isolation.packed(state, rows, ids.device, (0, shared)):
         lengths = rows or (len(ids),)
         positions = torch.cat([torch.arange(n) for n in lengths]).to(ids.device)
         positions[lengths[0] :] += shared

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from studio.backbone import packed_isolation
+from studio.backbone import row_isolation
 from studio.backbone.attention import AttentionState
 from studio.backbone.forward_recording import forward
 from studio.backbone.recorded_rows import first_tensor, sample_ids
@@ -46,7 +46,7 @@ def reached(anatomy: Anatomy, state: AttentionState | None = None) -> set[str]:
         return output.detach().requires_grad_().clone()
 
     with ExitStack() as stack:
-        stack.enter_context(packed_isolation.plain(state))
+        stack.enter_context(row_isolation.plain(state))
         embed = anatomy.model.get_input_embeddings()
         stack.callback(embed.register_forward_hook(begin).remove)
         for key, module in anatomy.modules.items():

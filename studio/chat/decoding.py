@@ -19,7 +19,7 @@ from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
 from studio.backbone.forward_recording import accepted
-from studio.backbone.rotary import rope_types
+from studio.backbone.row_isolation import rope_types
 from studio.backbone.sites import anatomy_of
 
 SPARE = 64  # spare positions in the cache and the mask

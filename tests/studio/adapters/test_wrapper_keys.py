@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from studio.backbone import Backbone
+from studio.backbone.adapter_files import own_keys
 from studio.backbone.equalities import attach_random
-from studio.backbone.foreign_adapter_files import own_keys
 from studio.methods.lora import Lora
 from tests.families import family_model
 

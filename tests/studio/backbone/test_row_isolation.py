@@ -3,7 +3,7 @@
 import torch
 
 from studio.backbone.attention import AttentionState
-from studio.backbone.packed_isolation import isolate, undo, unpack
+from studio.backbone.row_isolation import isolate, undo, unpack
 
 
 class Running(torch.nn.Module):
