@@ -30,11 +30,10 @@ from studio.backbone import (
 from studio.backbone.activation_checkpointing import set_checkpointing
 from studio.backbone.adapter import Adapter
 from studio.backbone.composition import Edit, Rows, SitePlan, Stack, group_rows
-from studio.backbone.forward_recording import Recording, accepted, record
+from studio.backbone.forward_probes import accepted, reached, shares_prompts
+from studio.backbone.forward_recording import Recording, record
 from studio.backbone.fused_layers import install_lean_forwards, keep_positions
-from studio.backbone.gradient_reach import reached
 from studio.backbone.row_isolation import install_row_factors
-from studio.backbone.shared_prompts import shares_prompts
 from studio.backbone.site_hooks import Hooks, Plans
 from studio.backbone.sites import Anatomy, Site
 from studio.backbone.virtual_tokens import VIRTUAL, VirtualTokens, insert_packed

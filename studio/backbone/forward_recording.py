@@ -13,10 +13,9 @@ Shapes: `T tokens of both rows, D hidden`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -25,15 +24,20 @@ from torch.utils._pytree import tree_map_only
 
 from studio.backbone import row_isolation
 from studio.backbone.attention import AttentionState
-from studio.backbone.recorded_rows import (
-    OTHER_SHAPE,
+from studio.backbone.forward_probes import (
     ROWS,
+    accepted,
+    counts_from_zero,
     differs,
     first_tensor,
+    forward,
+    has_plain_head,
+    raise_if_full,
+    same_alone,
+    same_padded,
     sample_ids,
     token_axis,
 )
-from studio.errors import is_out_of_memory
 
 if TYPE_CHECKING:
     from studio.backbone.sites import Anatomy
@@ -122,13 +126,13 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
             torch.no_grad(), row_isolation.plain(state),
             row_isolation.recorded(state) as attended,
         ):  # fmt: skip
-            found.positions = _counts_from_zero(anatomy, state, ids)
-            found.plain_head = _has_plain_head(anatomy, ids)
+            found.positions = counts_from_zero(anatomy, state, ids)
+            found.plain_head = has_plain_head(anatomy, ids)
             attended.clear()
             try:
                 calls = _run(anatomy, state, ids, None if alone else ROWS, found.positions)
             except Exception as error:
-                _raise_if_full(error)
+                raise_if_full(error)
                 logger.info("Packed rows cannot be recorded: %s: %s", type(error).__name__, error)
                 found.separable = False
                 attended.clear()
@@ -140,14 +144,14 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
             found.blocks = blocks.find()
             if found.separable:
                 found.separable = not alone and (
-                    found.positions and blocks.separate() and _same_alone(anatomy, state, ids)
+                    found.positions and blocks.separate() and same_alone(anatomy, state, ids)
                 )
     except Exception as error:
-        _raise_if_full(error)
+        raise_if_full(error)
         logger.warning("Recording of %s", type(anatomy.model).__name__, exc_info=error)
         found.separable, found.problem = False, "" if found.runs else type(error).__name__
     if not found.separable and not alone and found.runs:
-        found.paddable = _same_padded(anatomy, state, ids)
+        found.paddable = same_padded(anatomy, state, ids)
     if not found.separable:
         row_isolation.undo(anatomy.modules[key] for key in found.isolated)
         found.isolated = {}
@@ -250,7 +254,7 @@ class Blocks:
             try:
                 leaks = self._leaks(key)
             except Exception as error:  # without its kernel, or arguments that are no rows
-                _raise_if_full(error)
+                raise_if_full(error)
                 logger.info("%s, %s: %s", key, way.__name__, error)
                 leaks = True
             if not leaks:
@@ -355,100 +359,6 @@ def _run(
                 stack.callback(handle.remove)
         forward(anatomy, state, ids, rows, with_positions=with_positions)
     return calls
-
-
-def forward(
-    anatomy: Anatomy, state: AttentionState, ids: Tensor, rows: tuple[int, ...] | None, *,
-    with_positions: bool = True, shared: int = 0,
-) -> Tensor:  # fmt: skip
-    """Return the tower's hidden states of packed rows, or of one row.
-
-    The last of two rows may continue the first `shared` tokens of the other.
-    """
-    with row_isolation.packed(state, rows, ids.device, (0, shared)):
-        lengths = rows or (len(ids),)
-        positions = torch.cat([torch.arange(n) for n in lengths]).to(ids.device)
-        positions[lengths[0] :] += shared
-        given = {"input_ids": ids[None], "position_ids": positions[None], "use_cache": False}
-        if not with_positions:
-            del given["position_ids"]
-        output = anatomy.tower(**accepted(anatomy.tower, given))
-    hidden = first_tensor(output)
-    assert hidden is not None
-    return hidden
-
-
-def _counts_from_zero(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> bool:
-    """Return True if positions from 0 are those that the model counts itself."""
-    own = forward(anatomy, state, ids, None, with_positions=False)
-    try:
-        given = forward(anatomy, state, ids, None)
-    except Exception as error:
-        _raise_if_full(error)
-        logger.info("Positions cannot be given: %s: %s", type(error).__name__, error)
-        return False
-    return given.shape == own.shape and not differs(given, own, slice(None), loose=True)
-
-
-def _has_plain_head(anatomy: Anatomy, ids: Tensor) -> bool:
-    """Return True if the model returns the output of its head as it is."""
-    head, seen = anatomy.model.get_output_embeddings(), []
-    if head is None:
-        return False
-    handle = head.register_forward_hook(lambda module, args, output: seen.append(output))
-    try:
-        logits = anatomy.model(input_ids=ids[None], use_cache=False).logits
-    finally:
-        handle.remove()
-    return len(seen) == 1 and logits.shape == seen[0].shape and torch.equal(logits, seen[0])
-
-
-def _same_padded(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> bool:
-    """Return True if a row has the same logits with padding on its right."""
-    rows = ids[: ROWS[0]].repeat(2, 1)
-    mask = torch.ones_like(rows)
-    mask[0, ROWS[1] :] = 0
-    given = {"input_ids": rows * mask, "attention_mask": mask, "use_cache": False}
-    state.lengths = None
-    try:
-        with torch.no_grad():
-            padded = anatomy.model(**accepted(anatomy.model, given)).logits
-            alone = anatomy.model(input_ids=ids[None, : ROWS[1]], use_cache=False).logits
-    except Exception as error:
-        _raise_if_full(error)
-        logger.info("Rows cannot be padded: %s: %s", type(error).__name__, error)
-        return False
-    difference = (padded[0, : ROWS[1]] - alone[0]).float().abs().max()
-    return float(difference) <= OTHER_SHAPE.get(alone.dtype, 1e-4) * float(alone.abs().max())
-
-
-def _raise_if_full(error: Exception) -> None:
-    """Raise an error that says nothing about the model: there was too little memory for it."""
-    if is_out_of_memory(error):
-        raise error
-
-
-def _same_alone(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> bool:
-    """Return True if the rows alone have the hidden states that they have packed."""
-    packed = forward(anatomy, state, ids, ROWS)
-    alone = [forward(anatomy, state, part, None) for part in ids.split(ROWS)]
-    axis = token_axis(packed)
-    if axis is None:
-        return False
-    return not differs(packed, torch.cat(alone, dim=axis), slice(None), loose=True)
-
-
-def accepted(
-    module: nn.Module, given: dict[str, Any], *, optional: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """Return the keyword arguments that a module's forward takes; only `optional` ones may go."""
-    known = signature(module.forward).parameters
-    if any(each.kind is Parameter.VAR_KEYWORD for each in known.values()):
-        return dict(given)
-    return {
-        name: value for name, value in given.items()
-        if name in known or (optional is not None and name not in optional)
-    }  # fmt: skip
 
 
 def _keys(anatomy: Anatomy, attended: list[tuple[nn.Module, Tensor, Tensor]]) -> list[Keys]:

@@ -73,7 +73,7 @@ class Anatomy:
     Args:
         model: The model.
         record: Returns the recording, on first use; by default of the model as it is.
-        reach: Returns the modules that `gradients.reached` finds, on first use.
+        reach: Returns the modules that `forward_probes.reached` finds, on first use.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Anatomy:
 
     @cached_property
     def _reached(self) -> set[str]:
-        from studio.backbone.gradient_reach import reached
+        from studio.backbone.forward_probes import reached
 
         return self._reach() if self._reach is not None else reached(self)
 

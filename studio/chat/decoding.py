@@ -18,7 +18,7 @@ from torch.nn import Linear
 from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
-from studio.backbone.forward_recording import accepted
+from studio.backbone.forward_probes import accepted
 from studio.backbone.row_isolation import rope_types
 from studio.backbone.sites import anatomy_of
 
