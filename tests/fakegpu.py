@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from studio import hardware
-from studio.backbone import attention_kernels, kernels
+from studio.backbone import attention_kernels, linear_kernels
 from studio.training import kernel_check
 
 GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
@@ -408,7 +408,7 @@ def fake_gpu(
 
         stack.enter_context(mock.patch.object(kernel_check, "installed", lambda: triton))
         if triton:
-            named = {name: one_launch(plain) for name, plain in kernels.PLAIN.items()}
+            named = {name: one_launch(plain) for name, plain in linear_kernels.PLAIN.items()}
             good = {name: {"why": ""} for name in named}
             stack.enter_context(mock.patch.object(kernel_check, "_kernels", lambda: named))
             stack.enter_context(mock.patch.object(kernel_check, "ask", lambda *_: good))

@@ -1,6 +1,6 @@
 """Merge a stack of adapters into a model of its own, with a certificate that the merge is right.
 
-What can be folded is folded (`backbone/fold.py`), in float32 and then cast; what cannot is
+What can be folded is folded (`backbone/dense_weights.py`), in float32 and then cast; what cannot is
 named and stays an adapter. Before the folder appears under its name, a fresh process reloads the
 written files and compares logits with the live stack: an error above the tolerance fails the merge.
 """
@@ -57,7 +57,7 @@ def merge(
         VerificationError: The reloaded files differ from the live stack.
     """
     from studio.backbone import Backbone
-    from studio.backbone.fold import fold
+    from studio.backbone.dense_weights import fold
     from studio.data.template.choose_template import keep_template
     from studio.models.loading import load
     from studio.training.allocator_and_threads import trim

@@ -119,7 +119,7 @@ class AttentionState:
         products: Matrix products in bfloat16 on a CPU, where they are faster.
         kernel: The variable-length kernel, which attends all packed rows in one call.
         spans: Where the queries of packed rows lie, and `key_spans` their keys, for `kernel`.
-        lean: Keep and compute no more than training needs (`fused_layers.py`).
+        lean: Keep and compute no more than training needs (`activation_memory.py`).
         keep: Positions whose output is read, and `kept_lengths` their number per packed row; None
             for all positions.
     """

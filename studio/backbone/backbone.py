@@ -27,12 +27,15 @@ from studio.backbone import (
     row_isolation,
     saved_modules,
 )
-from studio.backbone.activation_checkpointing import set_checkpointing
+from studio.backbone.activation_memory import (
+    install_lean_forwards,
+    keep_positions,
+    set_checkpointing,
+)
 from studio.backbone.adapter import Adapter
 from studio.backbone.composition import Edit, Rows, SitePlan, Stack, group_rows
 from studio.backbone.forward_probes import accepted, reached, shares_prompts
 from studio.backbone.forward_recording import Recording, record
-from studio.backbone.fused_layers import install_lean_forwards, keep_positions
 from studio.backbone.row_isolation import install_row_factors
 from studio.backbone.site_hooks import Hooks, Plans
 from studio.backbone.sites import Anatomy, Site
@@ -200,7 +203,7 @@ class Backbone:
         return "varlen" if self._state.kernel else "eager" if self._state.eager else "sdpa"
 
     def set_lean(self, on: bool) -> None:
-        """Keep and compute only what training needs (`fused_layers.py`), or switch it off."""
+        """Keep and compute only what training needs (`activation_memory.py`), or switch it off."""
         self._state.lean = on
 
     def checkpointing(self, on: bool, *, offload: bool = False) -> None:

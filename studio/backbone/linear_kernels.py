@@ -13,6 +13,10 @@ keeps `x` and `A x`, accumulates inside the matrix products, and computes no gra
 - A gated feed-forward `down(act(gate x) ⊙ up x)` keeps `gate x` and `up x` and recomputes the
   rest, in blocks of rows that stay in the processor's cache.
 
+A plain function that has a kernel of one launch is marked `replaceable`; it stays the reference.
+`activate` names the kernels of a device and precision, which are then called in its place
+(`training/kernel_check.py` decides which). On any other device the plain function runs.
+
 Adapter parameters stay float32; the products run in the input's precision, as under autocast.
 
 Shapes: `T tokens (all leading dimensions), I in_features, O out_features, R rank, F inner`.
@@ -20,22 +24,57 @@ Shapes: `T tokens (all leading dimensions), I in_features, O out_features, R ran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from itertools import groupby
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from studio.backbone.dense_weights import dequantised
-from studio.backbone.kernels import replaceable
 from studio.backbone.sites import Site
 
+P = ParamSpec("P")
+R = TypeVar("R")
+Kernels = Mapping[str, Callable[..., Any]]
+PLAIN: dict[str, Callable[..., Any]] = {}
+"""Functions that a kernel of the same name and arguments may replace."""
+_active: dict[tuple[str, torch.device, torch.dtype], Callable[..., Any]] = {}
 Span = tuple[int, int]
 SILU = nn.SiLU()
 BLOCK_NUMBERS = 131_072  # of a row block: its tensors in 16 bit fit a second-level cache of 2 MB
+
+
+def replaceable(plain: Callable[P, R]) -> Callable[P, R]:
+    """Let a kernel replace a function; device and precision are those of its first argument."""
+    name = plain.__name__
+    PLAIN[name] = plain
+
+    @wraps(plain)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        x: Any = args[0]
+        kernel = _active.get((name, x.device, x.dtype)) if _active else None
+        return (kernel or plain)(*args, **kwargs)
+
+    return call
+
+
+def activate(device: torch.device, dtype: torch.dtype, kernels: Kernels) -> None:
+    """Use exactly these kernels on a device and for a precision from now on."""
+    device = indexed(device)
+    for key in [key for key in _active if key[1:] == (device, dtype)]:
+        del _active[key]
+    _active.update({(name, device, dtype): kernel for name, kernel in kernels.items()})
+
+
+def indexed(device: torch.device) -> torch.device:
+    """Return a device as tensors on it name it: `cuda` is the current one."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 @dataclass(frozen=True, slots=True)

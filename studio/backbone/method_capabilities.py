@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from studio.backbone.backbone import Backbone
+from studio.backbone.dense_weights import fold
 from studio.backbone.equalities import (
     attach_random,
     require_checkpointing,
     require_packing,
     require_training,
 )
-from studio.backbone.fold import fold
 from studio.methods import Method, methods
 
 CAPABILITIES = Path(__file__).parents[1] / "methods" / "capabilities.json"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from studio.backbone.expert_layout import expert_layout
 from studio.errors import MethodError, nearest
 
 if TYPE_CHECKING:
     from studio.backbone.forward_recording import Block, Keys, Recording
+
 
 Kind = Literal["linear", "experts", "norm", "attention", "mlp", "embedding", "model"]
 # Small matrices of hybrids and mixtures that steer a layer; group targets leave them out.
@@ -156,8 +156,8 @@ class Anatomy:
         return [
             site
             for key, module in self.modules.items()
-            if expert_layout(module) and self._is_text(key)
-            for site in _expert_sites(key, module, self.layer_of(key))
+            if (layout := expert_layout(module)) and self._is_text(key)
+            for site in _expert_sites(key, module, layout, self.layer_of(key))
         ]
 
     def experts_named(self, name: str) -> list[Site]:
@@ -246,8 +246,7 @@ class Anatomy:
 
         Indexers choose the tokens that attention reads: their scores have none.
         """
-        runs = self.recording.runs
-        inside = site.key in runs and site.layer >= 0
+        inside = site.key in self.recording.runs and site.layer >= 0
         return self._runs(site.key) and (not inside or site.key in self._reached)
 
     def shorten_experts(self, sites: list[Site]) -> list[str]:
@@ -270,10 +269,6 @@ class Anatomy:
                 return self._layers[key]
             key = key.rpartition(".")[0]
         return -1
-
-    def inside_layer(self, site: Site) -> str:
-        """Return a site's key without that of its layer."""
-        return site.key.removeprefix(f"{self.layer_keys[site.layer]}.") if site.layer >= 0 else ""
 
     # -- keys and values -----------------------------------------------------------------------
 
@@ -437,6 +432,46 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     return found
 
 
+class ExpertLayout(NamedTuple):
+    """Names of the two parameters of routed experts, and how they are stored and called.
+
+    `scaled`: the forward takes each expert's own copy of every token, `(E T, D)`, multiplied by the
+    router's weight, which is zero where the token does not go (Llama 4).
+    """
+
+    first: str
+    transposed: bool
+    has_bias: bool = False
+    scaled: bool = False
+    last: str = "down_proj"
+
+
+def expert_layout(module: Any) -> ExpertLayout | None:
+    """Return the layout of a module of routed experts whose parameters are 3-D; None of others."""
+    if hasattr(module, "_apply_gate") and hasattr(module, "is_transposed"):
+        first = "gate_up_proj" if module.has_gate else "up_proj"
+        return ExpertLayout(first, module.is_transposed, module.has_bias)
+    names = ("num_experts", "gate_up_proj", "down_proj", "act_fn")
+    if not all(hasattr(module, name) for name in names) or hasattr(module, "gate_up_proj_bias"):
+        return None
+    takes_one = len(signature(type(module).forward).parameters) == 2  # itself and the tokens
+    return ExpertLayout("gate_up_proj", True, scaled=True) if takes_one else None
+
+
+def _expert_sites(key: str, module: Any, layout: ExpertLayout, layer: int) -> list[Site]:
+    sites = []
+    for name in (layout.first, layout.last):
+        weight = getattr(module, name)
+        state = getattr(weight, "quant_state", None)  # 4-bit weights are flat
+        experts, *sizes = weight.shape if state is None else state.shape
+        out_features, in_features = reversed(sizes) if layout.transposed else sizes
+        sites.append(
+            Site(f"{key}.{name}", "experts", module, layer, in_features, out_features,
+                 layout.transposed, experts)
+        )  # fmt: skip
+    return sites
+
+
 def _has_linear(module: nn.Module) -> bool:
     """Return True if a module holds linear layers and is none itself."""
     parts = (part for part in module.modules() if part is not module)
@@ -461,18 +496,3 @@ def _is_plain(module: Any) -> bool:
 def _ends(key: str, name: str) -> bool:
     """Return True if a name is a whole dotted path or its end, as in PEFT."""
     return key == name or key.endswith(f".{name}")
-
-
-def _expert_sites(key: str, module: Any, layer: int) -> list[Site]:
-    layout, sites = expert_layout(module), []
-    assert layout is not None
-    for name in (layout.first, layout.last):
-        weight = getattr(module, name)
-        state = getattr(weight, "quant_state", None)  # 4-bit weights are flat
-        experts, *sizes = weight.shape if state is None else state.shape
-        out_features, in_features = reversed(sizes) if layout.transposed else sizes
-        sites.append(
-            Site(f"{key}.{name}", "experts", module, layer, in_features, out_features,
-                 layout.transposed, experts)
-        )  # fmt: skip
-    return sites

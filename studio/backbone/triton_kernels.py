@@ -1,8 +1,8 @@
 """Triton kernels of RMSNorm, SwiGLU, rotary positions, NF4 products and the head's loss.
 
-Each has the name and the arguments of its plain form (`kernels.PLAIN`), which takes two to eight
-launches. All compute in float32 and round when they store. Only `training/kernel_check.py` imports
-this module, and only where Triton is installed.
+Each has the name and the arguments of its plain form (`linear_kernels.PLAIN`), which takes two to
+eight launches. All compute in float32 and round when they store. Only `training/kernel_check.py`
+imports this module, and only where Triton is installed.
 
 An NF4 weight is stored as bitsandbytes does: two numbers a byte, the first in its high half; one
 scale per block of a row, itself in 8 bit with a scale per group of blocks.
@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from studio.backbone.kernels import PLAIN
+from studio.backbone.linear_kernels import PLAIN
 
 FLAT_BLOCK, HEAD_BLOCK, NF4_BLOCK = 1024, 4096, 64
 

@@ -32,7 +32,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from studio import atomic
 from studio.backbone import Backbone
 from studio.backbone.attention import masking
-from studio.backbone.kernels import indexed
+from studio.backbone.linear_kernels import indexed
 from studio.chat.decoding import GRAPHS, PreallocatedLayer
 from studio.errors import is_out_of_memory
 from studio.home import Home

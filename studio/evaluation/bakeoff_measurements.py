@@ -113,7 +113,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return size, latency ratios to the bare base, and answers of one adapter."""
     from studio.backbone import Backbone
-    from studio.backbone.fold import fold
+    from studio.backbone.dense_weights import fold
     from studio.models.loading import load
 
     found = describe(folder)

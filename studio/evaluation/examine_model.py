@@ -205,8 +205,8 @@ def _merge(source: ModelSource, loaded: Loaded, backbone: Backbone, folder: Path
     """Fold the adapter into the weights, write the model and load it again."""
     from studio.adapters.merge import write_model
     from studio.backbone import Backbone
+    from studio.backbone.dense_weights import fold
     from studio.backbone.equalities import require_equal
-    from studio.backbone.fold import fold
     from studio.models.loading import load
 
     live = _logits(backbone, ("a", 1.0))

@@ -71,7 +71,7 @@ class Method(Record):
     peft_defaults: ClassVar[dict[str, Any]] = {}
     """PEFT's defaults of fields that have another default here."""
     needs_bias: ClassVar[bool] = False
-    """True if folding needs a bias vector at every site (`backbone/fold.py`)."""
+    """True if folding needs a bias vector at every site (`backbone/dense_weights.py`)."""
     is_low_rank: ClassVar[bool] = False
     """True if the adapter is plain `A` and `B` of rank `r` beside linear layers, as in LoRA."""
     adapterhub: ClassVar[bool] = False

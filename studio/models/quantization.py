@@ -271,7 +271,7 @@ def quantising_options(kind: str, dtype: torch.dtype, device: torch.device) -> d
 
 def is_expert_weight(module: nn.Module, name: str) -> bool:
     """Return True for a 3-D parameter of routed experts."""
-    from studio.backbone.expert_layout import expert_layout
+    from studio.backbone.sites import expert_layout
 
     layout = expert_layout(module)
     return layout is not None and name in (layout.first, layout.last)

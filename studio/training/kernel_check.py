@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from studio.backbone.kernels import Kernels
+    from studio.backbone.linear_kernels import Kernels
     from studio.home import Home
     from studio.models.loading import Loaded
     from studio.spec import RunSpec
@@ -83,7 +83,7 @@ def prepare(
         home: Where results are kept.
         stopped: Asked while kernels are checked; True ends that, and none are used.
     """
-    from studio.backbone.kernels import activate
+    from studio.backbone.linear_kernels import activate
 
     device, dtype, text = loaded.device, loaded.dtype, ""
     if device.type != "cuda":
@@ -168,7 +168,7 @@ def _checked(loaded: Loaded, stopped: Stopped) -> Result:
     """Return a new result, with the time until which it counts if a kernel was not measured."""
     import torch
 
-    from studio.backbone.kernels import indexed
+    from studio.backbone.linear_kernels import indexed
 
     device, kind = indexed(loaded.device), str(loaded.dtype).removeprefix("torch.")
     started, asked = time.time(), ask(str(device), kind, stopped)
@@ -268,7 +268,7 @@ def main() -> None:
     """Print the results for a device and precision as one line of JSON."""
     import torch
 
-    import studio.backbone.fused_layers
+    import studio.backbone.activation_memory
     import studio.training.loss  # noqa: F401 (both name their plain forms)
 
     device, dtype = torch.device(sys.argv[1]), getattr(torch, sys.argv[2])
@@ -285,7 +285,7 @@ def measure(
         For each kernel `error`, `milliseconds` and those of its plain form, and `why` it is not to
         be used; empty if it is.
     """
-    from studio.backbone.kernels import PLAIN
+    from studio.backbone.linear_kernels import PLAIN
 
     found: dict[str, Result] = {}
     for name, kernel in kernels.items():

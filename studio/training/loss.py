@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from studio.backbone import Backbone
-from studio.backbone.kernels import replaceable
+from studio.backbone.linear_kernels import replaceable
 from studio.hardware import torch_module
 from studio.training.allocator_and_threads import WIDE_NUMBERS, chunk_numbers
 from studio.training.batching import PackedBatch, PaddedBatch, total_weight

@@ -253,8 +253,8 @@ def layer_activations(spec: RunSpec, shape: Shape) -> tuple[int, int]:
 
     The norms' inputs, queries, keys, values and the attention's output, the inputs of the
     activation. Methods beside linear layers keep these layers' inputs and the low-rank products;
-    the down projection's is recomputed from the gate (`backbone/fused_layers.py`). Norms that train
-    keep a copy in float32.
+    the down projection's is recomputed from the gate (`backbone/activation_memory.py`). Norms that
+    train keep a copy in float32.
     """
     method, hidden = spec.method, shape.hidden
     lean = shape.gated and not spec.train.fsdp  # a sharded base computes as it was written

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from studio.backbone import Backbone
-from studio.backbone.fold import fold
+from studio.backbone.dense_weights import fold
 from studio.methods.norm_tuning import NormTuning
 from tests.families import FAMILIES, LAYERS, VOCABULARY, family_config, family_model
 

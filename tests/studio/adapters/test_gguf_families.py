@@ -172,7 +172,7 @@ def test_a_rule_that_gguf_does_not_have_is_counted():
 @pytest.mark.parametrize("name", ["llama", "phi3", "qwen3.5", "granite"])
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_a_gguf_adapter_changes_the_files_weights_as_a_merge_does(tmp_path, name, use_rslora):
-    from studio.backbone.fold import fold
+    from studio.backbone.dense_weights import fold
 
     folder = write_family(name, tmp_path / "base")
     backbone = Backbone(family_model(name))

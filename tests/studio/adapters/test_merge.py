@@ -13,7 +13,7 @@ from studio.adapters import merge as merging
 from studio.adapters.merge import merge, read_certificate
 from studio.adapters.verify_logits import VerificationError
 from studio.backbone import Backbone
-from studio.backbone.fold import fold
+from studio.backbone.dense_weights import fold
 from studio.errors import InputError, MethodError
 from studio.methods.bottleneck import Bottleneck
 from studio.methods.ia3 import IA3

@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 import torch
 
-from studio.backbone import kernels
+from studio.backbone import linear_kernels
 from studio.backbone.dense_weights import QuantisedLinear, dequantised
-from studio.backbone.kernels import PLAIN
+from studio.backbone.linear_kernels import PLAIN
 from studio.models.quantization import quantised
 from studio.training.kernel_check import TOLERANCES, Size, difference, samples
 from tests.studio.training import conftest
@@ -143,11 +143,11 @@ def test_a_training_step_with_kernels_has_the_same_gradients(smoothing, base, mo
                     continue
                 site.module.weight = quantised(site.module.weight.data, 4)
                 site.module.__class__ = QuantisedLinear
-        kernels.activate(CPU, torch.float32, {name: watched(name) for name in used})
+        linear_kernels.activate(CPU, torch.float32, {name: watched(name) for name in used})
         try:
             session.forward_backward(session)
         finally:
-            kernels.activate(CPU, torch.float32, {})
+            linear_kernels.activate(CPU, torch.float32, {})
         return [p.grad.clone() for p in session.parameters], set(seen)
 
     expected, _ = step({})

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from studio.backbone import Backbone, activation_checkpointing
-from studio.backbone.activation_checkpointing import Offload, OffloadedTensor
+from studio.backbone import Backbone, activation_memory
+from studio.backbone.activation_memory import Offload, OffloadedTensor
 from studio.methods import Method
 from studio.methods.lora import Lora
 from studio.methods.prefix_tuning import PrefixTuning
@@ -77,7 +77,7 @@ def test_the_newest_stays_near_and_the_one_before_is_fetched_ahead():
 
 def test_small_tensors_stay_and_a_graph_that_is_dropped_leaves_nothing():
     away = Offload(torch.device("cpu"))
-    small = torch.zeros(activation_checkpointing.MIN_NUMBERS - 1)
+    small = torch.zeros(activation_memory.MIN_NUMBERS - 1)
     assert away.pack(small) is small
     gone = weakref.ref(away.pack(torch.zeros(2000)))
     gc.collect()

@@ -14,10 +14,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from studio.adapters.mix_adapters import mix
-from studio.backbone import Anatomy, Backbone, expert_kernels
-from studio.backbone.dense_weights import stored_weight
+from studio.backbone import Anatomy, Backbone, experts
+from studio.backbone.dense_weights import fold, stored_weight
 from studio.backbone.experts import not_adapted
-from studio.backbone.fold import fold
 from studio.errors import AdapterError, MethodError
 from studio.methods.lora import Lora
 from studio.models import quantization
@@ -159,7 +158,7 @@ def test_each_expert_has_its_own_low_rank_delta(family, block):
 @pytest.mark.parametrize("family", ["olmoe", "llama4_text"])
 @pytest.mark.parametrize("joined", [True, False])
 def test_gradients_of_experts_are_those_of_their_matrices(joined, family, monkeypatch):
-    monkeypatch.setattr(expert_kernels.JoinedFactors, "fits", lambda x, a_ERI: joined)
+    monkeypatch.setattr(experts.JoinedFactors, "fits", lambda x, a_ERI: joined)
     backbone = adapted(family)
     parameters = backbone.train("a")
     loss = backbone.model(input_ids=IDS).logits.square().mean()

@@ -7,7 +7,7 @@ import torch
 import transformers
 from transformers.models.llama import modeling_llama
 
-from studio.backbone import Backbone, fused_layers
+from studio.backbone import Backbone, activation_memory
 from studio.methods.full import Full
 from studio.methods.lora import Lora
 from tests.studio.methods.cases import ADAPTERS, MODELS, adapted, fits
@@ -124,9 +124,8 @@ def test_nothing_changes_where_gradients_are_off():
 
 @pytest.mark.parametrize("model", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "mistral"])
 def test_rotary_positions_are_one_node(model, monkeypatch):
-    calls = []
-    own = fused_layers.RotaryNode.apply
-    monkeypatch.setattr(fused_layers.RotaryNode, "apply", lambda *x: calls.append(x) or own(*x))
+    calls, node, own = [], activation_memory.RotaryNode, activation_memory.RotaryNode.apply
+    monkeypatch.setattr(node, "apply", lambda *x: calls.append(x) or own(*x))
     backbone = adapted(model, Lora(r=4))[0]
     backbone.packed_logits(IDS, LENGTHS, KEEP)
     assert len(calls) == 2 * backbone.anatomy.num_layers

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
 from studio.backbone import Adapter, Backbone, adapter_files, method_capabilities
-from studio.backbone.fold import fold
+from studio.backbone.dense_weights import fold
 from studio.chat.decoding import cache_argument
 from studio.methods import Phase, methods
 from tests.studio.methods import by_hand

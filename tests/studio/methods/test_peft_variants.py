@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from studio.backbone import Backbone
-from studio.backbone.fold import fold
+from studio.backbone.dense_weights import fold
 from studio.errors import AdapterError
 from tests.studio.tiny import tiny_model
 

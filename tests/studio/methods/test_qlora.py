@@ -6,8 +6,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig
 
 from studio.backbone import Backbone
-from studio.backbone.dense_weights import dense_weight
-from studio.backbone.fold import fold
+from studio.backbone.dense_weights import dense_weight, fold
 from studio.methods.lora import Lora
 from studio.models.loading import load
 from studio.spec import ModelSource

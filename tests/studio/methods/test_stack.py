@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from studio.backbone import Backbone
-from studio.backbone.fold import fold
+from studio.backbone.dense_weights import fold
 from studio.chat.decoding import cache_argument
 from studio.errors import MethodError
 from studio.methods.bitfit import BitFit

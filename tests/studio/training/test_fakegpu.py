@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import scaled_dot_product_attention
 
 from studio.adapters.adapter_requests import MergeRequest
-from studio.backbone import Backbone, attention, kernels
+from studio.backbone import Backbone, attention, linear_kernels
 from studio.backbone.dense_weights import QuantisedLinear
 from studio.evaluation.evaluate_on_dataset import EvaluateRequest
 from studio.home import open_home
@@ -207,7 +207,7 @@ def test_a_layer_of_a_training_step_takes_few_launches(triton, most):
     counts = []
     with fake_gpu(triton=triton):
         named = kernel_check._kernels() if triton else {}
-        kernels.activate(GPU, torch.bfloat16, named)
+        linear_kernels.activate(GPU, torch.bfloat16, named)
         for layers in (2, 3):
             model = make_model(num_hidden_layers=layers).bfloat16().to("cuda:0")
             backbone = Backbone(model)
@@ -223,7 +223,7 @@ def test_a_layer_of_a_training_step_takes_few_launches(triton, most):
                 loss_sum(backbone, batch).backward()
             counts.append(log.launches)
         assert set(log.ops) >= {name for name in named if not name.startswith("nf4")}
-    kernels.activate(GPU, torch.bfloat16, {})
+    linear_kernels.activate(GPU, torch.bfloat16, {})
     assert counts[1] - counts[0] <= most, counts
 
 

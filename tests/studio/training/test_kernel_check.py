@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from jobs.doctor import examine
-from studio.backbone import kernels
-from studio.backbone.kernels import PLAIN
+from studio.backbone import linear_kernels
+from studio.backbone.linear_kernels import PLAIN
 from studio.spec import RunSpec
 from studio.training import kernel_check
 from studio.training.kernel_check import LATE, MEMORY, Size, measure, prepare
@@ -96,7 +96,7 @@ def test_the_time_of_a_call_is_measured():
 
 
 def used():
-    return {name for name, device, _ in kernels._active if device == GPU}
+    return {name for name, device, _ in linear_kernels._active if device == GPU}
 
 
 def test_the_result_is_kept_in_the_home_and_told_once(home, monkeypatch):
@@ -252,7 +252,9 @@ def test_the_child_checks_every_kernel(monkeypatch, capsys):
 def test_a_device_without_a_number_is_the_current_one():
     seen = []
     with fake_gpu(triton=True):
-        kernels.activate(torch.device("cuda"), torch.float32, {"swiglu": lambda *_: seen.append(1)})
-        kernels._active[("swiglu", GPU, torch.float32)]()
-        kernels.activate(GPU, torch.float32, {})
+        linear_kernels.activate(
+            torch.device("cuda"), torch.float32, {"swiglu": lambda *_: seen.append(1)}
+        )
+        linear_kernels._active[("swiglu", GPU, torch.float32)]()
+        linear_kernels.activate(GPU, torch.float32, {})
     assert seen == [1] and used() == set()
