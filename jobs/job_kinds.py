@@ -127,7 +127,7 @@ KINDS: dict[str, Kind | str] = {
     "import_adapter": "studio.adapters.adapter_requests:ImportAdapterRequest",
     "export_adapter": "studio.adapters.adapter_requests:ExportRequest",
     "gguf": "studio.adapters.gguf:GgufRequest",
-    "push": "studio.adapters.push:PushRequest",
+    "push": "studio.adapters.export:PushRequest",
     "promote": "studio.evaluation.promote_checkpoint:PromoteRequest",
     "bakeoff": "studio.evaluation.bakeoff_measurements:BakeoffRequest",
     "evaluate": "studio.evaluation.evaluate_on_dataset:EvaluateRequest",

@@ -20,10 +20,10 @@ from studio.adapters.adapter_requests import (
     MixRequest,
     PictureRequest,
 )
+from studio.adapters.export import PushRequest
 from studio.adapters.gguf import GgufRequest
 from studio.adapters.gguf_write import PRECISION_LABELS
 from studio.adapters.library import StoredAdapter, describe, resolve
-from studio.adapters.push import PushRequest
 from studio.adapters.weight_changes import drawn
 from studio.errors import AdapterError, InputError, ModelError
 from studio.evaluation.evaluate_on_dataset import EvaluateRequest

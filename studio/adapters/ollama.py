@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from studio.adapters.gguf_tokenizer import begins_with_bos, end_ids
+from studio.adapters.gguf_write import begins_with_bos, end_ids
 
 Message = dict[str, str]
 USER, ANSWER, SYSTEM = "Xuserx", "Yanswery", "Zsystemz"

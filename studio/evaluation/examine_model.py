@@ -246,7 +246,7 @@ def _gguf(loaded: Loaded, file: Path) -> None:
 
 def _gguf_adapter(loaded: Loaded, backbone: Backbone, folder: Path) -> None:
     """Write the adapter as GGUF and compare its changes."""
-    from studio.adapters.gguf_adapter import export_gguf_adapter
+    from studio.adapters.gguf import export_gguf_adapter
 
     export_gguf_adapter(backbone.adapters["a"], loaded.facts.path, folder, name="a")
 

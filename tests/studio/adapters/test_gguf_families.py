@@ -15,9 +15,16 @@ import gguf
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from studio.adapters.gguf_adapter import halves_of
-from studio.adapters.gguf_tokenizer import KEEPS_MERGES, RULES, pre_tokenizer
-from studio.adapters.gguf_write import read_tensors, verify_tensors, write, write_adapter
+from studio.adapters.gguf import halves_of
+from studio.adapters.gguf_write import (
+    KEEPS_MERGES,
+    RULES,
+    pre_tokenizer,
+    read_tensors,
+    verify_tensors,
+    write,
+    write_adapter,
+)
 from studio.backbone import Backbone
 from studio.backbone.equalities import attach_random
 from studio.errors import AdapterError, ModelError

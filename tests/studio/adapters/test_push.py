@@ -9,8 +9,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from studio.adapters import push
-from studio.adapters.push import PushRequest, files_of
+from studio.adapters import export
+from studio.adapters.export import PushRequest, files_of
 from studio.errors import InputError, Unreached
 from tests.serving import Handler, serving
 
@@ -102,7 +102,7 @@ def test_what_did_not_arrive_whole_is_said(hub, folder):
     hub.loses = "README.md"
 
     with pytest.raises(InputError, match=r"README.md did not arrive completely in me/x"):
-        push.push(folder, "me/x")
+        export.push(folder, "me/x")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_refusal_is_a_sentence_and_a_busy_hub_may_be_asked_again(
     hub.status = status
 
     with pytest.raises(kind, match=sentence) as caught:
-        push.push(folder, "me/x")
+        export.push(folder, "me/x")
 
     assert "hf_secret" not in caught.value.text
 

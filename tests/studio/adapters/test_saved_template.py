@@ -116,7 +116,7 @@ def test_an_exported_adapter_brings_its_template(base, adapter, tmp_path):
 
 def test_a_gguf_file_of_a_merged_model_holds_the_template(merged):
     gguf = pytest.importorskip("gguf")
-    from studio.adapters.gguf_tokenizer import add_tokenizer
+    from studio.adapters.gguf_write import add_tokenizer
 
     writer = gguf.GGUFWriter(None, "llama")
     notes = add_tokenizer(writer, merged, 512, "llama")
