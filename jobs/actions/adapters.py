@@ -11,20 +11,14 @@ from jobs.job_inputs import refuse_needed
 from jobs.job_queue import JobStore
 from studio.adapter_stack import Stack, StackItem, write_lane
 from studio.adapters import library
-from studio.adapters.adapter_requests import (
-    BASE,
-    STACK,
-    ExportRequest,
-    ImportAdapterRequest,
-    MergeRequest,
-    MixRequest,
-    PictureRequest,
-)
-from studio.adapters.export import PushRequest
+from studio.adapters.export import ExportRequest, PushRequest
 from studio.adapters.gguf import GgufRequest
 from studio.adapters.gguf_write import PRECISION_LABELS
+from studio.adapters.import_adapter import ImportAdapterRequest
 from studio.adapters.library import StoredAdapter, describe, resolve
-from studio.adapters.weight_changes import drawn
+from studio.adapters.merge import BASE, STACK, MergeRequest
+from studio.adapters.mix_adapters import MixRequest
+from studio.adapters.weight_changes import PictureRequest, drawn
 from studio.errors import AdapterError, InputError, ModelError
 from studio.evaluation.evaluate_on_dataset import EvaluateRequest
 from studio.evaluation.promote_checkpoint import PromoteRequest

@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
+from studio import atomic
+from studio.adapters.gguf import export_gguf_adapter
 from studio.adapters.library import (
     CONFIG,
     PASSPORT,
@@ -56,6 +58,39 @@ Format = Literal["peft", "vllm", "adapterhub", "gguf-adapter", "card"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 TOLERANCE = 1e-4  # of the largest logit: the files hold the same float32 numbers
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+SENT = ("*.safetensors", "*.gguf", "*.json", "*.md", "*.model", "*.txt", "*.jinja", "Modelfile")
+NOT_SENT = ("MANIFEST.json", "passport.json", "label.json", ".*")
+
+
+class ExportRequest(Request):
+    """Write an adapter to a new folder."""
+
+    kind: ClassVar[str] = "export_adapter"
+    adapter: str = knob("", "Name or folder of the adapter.", title="Adapter")
+    out: str = knob("", "New folder; in the home's exports by default.", max_length=4000)
+    form: Format = knob("peft", "Format of the files, or the model card alone.", title="Format")
+    model: str = knob("", "Its base, if the passport does not name it.", advanced=True)
+
+    def checked(self, home: Home) -> Self:
+        """Return it with its adapter found and the new folder absolute."""
+        folder = resolve(home, self.adapter)
+        refuse_form(describe(folder), self.form)
+        usual = home.path / "exports" / slug(f"{describe(folder).name} {self.form}")
+        out = Path(self.out).expanduser().absolute() if self.out.strip() else usual
+        refuse_place(out)
+        return self.model_copy(update={"adapter": str(folder), "out": str(out)})
+
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+        """Write it, and compare it with the original."""
+        yield Loading(text="Writing the adapter")
+        out = export_adapter(home, self.adapter, Path(self.out), form=self.form, model=self.model)
+        yield Finished(adapter=str(out))
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the folder and the comparison with the original."""
+        check = atomic.read_object(Path(self.out) / EXPORT_REPORT) or None
+        return {"out": self.out, "check": check}
 
 
 def export_adapter(
@@ -85,16 +120,18 @@ def export_adapter(
         if form != "peft" or not _is_peft(folder):
             raise
         beside = None  # files are copied without the base; they are checked less
-    if form == "gguf-adapter":
-        assert beside is not None
-        return _write_gguf_adapter(adapter, beside, out)
+    found = None
     with publishing(out) as temporary:
-        rank = _write(adapter, beside, temporary, form=form, base=base)
         if beside and adapter.chat_template != "auto":
             keep_template(beside.tokenizer, adapter.chat_template)
-            template = beside.tokenizer.chat_template
-            (temporary / "chat_template.jinja").write_text(template, encoding="utf-8")
-        if beside:
+            if form != "gguf-adapter":
+                template = beside.tokenizer.chat_template
+                (temporary / "chat_template.jinja").write_text(template, encoding="utf-8")
+        rank, notes = _write(adapter, beside, temporary, form=form, base=base)
+        if form == "gguf-adapter":
+            measured = "Read back: its changes of the weights equal the adapter's."
+            report = {"form": form, "max_error": 0.0, "note": measured, "notes": notes}
+        elif beside:
             found, moved = beside.compare(temporary)
             report = {"form": form, **asdict(found), "moved": moved, "note": ""}
             measured = (
@@ -104,11 +141,11 @@ def export_adapter(
         else:
             read_method(read_config(temporary))
             adapter_files.read_tensors(temporary, adapter_files.WEIGHTS)
-            found, measured = None, "Its base is not here: the files were read, not run."
+            measured = "Its base is not here: the files were read, not run."
             report = {"form": form, "max_error": None, "note": measured}
         write_report(temporary, EXPORT_REPORT, report)
-        card = adapter_card(adapter, form=form, measured=measured, rank=rank)
-        write_card(temporary, card)
+        measured = " ".join([measured, *notes])
+        write_card(temporary, adapter_card(adapter, form=form, measured=measured, rank=rank))
         if found:
             found.require("exported adapter", "original")
     return out
@@ -187,46 +224,28 @@ class _Beside:
         return compare(after, before, tolerance=TOLERANCE), float((before - base).abs().max())
 
 
-def _write_gguf_adapter(adapter: StoredAdapter, beside: _Beside, out: Path) -> Path:
-    """Write a GGUF adapter with a Modelfile, its report and its card."""
-    from studio.adapters.gguf import export_gguf_adapter
-    from studio.data.template.choose_template import keep_template
-
-    form = "gguf-adapter"
-    if adapter.chat_template != "auto":
-        keep_template(beside.tokenizer, adapter.chat_template)
-    with publishing(out) as temporary:
-        notes = export_gguf_adapter(
-            beside.original, beside.folder, temporary, name=adapter.name,
-            tokenizer=beside.tokenizer,
-        )  # fmt: skip
-        measured = "Read back: its changes of the weights equal the adapter's."
-        report = {"form": form, "max_error": 0.0, "note": measured, "notes": notes}
-        write_report(temporary, EXPORT_REPORT, report)
-        write_card(
-            temporary, adapter_card(adapter, form=form, measured=" ".join([measured, *notes]))
-        )
-    return out
-
-
 def _write(
     adapter: StoredAdapter, beside: _Beside | None, out: Path, *, form: Format, base: str
-) -> int:
-    """Write the files of a format; return the maximum rank a server must allow."""
+) -> tuple[int, list[str]]:
+    """Write the files of a format; return the rank that a server must allow, and notes."""
     from studio.backbone import adapter_files
 
     if form == "peft" and _is_peft(adapter.path):
         for file in (CONFIG, WEIGHTS[0], PASSPORT):
             if (adapter.path / file).is_file():
                 shutil.copyfile(adapter.path / file, out / file)
-        return 0
+        return 0, []
     assert beside is not None
+    if form == "gguf-adapter":
+        return 0, export_gguf_adapter(
+            beside.original, beside.folder, out, name=adapter.name, tokenizer=beside.tokenizer
+        )
     if form == "adapterhub":
         anatomy = beside.backbone.anatomy
         adapter_files.write_adapterhub(beside.original, out, anatomy, name=slug(adapter.name))
-        return 0
+        return 0, []
     adapter_files.write(beside.original, out, beside.backbone.anatomy, base=base)
-    return _fit_vllm(adapter, beside.original, out) if form == "vllm" else 0
+    return (_fit_vllm(adapter, beside.original, out) if form == "vllm" else 0), []
 
 
 def _fit_vllm(adapter: StoredAdapter, original: Loaded, out: Path) -> int:
@@ -251,11 +270,6 @@ def _fit_vllm(adapter: StoredAdapter, original: Loaded, out: Path) -> int:
     config |= {"target_modules": names, "bias": "none", "modules_to_save": None}
     (out / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
     return limit
-
-
-REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-SENT = ("*.safetensors", "*.gguf", "*.json", "*.md", "*.model", "*.txt", "*.jinja", "Modelfile")
-NOT_SENT = ("MANIFEST.json", "passport.json", "label.json", ".*")
 
 
 class PushRequest(Request):

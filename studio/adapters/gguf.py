@@ -21,9 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from studio import atomic
-from studio.adapter_stack import Stack
-from studio.adapters.adapter_lineage import base_of, resolve_stack
-from studio.adapters.adapter_requests import BASE, OWN_BASE, STACK
 from studio.adapters.gguf_families import family_of, numbers_of
 from studio.adapters.gguf_tensors import Places
 from studio.adapters.gguf_write import (
@@ -36,7 +33,7 @@ from studio.adapters.gguf_write import (
     write_adapter,
 )
 from studio.adapters.library import name_of, refuse_place
-from studio.adapters.merge import merge, read_certificate
+from studio.adapters.merge import StackRequest, merge, read_certificate
 from studio.adapters.model_card import stack_card, write_card
 from studio.adapters.ollama import modelfile
 from studio.adapters.verify_logits import (
@@ -50,12 +47,10 @@ from studio.adapters.verify_logits import (
 from studio.errors import AdapterError, ModelError
 from studio.fields import knob
 from studio.home import Home, publishing, slug
-from studio.job_request import Request
 from studio.methods.lora import Lora
 from studio.methods.method import START
 from studio.models.find_model import facts
 from studio.names import cleaned
-from studio.spec import ModelSource
 from studio.training.training_events import Event, Finished, Loading
 
 if TYPE_CHECKING:
@@ -84,15 +79,17 @@ TEXTS = (
     "Once upon a time there was a little fox.", "What is the capital of France?", "2 + 2 = 4",
     "She said: “Don't!” – twice.", "¿Qué hora es?",
 )  # fmt: skip
+ADAPTER_FILE = "adapter.gguf"
+ADAPTER_TOLERANCE = 1e-5  # of the largest change
+A_KEY, B_KEY = ".lora_A.weight", ".lora_B.weight"
+NOTE = "Use it with a GGUF file of its base: `llama-server -m BASE.gguf --lora adapter.gguf`."
 
 
-class GgufRequest(Request):
+class GgufRequest(StackRequest):
     """Write a model, with a stack folded in, as GGUF."""
 
     kind: ClassVar[str] = "gguf"
     name: str = knob("", "What to call it.", title="Name", max_length=120)
-    stack: Stack = knob((), "Adapters in stack order; repeat for several.", **STACK)
-    model: ModelSource = knob(ModelSource(path=""), OWN_BASE, **BASE)
     precision: Precision = knob(
         "f16", "Precision of the weights; smaller files answer less exactly.", title="Precision",
         labels=PRECISION_LABELS,
@@ -102,17 +99,14 @@ class GgufRequest(Request):
     def checked(self, home: Home) -> Self:
         """Return it with adapters found and the new folder absolute."""
         package()
-        stack = resolve_stack(home, self.stack)
-        known = facts(model := base_of(self.model, stack))
-        called = [name_of(Path(item.name)) for item in stack]
-        made_up = cleaned(" ".join([known.path.name, *called, self.precision]))
+        found = self.found(home)
+        called = [facts(found.model).path.name, *(name_of(folder) for folder, _ in found.parts)]
+        made_up = cleaned(" ".join([*called, self.precision]))
         name = self.name.strip() or made_up
         out = Path(self.out).expanduser().absolute() if self.out.strip() else None
         out = out or home.path / "exports" / slug(f"{name} gguf")
         refuse_place(out)
-        return self.model_copy(
-            update={"stack": stack, "model": model, "out": str(out), "name": name}
-        )
+        return found.model_copy(update={"out": str(out), "name": name})
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Fold, write, read back."""
@@ -121,8 +115,7 @@ class GgufRequest(Request):
             folder = facts(self.model).path
             if self.stack:
                 folder = Path(place) / "merged"
-                stack = [(Path(item.name), item.weight) for item in self.stack]
-                for event in merge(self.model, stack, folder, device="cpu"):
+                for event in merge(self.model, self.parts, folder, device="cpu"):
                     if not isinstance(event, Finished):
                         yield event
                 _refuse_leftovers(folder)
@@ -161,7 +154,7 @@ class GgufRequest(Request):
             "Use": "`ollama create NAME -f Modelfile`, or `llama-server -m FILE.gguf`",
             "Smaller files": "`llama-quantize FILE.gguf SMALL.gguf Q4_K_M`, of llama.cpp",
         }
-        stack = [(name_of(Path(item.name)), item.weight) for item in self.stack]
+        stack = [(name_of(path), weight) for path, weight in self.parts]
         return stack_card(self.name, self.model.path, stack, rows, library="gguf")
 
 
@@ -242,12 +235,6 @@ def _refuse_leftovers(folder: Path) -> None:
         )
 
 
-FILE = "adapter.gguf"
-TOLERANCE = 1e-5  # of the largest change
-A_KEY, B_KEY = ".lora_A.weight", ".lora_B.weight"
-NOTE = "Use it with a GGUF file of its base: `llama-server -m BASE.gguf --lora adapter.gguf`."
-
-
 def export_gguf_adapter(
     adapter: Adapter, base: Path, out: Path, *, name: str, tokenizer: Any = None
 ) -> list[str]:
@@ -266,9 +253,9 @@ def export_gguf_adapter(
     """
     package()
     halves, alpha = halves_of(adapter)
-    write_adapter(base, out / FILE, halves, alpha=alpha, name=name)
-    _verify(out / FILE, base, halves)
-    text, notes = modelfile(base, "BASE.gguf", adapter=FILE, tokenizer=tokenizer)
+    write_adapter(base, out / ADAPTER_FILE, halves, alpha=alpha, name=name)
+    _verify(out / ADAPTER_FILE, base, halves)
+    text, notes = modelfile(base, "BASE.gguf", adapter=ADAPTER_FILE, tokenizer=tokenizer)
     (out / "Modelfile").write_text(text, encoding="utf-8")
     return [NOTE, *notes]
 
@@ -335,5 +322,5 @@ def _verify(file: Path, base: Path, halves: Halves) -> None:
             a, b = (there.pop(f"{place.name}.lora_{half}") for half in "ab")
             error = float(np.abs(b @ a - wanted).max()) / max(float(np.abs(wanted).max()), 1e-9)
             worst = max(worst, error)
-    if worst > TOLERANCE or there:
+    if worst > ADAPTER_TOLERANCE or there:
         raise AdapterError(f"The written GGUF adapter differs from the adapter ({worst:.2g}).")

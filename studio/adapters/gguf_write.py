@@ -39,6 +39,47 @@ BLOCKS = ("q8_0", "q5_1", "q4_0")  # quantised in blocks of 32 numbers
 BLOCK = 32
 EXACT = ("conv", "ffn_gate_inp", "ssm_", "altup_", "_norm", "rope_")  # never quantised
 
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LINES = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_PATHS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LOWER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+_UPPER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+_ASCII = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
+_CUTS = r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+RULES: dict[str, tuple[str, ...]] = {
+    "gpt-2": (_GPT2,),
+    "smollm": (r"\p{N}", _GPT2),
+    "llama-bpe": (_SHORT + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _LINES,),
+    "qwen2": (_SHORT + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _LINES,),
+    "qwen35": (
+        _SHORT + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+    "tekken": (f"{_LOWER}|{_UPPER}" + r"|\p{N}" + _PATHS,),
+    "gpt-4o": (f"{_LOWER}{_SHORT}?|{_UPPER}{_SHORT}?" + r"|\p{N}{1,3}" + _PATHS,),
+    "deepseek-v3": (r"\p{N}{1,3}", r"[一-龥぀-ゟ゠-ヿ]+", _ASCII + _CUTS),
+}
+"""Each rule as the patterns that cut a text one after the other.
+
+Source: the rules that llama.cpp implements under these names.
+"""
+KEEPS_MERGES = {"llama-bpe": "dbrx"}
+"""The name of the same rule where a whole word in the vocabulary does not skip the merges."""
+TEXTS = (
+    "She said: “Don't!” – twice, they'LL go; I'M, we'Ve.", "1234567 and 3.14159 in 2026, x12y345",
+    "def add(a, b):\n    return a + b  # sum\n\n\n\tif x:\r\n", "  two  spaces   and trailing   ",
+    "HelloWorld camelCaseWords HTTPServer XMLHttpRequest iPhone", "path/to/file.txt http://a.b/c?d",
+    "¿Qué hora es? Ça va, naïve café – über", "你好，世界！こんにちは世界 123 안녕하세요",
+    "नमस्ते दुनिया हिन्दी", "👋🏽 🇩🇪 ½ ²³ Ⅷ", "a\n \n  b\n\n   c", "!!!???... --- ***bold*** ~tilde~",
+)  # fmt: skip
+UNKNOWN_RULE = (
+    "GGUF has no rule that splits all texts as this tokenizer does: the file can be used, but "
+    "answers to texts that are split otherwise may be worse."
+)
+
 
 def package() -> Any:
     """Import `gguf`.
@@ -214,48 +255,6 @@ def _close(writer: Any) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-
-_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LINES = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_PATHS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LOWER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-_UPPER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-_ASCII = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
-_CUTS = r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-RULES: dict[str, tuple[str, ...]] = {
-    "gpt-2": (_GPT2,),
-    "smollm": (r"\p{N}", _GPT2),
-    "llama-bpe": (_SHORT + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _LINES,),
-    "qwen2": (_SHORT + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _LINES,),
-    "qwen35": (
-        _SHORT + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    ),
-    "tekken": (f"{_LOWER}|{_UPPER}" + r"|\p{N}" + _PATHS,),
-    "gpt-4o": (f"{_LOWER}{_SHORT}?|{_UPPER}{_SHORT}?" + r"|\p{N}{1,3}" + _PATHS,),
-    "deepseek-v3": (r"\p{N}{1,3}", r"[一-龥぀-ゟ゠-ヿ]+", _ASCII + _CUTS),
-}
-"""Each rule as the patterns that cut a text one after the other.
-
-Source: the rules that llama.cpp implements under these names.
-"""
-KEEPS_MERGES = {"llama-bpe": "dbrx"}
-"""The name of the same rule where a whole word in the vocabulary does not skip the merges."""
-TEXTS = (
-    "She said: “Don't!” – twice, they'LL go; I'M, we'Ve.", "1234567 and 3.14159 in 2026, x12y345",
-    "def add(a, b):\n    return a + b  # sum\n\n\n\tif x:\r\n", "  two  spaces   and trailing   ",
-    "HelloWorld camelCaseWords HTTPServer XMLHttpRequest iPhone", "path/to/file.txt http://a.b/c?d",
-    "¿Qué hora es? Ça va, naïve café – über", "你好，世界！こんにちは世界 123 안녕하세요",
-    "नमस्ते दुनिया हिन्दी", "👋🏽 🇩🇪 ½ ²³ Ⅷ", "a\n \n  b\n\n   c", "!!!???... --- ***bold*** ~tilde~",
-)  # fmt: skip
-UNKNOWN_RULE = (
-    "GGUF has no rule that splits all texts as this tokenizer does: the file can be used, but "
-    "answers to texts that are split otherwise may be worse."
-)
 
 
 def pre_tokenizer(tokenizer_json: dict[str, Any]) -> tuple[str, int]:

@@ -7,9 +7,10 @@ the adapter appears in the library only when everything is valid.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from studio import atomic, names
 from studio.adapters.library import (
@@ -22,13 +23,51 @@ from studio.adapters.library import (
     write_passport,
 )
 from studio.errors import AdapterError, Unreached, is_transient
+from studio.fields import knob
 from studio.home import Home, publishing, slug
+from studio.job_request import Request
 from studio.methods.method_of_config import is_adapterhub, read_config, read_method
 from studio.models.find_model import facts
 from studio.names import readable
 from studio.spec import ModelSource
+from studio.training.training_events import Event, Finished, Loading
 
 MAX_BYTES = 64 * 2**30
+
+
+class ImportAdapterRequest(Request):
+    """Copy a PEFT or AdapterHub adapter into the library."""
+
+    kind: ClassVar[str] = "import_adapter"
+    adapter: str = knob(
+        "", "Its name in the library; its folder's name when empty.", max_length=120
+    )
+    source: str = knob("", "Folder, or a hub id such as org/name.", max_length=4000)
+    model: ModelSource | None = knob(None, "The base to check it against.")
+
+    def checked(self, home: Home) -> Self:
+        """Return it with its folder found, which the job reads."""
+        source, _ = locate(home, self.source.strip(), self.adapter)
+        if self.model is not None:
+            facts(self.model)
+        return self.model_copy(update={"source": source})
+
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+        """Check it, try it on its base, copy it."""
+        yield Loading(text="Reading the adapter")
+        found = import_adapter(home, self.source, name=self.adapter, model=self.model)
+        yield Finished(adapter=str(found.path))
+
+    def target(self, home: Home) -> Path | None:
+        """Return the folder in the library, if the name was given."""
+        return home.adapters / slug(self.adapter) if self.adapter else None
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the adapter that was imported."""
+        if not result.get("adapter"):
+            return {"name": self.adapter, "path": None, "method": ""}  # it was deleted
+        found = describe(Path(result["adapter"]))
+        return {"name": found.name, "path": str(found.path), "method": found.method}
 
 
 def import_adapter(

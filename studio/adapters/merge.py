@@ -14,10 +14,11 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from studio import atomic
-from studio.adapters.adapter_lineage import of_other_bases
+from studio.adapter_stack import Stack
+from studio.adapters.adapter_lineage import base_of, of_other_bases, resolve_stack
 from studio.adapters.library import describe, name_of, refuse_place
 from studio.adapters.model_card import stack_card, write_card
 from studio.adapters.verify_logits import (
@@ -28,8 +29,11 @@ from studio.adapters.verify_logits import (
     prompt_ids,
     write_report,
 )
-from studio.errors import MethodError
-from studio.home import folder_hash, publishing, slug
+from studio.errors import InputError, MethodError
+from studio.fields import knob
+from studio.home import Home, folder_hash, publishing, slug
+from studio.job_request import Request
+from studio.models.find_model import facts
 from studio.spec import ModelSource
 from studio.training.training_events import Event, Finished, Loading
 
@@ -39,6 +43,74 @@ if TYPE_CHECKING:
     from studio.models.loading import Loaded
 
 VERIFY_SECONDS = 1800
+OWN_BASE = "Folder, hub id, or starter; that of the first adapter by default."
+BASE: dict[str, Any] = {"title": "Base model", "of": "model"}
+STACK: dict[str, Any] = {"title": "Adapters", "flag": "--adapter", "metavar": "NAME[:WEIGHT]"}
+
+
+class StackRequest(Request):
+    """A request about a stack of adapters on its base."""
+
+    stack: Stack = knob((), "Adapters in stack order; repeat for several.", **STACK)
+    model: ModelSource = knob(ModelSource(path=""), OWN_BASE, **BASE)
+
+    @property
+    def parts(self) -> list[tuple[Path, float]]:
+        """Folders and weights of the adapters, once they are found."""
+        return [(Path(item.name), item.weight) for item in self.stack]
+
+    def found(self, home: Home) -> Self:
+        """Return it with adapters found and its base named.
+
+        Raises:
+            StudioError: An adapter or the base does not exist.
+        """
+        stack = resolve_stack(home, self.stack)
+        facts(model := base_of(self.model, stack))
+        return self.model_copy(update={"stack": stack, "model": model})
+
+    def require_adapters(self) -> None:
+        """Raise unless the stack names an adapter.
+
+        Raises:
+            InputError: It is empty.
+        """
+        if not self.stack:
+            raise InputError("Name at least one adapter (--adapter NAME[:WEIGHT]).")
+
+
+class MergeRequest(StackRequest):
+    """Fold adapters into a new model, with a certificate."""
+
+    kind: ClassVar[str] = "merge"
+    model: ModelSource = knob(
+        ModelSource(path=""), OWN_BASE, inner=("path", "quantization", "dtype"), **BASE
+    )
+    out: str = knob("", "New folder; in the home's models by default.", advanced=True)
+    name: str = knob("", "Name of the merged model.", title="Name", max_length=120)
+    device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True, flag="-")
+
+    def checked(self, home: Home) -> Self:
+        """Return it with adapters found and the new folder absolute."""
+        self.require_adapters()
+        found, out = self.found(home), self.folder(home)
+        refuse_place(out)
+        return found.model_copy(update={"out": str(out)})
+
+    def folder(self, home: Home) -> Path:
+        """Return the folder of the merged model."""
+        if self.out:
+            return Path(self.out).expanduser().absolute()
+        names = "-".join(name_of(Path(item.name)) for item in self.stack)
+        return home.models / slug(self.name or f"merged-{names}")
+
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+        """Merge, with a certificate."""
+        return merge(self.model, self.parts, self.folder(home), device=self.device)
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the folder and its certificate."""
+        return {"out": self.out, "certificate": read_certificate(Path(self.out))}
 
 
 def merge(
@@ -66,10 +138,8 @@ def merge(
     yield Loading(text="Loading the base")
     loaded = load(source, device)
     backbone = Backbone(loaded.model)
-    names = [f"{place}-{slug(path.name)}" for place, (path, _) in enumerate(stack)]
-    for name, (path, _) in zip(names, stack, strict=True):
-        backbone.load(name, path)
-    live = tuple(zip(names, (weight for _, weight in stack), strict=True))
+    live = backbone.load_stack((name_of(path), path, weight) for path, weight in stack)
+    parts = {name: part for (name, _), part in zip(live, stack, strict=True)}
     yield Loading(text="Computing the reference logits")
     backbone.use(live)
     conversation = keep_template(loaded.tokenizer, trained_template(path for path, _ in stack))
@@ -82,15 +152,14 @@ def merge(
             f"Nothing in this stack can be merged: {', '.join(folded.left)} "
             "cannot be folded into weights. Chat with it as an adapter instead."
         )
-    parts = dict(zip(names, stack, strict=True))
     left = [parts[name] for name in folded.left]
     with publishing(out) as temporary:
         yield Loading(text="Writing the merged model")
         precision = write_model(loaded, source, folded.tensors, temporary)
         yield Loading(text="Reloading it in a fresh process")
         is_fp32 = precision == "float32"
-        plain, dtype, facts = source.quantization == "none", _name(loaded.dtype), loaded.facts
-        merged = [name_of(parts[name][0]) for name in folded.merged]
+        plain, dtype, known = source.quantization == "none", _name(loaded.dtype), loaded.facts
+        merged = list(folded.merged)
         del loaded, backbone, folded  # the fresh process needs their room
         trim()
         found = _verify(temporary, left, ids, logits, conversation=conversation, fp32=is_fp32)
@@ -98,10 +167,10 @@ def merge(
             **asdict(found),
             "base_precision": dtype if plain else source.quantization,
             "merged_precision": precision,
-            "base_fingerprint": facts.fingerprint,
+            "base_fingerprint": known.fingerprint,
             "merged": merged,
             "left": [str(path) for path, _ in left],
-            "notes": of_other_bases((path for path, _ in stack), source.path, facts),
+            "notes": of_other_bases((path for path, _ in stack), source.path, known),
         }
         write_report(temporary, CERTIFICATE, certificate)
         write_card(temporary, _card(out.name, source, stack, certificate, found))

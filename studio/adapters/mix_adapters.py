@@ -8,17 +8,20 @@ weighted sum of the adapters, so it is not offered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
-from studio.adapters.library import StoredAdapter, write_passport
-from studio.adapters.merge import trained_template
-from studio.errors import AdapterError, MethodError
-from studio.home import publishing
+from studio.adapters.adapter_lineage import of_other_bases
+from studio.adapters.library import StoredAdapter, describe, is_taken, write_passport
+from studio.adapters.merge import StackRequest, trained_template
+from studio.errors import AdapterError, InputError, MethodError
+from studio.fields import knob
+from studio.home import Home, publishing, slug
 from studio.methods.lora import Lora
+from studio.training.training_events import Event, Finished, Loading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +33,79 @@ if TYPE_CHECKING:
 How = Literal["concatenate", "svd", "ties", "dare"]
 Parts = Sequence[tuple["Tensor", float]]
 MAX_RANK = 1024
+WAYS = {
+    "concatenate": "Exact weighted sum (the ranks add up)",
+    "svd": "Weighted sum, truncated to a rank (SVD)",
+    "ties": "TIES: keep the largest, agree on signs",
+    "dare": "DARE: drop at random, rescale",
+}
+
+
+class MixRequest(StackRequest):
+    """Mix several LoRAs into one new adapter."""
+
+    kind: ClassVar[str] = "mix"
+    name: str = knob("", "Name of the new adapter.", title="Name", max_length=120)
+    how: How = knob(
+        "concatenate", "Exact weighted sum, its best rank-r approximation, TIES, or DARE.",
+        title="Way", labels=WAYS,
+    )  # fmt: skip
+    r: int = knob(
+        16, "Rank of the result (not for concatenate).", title="Rank (r)", ge=1, le=1024,
+        when={"how": ("svd", "ties", "dare")},
+    )  # fmt: skip
+    density: float = knob(
+        0.5, "Share kept by TIES and DARE.", title="Density", gt=0, le=1,
+        when={"how": ("ties", "dare")},
+    )  # fmt: skip
+    seed: int = knob(0, "For DARE.", ge=0, le=2**31 - 1, advanced=True, when={"how": ("dare",)})
+
+    def checked(self, home: Home) -> Self:
+        """Return it with adapters found; the name must be free."""
+        self.require_adapters()
+        found = self.found(home)
+        if not self.name.strip():
+            raise InputError("Give the new adapter a name.")
+        if is_taken(home, self.name.strip()) or self.target(home).exists():
+            raise AdapterError(f'There is already an adapter "{self.name}"; choose another name.')
+        return found
+
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+        """Load, mix, publish."""
+        from studio.backbone import Backbone
+        from studio.models.loading import load
+
+        yield Loading(text="Loading the base")
+        loaded = load(self.model, "cpu")
+        backbone = Backbone(loaded.model)
+        parents = [(describe(folder), weight) for folder, weight in self.parts]
+        stack = backbone.load_stack((one.name, one.path, weight) for one, weight in parents)
+        yield Loading(text="Mixing")
+        out = ""  # a name that no adapter has
+        mixed = mix(
+            backbone, stack, out, how=self.how, r=self.r, density=self.density, seed=self.seed
+        )
+        folder = self.target(home)
+        base = {"path": self.model.path, "revision": self.model.revision,
+                "fingerprint": loaded.facts.fingerprint}  # fmt: skip
+        publish_mix(
+            backbone, out, folder, base=base, parents=parents, mixed=mixed, how=self.how,
+            title=self.name.strip(),
+            notes=of_other_bases([one.path for one, _ in parents], self.model.path, loaded.facts),
+        )  # fmt: skip
+        yield Finished(adapter=str(folder))
+
+    def target(self, home: Home) -> Path:
+        """Return the folder of the new adapter."""
+        return home.adapters / slug(self.name)
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the new adapter's folder and how exact it is."""
+        folder = result.get("adapter")  # None once it was deleted
+        mixed: dict[str, Any] = {}
+        if folder and Path(folder).is_dir():
+            mixed = describe(Path(folder)).passport.get("mix") or {}
+        return {"adapter": folder, **mixed}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

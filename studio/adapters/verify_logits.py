@@ -134,10 +134,7 @@ def verify(folder: Path, reference: Path) -> Comparison:
     if conversation_ids(loaded.tokenizer) != plan["conversation"]:
         raise AdapterError("its chat template renders a conversation to other tokens")
     backbone = Backbone(loaded.model)
-    stack = [(str(place), weight) for place, (_, weight) in enumerate(plan["left"])]
-    for (name, _), (path, _) in zip(stack, plan["left"], strict=True):
-        backbone.load(name, Path(path))
-    backbone.use(stack)
+    backbone.use(backbone.load_stack(("left", Path(path), weight) for path, weight in plan["left"]))
     # A recurrence multiplies the rounding of a merged weight: 1.8e-4 was seen, 1.1e-4 of the
     # largest logit in a mixture on a processor with AVX2 alone.
     drifts = plan["fp32"] and any(

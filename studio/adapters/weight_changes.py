@@ -10,14 +10,24 @@ beside the adapter.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from studio import atomic
+from studio.adapter_stack import StackItem
+from studio.adapters.adapter_lineage import base_of
+from studio.adapters.library import resolve
+from studio.adapters.merge import BASE
 from studio.errors import AdapterError
+from studio.fields import knob
+from studio.home import Home
+from studio.job_request import Request
 from studio.methods.method import Phase
+from studio.models.find_model import facts
 from studio.spec import ModelSource
+from studio.training.training_events import Event, Finished, Loading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +35,36 @@ if TYPE_CHECKING:
     from studio.backbone import Adapter, Backbone, Site
 
 PICTURE = "picture.json"
+
+
+class PictureRequest(Request):
+    """Measure what an adapter changed: relative norm and effective rank per layer and module."""
+
+    kind: ClassVar[str] = "picture"
+    adapter: str = knob(
+        "", "Name, run number or id of the adapter.", title="Adapter", positional=True,
+        metavar="ADAPTER", of="adapter",
+    )  # fmt: skip
+    model: ModelSource = knob(
+        ModelSource(path=""), "Base model; the one of the passport by default.", **BASE
+    )
+    name: str = knob("", "Name of the job.", title="Name", max_length=120, flag="-")
+
+    def checked(self, home: Home) -> Self:
+        """Return it with its adapter found; no model means the adapter's own base."""
+        folder = resolve(home, self.adapter)
+        facts(model := base_of(self.model, (StackItem(name=str(folder)),)))
+        return self.model_copy(update={"adapter": str(folder), "model": model})
+
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+        """Measure, and store the picture beside the adapter."""
+        yield Loading(text="Measuring what the adapter changed")
+        draw(self.model, Path(self.adapter))
+        yield Finished()
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return what was measured."""
+        return drawn(Path(self.adapter)) or {"changes": []}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

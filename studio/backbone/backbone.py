@@ -7,7 +7,7 @@ parameters, and changing a weight costs a dictionary lookup.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from inspect import signature
@@ -146,6 +146,19 @@ class Backbone:
             AdapterError: The folder is unsafe, damaged, or made for another base.
         """
         return self.add(name, *adapter_files.read(folder, self.anatomy))
+
+    def load_stack(self, items: Iterable[tuple[str, Path, float]]) -> Stack:
+        """Load adapters by name, folder and weight; return them as a stack under unique names.
+
+        Raises:
+            AdapterError: As in `load`.
+        """
+        stack = list[tuple[str, float]]()
+        for place, (name, folder, weight) in enumerate(items, 1):
+            unique = f"{name} ({place})" if name in self.adapters else name
+            self.load(unique, folder)
+            stack.append((unique, weight))
+        return tuple(stack)
 
     def save(self, name: str, folder: Path, *, base: str = "") -> None:
         """Write an adapter as PEFT's two files into an existing folder.

@@ -120,12 +120,10 @@ class EvaluateRequest(Request):
         yield Loading(text="Loading the base")
         loaded = load(self._model(), self.device)
         backbone = Backbone(loaded.model)
-        stack = []
-        for place, item in enumerate(() if self._is_model() else self.stack):
-            backbone.load(f"adapter-{place}", Path(item.name))
-            stack.append((f"adapter-{place}", item.weight))
-        report = yield from self.measured(home, loaded, backbone, tuple(stack))
-        folders = [] if self._is_model() else [Path(item.name) for item in self.stack]
+        parts = () if self._is_model() else self.stack
+        folders = [Path(item.name) for item in parts]
+        stack = backbone.load_stack(("adapter", Path(item.name), item.weight) for item in parts)
+        report = yield from self.measured(home, loaded, backbone, stack)
         report["notes"] = of_other_bases(folders, self.model.path, loaded.facts)
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1), "utf-8")

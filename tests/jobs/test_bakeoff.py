@@ -11,9 +11,9 @@ from jobs.job_queue import JobStore
 from jobs.processes import me
 from jobs.run_curves import Progress
 from studio.adapter_stack import StackItem
-from studio.adapters.adapter_requests import MergeRequest, MixRequest
 from studio.adapters.library import describe
-from studio.adapters.merge import read_certificate
+from studio.adapters.merge import MergeRequest, read_certificate
+from studio.adapters.mix_adapters import MixRequest
 from studio.backbone import Backbone
 from studio.errors import AdapterError, InputError, MethodError, QueueError
 from studio.evaluation.bakeoff_measurements import REPORT, BakeoffRequest, step_costs

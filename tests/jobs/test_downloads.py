@@ -15,7 +15,7 @@ from jobs import supervisor
 from jobs.actions import ask
 from jobs.runner_processes import environment
 from studio import offline
-from studio.adapters.adapter_requests import ExportRequest
+from studio.adapters.export import ExportRequest
 from studio.errors import ModelError, Unreached
 from studio.models import hub_models, model_list
 from studio.models.find_model import resolve

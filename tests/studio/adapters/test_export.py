@@ -7,10 +7,10 @@ import peft
 import pytest
 import torch
 
-from studio.adapters.adapter_requests import ExportRequest, MergeRequest
-from studio.adapters.export import export_adapter
+from studio.adapters.export import ExportRequest, export_adapter
 from studio.adapters.gguf import GgufRequest
 from studio.adapters.library import resolve
+from studio.adapters.merge import MergeRequest
 from studio.adapters.mix_adapters import mix
 from studio.adapters.verify_logits import EXPORT_REPORT
 from studio.atomic import read_object

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from studio.adapters.adapter_lineage import OTHER_BASE
-from studio.adapters.adapter_requests import MergeRequest, MixRequest
 from studio.adapters.library import describe
-from studio.adapters.mix_adapters import mix, publish_mix
+from studio.adapters.merge import MergeRequest
+from studio.adapters.mix_adapters import MixRequest, mix, publish_mix
 from studio.backbone import Backbone
 from studio.errors import AdapterError, MethodError
 from studio.home import publishing

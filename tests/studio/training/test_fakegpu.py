@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import scaled_dot_product_attention
 
-from studio.adapters.adapter_requests import MergeRequest
+from studio.adapters.merge import MergeRequest
 from studio.backbone import Backbone, attention, linear_kernels
 from studio.backbone.dense_weights import QuantisedLinear
 from studio.evaluation.evaluate_on_dataset import EvaluateRequest
