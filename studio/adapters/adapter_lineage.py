@@ -36,10 +36,8 @@ class Needs(NamedTuple):
 def lineage(parent: StoredAdapter, *, stacked: bool, folder: Path) -> list[dict[str, Any]]:
     """Return the line of an adapter that will be published in a folder.
 
-    Args:
-        parent: The adapter that it was trained from.
-        stacked: It needs that one below it.
-        folder: `runs/<id>/adapter` of a home, or any other place.
+    It was trained from `parent`, which it needs below it if `stacked`. The folder is
+    `runs/<id>/adapter` of a home, or any other place.
     """
     line = [
         one | {"path": _written(parent.path / one["path"], folder)}
@@ -93,10 +91,7 @@ def completed(
 ) -> Stack:
     """Return a stack with what its adapters were trained on top of, at weight 1, where it lacks it.
 
-    Args:
-        stack: The stack as the user wrote it.
-        needs: Looks up an item of it by name.
-        name: Returns the name of an adapter that is added.
+    `needs` looks up an item by name; `name` returns the name of an adapter that is added.
     """
     found = [needs(item.name) for item in stack]
     listed, made = {one.folder for one in found}, list[StackItem]()
@@ -111,10 +106,7 @@ def completed(
 def resolve_stack(home: Home, stack: Stack, *, or_model: bool = False) -> Stack:
     """Return a stack, completed, with its adapters' folders as names.
 
-    Args:
-        home: Where adapters are looked for.
-        stack: The stack as the user wrote it.
-        or_model: A fully fine-tuned model may stand in it, alone and at weight 1.
+    With `or_model` a fully fine-tuned model may stand in it, alone and at weight 1.
 
     Raises:
         AdapterError: An adapter does not exist, or is a model.

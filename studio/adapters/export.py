@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 from studio import atomic
 from studio.adapters.gguf import export_gguf_adapter
 from studio.adapters.library import (
-    CONFIG,
     PASSPORT,
     WEIGHTS,
     StoredAdapter,
@@ -45,7 +44,7 @@ from studio.fields import knob
 from studio.home import Home, publishing, slug
 from studio.job_request import Request
 from studio.methods import is_low_rank, methods
-from studio.methods.method_of_config import read_config, read_method
+from studio.methods.method_of_config import CONFIG, read_config, read_method
 from studio.spec import ModelSource
 from studio.training.training_events import Event, Finished, Loading
 

@@ -240,12 +240,7 @@ def export_gguf_adapter(
 ) -> list[str]:
     """Write `adapter.gguf` and a Modelfile into an existing folder; return notes for the user.
 
-    Args:
-        adapter: The loaded adapter.
-        base: The folder of its base model.
-        out: The folder.
-        name: The adapter's name.
-        tokenizer: The base's tokenizer with the template of training, if that is another.
+    `base` is the base's folder; `tokenizer` its own with the template of training, if another.
 
     Raises:
         AdapterError: It is not plain LoRA, or the written file differs.

@@ -188,12 +188,8 @@ def write_adapter(
 ) -> None:  # fmt: skip
     """Write a LoRA for a base folder as llama.cpp's `--lora` and Ollama's `ADAPTER` read it.
 
-    Args:
-        folder: The base.
-        target: The file.
-        halves: `A` `(…, r, inputs)` and `B` `(…, outputs, r)` by the base tensor's key.
-        alpha: The change is `alpha / r · B A`.
-        name: The adapter's name.
+    `halves` are `A` `(…, r, inputs)` and `B` `(…, outputs, r)` by the base tensor's key, and the
+    change is `alpha / r · B A`.
 
     Raises:
         ModelError: The architecture has no entry, or a tensor no name.
@@ -260,8 +256,7 @@ def _close(writer: Any) -> None:
 def pre_tokenizer(tokenizer_json: dict[str, Any]) -> tuple[str, int]:
     """Return the name of the rule that splits most texts alike, and how many it splits otherwise.
 
-    Args:
-        tokenizer_json: The content of the tokenizer's `tokenizer.json`.
+    It takes the content of a `tokenizer.json`.
     """
     own = [_split_with(tokenizer_json, text) for text in TEXTS]
     wrong = {
@@ -299,11 +294,7 @@ def _known_splits(name: str) -> tuple[list[str], ...]:
 def add_tokenizer(writer: Any, folder: Path, count: int, arch: str) -> list[str]:
     """Write vocabulary, merges, special tokens and the chat template; return notes for the user.
 
-    Args:
-        writer: The `GGUFWriter`.
-        folder: The model folder.
-        count: Rows of the embeddings.
-        arch: GGUF's name of the architecture.
+    `count` is the number of rows of the embeddings.
 
     Raises:
         ModelError: The format does not support its kind.

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Self
 
 from studio import atomic, names
 from studio.adapters.library import (
-    CONFIG,
     PASSPORT,
     WEIGHTS,
     StoredAdapter,
@@ -26,7 +25,7 @@ from studio.errors import AdapterError, Unreached, is_transient
 from studio.fields import knob
 from studio.home import Home, publishing, slug
 from studio.job_request import Request
-from studio.methods.method_of_config import is_adapterhub, read_config, read_method
+from studio.methods.method_of_config import CONFIG, is_adapterhub, read_config, read_method
 from studio.models.find_model import facts
 from studio.names import readable
 from studio.spec import ModelSource
@@ -73,13 +72,9 @@ class ImportAdapterRequest(Request):
 def import_adapter(
     home: Home, source: str, *, name: str = "", model: ModelSource | None = None
 ) -> StoredAdapter:
-    """Copy a folder (or a hub id) into the library.
+    """Copy a folder, or a hub id such as `org/name`, into the library.
 
-    Args:
-        home: The home of the library.
-        source: A folder, or a hub id such as `org/name`.
-        name: Its name in the library; the folder's name when empty.
-        model: The base to check it against, by loading both.
+    An empty name takes the folder's. With a model, both are loaded to check one against the other.
 
     Raises:
         AdapterError: It is unsafe, broken, for another base, or the name exists.

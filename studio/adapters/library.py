@@ -25,12 +25,11 @@ from studio import atomic, trash
 from studio.errors import AdapterError, InputError, nearest
 from studio.home import Home, slug
 from studio.methods import methods, trains_base
+from studio.methods.method_of_config import CONFIG, NOT_AN_ADAPTER, is_adapterhub, read_json
 from studio.names import fault
 
-CONFIG, PASSPORT, LABEL = "adapter_config.json", "passport.json", "label.json"
+PASSPORT, LABEL = "passport.json", "label.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")  # PEFT's and AdapterHub's
-MAX_JSON_BYTES = 1_000_000
-NOT_AN_ADAPTER = "{folder} is not an adapter: it has no {file}."
 MAX_TAGS, MAX_TAG_CHARACTERS = 20, 40
 Source = Literal["run", "library", "folder"]
 
@@ -147,13 +146,13 @@ def describe(folder: Path, *, source: Source = "folder") -> StoredAdapter:
     Raises:
         AdapterError: The folder holds no readable adapter.
     """
-    passport = _read(folder / PASSPORT) if (folder / PASSPORT).is_file() else {}
+    passport = read_json(folder / PASSPORT) if (folder / PASSPORT).is_file() else {}
     whole = _is_model(folder)
-    config = {} if whole else _read(folder / CONFIG)
+    config = {} if whole else read_json(folder / CONFIG)
     label: dict[str, Any] = {}
     if (folder / LABEL).is_file():
         with suppress(AdapterError):  # the adapter is usable without its name and tags
-            label = _read(folder / LABEL)
+            label = read_json(folder / LABEL)
     files = folder.glob("*.safetensors") if whole else [folder / name for name in WEIGHTS]
     weights = [file for file in files if file.is_file()]
     if not weights:
@@ -228,21 +227,6 @@ def _source(home: Home, folder: Path) -> Source:
     return "run" if folder.parent.parent == home.runs else "library"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise AdapterError(f"{path} is too large for an adapter's config; it was not read.")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        text = NOT_AN_ADAPTER.format(folder=path.parent, file=path.name)
-        raise AdapterError(text) from None
-    except (OSError, ValueError, RecursionError):
-        raise AdapterError(f"{path} is not readable JSON.") from None
-    if not isinstance(values, dict):
-        raise AdapterError(f"{path} must hold a JSON object.")
-    return values
-
-
 def _why_no_weights(folder: Path) -> str:
     if next(folder.glob("*.bin"), None):
         return (
@@ -261,8 +245,8 @@ def _method_name(passport: dict[str, Any], config: dict[str, Any]) -> str:
     named = _part(_part(passport, "spec"), "method").get("name")
     if named:
         return str(named)
-    if "peft_type" not in config and isinstance(config.get("config"), dict):
-        return "bottleneck"  # AdapterHub's
+    if is_adapterhub(config):
+        return "bottleneck"
     peft_type = str(config.get("peft_type", ""))
     for name, method in methods().items():
         if method.peft_type == peft_type:

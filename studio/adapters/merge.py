@@ -118,11 +118,8 @@ def merge(
 ) -> Iterator[Event]:
     """Merge adapters into a new model folder; yields what is being done, then `Finished`.
 
-    Args:
-        source: The base. A base in nf4 or int8 is dequantised and merged into 16 or 32 bit.
-        stack: Adapter folders with weights, in order.
-        out: The new folder; it appears only when its certificate holds.
-        device: Where to compute.
+    The new folder appears only when its certificate holds. A base in nf4 or int8 is dequantised and
+    merged into 16 or 32 bit.
 
     Raises:
         MethodError: Nothing in the stack can be folded.

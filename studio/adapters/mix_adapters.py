@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from studio.adapters.adapter_lineage import of_other_bases
 from studio.adapters.library import StoredAdapter, describe, is_taken, write_passport
@@ -133,9 +133,6 @@ def mix(
     """Add a new adapter `out` to the bank, mixed from loaded LoRAs.
 
     Args:
-        backbone: Holds the adapters.
-        stack: (adapter, weight).
-        out: The new adapter's name.
         how: `concatenate` is exact, at the sum of the ranks; `svd` is the best approximation of
             rank `r`; `ties` trims each to its largest `density`, elects signs and averages what
             agrees (arXiv:2306.01708); `dare` drops all but `density` at random and rescales
@@ -152,12 +149,8 @@ def mix(
     from studio.backbone.saved_modules import SavedModules
 
     adapters = [(_lora(backbone, name), weight) for name, weight in stack if weight != 0]
-    if how not in get_args(How):
-        raise MethodError(f'Unknown mix "{how}"; known: {", ".join(get_args(How))}.')
     if not adapters:
         raise MethodError("A mix needs at least one adapter with a weight other than 0.")
-    if not 0 < density <= 1:
-        raise MethodError(f"density must be above 0 and at most 1, not {density}.")
     sites = {site.key: site for adapter, _ in adapters for site in adapter.sites}
     beside: dict[str, Method] = {
         key: SavedModules() for key in sites if any(key in a.beside for a, _ in adapters)

@@ -68,13 +68,9 @@ class Comparison:
 def compare(
     ours_NV: Tensor, theirs_NV: Tensor, *, tolerance: float, relative: bool = True
 ) -> Comparison:
-    """Compare logits.
+    """Compare the logits of written files with those of what they were made from.
 
-    Args:
-        ours_NV: Of the written files.
-        theirs_NV: Of what they were made from.
-        tolerance: The largest error allowed.
-        relative: Multiply the tolerance by the largest logit (at least 1).
+    A relative tolerance is multiplied by the largest logit (at least 1).
     """
     gap_NV = (ours_NV.float() - theirs_NV.float()).abs()
     scale = max(1.0, float(theirs_NV.float().abs().max())) if relative else 1.0

@@ -334,12 +334,7 @@ def plain(path: str) -> str:
 
 
 def own_keys(tensors: Mapping[str, T], modules: Iterable[str]) -> dict[str, T]:
-    """Return the tensors under the keys that this model's modules have.
-
-    Args:
-        tensors: Tensors by PEFT's key.
-        modules: Paths of the model's modules.
-    """
+    """Return tensors, by PEFT's keys, under the keys that this model's modules have."""
     known = set(modules)
     by_plain = {plain(path): path for path in known}
     return {_own_key(key, known, by_plain): tensor for key, tensor in tensors.items()}

@@ -72,18 +72,10 @@ def attend_by_products(
     query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], key_lengths: Sequence[int],
     scaling: float | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return causal attention within each row, whose last query sees its last key.
+    """Return causal attention `(1, H, T, E)` in each row, whose last query sees its last key.
 
-    Args:
-        query: `(1, H, T, E)`.
-        key: `(1, K, S, E)`.
-        value: `(1, K, S, E)`.
-        lengths: Queries of each row; their sum is T.
-        key_lengths: Keys of each row; their sum is S.
-        scaling: Scale of the logits; `1 / √E` when None.
-
-    Returns:
-        `(1, H, T, E)`.
+    Queries are `(1, H, T, E)`, keys and values `(1, K, S, E)`; the lengths of rows sum to T, those
+    of their keys to S. `scaling` is `1 / √E` when None.
     """
     scaling = scaling or query.shape[-1] ** -0.5
     rows = tuple(zip(lengths, key_lengths, strict=True))
@@ -297,11 +289,8 @@ def attend_rows(
 
     Args:
         run: `torch.nn.attention.varlen.varlen_attn` or a stand-in.
-        query: Queries of all rows.
-        key: Keys of all rows.
-        value: Values of all rows.
-        spans: Boundaries of the rows' queries.
-        key_spans: Those of their keys.
+        query: Those of all rows, as `key` and `value`.
+        spans: Boundaries of the rows' queries; `key_spans` those of their keys.
         prefix: Virtual tokens that every query sees.
         scaling: Scale of the logits; `E^-½` when None.
         window: Number of tokens that a query sees, itself included; all when None.

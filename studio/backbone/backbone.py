@@ -89,12 +89,8 @@ class Backbone:
     ) -> Adapter:
         """Create a fresh adapter; most methods start without effect.
 
-        Args:
-            name: Its name on this backbone.
-            method: Its method.
-            seed: Seed of its initialisation.
-            tokenize: The model's tokenizer, for methods that start from a text.
-            example: Token ids of the data, for those that start from a text when none is given.
+        Methods that start from a text get the model's `tokenize`, and token ids of the data as an
+        `example` where no text is given.
 
         Raises:
             MethodError: The name is taken, or the method does not fit this model.
@@ -124,12 +120,7 @@ class Backbone:
     ) -> Adapter:
         """Add an adapter with known parameters.
 
-        Args:
-            name: Its name on this backbone.
-            method: Its method.
-            sites: Where it acts.
-            params: Its parameters, site by site.
-            beside: Methods of sites whose parameters are not those of `method`, by key.
+        `beside` has the methods, by key, of sites whose parameters are not those of `method`.
 
         Raises:
             MethodError: The name is taken.
@@ -220,12 +211,7 @@ class Backbone:
         self._state.lean = on
 
     def checkpointing(self, on: bool, *, offload: bool = False) -> None:
-        """Switch gradient checkpointing of every layer on or off.
-
-        Args:
-            on: Recompute activations in the backward pass.
-            offload: Keep the layers' inputs in main memory.
-        """
+        """Switch gradient checkpointing of every layer; `offload` keeps inputs in main memory."""
         self.set_lean(not on)  # a recomputed layer keeps nothing anyway
         set_checkpointing(self.anatomy, on, offload=offload)
 

@@ -119,10 +119,7 @@ class Folded:
 def fold(backbone: Backbone, stack: Stack, *, to_host: bool = False) -> Folded:
     """Fold every adapter of a stack that can be folded, one weight after the other.
 
-    Args:
-        backbone: The adapters and the base weights (4-bit ones are dequantised).
-        stack: (adapter, weight), in order.
-        to_host: Keep each new tensor in main memory, in the precision of the base.
+    `to_host` keeps each new tensor in main memory, in the precision of the base.
     """
     chosen, left = list[tuple[Adapter, float]](), []
     for name, weight in stack:

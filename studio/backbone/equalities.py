@@ -118,10 +118,7 @@ def require_cache(
     A recurrence in chunks and in single steps rounds in other places, and a model that loops over
     its layers amplifies that: HRM turns one rounding of its embeddings (6e-8) into 8e-5.
 
-    Args:
-        backbone: The model.
-        name: The active adapter.
-        decode: Returns `(T, V)` logits after the first tokens and after each of the others.
+    `decode` returns `(T, V)` logits after the first tokens and after each of the others.
     """
     backbone.use([(name, 1.0)])
     (row,) = prompt_rows(backbone, (19,))
@@ -139,10 +136,7 @@ def require_lanes(
 ) -> None:
     """Check that rows with a stack of their own answer together, and packed, as each alone.
 
-    Args:
-        backbone: The model.
-        stacks: One stack per row.
-        answer: Returns the logits of a batch of prompts, rows first, the first after each prompt.
+    `answer` returns the logits of a batch of prompts, rows first, the first after each prompt.
     """
     lengths = (7, 12, 3, 9)[: len(stacks)]
     prompts = prompt_rows(backbone, lengths)

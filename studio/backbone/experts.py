@@ -308,7 +308,7 @@ def _spans(offsets_E: Tensor) -> list[tuple[int, int, int]]:
 def _is_native(*tensors: Tensor) -> bool:
     """Return True if torch's own grouped product takes these tensors."""
     first = tensors[0]
-    if not hasattr(torch.nn.functional, "grouped_mm") or first.device.type not in ("cpu", "cuda"):
+    if first.device.type not in ("cpu", "cuda"):
         return False
     if first.device.type == "cuda" and torch.cuda.get_device_capability(first.device) < (8, 0):
         return False

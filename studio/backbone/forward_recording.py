@@ -81,7 +81,6 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
-    layer: int
 
 
 @dataclass(slots=True)
@@ -311,10 +310,7 @@ class Blocks:
         """Return the results of a module with its own input and with its first tokens changed."""
         module, call = self._anatomy.modules[key], self._calls[key][0]
         given = _first(call.args, call.kwargs)
-        if given is None:
-            return None, None
-        axis = token_axis(given)
-        if axis is None:
+        if given is None or (axis := token_axis(given)) is None:
             return None, None
         other = given.clone()
         first = other.narrow(axis, 0, count)
@@ -347,8 +343,7 @@ def _run(
         def after(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
-            call = Call(args, kwargs, output, anatomy.layer_of(key))
-            calls.setdefault(key, []).append(call)
+            calls.setdefault(key, []).append(Call(args, kwargs, output))
 
         return after
 

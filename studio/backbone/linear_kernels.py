@@ -143,12 +143,7 @@ class Linears:
         return [tensor for one in self.deltas for tensor in one.factors()]
 
     def forward(self, x_TI: Tensor, factors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return each linear's `(T, O)`, and what the backward needs beside `x`.
-
-        Args:
-            x_TI: The input.
-            factors: What `factors` returned.
-        """
+        """Return each linear's `(T, O)`, and what the backward needs beside `x`."""
         ys, kept, gained = [], [], {one.linear for one in self.deltas if one.gain}
         self._dtypes = [factor.dtype for factor in factors]
         for number in range(len(self.sites)):
@@ -186,11 +181,8 @@ class Linears:
     ) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
         """Return the gradient of `x`, if it is needed, and those of the factors.
 
-        Args:
-            outer: Gradients of the outputs.
-            kept: Tensors that `forward` returned.
-            reaches_x: Whether the gradient of `x` is needed.
-            x_of: Returns `x`; it is given the gradient of `x` and may overwrite it.
+        `outer` are the gradients of the outputs, `kept` what `forward` returned. `x_of` returns
+        `x`; it is given the gradient of `x` and may overwrite it.
         """
         grads, left, dtype = list(outer), iter(kept), outer[0].dtype
         bundles, found = [], []

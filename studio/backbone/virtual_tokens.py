@@ -293,11 +293,7 @@ def insert_packed(
 ) -> tuple[Replaced, Tensor, list[int], Tensor]:
     """Return the prompts, ids `(T',)`, row lengths and kept positions with prompts before rows.
 
-    Args:
-        prompts: The prompt of each row `(P, D)`, or one for all.
-        ids_T: Token ids of all rows.
-        lengths: Tokens of each row.
-        keep_N: Positions in `ids_T`.
+    There is a prompt `(P, D)` for each row, or one for all.
     """
     each = list(prompts) if len(prompts) > 1 else list(prompts) * len(lengths)
     longer = [len(prompt) + length for prompt, length in zip(each, lengths, strict=True)]

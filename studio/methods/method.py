@@ -302,11 +302,11 @@ def targets_field() -> Any:
     )
 
 
-def kaiming_uniform(rows: int, columns: int, generator: Generator) -> Tensor:
-    """Return `(rows, columns)` drawn as torch's own linear layers are."""
+def kaiming_uniform(rows: int, columns: int, generator: Generator, gain: float = 1.0) -> Tensor:
+    """Return `(rows, columns)` drawn as torch's own linear layers are, by default."""
     import torch
 
-    bound = columns**-0.5
+    bound = gain * columns**-0.5
     return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
 
 

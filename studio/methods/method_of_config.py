@@ -16,7 +16,8 @@ from studio.methods.lora import Lora
 from studio.methods.method import Method
 
 CONFIG = "adapter_config.json"
-MAX_CONFIG_BYTES = 1_000_000
+MAX_JSON_BYTES = 1_000_000
+NOT_AN_ADAPTER = "{folder} is not an adapter: it has no {file}."
 NOT_MATHS = {
     "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode",
     "peft_version", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
@@ -67,18 +68,26 @@ def is_adapterhub(config: dict[str, Any]) -> bool:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the values of `adapter_config.json`."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise AdapterError(f"{folder} is not an adapter: it has no {CONFIG}.")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise AdapterError(f"{path} is too large for an adapter's config (limit 1 MB).")
+    return read_json(folder / CONFIG)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the values of one of an adapter's JSON files.
+
+    Raises:
+        AdapterError: It is missing, too large, or no JSON object.
+    """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise AdapterError(f"{path} is not valid JSON.") from None
-    if not isinstance(config, dict):
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise AdapterError(f"{path} is too large for an adapter's config (limit 1 MB).")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(NOT_AN_ADAPTER.format(folder=path.parent, file=path.name)) from None
+    except (OSError, ValueError, RecursionError):
+        raise AdapterError(f"{path} is not readable JSON.") from None
+    if not isinstance(values, dict):
         raise AdapterError(f"{path} must hold a JSON object.")
-    return config
+    return values
 
 
 def read_method(config: dict[str, Any]) -> Method:

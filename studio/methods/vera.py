@@ -7,12 +7,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from studio.errors import AdapterError
 from studio.fields import knob
-from studio.methods.method import Init, LinearMethod, Params, Phase, Targets, targets_field
+from studio.methods.method import (
+    Init,
+    LinearMethod,
+    Params,
+    Phase,
+    Targets,
+    kaiming_uniform,
+    targets_field,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from studio.backbone.sites import Anatomy, Site
+
+PEFT_GAIN = math.sqrt(6)  # of the projections: equal keys give equal ones
 
 
 class Vera(LinearMethod):
@@ -65,8 +75,8 @@ class Vera(LinearMethod):
             generator = torch.Generator().manual_seed(self.projection_prng_key)
             widest = max(s.in_features for s in init.sites or (site,))
             tallest = max(s.out_features for s in init.sites or (site,))
-            init.shared["A"] = _kaiming(self.r, widest, generator)
-            init.shared["B"] = _kaiming(tallest, self.r, generator)
+            init.shared["A"] = kaiming_uniform(self.r, widest, generator, PEFT_GAIN)
+            init.shared["B"] = kaiming_uniform(tallest, self.r, generator, PEFT_GAIN)
         return {
             "lambda_d": torch.full((self.r,), self.d_initial),
             "lambda_b": torch.zeros(site.out_features),
@@ -127,11 +137,3 @@ class Vera(LinearMethod):
         sites, params = super().from_tensors(left, anatomy)
         shared = {"__A": a.float(), "__B": b.float()}
         return sites, [{**p, **shared} for p in params]
-
-
-def _kaiming(rows: int, columns: int, generator: Any) -> Tensor:
-    """Return Kaiming-uniform values with PEFT's gain, so equal keys give equal projections."""
-    import torch
-
-    bound = math.sqrt(3.0) * math.sqrt(2.0) / math.sqrt(columns)
-    return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)

@@ -149,9 +149,7 @@ def test_adapters_of_one_name_on_their_own_base_are_mixed_by_default(home, tmp_p
         ([("a", 1.0), ("ia3", 1.0)], {}, '"ia3" is IA³; only LoRAs'),
         ([("dora", 1.0)], {}, "DoRA"),
         ([("a", 0.0)], {}, "weight other than 0"),
-        ([("a", 1.0)], {"how": "linear"}, 'Unknown mix "linear"'),
         ([("a", 1.0)], {"how": "svd", "r": 99}, "larger than the smallest layer"),
-        ([("a", 1.0)], {"how": "ties", "density": 0.0}, "density"),
         ([("b", 1.0)] * 205, {}, "ranks add up to 1025"),
     ],
 )
