@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from studio.backbone.method_capabilities import CAPABILITIES
 from studio.methods import methods
 from studio.spec import DataSource, ModelSource, RunSpec
 from studio.train_args import TrainArgs
+from tests.method_capabilities import CAPABILITIES
 from tests.studio.data.test_template_families import table as families_table
 from ui.bench.rates_and_forgetting import RUNS, averaged
 from ui.cli.main import app

@@ -67,6 +67,6 @@ def is_low_rank(name: str) -> bool:
 
 @cache
 def capabilities(name: str) -> dict[str, bool]:
-    """Return the measured capabilities of a method (`method_capabilities.py`); empty if unknown."""
+    """Return a method's capabilities as `tests/method_capabilities.py` measured them, or none."""
     table = json.loads((Path(__file__).parent / "capabilities.json").read_text(encoding="utf-8"))
     return dict(table.get(name, {}))

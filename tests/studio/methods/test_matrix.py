@@ -9,10 +9,11 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
-from studio.backbone import Adapter, Backbone, adapter_files, method_capabilities
+from studio.backbone import Adapter, Backbone, adapter_files
 from studio.backbone.dense_weights import fold
 from studio.chat.decoding import cache_argument
 from studio.methods import Phase, methods
+from tests import method_capabilities
 from tests.studio.methods import by_hand
 from tests.studio.methods.cases import ADAPTERS, MODELS, fits
 from tests.studio.tiny import tiny_model

@@ -1,6 +1,6 @@
 """Measure the capabilities of each method on a tiny model.
 
-`python -m studio.backbone.method_capabilities` writes `studio/methods/capabilities.json`, which the
+`python -m tests.method_capabilities` writes `studio/methods/capabilities.json`, which the
 form, `studio methods` and the README read without torch; a test probes again and compares.
 """
 
@@ -24,7 +24,7 @@ from studio.backbone.equalities import (
 )
 from studio.methods import Method, methods
 
-CAPABILITIES = Path(__file__).parents[1] / "methods" / "capabilities.json"
+CAPABILITIES = Path(__file__).parents[1] / "studio/methods/capabilities.json"
 IDS = torch.arange(14).reshape(2, 7) % 32
 
 
