@@ -6,13 +6,13 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from studio.training.activation_sizes import shape_of
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from studio.backbone import Backbone
 from studio.backbone.attention import AttentionState
 from studio.backbone.row_isolation import isolate, undo, unpack
 from studio.models.find_model import facts_of_config
+from studio.training.sizes_for_estimates import shape_of
 from tests.studio.chat.tiny import greedy, reference
 
 
