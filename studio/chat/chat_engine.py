@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from studio.chat.answer_text import Answer
-from studio.chat.context_window import fit_prompt
 from studio.chat.decoding import Batch, longrope_length, shares_passes, use_transposed_products
 from studio.chat.lanes import Active, ActiveStack, Delta, Lane, Reason
+from studio.chat.prompt_and_answer import Answer, fit_prompt
 from studio.chat.sampling import pick_all
 from studio.chat.thought_and_tool_parser import NO_MARKERS, Markers, markers_of
 from studio.data.template.choose_template import choose

@@ -238,8 +238,8 @@ class EvaluateRequest(Request):
 
         Plain text is continued after its first third.
         """
-        from studio.chat.answer_text import without_thought
         from studio.chat.lanes import Sampling
+        from studio.chat.prompt_and_answer import without_thought
         from studio.chat.thought_and_tool_parser import NO_MARKERS, markers_of
         from studio.data.template.choose_template import choose_for
         from studio.evaluation.likelihood import parts
