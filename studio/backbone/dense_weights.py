@@ -121,7 +121,8 @@ def fold(backbone: Backbone, stack: Stack, *, to_host: bool = False) -> Folded:
 
     `to_host` keeps each new tensor in main memory, in the precision of the base.
     """
-    chosen, left = list[tuple[Adapter, float]](), []
+    chosen: list[tuple[Adapter, float]] = []
+    left: list[str] = []
     for name, weight in stack:
         adapter = backbone.adapters[name]
         if all(_fits(adapter, site) for site in adapter.sites):
