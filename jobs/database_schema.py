@@ -1,15 +1,16 @@
-"""The database schema: the statements of every migration, in order.
+"""The database schema of a home, as its migrations make it.
 
 The database enforces what other modules rely on. At most one job is active on a device (partial
-unique index); a state changes only along `job.LEGAL`, and each change writes a row of `events`
-(triggers); an attempt number grows by one at a claim (trigger); the fields of a job agree with its
-state (CHECKs). Times are seconds since 1970 in UTC.
+unique index); a state changes only along `job_record.LEGAL`, and each change writes a row of
+`events` (triggers); an attempt number grows by one at a claim (trigger); the fields of a job agree
+with its state (CHECKs). Times are seconds since 1970 in UTC.
 
 Released statements are never edited, so that every home has the same schema; append a migration.
 """
 
+import sqlite3
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,17 +24,22 @@ else:
 
 NOW = "(julianday('now') - 2440587.5) * 86400.0"  # stands for {NOW} in the statements
 
-STATEMENTS: dict[str, tuple[str, ...]] = {
-    # Jobs, the legal transitions between their states, and their audit.
-    "m001_create_jobs": (
-        """
+SCHEMA = """
+-- Jobs, the legal transitions between their states, and their audit.
 CREATE TABLE transitions (
   src TEXT NOT NULL,
   dst TEXT NOT NULL,
   PRIMARY KEY (src, dst)
-) STRICT, WITHOUT ROWID
-""",
-        """
+) STRICT, WITHOUT ROWID;
+INSERT INTO transitions(src, dst) VALUES
+  ('cancelled', 'queued'), ('failed', 'queued'), ('interrupted', 'cancelled'),
+  ('interrupted', 'queued'), ('paused', 'cancelled'), ('paused', 'queued'),
+  ('queued', 'cancelled'), ('queued', 'paused'), ('queued', 'starting'),
+  ('running', 'failed'), ('running', 'interrupted'), ('running', 'stopping'),
+  ('running', 'succeeded'), ('starting', 'failed'), ('starting', 'interrupted'),
+  ('starting', 'running'), ('starting', 'stopping'), ('stopping', 'cancelled'),
+  ('stopping', 'failed'), ('stopping', 'interrupted'), ('stopping', 'paused'),
+  ('stopping', 'succeeded');
 CREATE TABLE jobs (
   id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never reused: it names the run's folder
   kind TEXT NOT NULL,
@@ -66,18 +72,40 @@ CREATE TABLE jobs (
   parent INTEGER REFERENCES jobs(id) ON DELETE SET NULL,
   changed_by TEXT NOT NULL DEFAULT 'person',
   why TEXT NOT NULL DEFAULT '',
+  sweep TEXT,
+  on_error TEXT NOT NULL DEFAULT 'continue' CHECK (on_error IN ('continue', 'stop')),
+  start_after REAL,
+  start_when TEXT NOT NULL DEFAULT '' CHECK (start_when IN ('', 'idle', 'night')),
+  retries_left INTEGER NOT NULL DEFAULT 0,
+  retries_done INTEGER NOT NULL DEFAULT 0,
+  save_requested INTEGER NOT NULL DEFAULT 0 CHECK (save_requested IN (0, 1)),
+  notes TEXT NOT NULL DEFAULT '',
+  tags TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(tags)),
+  drop_checkpoints INTEGER NOT NULL DEFAULT 0 CHECK (drop_checkpoints IN (0, 1)),
+  sample_requested INTEGER NOT NULL DEFAULT 0 CHECK (sample_requested IN (0, 1)),
+  width INTEGER NOT NULL DEFAULT 1 CHECK (width > 0),
+  memory_bytes INTEGER NOT NULL DEFAULT 0,
+  waits TEXT NOT NULL DEFAULT '',
   CHECK ((state IN ('starting', 'running', 'stopping')) = (device IS NOT NULL)),
   CHECK ((state IN ('starting', 'running', 'stopping')) = (owner IS NOT NULL)),
   CHECK ((stop_requested IS NOT NULL) = (state = 'stopping')),
   CHECK (state <> 'running' OR pid IS NOT NULL),
   CHECK ((state IN ('succeeded', 'failed', 'cancelled')) = (finished IS NOT NULL)),
   CHECK (state <> 'failed' OR error_text IS NOT NULL)
-) STRICT
-""",
-        """CREATE UNIQUE INDEX jobs_one_active_per_device ON jobs(device)
-       WHERE state IN ('starting', 'running', 'stopping')""",
-        "CREATE INDEX jobs_by_position ON jobs(state, position, id)",
-        """
+) STRICT;
+CREATE UNIQUE INDEX jobs_one_active_per_device ON jobs(device)
+WHERE state IN ('starting', 'running', 'stopping');
+CREATE INDEX jobs_by_position ON jobs(state, position, id);
+CREATE INDEX jobs_by_place ON jobs(position);  -- the end of a long queue without reading it
+CREATE INDEX jobs_by_sweep ON jobs(sweep) WHERE sweep IS NOT NULL;
+CREATE INDEX jobs_by_memory ON jobs(memory_bytes) WHERE state = 'queued';
+CREATE INDEX jobs_that_wait ON jobs(id) WHERE waits <> '';
+CREATE TABLE dependencies (
+  job INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
+  needs INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
+  PRIMARY KEY (job, needs),
+  CHECK (needs < job)  -- only on older jobs, so that no circle can be
+) STRICT, WITHOUT ROWID;
 CREATE TABLE events (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   job INTEGER NOT NULL,  -- no foreign key: the audit outlives the job
@@ -87,9 +115,7 @@ CREATE TABLE events (
   dst TEXT NOT NULL,
   actor TEXT NOT NULL,
   why TEXT NOT NULL
-) STRICT
-""",
-        """
+) STRICT;
 CREATE TABLE attempts (
   job INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
   attempt INTEGER NOT NULL,
@@ -101,64 +127,51 @@ CREATE TABLE attempts (
   outcome TEXT,
   why TEXT NOT NULL DEFAULT '',
   PRIMARY KEY (job, attempt)
-) STRICT, WITHOUT ROWID
-""",
-        """CREATE TRIGGER jobs_start_queued BEFORE INSERT ON jobs WHEN NEW.state <> 'queued'
-       BEGIN SELECT RAISE(ABORT, 'a new job must be queued'); END""",
-        """CREATE TRIGGER jobs_legal_transition BEFORE UPDATE OF state ON jobs
-       WHEN NEW.state <> OLD.state
-        AND NOT EXISTS (SELECT 1 FROM transitions WHERE src = OLD.state AND dst = NEW.state)
-       BEGIN SELECT RAISE(ABORT, 'illegal transition'); END""",
-        """CREATE TRIGGER jobs_attempt_grows BEFORE UPDATE OF attempt, state ON jobs
-       WHEN NEW.attempt <> OLD.attempt + (OLD.state = 'queued' AND NEW.state = 'starting')
-       BEGIN SELECT RAISE(ABORT, 'an attempt grows by one at a claim and never else'); END""",
-        """CREATE TRIGGER jobs_cancel_stays BEFORE UPDATE OF stop_requested ON jobs
-       WHEN OLD.stop_requested = 'cancel' AND NEW.state = 'stopping'
-        AND NEW.stop_requested <> 'cancel'
-       BEGIN SELECT RAISE(ABORT, 'a cancel cannot be taken back'); END""",
-        """CREATE TRIGGER jobs_no_delete_alive BEFORE DELETE ON jobs
-       WHEN OLD.state IN ('starting', 'running', 'stopping')
-       BEGIN SELECT RAISE(ABORT, 'an active job cannot be deleted'); END""",
-        """CREATE TRIGGER jobs_created AFTER INSERT ON jobs BEGIN
-         INSERT INTO events(job, attempt, time, src, dst, actor, why)
-         VALUES (NEW.id, NEW.attempt, {NOW}, NULL, NEW.state, NEW.changed_by, NEW.why); END""",
-        """
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER jobs_start_queued BEFORE INSERT ON jobs WHEN NEW.state <> 'queued'
+BEGIN SELECT RAISE(ABORT, 'a new job must be queued'); END;
+CREATE TRIGGER jobs_legal_transition BEFORE UPDATE OF state ON jobs
+WHEN NEW.state <> OLD.state
+  AND NOT EXISTS (SELECT 1 FROM transitions WHERE src = OLD.state AND dst = NEW.state)
+BEGIN SELECT RAISE(ABORT, 'illegal transition'); END;
+CREATE TRIGGER jobs_attempt_grows BEFORE UPDATE OF attempt, state ON jobs
+WHEN NEW.attempt <> OLD.attempt + (OLD.state = 'queued' AND NEW.state = 'starting')
+BEGIN SELECT RAISE(ABORT, 'an attempt grows by one at a claim and never else'); END;
+CREATE TRIGGER jobs_cancel_stays BEFORE UPDATE OF stop_requested ON jobs
+WHEN OLD.stop_requested = 'cancel' AND NEW.state = 'stopping'
+  AND NEW.stop_requested <> 'cancel'
+BEGIN SELECT RAISE(ABORT, 'a cancel cannot be taken back'); END;
+CREATE TRIGGER jobs_no_delete_alive BEFORE DELETE ON jobs
+WHEN OLD.state IN ('starting', 'running', 'stopping')
+BEGIN SELECT RAISE(ABORT, 'an active job cannot be deleted'); END;
+CREATE TRIGGER jobs_no_delete_needed BEFORE DELETE ON jobs
+WHEN EXISTS (SELECT 1 FROM dependencies JOIN jobs AS waiting ON waiting.id = dependencies.job
+             WHERE dependencies.needs = OLD.id AND waiting.state IN ('queued', 'paused'))
+BEGIN SELECT RAISE(ABORT, 'a waiting job needs this one'); END;
+CREATE TRIGGER jobs_created AFTER INSERT ON jobs BEGIN
+  INSERT INTO events(job, attempt, time, src, dst, actor, why)
+  VALUES (NEW.id, NEW.attempt, {NOW}, NULL, NEW.state, NEW.changed_by, NEW.why); END;
 CREATE TRIGGER jobs_moved AFTER UPDATE OF state ON jobs WHEN NEW.state <> OLD.state BEGIN
-         INSERT INTO events(job, attempt, time, src, dst, actor, why)
-         VALUES (NEW.id, NEW.attempt, {NOW}, OLD.state, NEW.state, NEW.changed_by, NEW.why);
-        END""",
-        """CREATE TRIGGER jobs_attempt_begins AFTER UPDATE OF state ON jobs
-        WHEN OLD.state = 'queued' AND NEW.state = 'starting' BEGIN
-         INSERT INTO attempts(job, attempt, device, started)
-         VALUES (NEW.id, NEW.attempt, NEW.device, {NOW}); END""",
-        """CREATE TRIGGER jobs_attempt_ends AFTER UPDATE OF state ON jobs
-        WHEN OLD.device IS NOT NULL AND NEW.device IS NULL BEGIN
-         UPDATE attempts SET ended = {NOW}, outcome = NEW.state, why = NEW.why, pid = OLD.pid
-         WHERE job = NEW.id AND attempt = NEW.attempt; END""",
-        """CREATE TRIGGER jobs_deleted AFTER DELETE ON jobs BEGIN
-         INSERT INTO events(job, attempt, time, src, dst, actor, why)
-         VALUES (OLD.id, OLD.attempt, {NOW}, OLD.state, 'deleted', 'person', OLD.name); END""",
-        """
-INSERT INTO transitions(src, dst) VALUES
-  ('cancelled', 'queued'), ('failed', 'queued'), ('interrupted', 'cancelled'),
-  ('interrupted', 'queued'), ('paused', 'cancelled'), ('paused', 'queued'),
-  ('queued', 'cancelled'), ('queued', 'paused'), ('queued', 'starting'),
-  ('running', 'failed'), ('running', 'interrupted'), ('running', 'stopping'),
-  ('running', 'succeeded'), ('starting', 'failed'), ('starting', 'interrupted'),
-  ('starting', 'running'), ('starting', 'stopping'), ('stopping', 'cancelled'),
-  ('stopping', 'failed'), ('stopping', 'interrupted'), ('stopping', 'paused'),
-  ('stopping', 'succeeded')
-""",
-    ),
-    # What runs write: metrics, samples, checkpoints.
-    "m002_create_measurements": (
-        """
+  INSERT INTO events(job, attempt, time, src, dst, actor, why)
+  VALUES (NEW.id, NEW.attempt, {NOW}, OLD.state, NEW.state, NEW.changed_by, NEW.why); END;
+CREATE TRIGGER jobs_attempt_begins AFTER UPDATE OF state ON jobs
+WHEN OLD.state = 'queued' AND NEW.state = 'starting' BEGIN
+  INSERT INTO attempts(job, attempt, device, started)
+  VALUES (NEW.id, NEW.attempt, NEW.device, {NOW}); END;
+CREATE TRIGGER jobs_attempt_ends AFTER UPDATE OF state ON jobs
+WHEN OLD.device IS NOT NULL AND NEW.device IS NULL BEGIN
+  UPDATE attempts SET ended = {NOW}, outcome = NEW.state, why = NEW.why, pid = OLD.pid
+  WHERE job = NEW.id AND attempt = NEW.attempt; END;
+CREATE TRIGGER jobs_deleted AFTER DELETE ON jobs BEGIN
+  INSERT INTO events(job, attempt, time, src, dst, actor, why)
+  VALUES (OLD.id, OLD.attempt, {NOW}, OLD.state, 'deleted', 'person', OLD.name); END;
+
+-- What runs write: metrics, samples, checkpoints.
 CREATE TABLE counters (
   name TEXT PRIMARY KEY,
   value INTEGER NOT NULL
-) STRICT, WITHOUT ROWID
-""",
-        """
+) STRICT, WITHOUT ROWID;
+INSERT INTO counters(name, value) VALUES ('metrics', 0);
 CREATE TABLE metrics (
   job INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
   name TEXT NOT NULL,
@@ -169,10 +182,8 @@ CREATE TABLE metrics (
   seq INTEGER NOT NULL,
   PRIMARY KEY (job, name, step),
   CHECK ((value IS NULL) = (flag IS NOT NULL))
-) STRICT, WITHOUT ROWID
-""",
-        "CREATE INDEX metrics_by_seq ON metrics(seq)",
-        """
+) STRICT, WITHOUT ROWID;
+CREATE INDEX metrics_by_seq ON metrics(seq);
 CREATE TABLE samples (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   job INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
@@ -181,9 +192,7 @@ CREATE TABLE samples (
   text TEXT NOT NULL,
   time REAL NOT NULL,
   UNIQUE (job, step, prompt)
-) STRICT
-""",
-        """
+) STRICT;
 CREATE TABLE checkpoints (
   job INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
   step INTEGER NOT NULL,
@@ -191,49 +200,9 @@ CREATE TABLE checkpoints (
   eval_loss REAL,
   time REAL NOT NULL,
   PRIMARY KEY (job, step)
-) STRICT, WITHOUT ROWID
-""",
-        "INSERT INTO counters(name, value) VALUES ('metrics', 0)",
-    ),
-    # The arena's votes, and two tables that were never used (see m011).
-    "m003_create_library": (
-        """
-CREATE TABLE adapters (
-  id INTEGER PRIMARY KEY,
-  name TEXT NOT NULL UNIQUE,
-  path TEXT NOT NULL,
-  job INTEGER REFERENCES jobs(id) ON DELETE SET NULL,
-  base TEXT NOT NULL,
-  method TEXT NOT NULL,
-  notes TEXT NOT NULL DEFAULT '',
-  tags TEXT NOT NULL DEFAULT '',
-  created REAL NOT NULL
-) STRICT
-""",
-        """
-CREATE TABLE datasets (
-  id INTEGER PRIMARY KEY,
-  name TEXT NOT NULL UNIQUE,
-  path TEXT NOT NULL,
-  hash TEXT NOT NULL,
-  format TEXT NOT NULL,
-  rows INTEGER NOT NULL,
-  created REAL NOT NULL
-) STRICT
-""",
-        """
-CREATE TABLE matches (
-  id INTEGER PRIMARY KEY,
-  prompt TEXT NOT NULL,
-  lanes TEXT NOT NULL CHECK (json_valid(lanes)),
-  winner INTEGER,  -- index into lanes; NULL is a tie
-  created REAL NOT NULL
-) STRICT
-""",
-    ),
-    # Leases on devices, and the living processes of this home.
-    "m004_create_leases": (
-        """
+) STRICT, WITHOUT ROWID;
+
+-- Leases on devices, one on each that a job holds, and the living processes of this home.
 CREATE TABLE leases (
   device TEXT NOT NULL,
   holder TEXT NOT NULL CHECK (holder IN ('job', 'chat')),
@@ -245,10 +214,19 @@ CREATE TABLE leases (
   wanted_back INTEGER NOT NULL DEFAULT 0 CHECK (wanted_back IN (0, 1)),
   since REAL NOT NULL,
   CHECK ((holder = 'job') = (job IS NOT NULL))
-) STRICT
-""",
-        "CREATE UNIQUE INDEX leases_one_per_holder ON leases(device, holder)",
-        """
+) STRICT;
+CREATE UNIQUE INDEX leases_one_per_holder ON leases(device, holder);
+CREATE TRIGGER leases_taken AFTER UPDATE OF state ON jobs
+WHEN OLD.device IS NULL AND NEW.device IS NOT NULL BEGIN
+  INSERT INTO leases(device, holder, job, memory_bytes, since)
+  SELECT value, 'job', NEW.id, NEW.memory_bytes, {NOW}
+  FROM json_each('["' || replace(NEW.device, ',', '","') || '"]'); END;
+CREATE TRIGGER leases_named AFTER UPDATE OF pid ON jobs WHEN NEW.pid IS NOT NULL BEGIN
+  UPDATE leases SET pid = NEW.pid, pid_started = NEW.pid_started, boot_id = NEW.boot_id
+  WHERE job = NEW.id; END;
+CREATE TRIGGER leases_returned AFTER UPDATE OF state ON jobs
+WHEN OLD.device IS NOT NULL AND NEW.device IS NULL BEGIN
+  DELETE FROM leases WHERE job = NEW.id; END;
 CREATE TABLE processes (
   role TEXT NOT NULL CHECK (role IN ('supervisor', 'web', 'chat', 'spare')),
   pid INTEGER NOT NULL,
@@ -259,65 +237,13 @@ CREATE TABLE processes (
   since REAL NOT NULL,
   heartbeat REAL NOT NULL,
   PRIMARY KEY (role, pid)
-) STRICT, WITHOUT ROWID
-""",
-        """CREATE TRIGGER leases_taken AFTER UPDATE OF state ON jobs
-        WHEN OLD.device IS NULL AND NEW.device IS NOT NULL BEGIN
-         INSERT INTO leases(device, holder, job, since)
-         VALUES (NEW.device, 'job', NEW.id, {NOW}); END""",
-        """CREATE TRIGGER leases_named AFTER UPDATE OF pid ON jobs WHEN NEW.pid IS NOT NULL BEGIN
-         UPDATE leases SET pid = NEW.pid, pid_started = NEW.pid_started, boot_id = NEW.boot_id
-         WHERE job = NEW.id; END""",
-        """CREATE TRIGGER leases_returned AFTER UPDATE OF state ON jobs
-        WHEN OLD.device IS NOT NULL AND NEW.device IS NULL BEGIN
-         DELETE FROM leases WHERE job = NEW.id; END""",
-    ),
-    # When a job may start, what it waits for, sweeps, notes and tags.
-    "m005_create_plans": (
-        "ALTER TABLE jobs ADD COLUMN sweep TEXT",
-        """ALTER TABLE jobs ADD COLUMN on_error TEXT NOT NULL DEFAULT 'continue'
-       CHECK (on_error IN ('continue', 'stop'))""",
-        "ALTER TABLE jobs ADD COLUMN start_after REAL",
-        """ALTER TABLE jobs ADD COLUMN start_when TEXT NOT NULL DEFAULT ''
-       CHECK (start_when IN ('', 'idle', 'night'))""",
-        "ALTER TABLE jobs ADD COLUMN retries_left INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE jobs ADD COLUMN retries_done INTEGER NOT NULL DEFAULT 0",
-        """ALTER TABLE jobs ADD COLUMN save_requested INTEGER NOT NULL DEFAULT 0
-       CHECK (save_requested IN (0, 1))""",
-        "ALTER TABLE jobs ADD COLUMN notes TEXT NOT NULL DEFAULT ''",
-        "ALTER TABLE jobs ADD COLUMN tags TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(tags))",
-        """
-CREATE TABLE dependencies (
-  job INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
-  needs INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
-  PRIMARY KEY (job, needs),
-  CHECK (needs < job)  -- only on older jobs, so that no circle can be
-) STRICT, WITHOUT ROWID
-""",
-        "CREATE INDEX jobs_by_sweep ON jobs(sweep) WHERE sweep IS NOT NULL",
-        """
-CREATE TRIGGER jobs_no_delete_needed BEFORE DELETE ON jobs
-WHEN EXISTS (SELECT 1 FROM dependencies JOIN jobs AS waiting ON waiting.id = dependencies.job
-             WHERE dependencies.needs = OLD.id AND waiting.state IN ('queued', 'paused'))
-BEGIN SELECT RAISE(ABORT, 'a waiting job needs this one'); END
-""",
-    ),
-    # Settings of the queue, and two requests to a job.
-    "m006_create_settings": (
-        """
+) STRICT, WITHOUT ROWID;
 CREATE TABLE settings (
   name TEXT PRIMARY KEY,
   value TEXT NOT NULL CHECK (json_valid(value))
-) STRICT, WITHOUT ROWID
-""",
-        """ALTER TABLE jobs ADD COLUMN drop_checkpoints INTEGER NOT NULL DEFAULT 0
-       CHECK (drop_checkpoints IN (0, 1))""",
-        """ALTER TABLE jobs ADD COLUMN sample_requested INTEGER NOT NULL DEFAULT 0
-       CHECK (sample_requested IN (0, 1))""",
-    ),
-    # Compare's conversations and recipes, and more about a vote.
-    "m007_create_conversations": (
-        """
+) STRICT, WITHOUT ROWID;
+
+-- Compare: conversations, votes and recipes.
 CREATE TABLE conversations (
   id TEXT PRIMARY KEY CHECK (length(id) BETWEEN 1 AND 64),
   title TEXT NOT NULL DEFAULT '',
@@ -326,9 +252,7 @@ CREATE TABLE conversations (
   parent TEXT,  -- the conversation this one was branched from; it may be deleted since
   created REAL NOT NULL,
   updated REAL NOT NULL
-) STRICT, WITHOUT ROWID
-""",
-        """
+) STRICT, WITHOUT ROWID;
 CREATE TABLE turns (
   conversation TEXT NOT NULL REFERENCES conversations(id) ON DELETE CASCADE,
   number INTEGER NOT NULL CHECK (number >= 0),
@@ -336,69 +260,60 @@ CREATE TABLE turns (
   answers TEXT NOT NULL CHECK (json_valid(answers)),
   words TEXT NOT NULL,
   PRIMARY KEY (conversation, number)
-) STRICT, WITHOUT ROWID
-""",
-        """
+) STRICT, WITHOUT ROWID;
+CREATE TABLE matches (
+  id INTEGER PRIMARY KEY,
+  prompt TEXT NOT NULL,
+  lanes TEXT NOT NULL CHECK (json_valid(lanes)),
+  winner INTEGER,  -- index into lanes; NULL is a tie
+  created REAL NOT NULL,
+  bad INTEGER NOT NULL DEFAULT 0 CHECK (bad IN (0, 1)),
+  blind INTEGER NOT NULL DEFAULT 0 CHECK (blind IN (0, 1)),
+  conversation TEXT,
+  turn INTEGER,
+  answers TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(answers))
+) STRICT;
+CREATE UNIQUE INDEX matches_one_a_turn ON matches(conversation, turn)
+WHERE conversation IS NOT NULL;
 CREATE TABLE recipes (
   name TEXT PRIMARY KEY CHECK (length(name) BETWEEN 1 AND 120),
   model TEXT NOT NULL,
   stack TEXT NOT NULL CHECK (json_valid(stack)),
   created REAL NOT NULL
-) STRICT, WITHOUT ROWID
-""",
-        "ALTER TABLE matches ADD COLUMN bad INTEGER NOT NULL DEFAULT 0 CHECK (bad IN (0, 1))",
-        "ALTER TABLE matches ADD COLUMN blind INTEGER NOT NULL DEFAULT 0 CHECK (blind IN (0, 1))",
-        "ALTER TABLE matches ADD COLUMN conversation TEXT",
-        "ALTER TABLE matches ADD COLUMN turn INTEGER",
-        "ALTER TABLE matches ADD COLUMN answers TEXT NOT NULL DEFAULT '[]' "
-        "CHECK (json_valid(answers))",
-        """
-CREATE UNIQUE INDEX matches_one_a_turn ON matches(conversation, turn)
-WHERE conversation IS NOT NULL
-""",
-    ),
-    # A job may hold several devices, with a lease on each.
-    "m008_widen_jobs": (
-        "ALTER TABLE jobs ADD COLUMN width INTEGER NOT NULL DEFAULT 1 CHECK (width > 0)",
-        "DROP TRIGGER leases_taken",
-        """
-CREATE TRIGGER leases_taken AFTER UPDATE OF state ON jobs
-WHEN OLD.device IS NULL AND NEW.device IS NOT NULL BEGIN
-  INSERT INTO leases(device, holder, job, since)
-  SELECT value, 'job', NEW.id, {NOW}
-  FROM json_each('["' || replace(NEW.device, ',', '","') || '"]'); END
-""",
-    ),
-    # A job has the memory that it will need, and a sentence about what it waits for.
-    "m009_place_by_memory": (
-        "ALTER TABLE jobs ADD COLUMN memory_bytes INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE jobs ADD COLUMN waits TEXT NOT NULL DEFAULT ''",
-        "CREATE INDEX jobs_by_memory ON jobs(memory_bytes) WHERE state = 'queued'",
-        "CREATE INDEX jobs_that_wait ON jobs(id) WHERE waits <> ''",
-        "DROP TRIGGER leases_taken",
-        """
-CREATE TRIGGER leases_taken AFTER UPDATE OF state ON jobs
-WHEN OLD.device IS NULL AND NEW.device IS NOT NULL BEGIN
-  INSERT INTO leases(device, holder, job, memory_bytes, since)
-  SELECT value, 'job', NEW.id, NEW.memory_bytes, {NOW}
-  FROM json_each('["' || replace(NEW.device, ',', '","') || '"]'); END
-""",
-    ),
-    # The end of a long queue is found without reading it.
-    "m010_index_positions": ("CREATE INDEX jobs_by_place ON jobs(position)",),
-    # Nothing ever read or wrote them.
-    "m011_drop_unused_tables": ("DROP TABLE adapters", "DROP TABLE datasets"),
+) STRICT, WITHOUT ROWID;
+"""
+
+FOLDED = (  # 0.1.0 made the same schema in these steps
+    "m002_create_measurements", "m003_create_library", "m004_create_leases", "m005_create_plans",
+    "m006_create_settings", "m007_create_conversations", "m008_widen_jobs",
+    "m009_place_by_memory", "m010_index_positions",
+)  # fmt: skip
+SCRIPTS: dict[str, str] = {
+    "m001_create_jobs": SCHEMA,
+    **dict.fromkeys(FOLDED, ""),
+    # Of 0.1.0; nothing ever read or wrote them.
+    "m011_drop_unused_tables": "DROP TABLE IF EXISTS adapters; DROP TABLE IF EXISTS datasets;",
 }
 
 
 def unknown_migration(applied: Iterable[str]) -> str | None:
     """Return the last of the applied migrations that this program does not have."""
-    return next((name for name in reversed(list(applied)) if name not in STATEMENTS), None)
+    return next((name for name in reversed(list(applied)) if name not in SCRIPTS), None)
 
 
-def _apply(statements: tuple[str, ...], db: Tables) -> None:
-    for statement in statements:
-        db.conn.execute(statement.replace("{NOW}", NOW))
+def _apply(script: str, db: Tables) -> None:
+    """Execute a script inside the caller's transaction, which `executescript` would commit."""
+    for statement in _statements(script.replace("{NOW}", NOW)):
+        db.conn.execute(statement)
+
+
+def _statements(script: str) -> Iterator[str]:
+    statement = ""
+    for part in script.split(";"):
+        statement += part + ";"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
 
 
 @cache
@@ -415,6 +330,6 @@ def sqlite_library() -> "tuple[type[Database], Migrations]":
         for name in hidden:
             del sys.modules[name]
     migrations = Migrations("jobs")
-    for name, statements in STATEMENTS.items():
-        migrations(name=name)(partial(_apply, statements))
+    for name, script in SCRIPTS.items():
+        migrations(name=name)(partial(_apply, script))
     return Database, migrations

@@ -250,8 +250,8 @@ def _adapt(database: Path, moved: list[tuple[str, str]]) -> None:
         db.execute("DELETE FROM processes")
         db.execute("DELETE FROM leases WHERE holder = 'chat'")
         db.execute(_OF_ANOTHER_BOOT)
-        for migration, statement in _MOVE_PATHS:
-            db.executemany(statement, moved if migration in applied else ())
+        for statement in _MOVE_PATHS:
+            db.executemany(statement, moved)
         db.execute("COMMIT")
     os.chmod(database, 0o600)
 
@@ -272,15 +272,15 @@ _OF_ANOTHER_BOOT = """
 UPDATE jobs SET boot_id = CASE WHEN pid IS NULL THEN NULL ELSE 'restored' END,
   owner = '1:0:restored' WHERE state IN ('starting', 'running', 'stopping')
 """
-_MOVE_PATHS = (  # with the migration that made the column
-    ("m001_create_jobs", "UPDATE jobs SET result = replace(result, ?, ?)"),
-    ("m001_create_jobs", "UPDATE jobs SET spec = replace(spec, ?, ?)"),
-    ("m002_create_measurements", "UPDATE checkpoints SET path = replace(path, ?, ?)"),
-    ("m003_create_library", "UPDATE matches SET lanes = replace(lanes, ?, ?)"),
-    ("m006_create_settings", "UPDATE settings SET value = replace(value, ?, ?)"),
-    ("m007_create_conversations", "UPDATE recipes SET model = replace(model, ?, ?)"),
-    ("m007_create_conversations", "UPDATE recipes SET stack = replace(stack, ?, ?)"),
-    ("m007_create_conversations", "UPDATE conversations SET lanes = replace(lanes, ?, ?)"),
-    ("m007_create_conversations", "UPDATE turns SET answers = replace(answers, ?, ?)"),
-    ("m007_create_conversations", "UPDATE matches SET answers = replace(answers, ?, ?)"),
+_MOVE_PATHS = (
+    "UPDATE jobs SET result = replace(result, ?, ?)",
+    "UPDATE jobs SET spec = replace(spec, ?, ?)",
+    "UPDATE checkpoints SET path = replace(path, ?, ?)",
+    "UPDATE matches SET lanes = replace(lanes, ?, ?)",
+    "UPDATE settings SET value = replace(value, ?, ?)",
+    "UPDATE recipes SET model = replace(model, ?, ?)",
+    "UPDATE recipes SET stack = replace(stack, ?, ?)",
+    "UPDATE conversations SET lanes = replace(lanes, ?, ?)",
+    "UPDATE turns SET answers = replace(answers, ?, ?)",
+    "UPDATE matches SET answers = replace(answers, ?, ?)",
 )
