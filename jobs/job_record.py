@@ -5,9 +5,12 @@ pages read here what is possible.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, cast, get_args
+
+from studio.train_args import LOSSES
 
 State = Literal[
     "queued", "starting", "running", "stopping", "paused",
@@ -124,6 +127,12 @@ def job_of(row: dict[str, Any], needs: list[int]) -> Job:
     """Build the record from a row of `jobs` and the jobs that it needs."""
     fields = Job.__dataclass_fields__.keys() - {"needs"}
     return Job(needs=needs, **{field: row[_COLUMN.get(field, field)] for field in fields})
+
+
+def loss_of(spec: Mapping[str, Any]) -> str:
+    """Return the name of a run's loss, as in DPO; empty for the usual one, SFT."""
+    loss = (spec.get("train") or {}).get("loss", "sft")
+    return "" if loss == "sft" else LOSSES.get(loss, loss).partition(":")[0]
 
 
 def summary(job: Job) -> dict[str, Any]:

@@ -119,9 +119,8 @@ class _Table:
                 "size_bytes": one.size_bytes,
                 "few": held_out if held_out < LEAST_HELD_OUT else 0,
             }  # fmt: skip
-            self._since[str(one.path)] = max(
-                _seconds(one.created), _seconds(str(one.passport.get("imported", "")))
-            )
+            made = (one.created, str(one.passport.get("imported", "")))
+            self._since[str(one.path)] = max(seconds(moment) or 0.0 for moment in made)
         self.columns: dict[str, dict[str, Any]] = {
             key: {"title": title, "best": best} for key, (title, best) in FIXED.items()
         } | {f"{loss}_loss": {"title": f"Held-out loss ({loss})", "best": None} for loss in LOSSES}
@@ -211,6 +210,11 @@ def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:40]}… {zlib.crc32(text.encode()):08x}"
 
 
+def measured_alike(one: StoredAdapter) -> int:
+    """Return a number that adapters share whose held-out losses can be compared."""
+    return zlib.crc32(f"{one.base} {_held_out(one)['how']}".encode())
+
+
 def _held_out(one: StoredAdapter) -> dict[str, Any]:
     """Return what a run measured on held-out rows, and how: only equal ways are compared."""
     train = TrainArgs().model_dump() | one.section("spec", "train")
@@ -285,11 +289,12 @@ def _mark(found: _Table) -> None:
             row.pop(key, None)
 
 
-def _seconds(moment: str) -> float:
+def seconds(moment: str) -> float | None:
+    """Return an ISO time in seconds since 1970, None if it is none."""
     try:
         return datetime.fromisoformat(moment).timestamp()
     except ValueError:
-        return 0.0
+        return None
 
 
 def _put_tasks(found: _Table, job: Job, at: float) -> None:

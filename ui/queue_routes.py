@@ -24,7 +24,7 @@ from jobs.actions.adapters import best_losses, card, trashed
 from jobs.actions.registry import find, has_outcome, schema
 from jobs.claims import device_of
 from jobs.job_queue import JobStore
-from jobs.job_record import TRAINS, Job, actions, summary
+from jobs.job_record import TRAINS, Job, actions, loss_of, summary
 from jobs.run_curves import SERIES
 from jobs.supervisor import shortage
 from studio import trash
@@ -34,7 +34,6 @@ from studio.errors import QueueError, SpecError
 from studio.home import Home
 from studio.methods import methods, trains_base
 from studio.spec import RunSpec, address_query, command_line
-from studio.train_args import LOSSES
 from ui import language, train_page_facts
 from ui.language import with_path, with_titles
 
@@ -156,6 +155,7 @@ def job_row(job: Job, home: Home) -> dict[str, Any]:
         "data": (spec.get("data") or {}).get("path", ""),
         "max_steps": (spec.get("train") or {}).get("max_steps"),
         "method": f"{title} · {loss}" if loss else title,
+        "loss": loss,
         **{key: getattr(job, key) for key in _SHOWN},
         "device": job.device and device_of(job.device),
         "ended": job.result.get("ended") or job.result.get("reason"),
@@ -167,12 +167,6 @@ def job_row(job: Job, home: Home) -> dict[str, Any]:
         "actions": actions(job.state),
         "trains_base": trains_base(str(method.get("name"))),
     }
-
-
-def loss_of(spec: dict[str, Any]) -> str:
-    """Return the name of a run's loss, as in DPO; empty for the usual one."""
-    loss = (spec.get("train") or {}).get("loss", "sft")
-    return "" if loss == "sft" else LOSSES.get(loss, loss).partition(":")[0]
 
 
 _SHOWN = ("phase", "created", "started", "finished", "attempt", "intent", "device_wanted")

@@ -1,6 +1,5 @@
 """Actions on adapters: merge, mix, import, export, push, measure; rename, tag, delete, restore."""
 
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +8,7 @@ from jobs.actions.registry import action, field, request_action
 from jobs.compare_tables import Votes
 from jobs.job_inputs import refuse_needed
 from jobs.job_queue import JobStore
+from jobs.job_record import loss_of
 from studio.adapter_stack import Stack, StackItem, write_lane
 from studio.adapters import library
 from studio.adapters.export import ExportRequest, PushRequest
@@ -377,7 +377,8 @@ def card(adapter: StoredAdapter, best: dict[int, float]) -> dict[str, Any]:
     return _plain(adapter) | {
         "run": run, "method_title": known.title if known else adapter.method,
         "data": adapter.data_path, "is_model": adapter.is_model,
-        "created": _seconds(adapter.created), "parents": list(adapter.parents),
+        "created": results_table.seconds(adapter.created), "parents": list(adapter.parents),
+        "loss": loss_of(adapter.section("spec")), "alike": results_table.measured_alike(adapter),
         "best_eval_loss": best.get(run, adapter.eval_loss) if run else adapter.eval_loss,
         "is_low_rank": is_low_rank(adapter.method),
         "mergeable": known is not None and capabilities(adapter.method)["mergeable"],
@@ -420,13 +421,6 @@ def _made(store: JobStore, adapter: StoredAdapter) -> list[dict[str, Any]]:
     """Return the number and name of each job whose outcome is an adapter."""
     run = adapter.path.parent.name if adapter.source == "run" else None
     return store.database.rows(_MADE, (run, str(adapter.path)))
-
-
-def _seconds(moment: str) -> float | None:
-    try:
-        return datetime.fromisoformat(moment).timestamp()
-    except ValueError:
-        return None
 
 
 _MADE = "SELECT id, name FROM jobs WHERE id = ? OR json_extract(result, '$.adapter') = ?"

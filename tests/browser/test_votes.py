@@ -99,6 +99,9 @@ def test_from_ten_votes_over_dpo_to_a_win_rate(page, studio, tmp_path):
     # One click away: the blind test against what it was trained from; the votes are its win rate.
     page.get_by_role("link", name="Open in Runs").click()
     expect(page.get_by_test_id("group")).to_contain_text("2 stages")
+    expect(page.get_by_test_id("group")).to_contain_text(
+        re.compile(r"\d · SFT.*\d · DPO", re.DOTALL)
+    )
     page.get_by_role("button", name="Blind test").click()
     expect(page).to_have_url(re.compile(r"lane=starter~mate:1&lane=starter~parrot:1"))
     verdicts = votes_for_the_pirate(page, prompts[10:18])

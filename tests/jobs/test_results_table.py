@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 from jobs import results_table, suite_results
+from jobs.actions.adapters import card
 from jobs.compare_tables import Votes
 from studio.adapter_stack import StackItem, write_lane
+from studio.adapters import library
 from studio.evaluation.evaluate_on_dataset import REPORT
 from studio.evaluation.suites import RESULTS
 from tests.studio.methods.test_matrix import attached
@@ -168,6 +170,10 @@ def test_only_losses_that_were_measured_alike_are_compared(store, home):
     titles = {column["key"]: column["title"] for column in found["columns"]}
     assert titles["dpo_loss"] == "Held-out loss (dpo)" and "kto_loss" not in titles
     assert "how" not in dpo and "forgot" not in dpo
+    cards = {one.name: card(one, {}) for one in library.adapters(home)}
+    alike = {name: one["alike"] == cards["low"]["alike"] for name, one in cards.items()}
+    assert {name for name, same in alike.items() if same} == {"high", "low"}
+    assert [cards[name]["loss"] for name in ("low", "dpo", "grpo")] == ["", "DPO", "GRPO"]
 
 
 def test_evaluations_with_other_settings_of_their_scores_have_columns_of_their_own(store, home):

@@ -38,6 +38,8 @@ test('a time is of the clock where it was typed, and is sent only if it was chan
     ['2027-13-01', '2027-13-01'], ['2027-01-31 02:30+01:00', '2027-01-31 02:30+01:00']]) {
     assert.equal(instant(words, now), sent, words);
   }
+  assert.equal(instant('2027-01-31', now, 1), '2027-01-31T16:00:00.000Z', 'the end of that day');
+  assert.equal(instant('2027-01-31 02:30', now, 1), '2027-01-30T18:30:00.000Z');
   const sent = [], job = { id: 1, needs: [], start_after: Date.parse('2999-12-01T18:30Z') / 1000 };
   HTMLElement.prototype.showModal = () => {};
   HTMLElement.prototype.close = () => {};

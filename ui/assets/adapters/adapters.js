@@ -13,7 +13,8 @@ import { ENDED, ending, Passport } from './passport.js';
 
 const ORDERS = { [t`Newest first`]: (a, b) => (b.created ?? 0) - (a.created ?? 0),
   [t`By name`]: (a, b) => a.name.localeCompare(b.name),
-  [t`Lowest held-out loss`]: (a, b) => (a.eval_loss ?? Infinity) - (b.eval_loss ?? Infinity),
+  [t`Lowest held-out loss`]: (a, b, lowest) => a.loss.localeCompare(b.loss) || (lowest.get(a.alike) ?? 1e9)
+    - (lowest.get(b.alike) ?? 1e9) || a.alike - b.alike || (a.eval_loss ?? 1e9) - (b.eval_loss ?? 1e9),
   [t`Largest first`]: (a, b) => b.size_bytes - a.size_bytes };
 
 export class Adapters extends Page {
@@ -74,8 +75,12 @@ export class Adapters extends Page {
 
   list() {
     const matches = matcher(this.search.value);
+    const lowest = new Map(); // of those that were measured alike; others cannot be compared
+    for (const { alike, eval_loss: loss } of this.adapters) {
+      if (loss != null) lowest.set(alike, Math.min(loss, lowest.get(alike) ?? loss));
+    }
     const shown = this.adapters.filter((one) => matches(one.name, one.method_title, one.base, one.data,
-      ending(one) ?? '', ...one.tags)).sort(ORDERS[this.order.value]);
+      ending(one) ?? '', ...one.tags)).sort((a, b) => ORDERS[this.order.value](a, b, lowest));
     const known = new Set(this.adapters.map((one) => one.id));
     for (const id of this.picked) if (!known.has(id)) this.picked.delete(id);
     keyed(this.cards, shown, (one) => one.id, (one) => this.card(one), (node, one) =>
@@ -117,7 +122,7 @@ export class Adapters extends Page {
     const [head, what, figures, foot] = node.children;
     text(head.children[1], one.name);
     redraw(head.lastChild, badge(ENDED[one.ended] ?? 'queued', word(ending(one)) || t`unknown`));
-    text(what, dots(one.method_title, short(one.base) || t`unknown base`, short(one.data),
+    text(what, dots(one.method_title, one.loss, short(one.base) || t`unknown base`, short(one.data),
       one.parents.length && t`from ${one.parents.join(', ')}`));
     redraw(figures, ...[[t`Final loss`, number(one.last_loss)],
       [t`Held-out`, number(one.eval_loss)], [t`Best held-out`, number(one.best_eval_loss)],

@@ -3,6 +3,7 @@
 import { button, go, h, newest, quiet, redraw, send, t, table, text } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 import { laneName, LETTERS, parseLane } from '../core/lanes.js';
+import { instant } from '../runs/queue.js';
 
 /** Return true if the turn's lanes are anonymous: prompted blind and without a vote. */
 export const isBlind = ({ answers }) => answers.some((a) => a?.place != null) && !answers.some((a) => a?.verdict);
@@ -102,6 +103,7 @@ function choice(label, key, act) {
 
 /** Ask which votes or conversations become a dataset, and open it on the Data page. */
 export const makeDataset = (values, lanes = []) => askAction('data.votes', { values,
+  sent: ({ since, until, ...own }) => ({ ...own, since: instant(since), until: instant(until, Date.now(), 1) }),
   choices: lanes.length ? { lane: [['', t`any lane`], ...lanes.map((lane) => [lane, laneName(parseLane(lane))])] } : {},
   done: ({ name }) => { go(`/data?name=${name}`); } });
 

@@ -52,13 +52,15 @@ export function planSchedule(job, jobs) {
     values: { at: shown, when: job.start_when || 'any', needs: job.needs, retries: job.retries_left ?? 0 } });
 }
 
-/** A day, a time of it or both, in the time zone of the browser, as the server reads it in any; other words as is. */
-export function instant(words, now = Date.now()) {
+/** A day, a time of it or both, in the time zone of the browser, as the server reads it in any; other words as is.
+ *  `days` are added to a day without a time. */
+export function instant(words, now = Date.now(), days = 0) {
   const [, day, time] = /^(\d{4}-\d\d-\d\d)?[ T]*(\d{1,2}:\d\d)?$/.exec(words) ?? [];
   if (!day && !time) return words;
   const at = new Date(`${day ?? localTime(now / 1000).slice(0, 10)}T${(time ?? '00:00').padStart(5, '0')}`);
   if (Number.isNaN(at.getTime())) return words;
   if (!day && at <= now) at.setDate(at.getDate() + 1);
+  if (!time) at.setDate(at.getDate() + days);
   return at.toISOString();
 }
 

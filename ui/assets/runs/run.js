@@ -130,14 +130,16 @@ export class Detail {
     if (!changed(this.group_, runs.map((one) => [one.id, one.state, one.eval_loss, one.last_loss, one.forgetting,
       one.id === job.id]).join())) return;
     const rank = (one) => one.eval_loss ?? one.last_loss ?? Infinity;
+    const mixed = runs.some((one) => one.loss !== runs[0].loss); // their losses cannot be compared
+    const figure = (one, value) => (value != null && mixed ? dots(number(value), one.loss || 'SFT') : number(value));
     const [title, heading] = job.sweep ? [t`${runs.length} runs of “${job.sweep}”`, t`Method`]
       : [t`${runs.length} stages, each from the adapter of the one before`, t`Dataset`];
-    if (job.sweep) runs.sort((a, b) => rank(a) - rank(b) || a.id - b.id);
+    if (job.sweep) runs.sort((a, b) => a.loss.localeCompare(b.loss) || rank(a) - rank(b) || a.id - b.id);
     redraw(this.group_, h('summary', title),
       table([t`Run`, heading, t`State`, t`Held-out loss`, t`Forgetting`, t`Loss`, t`Time`], runs.map((one) => [
         one.id === job.id ? h('b', one.name) : h('a', { href: `/runs?run=${one.id}` }, one.name),
-        job.sweep ? one.method : dots(one.method, short(one.data)), badge(stateName(one)), number(one.eval_loss),
-        number(one.forgetting, 3), number(one.last_loss), duration(one.seconds)])),
+        job.sweep ? one.method : dots(one.method, short(one.data)), badge(stateName(one)),
+        figure(one, one.eval_loss), number(one.forgetting, 3), figure(one, one.last_loss), duration(one.seconds)])),
       h('div.s-actions', button(t`Overlay their curves`, () => this.overlay(runs.map(({ id }) => id))),
         button(t`Save a report`, () => saveReport({ jobs: runs.map(({ id }) => String(id)) }))));
   }
