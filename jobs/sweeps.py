@@ -64,10 +64,6 @@ def _combination(lists: Sequence[Sequence[Any]], number: int) -> tuple[Any, ...]
     return tuple(reversed(picked))
 
 
-def _label(point: Mapping[str, Any]) -> str:
-    return " ".join(f"{field.rpartition('.')[2]}={value}" for field, value in point.items())
-
-
 def submit_sweep(
     store: JobStore,
     spec: RunSpec,
@@ -83,18 +79,18 @@ def submit_sweep(
     Raises:
         StudioError: One of the runs cannot be trained, or a name is taken; nothing was queued.
     """
-    if not name.strip():
+    name = name.strip()
+    if not name:
         raise QueueError("A sweep needs a name, which its runs begin with.")
-    chosen = points(fields, count=count, seed=spec.seed)
-    specs = [
-        spec.with_values({**point, "name": f"{name.strip()} {_label(point)}"[:120]})
-        for point in chosen
-    ]
-    if store.database.rows("SELECT 1 FROM jobs WHERE sweep = ? LIMIT 1", (name.strip(),)):
-        raise QueueError(f'There is already a sweep "{name.strip()}". Choose another name.')
+    specs = []
+    for point in points(fields, count=count, seed=spec.seed):
+        words = [f"{field.rpartition('.')[2]}={value}" for field, value in point.items()]
+        specs.append(spec.with_values({**point, "name": " ".join([name, *words])[:120]}))
+    if store.database.rows("SELECT 1 FROM jobs WHERE sweep = ? LIMIT 1", (name,)):
+        raise QueueError(f'There is already a sweep "{name}". Choose another name.')
     specs = admit_each(specs, store.home)
     return store.submit_many(
-        specs, sweep=name.strip(), on_error=on_error, retries=retries,
+        specs, sweep=name, on_error=on_error, retries=retries,
         memory_bytes=needed_by_each(specs, store.home),
     )  # fmt: skip
 
