@@ -91,7 +91,7 @@ def start_attempt(db: Tables, job: int, device: str, *, owner: Identity, why: st
 
 _STARTABLE = """
 SELECT id, position, kind, name, sweep, spec, device_wanted, width, memory_bytes, no_progress,
-  on_error
+  retries_done, on_error
 FROM jobs
 WHERE state = 'queued'
   AND +memory_bytes >= :least  -- + keeps to the index of positions

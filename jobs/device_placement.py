@@ -207,12 +207,13 @@ def claim_siblings(
 def _sibling_key(job: dict[str, Any]) -> str | None:
     """Return the key that siblings share; None if the job must train alone.
 
-    That is a job that lost its last process without progress, which would end its siblings too, and
-    one whose failure ends the rest of its sweep.
+    That is a job that lost its last process without progress, which would end its siblings too, one
+    that is retried, e.g. after the memory did not hold all of them, and one whose failure ends the
+    rest of its sweep.
     """
-    if job["kind"] != "train" or not job["sweep"] or job["no_progress"]:
+    if job["kind"] != "train" or not job["sweep"] or job["on_error"] == "stop":
         return None
-    if job["on_error"] == "stop":
+    if job["no_progress"] or job["retries_done"]:
         return None
     try:
         return sibling_key(RunSpec.parse(json.loads(job["spec"])))
@@ -232,4 +233,6 @@ WHERE jobs.state = 'queued' AND jobs.kind = 'bakeoff' AND run.kind = 'train'
   AND run.state = 'paused'
 """
 
-_FIRST = "SELECT kind, name, sweep, spec, no_progress, on_error FROM jobs WHERE id = :id"
+_FIRST = """
+SELECT kind, name, sweep, spec, no_progress, retries_done, on_error FROM jobs WHERE id = :id
+"""

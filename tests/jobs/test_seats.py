@@ -79,7 +79,7 @@ def test_other_data_another_kind_or_a_wish_to_be_alone_stay_apart(store):
     assert claimed(store) == [runs[0], runs[4]]
 
 
-@pytest.mark.parametrize("apart", ["no sweep", "stops on an error", "died before"])
+@pytest.mark.parametrize("apart", ["no sweep", "stops on an error", "died before", "retried"])
 def test_some_are_claimed_one_by_one(store, apart):
     runs = submit(store, 3, sweep=None if apart == "no sweep" else "s")
     with store.database.writing() as db:
@@ -87,6 +87,8 @@ def test_some_are_claimed_one_by_one(store, apart):
             db.conn.execute("UPDATE jobs SET on_error = 'stop'")
         if apart == "died before":
             db.conn.execute("UPDATE jobs SET no_progress = 1 WHERE id = ?", (runs[0],))
+        if apart == "retried":  # after it ran out of memory beside the others
+            db.conn.execute("UPDATE jobs SET retries_done = 1")
     assert claimed(store) == runs[:1]
 
 
