@@ -21,6 +21,7 @@ from studio.methods.lora import Lora
 from studio.methods.norm_tuning import NormTuning
 from studio.models.loading import load
 from studio.spec import ModelSource
+from tests.families import write_family
 from tests.studio.tiny import tiny_folder, tiny_model, verifying_here
 
 METHODS = {
@@ -33,11 +34,14 @@ METHODS = {
 }
 
 
-def saved(tmp_path: Path, *names: str, model_name: str = "llama") -> list[tuple[Path, float]]:
-    """Adapter folders whose parameters matter."""
+def saved(
+    tmp_path: Path, *names: str, model_name: str = "llama", base: Path | None = None
+) -> list[tuple[Path, float]]:
+    """Adapter folders whose parameters matter, for a tiny model or that of a folder."""
     stack = []
     for seed, name in enumerate(names):
-        backbone = Backbone(tiny_model(model_name))
+        source = ModelSource(path=str(base))
+        backbone = Backbone(load(source).model if base else tiny_model(model_name))
         adapter = backbone.attach(name, METHODS[name], seed=seed)
         generator = torch.Generator().manual_seed(seed)
         for parameter in adapter.parameters():
@@ -138,6 +142,18 @@ def test_a_tied_head_is_untied_when_it_changes(tmp_path):
     assert read_certificate(tmp_path / "out")["max_error"] <= 1e-4
     state = load_file(tmp_path / "out" / "model.safetensors")
     assert not torch.equal(state["lm_head.weight"], state["model.embed_tokens.weight"])
+
+
+def test_a_block_that_several_layers_share_is_merged_at_each_of_them(tmp_path):
+    base = write_family("zamba2", tmp_path / "base")
+    run(ModelSource(path=str(base)), saved(tmp_path, "norm", "ia3", base=base), tmp_path / "out")
+    certificate = read_certificate(tmp_path / "out")
+    assert len(certificate["merged"]) == 2
+    assert certificate["max_error"] <= 1e-4
+    state, shared = load_file(tmp_path / "out" / "model.safetensors"), "shared_transformer"
+    for name in ("input_layernorm", "self_attn.k_proj"):
+        own = [state[f"model.layers.{depth}.{shared}.{name}.weight"] for depth in (1, 3)]
+        assert not torch.equal(*own)
 
 
 def corrupt(path: Path) -> None:
