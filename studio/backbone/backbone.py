@@ -43,6 +43,7 @@ from studio.backbone.virtual_tokens import VIRTUAL, VirtualTokens, insert_packed
 from studio.errors import MethodError, nearest
 from studio.methods.lora import Lora
 from studio.methods.method import Init, Method, Params, Phase
+from studio.models.find_model import LENGTH_ROPE_TYPES
 
 T = TypeVar("T")
 
@@ -67,7 +68,9 @@ class Backbone:
             model.set_attn_implementation(attention.NAME)
         self.set_attention("auto")
         install_lean_forwards(self.anatomy, self._state, self._hooks)
-        self._has_row_factors = install_row_factors(self.anatomy.tower, self._state)
+        self._has_row_factors = install_row_factors(
+            self.anatomy.tower, self._state, LENGTH_ROPE_TYPES
+        )
         self.experts = experts.install(
             self.anatomy.modules.items(), self._hooks.plan_of, self._state
         )

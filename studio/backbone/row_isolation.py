@@ -16,7 +16,7 @@ Shapes: `R rows, N tokens of the longest row, T tokens of all rows`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
@@ -28,7 +28,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from studio.backbone import attention
 from studio.backbone.attention import AttentionState
-from studio.models.find_model import LENGTH_ROPE_TYPES
 
 Forward = Callable[..., Any]
 Lengths = tuple[int, ...]
@@ -168,9 +167,9 @@ def unpack(x: Tensor, lengths: tuple[int, ...]) -> Tensor:
     return x
 
 
-def install_row_factors(tower: nn.Module, state: AttentionState) -> bool:
-    """Let the rotary embeddings of a tower compute each row's factors alone; True if any do."""
-    found = [module for module in tower.modules() if rope_types(module) & set(LENGTH_ROPE_TYPES)]
+def install_row_factors(tower: nn.Module, state: AttentionState, types: Collection[str]) -> bool:
+    """Let rotary embeddings of some types compute each row's factors alone; True if any do."""
+    found = [module for module in tower.modules() if rope_types(module) & {*types}]
     for module in found:
         if "forward" not in vars(module):
             module.forward = _by_row(module, state)

@@ -37,6 +37,7 @@ class Bottleneck(Method):
     largest_learning_rate: ClassVar[float] = 3e-2
     tensor_format: ClassVar[str] = "bottleneck_{}"
     adapterhub: ClassVar[bool] = True
+    peft_fixed: ClassVar[dict[str, Any]] = {"target_modules": None}
     peft_fields: ClassVar[tuple[str, ...]] = (
         "placement", "bottleneck_dim", "reduction_factor", "non_linearity", "adapter_dropout",
         "scaling", "init_weights",
@@ -123,7 +124,3 @@ class Bottleneck(Method):
             return z
         name = {"swish": "silu"}.get(self.non_linearity, self.non_linearity)
         return getattr(functional, name)(z)
-
-    def to_peft(self, sites: list[Site]) -> dict[str, Any]:
-        """Return the fields of our own PEFT type; PEFT has no bottleneck."""
-        return {**super().to_peft(sites), "target_modules": None}

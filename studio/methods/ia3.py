@@ -37,6 +37,7 @@ class IA3(Method):
     base_learning_rate: ClassVar[float] = 3e-3
     width_exponent: ClassVar[float] = 1.72
     largest_learning_rate: ClassVar[float] = 0.17
+    peft_ignored: ClassVar[tuple[str, ...]] = ("feedforward_modules",)
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "fan_in_fan_out": (True, False), "init_ia3_weights": (True, False),
     }  # fmt: skip
@@ -94,11 +95,6 @@ class IA3(Method):
         return {
             "feedforward_modules": [site.key for site in sites if "gain_in" in params[site.key]]
         }
-
-    @classmethod
-    def from_peft(cls, config: dict[str, Any]) -> IA3:
-        """Return the method; feed-forward layers follow from the tensors' shapes."""
-        return super().from_peft({k: v for k, v in config.items() if k != "feedforward_modules"})
 
     def tensor_name(self, site: Site, name: str) -> str:
         """Return PEFT's key, `ia3_l` for both sides."""

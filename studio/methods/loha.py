@@ -41,6 +41,7 @@ class LoHa(LinearMethod):
     largest_learning_rate: ClassVar[float] = 1.8e-2
     peft_fields: ClassVar[tuple[str, ...]] = ("r", "alpha")
     peft_defaults: ClassVar[dict[str, Any]] = {"r": 8, "alpha": 8}
+    peft_fixed: ClassVar[dict[str, Any]] = {"init_weights": True}
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "rank_dropout": (0, 0.0), "module_dropout": (0, 0.0), "init_weights": (True, False),
     }  # fmt: skip
@@ -81,7 +82,3 @@ class LoHa(LinearMethod):
     def fold(self, p: Params, site: Site, weight: float) -> Params:
         """Return `w ΔW`."""
         return {"weight": weight * self._matrix(p).float()}
-
-    def to_peft(self, sites: list[Site]) -> dict[str, Any]:
-        """Return the fields of PEFT's LoHaConfig."""
-        return super().to_peft(sites) | {"init_weights": True}

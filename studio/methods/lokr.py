@@ -40,6 +40,7 @@ class LoKr(LinearMethod):
     largest_learning_rate: ClassVar[float] = 1.8e-2
     peft_fields: ClassVar[tuple[str, ...]] = ("r", "alpha", "decompose_both", "decompose_factor")
     peft_defaults: ClassVar[dict[str, Any]] = {"r": 8, "alpha": 8}
+    peft_fixed: ClassVar[dict[str, Any]] = {"init_weights": True}
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "rank_dropout": (0, 0.0), "module_dropout": (0, 0.0),
         "init_weights": (True, False, "lycoris"), "rank_dropout_scale": (True, False),
@@ -98,10 +99,6 @@ class LoKr(LinearMethod):
 
         first, second = self._pair(p)
         return {"weight": weight * torch.kron(first.float(), second.float().contiguous())}
-
-    def to_peft(self, sites: list[Site]) -> dict[str, Any]:
-        """Return the fields of PEFT's LoKrConfig."""
-        return super().to_peft(sites) | {"init_weights": True}
 
 
 def factors(size: int, factor: int = -1) -> tuple[int, int]:

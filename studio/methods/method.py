@@ -68,6 +68,10 @@ class Method(Record):
     """Fields of PEFT's config with the same meaning here."""
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Further fields of PEFT's config, with the values under which the maths is the same."""
+    peft_ignored: ClassVar[tuple[str, ...]] = ()
+    """Fields of PEFT's config that follow from the tensors or do not matter after training."""
+    peft_fixed: ClassVar[dict[str, Any]] = {}
+    """Fields that are written to PEFT's config with these values."""
     peft_defaults: ClassVar[dict[str, Any]] = {}
     """PEFT's defaults of fields that have another default here."""
     needs_bias: ClassVar[bool] = False
@@ -179,7 +183,7 @@ class Method(Record):
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
         """Return this method's part of `adapter_config.json`; `target_modules` is added to it."""
-        return self.model_dump(include=set(self.peft_fields))
+        return self.model_dump(include=set(self.peft_fields)) | self.peft_fixed
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Self:
@@ -190,7 +194,7 @@ class Method(Record):
         """
         for key, value in config.items():
             neutral = cls.peft_neutral.get(key, (None, False, "", [], {}))
-            if key not in cls.peft_fields and value not in neutral:
+            if key not in (*cls.peft_fields, *cls.peft_ignored) and value not in neutral:
                 raise AdapterError(
                     f"adapter_config.json sets {key} to {str(value)[:60]!r}, which is not "
                     f"supported for {cls.title} and would change the adapter's output."
@@ -318,7 +322,6 @@ class VirtualTokenMethod(Method):
         "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers",
         "encoder_hidden_size",
     )  # fmt: skip
-    """Fields of PEFT's config that follow from the tensors or do not matter after training."""
 
     num_virtual_tokens: int = knob(
         16, "P: positions before every sequence.", title="Virtual tokens", ge=1, le=4096
@@ -360,11 +363,6 @@ class VirtualTokenMethod(Method):
             "num_attention_heads": anatomy.num_heads, "num_layers": anatomy.num_layers,
             "num_transformer_submodules": 1, "target_modules": None,
         }  # fmt: skip
-
-    @classmethod
-    def from_peft(cls, config: dict[str, Any]) -> Self:
-        """Return the method that `adapter_config.json` describes."""
-        return super().from_peft({k: v for k, v in config.items() if k not in cls.peft_ignored})
 
     def to_tensors(self, sites: list[Site], params: dict[str, Params]) -> Params:
         """Return the one table that PEFT stores."""
