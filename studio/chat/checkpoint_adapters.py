@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.adapters import library
+from studio.chat.lanes import LaneSettings
 from studio.errors import AdapterError, StudioError, nearest
 from studio.fields import read_yaml
 from studio.home import Home, is_whole
-from studio.spec import RunSpec
+from studio.spec import ModelSource, RunSpec
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone
@@ -85,6 +86,32 @@ def steps_of(home: Home, run: int) -> list[int]:
     """Return the steps of a run's checkpoints, ascending."""
     names = (folder.name for folder in (home.run(run) / "checkpoints").glob("step-*"))
     return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+
+
+def trained_on(home: Home, name: str) -> ModelSource:
+    """Return the base that an adapter or checkpoint was trained on, as far as it is known.
+
+    Raises:
+        StudioError: There is no such adapter, or its passport is invalid.
+    """
+    if checkpoint := find_if_named(home, name):
+        return checkpoint.spec.model
+    found = library.describe(library.resolve(home, name))
+    quantization = found.section("model").get("quantization") or "none"
+    return ModelSource.parse(
+        {"path": found.base, "revision": found.base_revision, "quantization": quantization}
+    )
+
+
+def base_of_lane(home: Home, lane: LaneSettings) -> ModelSource:
+    """Return the base of a lane, at the revision that its adapters were trained on.
+
+    Raises:
+        StudioError: One of its adapters is missing.
+    """
+    trained = [trained_on(home, part.name) for part in lane.stack]
+    pinned = [one.revision for one in trained if one.path == lane.model and one.revision]
+    return ModelSource(path=lane.model, revision=pinned[0] if pinned else "")
 
 
 def stackable(home: Home) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -64,7 +63,7 @@ class _Place:
 
 @dataclass(slots=True)
 class _Base:
-    name: str
+    source: ModelSource
     facts: ModelFacts
     signature: Signature
     place: _Place
@@ -99,26 +98,36 @@ class ResidentModels:
         wanted: WeightChanges | None = None,
     ) -> Iterator[Delta]:
         """Load what is missing and answer every lane; different bases alternate token by token."""
-        models: dict[str, ModelFacts] = {}
+        sources: dict[int, ModelSource] = {}
+        models: dict[ModelSource, ModelFacts] = {}
         numbers: dict[Path, list[int]] = {}
         asked, lanes = lanes, list(lanes)
         for number, lane in enumerate(asked):
             try:
-                lanes[number] = lane = self._completed(lane)
-                models[lane.model] = models.get(lane.model) or facts(ModelSource(path=lane.model))
+                lanes[number] = self._completed(lane)
+                sources[number] = checkpoint_adapters.base_of_lane(self._home, lanes[number])
+            except StudioError as error:
+                yield _failed(number, error)
+        pinned = {source.path: source for source in sources.values() if source.revision}
+        for number, source in sources.items():
+            if not lanes[number].stack:  # compared with adapters that were trained on a revision
+                source = sources[number] = pinned.get(source.path, source)
+            try:
+                models[source] = models.get(source) or facts(source)
             except StudioError as error:
                 yield _failed(number, error)
                 continue
-            numbers.setdefault(models[lane.model].path, []).append(number)
+            numbers.setdefault(models[source].path, []).append(number)
         streams: list[Iterator[Delta]] = []
         for path, places in numbers.items():
-            name = lanes[places[0]].model
+            source = sources[places[0]]
             if stopped is not None and stopped():
                 yield from (Delta(lane=at, done=True, reason="stopped") for at in places)
                 continue
             try:
-                place = self._place(models[name], [lanes[number] for number in places])
-                yield from self._ready(name, models[name], place, places[0], keep=numbers.keys())
+                known = models[source]
+                place = self._place(known, [lanes[number] for number in places])
+                yield from self._ready(source, known, place, places[0], keep=numbers.keys())
             except StudioError as error:
                 yield from (_failed(number, error) for number in places)
                 continue
@@ -151,25 +160,20 @@ class ResidentModels:
 
         device = torch_device(self._device())
         dtype = str(dtype_for("auto", device)).removeprefix("torch.")
-        trained = {self._quantization(part.name) for lane in lanes for part in lane.stack}
+        trained = {
+            checkpoint_adapters.trained_on(self._home, part.name).quantization
+            for lane in lanes for part in lane.stack
+        }  # fmt: skip
         alike = device.type != "cpu" and len(trained) == 1
-        quantization = trained.pop() if alike else "none"
+        quantization = str(trained.pop()) if alike else "none"
         width = 4 if dtype == "float32" else 2
         per_parameter = QUANTISED_BYTES.get(quantization, width)
         return _Place(str(device), dtype, quantization, int(known.parameters * per_parameter))
 
-    def _quantization(self, adapter: str) -> str:
-        """Return the quantization of the base that an adapter was trained on."""
-        with suppress(StudioError):  # its own lane reports it
-            if checkpoint := checkpoint_adapters.find_if_named(self._home, adapter):
-                return checkpoint.spec.model.quantization
-            model = describe(resolve(self._home, adapter)).section("model")
-            return str(model.get("quantization") or "none")
-        return "none"
-
     def _ready(
-        self, name: str, known: ModelFacts, place: _Place, number: int, *, keep: Collection[Path]
-    ) -> Iterator[Delta]:
+        self, source: ModelSource, known: ModelFacts, place: _Place, number: int, *,
+        keep: Collection[Path],
+    ) -> Iterator[Delta]:  # fmt: skip
         """Load a base unless it is resident and unchanged; note it first, since it takes time."""
         signature = _signature(
             known.path, ("config.json", "*.safetensors", "tokenizer*.json", "*.jinja")
@@ -182,9 +186,9 @@ class ResidentModels:
             del base
             _return_memory()
         how = "" if place.quantization == "none" else f", {place.quantization}"
-        yield Delta(lane=number, note=f"Loading {name} ({readable(place.num_bytes)}{how})…")
+        yield Delta(lane=number, note=f"Loading {source.path} ({readable(place.num_bytes)}{how})…")
         self._make_room(known, place, keep)
-        base = _Base(name, known, signature, place)
+        base = _Base(source, known, signature, place)
         if self._hold is not None:
             self._hold([*self.describe(), _description(base)])
         if problem := self._load(base):
@@ -199,7 +203,7 @@ class ResidentModels:
         from studio.models.loading import load
         from studio.training.base_check import check_base
 
-        source = ModelSource.parse({"path": base.name, "quantization": base.place.quantization})
+        source = base.source.model_copy(update={"quantization": base.place.quantization})
         loaded = load(source, device=base.place.device)
         backbone = Backbone(loaded.model)
         base.engine = ChatEngine(loaded, backbone)
@@ -370,7 +374,7 @@ def _alternating(streams: list[Iterator[Delta]]) -> Iterator[Delta]:
 
 def _description(base: _Base) -> dict[str, Any]:
     return {
-        "model": base.name,
+        "model": base.source.path,
         "device": base.place.device,
         "parameters": base.facts.parameters,
         "bytes": base.place.num_bytes,

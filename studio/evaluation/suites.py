@@ -19,8 +19,7 @@ from pydantic import model_validator
 
 from studio import atomic
 from studio.adapter_stack import MAX_LANES
-from studio.adapters.library import resolve
-from studio.chat.checkpoint_adapters import find_if_named
+from studio.chat.checkpoint_adapters import base_of_lane
 from studio.chat.lanes import Delta, Lane, LaneSettings, Message
 from studio.data.column_mapping import as_text
 from studio.data.conversation_records import Conversation, Dropped, Problem, Row
@@ -41,7 +40,6 @@ from studio.fields import Record, knob
 from studio.home import Home
 from studio.job_request import Control, Request
 from studio.models.find_model import facts
-from studio.spec import ModelSource
 from studio.training.training_events import Event, Finished, Loading, Working
 
 RESULTS = "suite.jsonl"
@@ -159,10 +157,7 @@ def check_lane(home: Home, lane: LaneSettings) -> None:
     Raises:
         StudioError: One of them is not.
     """
-    facts(ModelSource(path=lane.model))
-    for part in lane.stack:
-        if find_if_named(home, part.name) is None:
-            resolve(home, part.name)
+    facts(base_of_lane(home, lane))
 
 
 def read_results(run_dir: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 
 from studio import hardware
 from studio.adapter_stack import StackItem
-from studio.chat import resident_models
+from studio.chat import checkpoint_adapters, resident_models
 from studio.chat.lanes import Lane, Sampling
 from studio.chat.resident_models import ResidentModels
 from studio.errors import OutOfMemory
@@ -18,6 +18,7 @@ from studio.models import loading
 from studio.models.find_model import facts
 from studio.spec import ModelSource
 from studio.starter import MODEL_DIR
+from tests.ui.conftest import put_adapter
 
 GIB, STARTER = 1 << 30, "starter"
 
@@ -82,7 +83,9 @@ def test_a_base_of_adapters_trained_in_4_bits_is_loaded_in_4_bits_on_a_gpu(home,
     models = ResidentModels(home, device="cuda:0")
     monkeypatch.setattr(models, "_with_adapters", lambda *_: iter(()))
     monkeypatch.setattr(models, "_completed", lambda lane: lane)  # there is no adapter "q"
-    monkeypatch.setattr(models, "_quantization", lambda name: "nf4" if name == "q" else "none")
+    monkeypatch.setattr(checkpoint_adapters, "trained_on", lambda _, name: ModelSource(
+        quantization="nf4" if name == "q" else "none"
+    ))  # fmt: skip
     monkeypatch.setattr(resident_models, "_renumbered", lambda *_: iter(()))
     notes = [delta.note for delta in ask(models, "q")]
     assert gpu["loaded"] == ("nf4", "cuda:0")
@@ -107,6 +110,27 @@ def test_a_base_that_is_dropped_returns_its_memory_before_the_next_is_counted(
     gpu["free"] = 9 * GIB  # torch keeps what is dropped until it is asked
     assert ask(models, model=other)[-1].error is None
     assert [model["model"] for model in sorted(models.describe(), key=str)] == [other]
+
+
+def test_a_lane_is_answered_on_the_revision_of_the_base_that_its_adapter_was_trained_on(
+    home, gpu, monkeypatch
+):
+    """A lane of the same base beside it too, that the two are compared on one model."""
+    put_adapter(home.adapters / "a", "a", base={"path": "org/model", "revision": "v1"})
+    known, asked = facts(ModelSource(path=STARTER)), []
+    monkeypatch.setattr(resident_models, "facts", lambda source: asked.append(source) or known)
+    monkeypatch.setattr(resident_models, "_renumbered", lambda *_: iter(()))
+    models = ResidentModels(home, device="cpu")
+    monkeypatch.setattr(models, "_with_adapters", lambda *_: iter(()))
+    monkeypatch.setattr(models, "_load", lambda base: asked.append(base.source) or "")
+    prompt = {"model": "org/model", "messages": [{"role": "user", "content": "Hello"}]}
+    stacked = Lane(**prompt, stack=[{"name": "a"}])
+    for lanes, revision in (([stacked], "v1"), ([Lane(**prompt), stacked], "v1"),
+                            ([Lane(**prompt)], "")):  # fmt: skip
+        models.release()
+        asked.clear()
+        list(models.stream(lanes))
+        assert {(one.path, one.revision) for one in asked} == {("org/model", revision)}
 
 
 def test_a_request_that_was_stopped_while_it_waited_loads_nothing(home):
