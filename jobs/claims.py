@@ -276,8 +276,9 @@ class Claims:
         Raises:
             Fenced: The claim is no longer valid.
         """
+        why = f"process {process.pid}"
         own = {"id": claim.job, "attempt": claim.attempt, "now": now(), "from_step": from_step}
-        values = {**asdict(process), **own}
+        values = {**asdict(process), **own, "why": why}
         with self._database.writing() as db:
             rows = db.conn.execute(_REGISTER, values).fetchall()
             if not rows:
@@ -455,7 +456,7 @@ class Claims:
 _REGISTER = """
 UPDATE jobs SET state = CASE state WHEN 'starting' THEN 'running' ELSE state END,
   pid = :pid, pid_started = :started, boot_id = :boot_id, heartbeat = :now,
-  changed_by = 'runner', why = 'process ' || :pid
+  changed_by = 'runner', why = :why
 WHERE id = :id AND attempt = :attempt AND pid IS NULL AND state IN ('starting', 'stopping')
 RETURNING stop_requested
 """

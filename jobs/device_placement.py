@@ -81,7 +81,10 @@ class Placement:
         busy = {device_of(str(row["device"])) for row in leases if row["holder"] == "job"}
         wanted = {slot.device: slot.wanted for slot in slots}
         self.left = self._room([device for device in wanted if device not in busy], chat)
-        held = {row["id"]: row["why"] for row in self._store.database.rows(_HELD_RUNS)}
+        held = {
+            row["id"]: f'It waits for "{row["name"]}", which is paused.'
+            for row in self._store.database.rows(_HELD_RUNS)
+        }
         self._short, sentences = set(), self._absent(list(wanted)) | held | dict(others or {})
         for slot, room in self.left.items():
             found = self._store.claims.waiting_for_memory(
@@ -141,7 +144,8 @@ class Placement:
         for job in named if gpus else ():  # without GPUs its runner reports it
             absent = [name for name in job["device_wanted"].split(",") if name not in gpus]
             if absent:
-                found[job["id"]] = f"wants {', '.join(absent)}; this machine has {', '.join(gpus)}"
+                why = f"wants {', '.join(absent)}; this machine has {', '.join(gpus)}"
+                found[job["id"]] = why
         return found
 
     def _write(self, sentences: dict[int, str]) -> None:
@@ -162,8 +166,11 @@ class Placement:
 
 
 def _sentence(need: int, slot: str, room: int, chat: int) -> str:
-    held = f"; chat holds {readable(chat)}" if chat else ""
-    return f"needs about {readable(need)} of {slot}, which has {readable(room)} left{held}"
+    why = (
+        f"needs about {readable(need)} of {slot}, which has {readable(room)} left"
+        f"{f'; chat holds {readable(chat)}' if chat else ''}"
+    )
+    return why
 
 
 def claim_siblings(
@@ -227,7 +234,7 @@ SELECT id, device_wanted FROM jobs
 WHERE state = 'queued' AND (device_wanted LIKE 'cuda:%' OR device_wanted LIKE 'xpu:%')
 """
 _HELD_RUNS = """
-SELECT jobs.id, 'It waits for "' || run.name || '", which is paused.' AS why
+SELECT jobs.id, run.name
 FROM jobs JOIN jobs AS run ON run.sweep = jobs.sweep
 WHERE jobs.state = 'queued' AND jobs.kind = 'bakeoff' AND run.kind = 'train'
   AND run.state = 'paused'

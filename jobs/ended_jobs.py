@@ -41,7 +41,13 @@ def follow_up(store: JobStore) -> None:
 
 def _blocked(db: Tables, again: Iterable[int]) -> list[tuple[int, str]]:
     """Return the queued jobs that cannot start any more, each with the reason."""
-    return db.conn.execute(_BLOCKED, {"again": json.dumps(list(again))}).fetchall()
+    found = []
+    for job, name, state in db.conn.execute(_BLOCKED, {"again": json.dumps(list(again))}):
+        why = f'its sweep stops at an error, and "{name}" failed'
+        if state:
+            why = f'it needs "{name}", which is {state}'
+        found.append((job, why))
+    return found
 
 
 def _freed(db: Tables) -> list[int]:
@@ -64,13 +70,13 @@ UPDATE jobs SET drop_checkpoints = 0
 WHERE id = ? AND state = 'cancelled' AND drop_checkpoints = 1 RETURNING id
 """
 _BLOCKED = """
-SELECT jobs.id, 'it needs "' || other.name || '", which is ' || other.state
+SELECT jobs.id, other.name, other.state
 FROM jobs JOIN dependencies ON dependencies.job = jobs.id
           JOIN jobs AS other ON other.id = dependencies.needs
 WHERE jobs.state = 'queued' AND other.state IN ('failed', 'cancelled')
   AND other.id NOT IN (SELECT value FROM json_each(:again))
 UNION
-SELECT jobs.id, 'its sweep stops at an error, and "' || other.name || '" failed'
+SELECT jobs.id, other.name, ''
 FROM jobs JOIN jobs AS other ON other.sweep = jobs.sweep
 WHERE jobs.state = 'queued' AND jobs.on_error = 'stop' AND other.state = 'failed'
   AND other.id NOT IN (SELECT value FROM json_each(:again))

@@ -207,6 +207,8 @@ class _Reader(ast.NodeVisitor):
 
     def visit_Assign(self, node: ast.Assign) -> None:
         name = getattr(node.targets[0], "id", "")
+        if name == "why" and not template(node.value, [])[:1].isupper():
+            self._fixed(ast.IfExp(node.value, node.value, node.value))
         if name in WORDED and isinstance(node.value, ast.Dict):
             for value in node.value.values:
                 for one in ast.walk(value):
@@ -242,7 +244,8 @@ class _Reader(ast.NodeVisitor):
         plain = re.sub(r"\{\d\}", "", key)
         words = re.findall(r"[A-Za-z]{2,}", plain)
         sentence = re.match(r"\s*[A-Z“\"{`]", key) and len(words) > 2 and " " in plain.strip()
-        code = re.search(r"^\s*[A-Z]{3,} |\\[swn]|\(\?|[<>]{1}/|;$|_\w+\(|^\W*import |--\w+ ", key)
+        bare = re.sub(r"`[^`]*`", "", key)
+        code = re.search(r"^\s*[A-Z]{3,} |\\[swn]|\(\?|[<>]{1}/|;$|_\w+\(|^\W*import |--\w+ ", bare)
         if len(parts) < 10 and ((sentence and not code) or (sure and len(words) > 1)):
             notes = ", ".join(f"{{{i}}} = {part}" for i, part in enumerate(parts))
             self.sentences.setdefault(key.strip(), notes)

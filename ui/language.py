@@ -36,7 +36,7 @@ current: ContextVar[str] = ContextVar("language", default="en")
 
 # Where texts of ours stand in answers, by route: paths of keys, through lists; `*` is any key, `@`
 # a field of a form, `:` what follows a name. All else is the user's: rows, tokens, mappings, notes.
-JOB = "error.text note phase"
+JOB = "error.text note phase waits"
 REPORT = "reason template_reason warnings problems.text suspicious.text"
 OFFER = "title about lacks"
 
@@ -50,7 +50,8 @@ OURS: dict[str, str] = {
     "train/form": "fields.@ methods.title methods.use methods.manual methods.fields.@",
     "train/estimate": "unknown auto.* titles.*",
     "train/rows": "unknown rows.problem",
-    "live": f"{_under('jobs.items', JOB)} detail.error.text detail.content.events.why",
+    "live": f"{_under('jobs.items', JOB)} {_under('jobs.queue', 'held short')} detail.error.text "
+    "detail.content.events.why",
     "data": "datasets.reason settings.@",
     "data/look": "problem reason rows.problem",
     "data/[^/]+": f"reason {_under('findings', REPORT)}",

@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from studio.adapters.gguf import NOTE
 from studio.data.column_mapping import Mapping
 from studio.data.import_dataset import import_dataset
 from studio.spec import DataSource, RunSpec
@@ -142,6 +143,25 @@ def test_data_of_the_user_is_as_it_was(home, store, tmp_path, chinese, path, bod
     if isinstance(before, dict):
         before, after = ({k: v for k, v in one.items() if k not in OURS} for one in (before, after))
     assert after == before
+
+
+def test_reasons_of_the_queue_and_notes_of_an_export_are_translated(chinese):
+    """What a job waits for and why it was held is stored as it was made, in English."""
+    item = {"waits": 'It waits for "Rows", which is paused.', "note": NOTE}
+    queue = {"held": '"Rows" failed, and the queue stops at an error.', "short": ""}
+    events = [{"why": 'it needs "Rows", which is failed'}, {"why": "process 7"}]
+    answer = {
+        "jobs": {"items": [item], "queue": queue}, "detail": {"content": {"events": events}},
+    }  # fmt: skip
+    shown = translated(answer, "/api/live")
+    assert shown["jobs"] == {
+        "items": [{"waits": '正在等待已暂停的 "Rows"。', "note": say(NOTE)}],
+        "queue": queue | {"held": '"Rows" 失败，队列按设置在出错时停止。'},
+    }
+    assert [one["why"] for one in shown["detail"]["content"]["events"]] == [
+        '它需要 "Rows"，而后者已失败', "进程 7",
+    ]  # fmt: skip
+    assert say(NOTE).startswith("请与其基座模型的 GGUF 文件一起使用：`llama-server")
 
 
 def test_words_of_users_stay_where_keys_are_like_ours(chinese):

@@ -161,7 +161,7 @@ def schedule_of(job: Mapping[str, Any]) -> str:
     if job["retries_left"]:
         parts.append(f"retried up to {job['retries_left']} times")
     if job["waits"]:
-        parts.append(job["waits"])
+        parts.append(say(job["waits"]))
     return f" ({'; '.join(parts)})" if parts else ""
 
 
@@ -219,7 +219,7 @@ def run(job: Mapping[str, Any]) -> None:
         )
     for event in job["history"]:
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
-        print(f"  {moment}  {event['state']:12} {event['why']}")
+        print(f"  {moment}  {event['state']:12} {say(event['why'])}")
 
 
 def note(job: Mapping[str, Any]) -> None:
