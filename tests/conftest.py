@@ -47,6 +47,19 @@ def store(home):
         yield opened
 
 
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory):
+    """What forks the processes of a studio instead of starting them, where this system can."""
+    from tests.jobs.nursery import AVAILABLE, Nursery
+
+    if not AVAILABLE:
+        yield None
+        return
+    opened = Nursery.start("real", str(tmp_path_factory.getbasetemp()))
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
 def dashboard():
     """A Ray dashboard that answers what the test wants."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,8 +17,10 @@ from jobs.actions.home import stop
 from jobs.job_queue import JobStore
 from jobs.supervisor import living
 from studio.home import Home
+from tests.jobs.nursery import Nursery
 
 ROOT = Path(__file__).resolve().parents[1]
+ADDRESS = re.compile(r"http://\S+")
 
 
 @dataclass(frozen=True)
@@ -44,35 +47,40 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(home: Path, *words: str, **variables: str) -> Iterator[Served]:
+def served(
+    home: Path, *words: str, nursery: Nursery | None = None, **variables: str
+) -> Iterator[Served]:
     """Start `studio serve` on a free port; end the page, the queue and the chat afterwards.
 
     Args:
         home: The home folder.
         words: More words of the command.
-        variables: More of its environment.
+        nursery: Forks the studio's processes, without their time to start.
+        variables: More of the environment of a program of its own.
     """
-    environment = os.environ | {"STUDIO_HOME": str(home), "PYTHONPATH": str(ROOT)}
-    environment |= variables
+    options = ["--home", str(home), "--port", "0", "--no-browser", *words]
+    command = [sys.executable, "-m", "ui.cli.main", "serve", *options]
     log = home.with_suffix(".serve.log")
-    with log.open("wb") as errors:
-        page = subprocess.Popen(
-            [sys.executable, "-m", "ui.cli.main", "serve", "--port", "0", "--no-browser", *words],
-            stdout=subprocess.PIPE, stderr=errors, env=environment, cwd=ROOT, text=True,
-        )  # fmt: skip
+    if nursery:
+        page = nursery.spawn(command, log)
+    else:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+        with log.open("wb") as output:
+            page = subprocess.Popen(command, stdout=output, stderr=output, env=environment,
+                                    cwd=ROOT)  # fmt: skip
+    deadline = time.monotonic() + 60
     try:
-        assert page.stdout is not None
-        line = page.stdout.readline()
-        assert "http://" in line, f"the studio did not start: {line} {log.read_text()}"
-        address = next(word for word in line.split() if word.startswith("http://"))
-        deadline = time.monotonic() + 60
+        while not (found := ADDRESS.search(log.read_text())):
+            late = page.poll() is not None or time.monotonic() > deadline
+            assert not late, f"the studio did not start: {log.read_text()}"
+            time.sleep(0.02)
         while living(Home(home)) is None and time.monotonic() < deadline:
-            time.sleep(0.05)  # a stop in the meantime would leave it behind
-        yield Served(address=address, home=home, pid=page.pid)
+            time.sleep(0.02)  # a stop in the meantime would leave it behind
+        yield Served(address=found[0], home=home, pid=page.pid)
     finally:
         try:
             with contextlib.closing(JobStore(Home(home))) as store:
                 stop(store)
         finally:
             page.terminate()
-            page.communicate(timeout=60)
+            page.wait()

@@ -43,19 +43,19 @@ def browser(chromium):
 
 
 @pytest.fixture(scope="package")
-def shared(chromium, tmp_path_factory):
+def shared(chromium, nursery, tmp_path_factory):
     """One running studio for the modules that leave neither runs nor votes behind."""
-    with served(tmp_path_factory.mktemp("shared") / "home") as running:
+    with served(tmp_path_factory.mktemp("shared") / "home", nursery=nursery) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def studio(request, chromium, tmp_path_factory):
+def studio(request, chromium, nursery, tmp_path_factory):
     """A running studio with an empty home, or the one of all modules with `SHARED_STUDIO`."""
     if getattr(request.module, "SHARED_STUDIO", False):
         yield request.getfixturevalue("shared")
         return
-    with served(tmp_path_factory.mktemp("browser") / "home") as running:
+    with served(tmp_path_factory.mktemp("browser") / "home", nursery=nursery) as running:
         yield running
 
 

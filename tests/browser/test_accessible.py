@@ -44,7 +44,7 @@ WITH_DIALOGS = (
 
 
 @pytest.fixture(scope="module")
-def studio(chromium, tmp_path_factory):
+def studio(chromium, nursery, tmp_path_factory):
     """A running studio with a dataset, adapters and a run that has ended."""
     home = open_home(tmp_path_factory.mktemp("accessible") / "home")
     import_dataset(home, DataSource(path="starter:terse"))
@@ -60,7 +60,7 @@ def studio(chromium, tmp_path_factory):
         store.claims.finish(claim, "succeeded", result={"tokens_shared": 0.3, "sources": [
             {"name": "starter:terse", "rows": 9, "held_out": 1, "eval_loss": 2.5}]})  # fmt: skip
         assert job.id == 1
-    with served(home.path) as running:
+    with served(home.path, nursery=nursery) as running:
         yield running
 
 

@@ -103,11 +103,11 @@ def one_notification(page: Page, store: JobStore) -> None:
     ]
 
 
-def test_a_queue_survives_its_server(browser, held):
+def test_a_queue_survives_its_server(browser, held, nursery):
     home = held.home.path
     with closing(browser.new_page(viewport={"width": 1280, "height": 800})) as page:
         page.set_default_timeout(SLOW)
-        with served(home) as studio:
+        with served(home, nursery=nursery) as studio:
             page.goto(f"{studio.address}/runs?run=1")
             page.locator("[data-filter=live]").click()
             wait_for_order(page, ["alpha", "beta", "gamma", "delta", "long"])
@@ -165,7 +165,9 @@ def test_a_queue_survives_its_server(browser, held):
             wait_for_steps(page, held, more_than=held.get("long").step)
             assert held.get("long").attempt == 2
 
-        with served(home) as again:  # another port: a reload of the address, not of the page
+        with served(
+            home, nursery=nursery
+        ) as again:  # another port: a reload of the address, not of the page
             page.goto(f"{again.address}/runs?run=2")
             page.locator("[data-filter=live]").click()
             wait_for_order(page, ["long", "delta", "gamma", "beta", "alpha"])

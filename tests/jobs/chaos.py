@@ -47,7 +47,7 @@ def storm(
         seconds: After this no more kills: what is left must end by itself.
         forked: Take processes from a nursery, where this system has what it needs.
     """
-    nursery = Nursery.start(FAKE_PACE=PACE) if forked and AVAILABLE else None
+    nursery = Nursery.start("fake", FAKE_PACE=PACE) if forked and AVAILABLE else None
     store, dice = JobStore(home), random.Random(seed)
     ids = [store.submit(_spec(number)).id for number in range(jobs)]
     begun, killed, child, reader = time.monotonic(), Counter[str](), None, None
@@ -90,7 +90,8 @@ def _start(home: Home, what: str, nursery: Nursery | None) -> Process:
         [str(home.path)] if what == "reader" else ["--home", str(home.path), "--tries", "1000000"]
     )
     if nursery is not None:
-        return nursery.born(what, words, home.path / "state" / f"{what}.log")
+        name = "jobs.supervisor" if what == "supervisor" else what
+        return nursery.born([name, *words], home.path / "state" / f"{what}.log")
     script = Path(__file__).with_name("fake_supervisor.py")
     program = (
         [sys.executable, str(script)] if what == "supervisor" else [sys.executable, "-c", READER]

@@ -1,12 +1,14 @@
-"""Processes in milliseconds: one that has everything imported forks supervisors, runners, readers.
+"""Processes in milliseconds: one that has everything imported forks the studio's other processes.
 
-On a small machine half a second of imports a process is most of a kill test. A nursery opens no
-database and starts no thread, so that what it forks is as good as new; each child leads a session
-of its own, with nothing open but its log and its input. A forked supervisor keeps a nursery of its
-own for its runners. `Born` looks to its parent as `subprocess.Popen` does. Linux only.
+On a small machine most of a kill test is half a second of imports a process, and most of a browser
+test four seconds of torch. A nursery opens no database and starts no thread, so that what it forks
+is as good as new; each child leads a session of its own, with nothing open but its log and its
+input. A forked process keeps a nursery of its own for those that it starts. `Born` looks to its
+parent as `subprocess.Popen` does. Linux only.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import select
@@ -14,31 +16,40 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from jobs import runner, runner_processes, supervisor
+from jobs import chat_client, runner, runner_processes, supervisor
 from jobs.runner_processes import environment
 from tests.jobs import fake_runner, workers
 
 AVAILABLE = hasattr(os, "pidfd_open") and hasattr(socket, "send_fds")
+STARTERS = (chat_client, runner_processes, supervisor)  # modules that start processes by `spawn`
+WARM = (
+    "jobs.chat_worker", "studio.chat.decoding", "studio.training.train_run", "ui.app",
+    "transformers.models.llama.modeling_llama", "ui.cli.main",
+)  # fmt: skip
 
 
 class Nursery:
     """One end of the line to a process that forks."""
 
     def __init__(self, line: socket.socket, process: "subprocess.Popen[bytes] | None" = None):
-        self._line, self._process = line, process
+        self._line, self._process, self._lock = line, process, threading.Lock()
         self.codes: dict[int, int] = {}
 
     @classmethod
-    def start(cls, **variables: str) -> "Nursery":
-        """Start one as a program of its own."""
+    def start(cls, *words: str, **variables: str) -> "Nursery":
+        """Start one as a program of its own: `fake` replaces training, `real` imports all of it.
+
+        What else is in `words` only names it in the list of processes.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.jobs.nursery", str(theirs.fileno())],
+                [sys.executable, "-m", "tests.jobs.nursery", str(theirs.fileno()), *words],
                 pass_fds=[theirs.fileno()], env=environment() | variables,
             )  # fmt: skip
         return cls(ours, process)
@@ -54,29 +65,35 @@ class Nursery:
         theirs.close()
         return cls(ours)
 
-    def born(self, what: str, arguments: Sequence[str], log: Path, *, pipe: bool = False) -> "Born":
-        """Fork a `supervisor`, `runner` or `reader`."""
+    def spawn(self, command: Sequence[str], log: Path, *, pipe: bool = False) -> "Born":
+        """Fork what `command` starts by `-m`: in the place of `runner_processes.spawn`."""
+        return self.born(command[command.index("-m") + 1 :], log, pipe=pipe)
+
+    def born(self, words: Sequence[str], log: Path, *, pipe: bool = False) -> "Born":
+        """Fork a process that runs the `main` of a module, or a `reader`, with these words."""
         inside, outside = os.pipe() if pipe else (os.open(os.devnull, os.O_RDONLY), None)
         output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            socket.send_fds(self._line, [json.dumps([what, *arguments]).encode()], [inside, output])
-        finally:
-            os.close(inside)
-            os.close(output)
-        while True:
-            pid, code = json.loads(self._line.recv(4096))
-            if code is None:
-                return Born(self, pid, outside)
-            self.codes[pid] = code
+        with self._lock:
+            try:
+                socket.send_fds(self._line, [json.dumps([*words]).encode()], [inside, output])
+            finally:
+                os.close(inside)
+                os.close(output)
+            while True:
+                pid, code = json.loads(self._line.recv(4096))
+                if code is None:
+                    return Born(self, pid, outside)
+                self.codes[pid] = code
 
     def hear(self) -> None:
         """Take what has ended meanwhile."""
-        while select.select([self._line], [], [], 0)[0]:
-            message = self._line.recv(4096)
-            if not message:
-                return
-            pid, code = json.loads(message)
-            self.codes[pid] = code
+        with self._lock:
+            while select.select([self._line], [], [], 0)[0]:
+                message = self._line.recv(4096)
+                if not message:
+                    return
+                pid, code = json.loads(message)
+                self.codes[pid] = code
 
     def close(self) -> None:
         """Let it end; what it forked goes on."""
@@ -161,28 +178,28 @@ def _fork(words: list[str], handles: list[int]) -> int:
         os.dup2(handles[1], 2)
         os.closerange(3, 1024)
         sys.stdin = os.fdopen(0, closefd=False)
-        TARGETS[words[0]](words[1:])
-        code = 0
+        code = _run(*words)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     finally:
         os._exit(code)
 
 
-def _supervise(arguments: Sequence[str]) -> None:
-    own = Nursery.fork()
+def _run(module: str, *words: str) -> int:
+    if module == "reader":
+        workers.read_and_reorder(words)
+    if module != runner.__name__:
+        own = Nursery.fork()
+        for one in STARTERS:
+            one.spawn = own.spawn
+    return importlib.import_module(module).main(list(words)) or 0
 
-    def spawn(command: Sequence[str], log: Path, *, pipe: bool = False) -> Born:
-        return own.born("runner", command[1:], log, pipe=pipe)
-
-    runner_processes.spawn = spawn
-    supervisor.main(arguments, command=("runner",))
-
-
-TARGETS: dict[str, Callable[[Sequence[str]], None]] = {
-    "supervisor": _supervise, "runner": runner.main, "reader": workers.read_and_reorder,
-}  # fmt: skip
 
 if __name__ == "__main__":
-    fake_runner.replace_training()
+    if "fake" in sys.argv:
+        fake_runner.replace_training()
+    else:
+        for name in WARM:
+            importlib.import_module(name)
+        importlib.import_module("ui.app").import_gradio()
     serve(socket.socket(fileno=int(sys.argv[1])))
