@@ -155,12 +155,12 @@ class EvaluateRequest(Request):
             ]  # fmt: skip
         yield Evaluated(eval_loss=report["eval_loss"], token_accuracy=report["token_accuracy"])
         if self.classify:
-            from studio.evaluation.likelihood import classification, score, task_of
+            from studio.evaluation.likelihood import classification, score_labels, task_of
 
             every = [row for row in (*prepared.train, *prepared.validation) if row.good]
             task = task_of(chosen, every, loaded.tokenizer)
             yield Loading(text=f"Scoring {len(task.labels)} labels of {len(task.prompts)} rows")
-            report |= classification(task, score(loaded, backbone, task))
+            report |= classification(task, score_labels(loaded, backbone, task))
         if self.forgetting:
             yield Loading(text="Measuring forgetting")
             general = self._forgetting(home, loaded, backbone, stack, before)

@@ -168,7 +168,7 @@ def test_labels_that_cannot_be_told_apart_are_one_sentence(answers, words):
 
 def test_rows_without_a_prompt_cannot_be_classified():
     rows = [example([], [1, 30]), example([], [2, 30])]
-    with pytest.raises(DataError, match="No example has a prompt"):
+    with pytest.raises(DataError, match="No row has a prompt"):
         task_of(rows, rows, Letters())
 
 
