@@ -25,7 +25,7 @@ StudioError                what failed, the value, what to do next
 
 import difflib
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -53,13 +53,15 @@ class InputError(StudioError):
 
 
 class SpecError(InputError):
-    """A field of the run spec is unknown, missing or out of bounds."""
+    """A field is unknown, missing or out of bounds; `titles` are those of the fields it names."""
 
     kind = "spec"
 
-    def __init__(self, text: str, *, field: str = "") -> None:
+    def __init__(
+        self, text: str, *, field: str = "", titles: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(text)
-        self.field = field
+        self.field, self.titles = field, titles or {}
 
 
 class ModelError(InputError):

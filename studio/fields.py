@@ -310,6 +310,7 @@ def validated(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
         return cls.model_validate(values)
     except ValidationError as error:
         sentences, expected, field = [], dict[str, list[str]](), ""
+        titles = dict[str, str]()
         for fault in (faults := error.errors()):
             loc = fault["loc"]
             if fault["type"] == "too_short" and any(loc == one["loc"][:-1] for one in faults):
@@ -331,8 +332,11 @@ def validated(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
             else:  # a field with several types has one fault per type
                 got = f"{dotted or 'This'} is {_shown(fault.get('input'))}"
                 expected.setdefault(got, []).append(_expected(fault, cls))
+                if title := _title(cls, path):
+                    titles[dotted] = title
         sentences += [f"{got}: input should be {' or '.join(w)}." for got, w in expected.items()]
-        raise SpecError(" ".join(dict.fromkeys(sentences)), field=field) from None
+        text = " ".join(dict.fromkeys(sentences))
+        raise SpecError(text, field=field, titles=titles) from None
 
 
 def _shown(value: Any) -> str:
@@ -352,18 +356,30 @@ def _known_parts(cls: type[BaseModel]) -> set[str]:
 
 
 def _unknown(cls: type[BaseModel], fault: Any, dotted: str) -> str:
-    owner: type[BaseModel] = cls
-    for part in fault["loc"][:-1]:
-        info = owner.model_fields.get(str(part))
-        if info and isinstance(info.annotation, type):
-            owner = info.annotation
-    return f'"{dotted}" is not a field.{nearest(str(fault["loc"][-1]), owner.model_fields)}'
+    *path, last = fault["loc"]
+    return f'"{dotted}" is not a field.{nearest(str(last), _owner(cls, path).model_fields)}'
+
+
+def _title(cls: type[BaseModel], path: Sequence[str]) -> str:
+    """Return the title of a field; empty if it is not in a record of one type."""
+    info = _owner(cls, path[:-1]).model_fields.get(path[-1]) if path else None
+    return parameter(path[-1], info).title if info else ""
+
+
+def _owner(cls: type[BaseModel], path: Sequence[Any]) -> type[BaseModel]:
+    """Return the record at a location, as far as records of one type lead there."""
+    for part in path:
+        info = cls.model_fields.get(str(part))
+        if info and isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            cls = info.annotation
+    return cls
 
 
 def _expected(fault: Any, cls: type[BaseModel]) -> str:
     if fault["type"] == "model_type":
         owner = _owner(cls, fault["loc"])
-        return "fields of its own" + "".join(f", such as {name}" for name in owner[:1])
+        names = [*owner.model_fields] if owner is not cls else []
+        return "fields of its own" + "".join(f", such as {name}" for name in names[:1])
     if fault["type"] in PLAIN:
         return PLAIN[fault["type"]]
     if fault["type"] == "too_short":
@@ -371,16 +387,6 @@ def _expected(fault: Any, cls: type[BaseModel]) -> str:
     text = str(fault["msg"]).removeprefix("Input should be ").partition(", unable to ")[0]
     text = text.replace("String should have ", "text of ")
     return text.replace("a valid tuple", "a list such as [q_proj, v_proj]")
-
-
-def _owner(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    """Return the field names of the record that was expected at a location."""
-    for part in loc:
-        info = cls.model_fields.get(str(part))
-        if info is None or not isinstance(info.annotation, type):
-            return []
-        cls = info.annotation
-    return list(cls.model_fields)
 
 
 # Plain words for pydantic's error types.

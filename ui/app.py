@@ -170,7 +170,8 @@ class Below:
 def sentence_of(_: Any, error: Exception) -> Any:
     """Answer a mistake of the user with its sentence as JSON."""
     assert isinstance(error, StudioError)
-    shown = {"text": with_titles(error.text), "field": getattr(error, "field", "")}
+    text = with_titles(error.text, getattr(error, "titles", {}))
+    shown = {"text": text, "field": getattr(error, "field", "")}
     return JSONResponse({"error": error.as_dict() | shown}, status_code=400)
 
 

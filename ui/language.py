@@ -17,6 +17,7 @@ import asyncio
 import json
 import os
 import re
+from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import cache, lru_cache
 from hashlib import blake2b
@@ -205,8 +206,13 @@ def _said(text: str, language: str) -> str:
     return DOUBLED.sub(r"\1", whole.strip()) or text
 
 
-def with_titles(text: str) -> str:
-    """Return a sentence as pages say it: in the user's language, “Steps” for `train.max_steps`."""
+def with_titles(text: str, titles: Mapping[str, str] | None = None) -> str:
+    """Return a sentence as pages say it: in the user's language, “Steps” for `train.max_steps`.
+
+    Args:
+        text: The sentence.
+        titles: Fields of an action that it names, as in "rows is -5: …", with their titles.
+    """
 
     def named(found: re.Match[str]) -> str:
         title = dict(titled_fields()).get(f"{found['part']}.{found['name']}")
@@ -216,6 +222,9 @@ def with_titles(text: str) -> str:
         return f"“{_short(title)}”{' = ' if found[0].endswith('=') else ''}"
 
     text = say(text)
+    for name, title in (titles or {}).items():
+        own = rf"""(?<![\w."'`-]){re.escape(name)}(?= (?:is|为) )"""
+        text = re.sub(own, f"“{_short(title)}”", text)
     return _FIELD_PATH.sub(named, text)
 
 

@@ -135,19 +135,20 @@ VOLATILE = {"start_after", "time", "created", "deleted", "saved", "updated", "to
 """Clocks, sizes, and where a page shows an error."""
 
 
-def stable(value: Any, like: Any) -> Any:
+def stable(value: Any, like: Any, name: str) -> Any:
     """Return an answer without clocks and sizes, and of a job without what only pages are shown.
 
     Of a mistake, pages get the field too, and fields by their titles in its sentence.
     """
     if isinstance(value, list) and isinstance(like, list) and len(value) == len(like):
-        return [stable(one, other) for one, other in zip(value, like, strict=True)]
+        return [stable(one, other, name) for one, other in zip(value, like, strict=True)]
     if not isinstance(value, dict) or not isinstance(like, dict):
         return value
     names = (set(value) & set(like) if "retries_left" in value else set(value)) - VOLATILE
     if {"kind", "text"} <= names:
-        return {"kind": value["kind"], "text": with_titles(value["text"])}
-    return {name: stable(value[name], like.get(name)) for name in sorted(names)}
+        titles = {one.path: one.title for one in ACTIONS[name].fields}
+        return {"kind": value["kind"], "text": with_titles(value["text"], titles)}
+    return {key: stable(value[key], like.get(key), name) for key in sorted(names)}
 
 
 # -- stories ---------------------------------------------------------------------------------------
@@ -583,7 +584,8 @@ def test_three_ways_of_asking_give_one_answer(studios, story):
         else:
             assert holds(wanted, answer), about
         for way, (also, other) in zip(WAYS[1:], others, strict=True):
-            assert (also, stable(other, answer)) == (refused, stable(answer, other)), (way, *about)
+            same = stable(other, answer, name) == stable(answer, other, name)
+            assert same and also is refused, (way, *about)
         states = [one.states() for one in studios]
         assert states[0] == states[1] == states[2], about
 
@@ -602,6 +604,12 @@ def test_a_sweep_and_a_copy_take_over_the_settings_that_are_not_changed(studios)
     specs = [http.store.get(name).spec for name in ("s seed=1", "mine")]
     found = [(one["train"]["max_steps"], one["method"]["r"], one["seed"]) for one in specs]
     assert found == [(7, 4, 1), (7, 2, 0)]
+
+
+def test_a_field_out_of_bounds_is_named_by_the_title_of_its_form(studios):
+    page = studios[0].page
+    error = page.post("/api/do/data.import", json={"source": "x", "rows": -5}).json()["error"]
+    assert error["text"].startswith("“Rows to take” is -5:") and error["field"] == "rows"
 
 
 def test_a_field_or_an_action_that_does_not_exist_changes_nothing(studios):
