@@ -24,6 +24,14 @@ __all__ = [
 ]
 
 DEFAULT = "lora"
+VARIANTS = {  # names of the field that are a setting of a method here
+    "dora": "lora with method.use_dora=true",
+    "rslora": "lora with method.use_rslora=true",
+    "pissa": "lora with method.init_lora_weights=pissa",
+    "houlsby": "bottleneck with method.placement=houlsby",
+    "pfeiffer": "bottleneck with method.placement=pfeiffer",
+    "adapter": "bottleneck",
+}
 
 
 @cache
@@ -50,9 +58,9 @@ def named(name: str) -> type[Method]:
     try:
         return methods()[name]
     except KeyError:
-        raise MethodError(
-            f'There is no method called "{name}".{nearest(name, methods())}'
-        ) from None
+        variant = VARIANTS.get(name.lower().replace("-", "").replace("_", ""))
+        hint = f" It is {variant} here." if variant else nearest(name, methods())
+        raise MethodError(f'There is no method called "{name}".{hint}') from None
 
 
 def trains_base(name: str) -> bool:

@@ -215,3 +215,8 @@ def test_the_default_needs_no_words():
     assert command_line(RunSpec()) == (
         "studio train --model starter --data starter:pirate --method lora"
     )
+
+
+def test_a_variant_that_is_a_setting_here_is_named():
+    with pytest.raises(InputError, match="It is lora with method.use_dora=true here"):
+        RunSpec.parse({"method": "DoRA"})

@@ -26,7 +26,9 @@ export class Adapters extends Page {
     this.picked = new Set();
     this.draw();
     this.refresh().then(() => {
-      if (this.adapters.some((one) => one.id === this.chosen)) this.open(this.chosen);
+      const linked = this.adapters.find((one) => one.id === this.chosen)
+        ?? this.adapters.find((one) => one.name === this.chosen);
+      if (linked) this.open(linked.id);
       else if (this.chosen) {
         toast(t`There is no adapter “${this.chosen}”: it was renamed or deleted.`, 'error');
         this.close();

@@ -59,7 +59,7 @@ export class Passport {
     }, onchange: async () => { // a refused name is not shown as if it were the adapter's
       if (name.value.trim() !== one.name && !await this.page.rename(one, name.value)) name.value = one.name;
     } });
-    return h('header', name, button('×', () => this.hide(), 's-tool', { label: t`Close` }));
+    return h('header', h('h2.s-hidden', one.name), name, button('×', () => this.hide(), 's-tool', { label: t`Close` }));
   }
 
   actions(one) {
