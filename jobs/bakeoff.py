@@ -37,10 +37,8 @@ def submit(
     Nothing is queued if one of them cannot be.
 
     Args:
-        store: The queue.
         spec: What all runs have in common; each is checked with its own method.
         chosen: Names of methods; all that fit the loss when empty.
-        name: Name of the group.
         prompts: Prompts that every adapter answers.
         seeds: Runs of each method, from the seed of `spec` on.
         best_rates: Find the learning rate of each run first; else each method has its default.

@@ -373,8 +373,6 @@ class Claims:
         """End the attempt as its stop request says now, and return the state.
 
         Args:
-            claim: The attempt.
-            result: What it measured.
             error: Why it paused.
             newest_step: Step of its newest whole checkpoint, to count an attempt without progress.
 
@@ -408,7 +406,6 @@ class Claims:
         """End an attempt whose process is proven dead; queue the job again while it progresses.
 
         Args:
-            claim: The attempt.
             why: How its process died, for the user.
             newest_step: Step of the newest whole checkpoint; further than last time is progress.
             blameless: Do not count the attempt, since the machine went down.

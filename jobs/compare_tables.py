@@ -50,7 +50,6 @@ class Conversations:
 
         Args:
             search: A part of the title, a prompt, an answer, or a lane's name.
-            limit: Maximum number.
         """
         wanted = f"%{escaped_like(search.strip())}%"
         rows = self._database.rows(_LIST, {"wanted": wanted, "limit": limit})
@@ -107,9 +106,7 @@ class Conversations:
         """Save one turn, whose prompt stays the same.
 
         Args:
-            conversation: A saved conversation.
             number: The turn's number, from 0.
-            prompt: The prompt.
             answers: One per lane, in order; each has at least a text.
 
         Raises:
@@ -203,14 +200,11 @@ class Votes:
         """Save a vote and return its number; it replaces an earlier one of the same turn.
 
         Args:
-            prompt: The prompt.
             lanes: The lanes, as written in the page's address.
             winner: The best lane's place among them; None for a tie.
             bad: A tie because all answers were bad.
             blind: The names were hidden.
             conversation: The conversation of `turn`, which counts from 0.
-            turn: The turn's number.
-            answers: The lanes' answers.
 
         Raises:
             ChatError: There are too few lanes.

@@ -208,10 +208,7 @@ def offers(store: JobStore, job_id: int | str) -> "list[Remedy]":
 def fit_and_retry(store: JobStore, job_id: int | str, name: str = "") -> "tuple[Job, Remedy]":
     """Queue a run that ran out of memory again with one remedy, and return both.
 
-    Args:
-        store: The queue.
-        job_id: The run's number or name.
-        name: The remedy; the first that keeps the result when empty.
+    Without a name the remedy is the first that keeps the result.
 
     Raises:
         QueueError: It did not end that way.

@@ -64,8 +64,6 @@ def rows_of(
     """Return the rows of a kind, and how much was left out for which reason.
 
     Args:
-        database: Votes and conversations.
-        kind: Which rows.
         wanted: Which votes and conversations; of given turns only the lane counts.
         turns: Turns to use instead, such as a judge's verdicts.
 

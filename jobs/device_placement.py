@@ -71,7 +71,6 @@ class Placement:
         """Read the free memory of idle slots; record which first job needs more.
 
         Args:
-            slots: The slots of this machine.
             start_when: Values of `start_when` that hold now.
             others: What queued jobs of the cluster wait for.
         """
@@ -184,11 +183,7 @@ def claim_siblings(
     """Claim the next queued siblings of a run that was just claimed, to train in its process.
 
     Args:
-        database: The queue's database.
-        claim: The run.
-        owner: The supervisor.
         slot: Its slot; the devices beside it that are free get their share of the siblings.
-        start_when: As for the claim.
     """
     if claim.device in BESIDE or is_slot(claim.device) or "," in claim.device:
         return []

@@ -33,16 +33,13 @@ from studio.training import distributed, objectives, starting_adapter, trackers
 
 logger = logging.getLogger(__name__)
 
-ADAPTERS = ("adapter", "init_adapter", "source", "folder", "checkpoint")
-DATASETS = ("general_data", "validation_path")
-PARTS = ("train", "lane", "lanes")
-
-KINDS = (
-    {"model": "model", "data": "data", "stack": "adapter"}
-    | dict.fromkeys(ADAPTERS, "adapter")
-    | dict.fromkeys(DATASETS, "data")
-)
-
+KINDS = {
+    "model": "model", "repo": "repo", "data": "data", "stack": "adapter", "runs": "run",
+    "suite": "suite",
+    **dict.fromkeys(("adapter", "init_adapter", "source", "folder", "checkpoint"), "adapter"),
+    **dict.fromkeys(("general_data", "validation_path"), "data"),
+}  # fmt: skip
+"""What the fields of jobs name; `path` and `name` are of the kind of the record around them."""
 MOST_ESTIMATES = 40
 
 T = TypeVar("T")
@@ -60,8 +57,6 @@ def admit_each(
     """Return runs as the queue stores them; what several have in common is checked once.
 
     Args:
-        specs: The runs.
-        home: Where datasets are.
         here: They run on this machine.
         may_wait: They may wait for the download of their model, which is checked before that.
 
@@ -120,10 +115,15 @@ def _admit(spec: RunSpec, home: Home, here: bool, may_wait: bool, known: Known) 
     return spec
 
 
+def _kinds(values: dict[str, Any], kind: str) -> dict[str, str]:
+    """Return what each field of a record in a job's values names; empty for nothing."""
+    return {key: kind if key in ("path", "name") else KINDS.get(key, "") for key in values}
+
+
 def with_absolute_paths(value: Any, home: Home, kind: str = "") -> Any:
     """Return a job's values with the local paths in them absolute: it runs in another folder."""
     if isinstance(value, dict):
-        kinds = {key: kind if key in ("path", "name") else KINDS.get(key, "") for key in value}
+        kinds = _kinds(value, kind)
         if value.get("source"):  # an import: the adapter is a name to give
             kinds["adapter"] = ""
         if value.get("address"):  # a judge elsewhere
@@ -131,7 +131,7 @@ def with_absolute_paths(value: Any, home: Home, kind: str = "") -> Any:
         return {key: with_absolute_paths(one, home, kinds[key]) for key, one in value.items()}
     if isinstance(value, list):
         return [with_absolute_paths(one, home, kind) for one in value]
-    if not (kind and value and isinstance(value, str)):
+    if kind not in ("model", "data", "adapter") or not (value and isinstance(value, str)):
         return value
     path = Path(os.path.expanduser(value)).absolute()
     if not os.path.lexists(path):
@@ -231,34 +231,28 @@ def reads(store: JobStore, spec: dict[str, Any]) -> set[Path]:
     found: set[Path] = set()
     for kind, name in _named(spec):
         with contextlib.suppress(StudioError):
-            found.update(_places(store, kind, str(name or "")))
+            found.update(_places(store, kind, str(name)))
     return {Path(os.path.abspath(path)) for path in found}
 
 
-def _named(spec: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the kind and name of everything that a spec, or a lane of it, names."""
+def _named(value: Any, kind: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the kind and name of everything that a job's values name."""
     from studio.data.import_dataset import read_sources  # imports numpy
 
-    if spec.get("address"):  # a judge elsewhere
-        spec = {"suite": spec["suite"]}
-    for key, value in spec.items():
-        if key in ("model", "data", "repo"):
-            whole = value if isinstance(value, dict) else {"path": value}
-            yield ("data" if key == "data" else "model"), whole.get("path")
-            yield from _named({name: whole[name] for name in DATASETS if whole.get(name)})
-        elif key in PARTS:
-            for one in value if isinstance(value, list) else [value]:
-                yield from _named(one) if isinstance(one, dict) else ()
-        elif key == "stack":
-            yield from (("adapter", one.get("name")) for one in value)
-        elif key == "sources":
-            yield from (("data", one.name) for one in read_sources(value))
-        elif key == "runs":
-            yield from (("run", one) for one in value)
-        elif key == "suite":
-            yield key, value
-        elif value and key in (*ADAPTERS, *DATASETS):
-            yield ("adapter" if key in ADAPTERS else "data"), value
+    if isinstance(value, dict):
+        if value.get("address"):  # a judge elsewhere
+            value = {"suite": value["suite"]}
+        kinds = _kinds(value, kind)
+        for key, one in value.items():
+            if key == "sources":
+                yield from (("data", source.name) for source in read_sources(one))
+            else:
+                yield from _named(one, kinds[key])
+    elif isinstance(value, list):
+        for one in value:
+            yield from _named(one, kind)
+    elif kind and value:
+        yield kind, value
 
 
 def _places(store: JobStore, kind: str, name: str) -> Iterator[Path]:
@@ -277,7 +271,7 @@ def _places(store: JobStore, kind: str, name: str) -> Iterator[Path]:
         folder = library.resolve(home, name)
         yield folder
         yield from _places(store, "model", library.describe(folder).base)
-    elif kind == "model" and name:
+    elif kind in ("model", "repo") and name:
         yield repository_folder(name) if locate(name).kind == "hub" else Path(name).expanduser()
-    elif kind == "data" and name and (place := origin_of(name, home)).is_local:
+    elif kind == "data" and (place := origin_of(name, home)).is_local:
         yield place.path

@@ -130,13 +130,7 @@ class JobStore:
         self, states: Iterable[State] | None = None, *, limit: int | None = None,
         search: str = "",
     ) -> Jobs:  # fmt: skip
-        """Return jobs, newest first.
-
-        Args:
-            states: Only these; None returns all.
-            limit: At most this number.
-            search: Words that the name must contain.
-        """
+        """Return the jobs of some or all states whose name contains a text, newest first."""
         values = {
             "all": states is None, "states": json.dumps(sorted(states or ())),
             "limit": -1 if limit is None else limit,

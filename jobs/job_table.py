@@ -60,8 +60,6 @@ def insert(
     """Write a job at the end of the queue inside the caller's transaction; return its number.
 
     Args:
-        db: A connection that writes.
-        spec: The job.
         plan: Columns of `jobs` that differ from `PLAN`.
         needs: Jobs that must have succeeded before it starts.
 

@@ -232,13 +232,9 @@ def read_metrics(
     A value that is not finite is None in `y`. Jobs are text keys, as in JSON.
 
     Args:
-        db: A connection.
-        jobs: Job ids.
-        names: Metric names such as `loss`.
         after_seq: The `seq` of the previous answer; 0 asks for a snapshot.
         bins: About twice this many points a series in a snapshot, which is `thinned`; 0 is all.
         window: Steps to show, both included; None shows all.
-        curves: The cache of this process.
     """
     ids, wanted = list(jobs), list(names)
     seq = int(db.conn.execute("SELECT value FROM counters WHERE name = 'metrics'").fetchone()[0])

@@ -27,7 +27,6 @@ def points(
     Args:
         fields: The values to try, by dotted field.
         count: Draw this number of combinations; 0 takes all.
-        seed: Seed of the draw.
 
     Raises:
         QueueError: A field has no values or one twice, or there are too many points.

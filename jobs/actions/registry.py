@@ -36,12 +36,7 @@ Watch = Callable[[Event], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Action:
-    """Something that a user can ask for.
-
-    `needs` is what its function gets first; `follow` says that commands wait for its job; `here`
-    that they perform it in their own process; `starts` that the supervisor is started afterwards;
-    `terminal` that only the command line offers it.
-    """
+    """Something that a user can ask for; `needs` is what its function gets first."""
 
     name: str
     title: str
@@ -200,8 +195,6 @@ def ask(
 
     Args:
         home: The home folder; None only for actions that need none.
-        name: Which action.
-        values: Plain values of its fields.
         store: The open queue; opened for this call by default.
         watch: Perform work on files in this process, with this function called for each event.
 
