@@ -130,7 +130,9 @@ def texts() -> tuple[Texts, Texts]:
     return strict, {
         key: parts
         for key, parts in sentences.items()
-        if key not in strict and not NO_SENTENCES.match(key)
+        if key not in strict
+        and not NO_SENTENCES.match(key)
+        and not (key.startswith(PART) and key.removeprefix(PART) in sentences)
     }
 
 
@@ -207,7 +209,7 @@ class _Reader(ast.NodeVisitor):
 
     def visit_Assign(self, node: ast.Assign) -> None:
         name = getattr(node.targets[0], "id", "")
-        if name == "why" and not template(node.value, [])[:1].isupper():
+        if name == "why":
             self._fixed(ast.IfExp(node.value, node.value, node.value))
         if name in WORDED and isinstance(node.value, ast.Dict):
             for value in node.value.values:

@@ -55,12 +55,10 @@ from ui.security import (
     warning,
 )
 from ui.system_page import system_routes
-from ui.theme import gradio_theme
 from ui.train_page import train_routes
 
 ASSETS = Path(__file__).parent / "assets"
-MAX_UPLOAD_BYTES = 2 * 1024**3
-LARGER = {"/gradio_api/upload": MAX_UPLOAD_BYTES, "/api/data/upload": 64 * 1024**3}
+SIZES = {"/gradio_api/upload": 0, "/api/data/upload": 64 * 1024**3}  # no page of ours uses gradio's
 QUEUE_SECONDS = 1.0
 QUEUE_INTERVALS = ("sleep_when_free", "progress_update_sleep_when_free")
 _ROOT = re.compile(r"(/[A-Za-z0-9._~-]+)+")
@@ -83,7 +81,7 @@ def build_app(
         port: Where it listens, so that two studios have two cookies.
         root: The path below which a reverse proxy serves it.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(home.state / "uploads")
+    os.environ["GRADIO_TEMP_DIR"] = str(home.state / "uploads")  # it serves what is in there
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_MCP_SERVER"] = "False"
     import_gradio()
@@ -117,7 +115,7 @@ def build_app(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that it does without node, which is meant so
         _mount(app, _pages(), root)
-    inner: App = Language(SizeLimit(PageFrame(app, root), larger=LARGER))
+    inner: App = Language(SizeLimit(PageFrame(app, root), sizes=SIZES))
     inner = OfflineSwitch(inner, home)
     asked = TokenCheck(inner, token=token, port=port) if token else inner
     guarded = OriginCheck(asked, hosts=hosts)
@@ -247,7 +245,6 @@ def _pages() -> Any:
         analytics_enabled=False,
         title="Adapter Studio",
         fill_width=True,
-        delete_cache=(3600, 86_400),
     ) as pages:
         draw(PAGES[0].name)
     for page in PAGES[1:]:
@@ -266,7 +263,7 @@ def _mount(app: Any, pages: Any, root: str) -> None:
         path="",
         server_name="127.0.0.1",
         root_path=root or None,
-        theme=gradio_theme(),
+        theme=gr.themes.Base(font=["Arial"], font_mono=["monospace"]),  # fetch no font
         footer_links=[],
         run_history=False,
         ssr_mode=False,
@@ -274,7 +271,6 @@ def _mount(app: Any, pages: Any, root: str) -> None:
         pwa=False,
         enable_monitoring=False,
         allowed_paths=[],
-        max_file_size=MAX_UPLOAD_BYTES,
         show_error=False,
     )
 

@@ -181,15 +181,15 @@ DEFAULT_BYTES = 16 << 20
 class SizeLimit:
     """Refuse bodies that are larger than their route takes."""
 
-    def __init__(self, app: App, *, larger: Mapping[str, int] = {}) -> None:
-        self.app, self.larger = app, dict(larger)
+    def __init__(self, app: App, *, sizes: Mapping[str, int] = {}) -> None:
+        self.app, self.sizes = app, sizes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 413 in one sentence, or pass on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        most = self.larger.get(str(scope.get("path", "")).rstrip("/"), DEFAULT_BYTES)
+        most = self.sizes.get(str(scope.get("path", "")).rstrip("/"), DEFAULT_BYTES)
         announced = _announced(scope)
         if announced is None or announced > most:
             await refuse(send, 413 if announced else 400, "That is larger than this page takes.")

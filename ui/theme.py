@@ -1,4 +1,4 @@
-"""Colours, spaces and sizes of every page, chart and gradio component.
+"""Colours, spaces and sizes of every page and chart.
 
 Calm, dense, professional. Paper and graphite neutrals with one cobalt accent; colour otherwise
 means something: a *state* or a *run*. Borders are one pixel and never doubled; there are no shadows
@@ -14,8 +14,6 @@ Runs      ten hues (`RUNS`) that remain distinct with colour blindness; a run ke
           every page (its id modulo ten, or the next free one where two would clash).
 Lanes     take the hues of runs in order, so lane A is always the same blue.
 """
-
-from typing import Any
 
 SANS = (
     '-apple-system, "Segoe UI Variable Text", "Segoe UI", Inter, Roboto, Cantarell, '
@@ -76,22 +74,6 @@ RUNS: list[tuple[str, str]] = [
 ]
 
 
-GRADIO = {
-    "var(--s-bg)": "body_background_fill",
-    "var(--s-text)": "body_text_color",
-    "var(--s-muted)": "body_text_color_subdued",
-    "var(--s-size-text)": "body_text_size",
-    "var(--s-surface)": "background_fill_primary",
-    "var(--s-line)": "border_color_primary block_border_color",
-    "var(--s-accent)": "border_color_accent color_accent",
-    "var(--s-space-2)": "layout_gap",
-    "transparent": "block_background_fill",
-    "0px": "block_border_width block_padding",
-    "none": "block_shadow",
-}
-"""Values of gradio's theme, each with the variables that take it."""
-
-
 def tokens_css() -> str:
     """Return the custom properties (`--s-*`) of both schemes, and the hues of badges."""
     fixed = {
@@ -118,16 +100,3 @@ def tokens_css() -> str:
 
 def _properties(values: dict[str, str]) -> str:
     return "".join(f"--s-{name}:{value};" for name, value in values.items())
-
-
-def gradio_theme() -> Any:
-    """Return gradio's theme, written in our own properties so that both schemes follow them."""
-    import gradio as gr
-
-    theme = gr.themes.Base(
-        spacing_size="sm", radius_size="sm", text_size="sm", font=["Arial"], font_mono=["monospace"]
-    )
-    values = {name: value for value, names in GRADIO.items() for name in names.split()}
-    known = gr.themes.Base.set.__code__.co_varnames
-    dark = {name: v for key, v in values.items() if (name := f"{key}_dark") in known}
-    return theme.set(**values, **dark)
