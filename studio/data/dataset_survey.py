@@ -178,7 +178,6 @@ _KINDS = {
     "html": "hold HTML tags",
     "formula": "begin like a spreadsheet formula",
 }
-KINDS = {kind: (many.replace(" ", "s ", 1), many) for kind, many in _KINDS.items()}
 
 _SCRIPTS: list[tuple[str, str]] = [
     ("Latin", "A-Za-zÀ-ɏ"), ("Greek", "Ͱ-Ͽ"), ("Cyrillic", "Ѐ-ӿ"), ("Hebrew", "֐-׿"),
@@ -239,9 +238,10 @@ class Inspector:
     def suspicions(self) -> list[Suspicion]:
         """Return what was found, worst first."""
         found = []
-        for kind, (one, many) in KINDS.items():
+        for kind, hold in _KINDS.items():
             if rows := self._counts[kind]:
-                text = f"1 row {one}" if rows == 1 else f"{rows:,} rows {many}"
+                one = f"1 row {hold.replace(' ', 's ', 1)}"
+                text = one if rows == 1 else f"{rows:,} rows {hold}"
                 found.append(Suspicion(kind=kind, text=text, rows=rows, lines=self._lines[kind]))
         return found
 

@@ -128,9 +128,9 @@ class TokenWriter:
         self.extend(row.ids, row.trained, np.array([0, len(row.ids)]), [number], row.weights)
         self._whole[-1] = whole or len(row.ids)
 
-    def add_answer(self, row: Cut, number: int, *, good: bool, prompt: int, whole: int) -> None:
+    def add_answer(self, row: Encoded, number: int, *, good: bool, prompt: int, whole: int) -> None:
         """Append an answer of a pair, or a judged one, with the hash of its prompt."""
-        self.add(Encoded(row.ids, row.trained), number, whole=whole)
+        self.add(row, number, whole=whole)
         self._hashes[-1] = prompt
         self._good.append(good)
 
@@ -213,43 +213,39 @@ def _mapped(path: Path, dtype: type) -> NDArray:  # type: ignore[type-arg]
 
 
 class Cut(NamedTuple):
-    """A row within the limit; `kept` are its places in the whole row, None for all."""
+    """What is left of a row, and which `places` of it; None if nothing was `lost`."""
 
-    ids: NDArray[np.int32]
-    trained: NDArray[np.bool_]
-    lost: Literal["nothing", "end", "start"]
-    kept: NDArray[np.int64] | None
+    row: Encoded
+    lost: Literal["nothing", "end", "start"] = "nothing"
+    places: NDArray[np.int64] | None = None
 
-    def of(self, row: Encoded) -> Encoded:
-        """Return what is left of the row that was cut, with its weights."""
-        kept = slice(None) if self.kept is None else self.kept
-        return Encoded(self.ids, self.trained, None if row.weights is None else row.weights[kept])
+
+def _cut(row: Encoded, lost: Literal["end", "start"], places: NDArray[np.int64]) -> Cut:
+    weights = None if row.weights is None else row.weights[places]
+    return Cut(Encoded(row.ids[places], row.trained[places], weights), lost, places)
 
 
 def fit(row: Encoded, *, limit: int, num_lead_tokens: int) -> Cut:
     """Cut one conversation to `limit` tokens by the rule at the top of this file."""
     if len(row.ids) <= limit:
-        return Cut(row.ids, row.trained, "nothing", None)
+        return Cut(row)
     summed = np.concatenate([[0], np.cumsum(row.trained)])
     enough = min(int(summed[-1]), limit // 2)
     if summed[limit] >= enough:
-        return Cut(row.ids[:limit], row.trained[:limit], "end", np.arange(limit))
+        return _cut(row, "end", np.arange(limit))
     lead = min(num_lead_tokens, limit - 1)
     body = limit - lead
     inside = summed[body:] - summed[: len(summed) - body]
     inside[:lead] = -1  # the lead is kept anyway
     found = np.flatnonzero(inside >= enough)
     start = int(found[0]) if len(found) else int(np.argmax(inside))
-    kept = np.concatenate([np.arange(lead), np.arange(start, start + body)])
-    return Cut(row.ids[kept], row.trained[kept], "start", kept)
+    return _cut(row, "start", np.concatenate([np.arange(lead), np.arange(start, start + body)]))
 
 
 def fit_alike(rows: Sequence[Encoded], *, limit: int, num_lead_tokens: int) -> list[Cut]:
     """Cut rows with one prompt as `fit` does, and where one loses tokens of it, all do."""
     cuts = [fit(row, limit=limit, num_lead_tokens=num_lead_tokens) for row in rows]
-    starts = [
-        int(c.kept[num_lead_tokens]) for c in cuts if c.lost == "start" and c.kept is not None
-    ]
+    starts = [c.places[num_lead_tokens] for c in cuts if c.lost == "start" and c.places is not None]
     if not starts:
         return cuts
     first = min(max(starts), *(int(row.trained.argmax()) for row in rows))
@@ -257,7 +253,7 @@ def fit_alike(rows: Sequence[Encoded], *, limit: int, num_lead_tokens: int) -> l
     for row in rows:
         places = np.arange(len(row.ids))
         kept = places[(places < num_lead_tokens) | (places >= first)][:limit]
-        made.append(Cut(row.ids[kept], row.trained[kept], "start", kept))
+        made.append(_cut(row, "start", kept))
     return made
 
 

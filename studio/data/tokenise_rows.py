@@ -211,8 +211,8 @@ class _Tokeniser:
         cut = fit(item, limit=self.limit, num_lead_tokens=lead_tokens)
         self.truncated += 1
         self.truncated_start += cut.lost == "start"
-        self.truncated_tokens += whole - len(cut.ids)
-        self.writer.add(cut.of(item), number, whole=whole)
+        self.truncated_tokens += whole - len(cut.row.ids)
+        self.writer.add(cut.row, number, whole=whole)
 
     def write_preferences(self, items: Iterator[tuple[int, Pair | Judged]]) -> None:
         """Write pairs as two adjacent rows each, and judged answers as one."""
@@ -235,7 +235,7 @@ class _Tokeniser:
         lead = self.template.num_lead_tokens(whole[0].ids)
         cuts = fit_alike(whole, limit=self.limit, num_lead_tokens=lead)
         line = record[0].line
-        if not all(cut.trained[1:].any() for cut in cuts):
+        if not all(cut.row.trained[1:].any() for cut in cuts):
             text = f"No token of an answer is left within {self.limit:,} tokens."
             return self.counter.drop(Problem(line, "no_answer", text))
         self.counter.keep(record, number)
@@ -246,8 +246,8 @@ class _Tokeniser:
             self.lengths.append(len(one.ids))
             self.truncated += cut.lost != "nothing"
             self.truncated_start += cut.lost == "start"
-            self.truncated_tokens += len(one.ids) - len(cut.ids)
-            self.writer.add_answer(cut, number, good=good, prompt=prompt, whole=len(one.ids))
+            self.truncated_tokens += len(one.ids) - len(cut.row.ids)
+            self.writer.add_answer(cut.row, number, good=good, prompt=prompt, whole=len(one.ids))
         return None
 
     def write_text(self, items: Iterator[Row | Problem]) -> None:

@@ -236,7 +236,7 @@ def _sides(
         cuts = fit_alike(encoded, limit=limit, num_lead_tokens=lead)
         shared = num_equal(*(one.ids.tolist() for one in encoded)) if len(answers) > 1 else 0
         for at, (side, one, cut) in enumerate(zip(answers, encoded, cuts, strict=True)):
-            row = _shown(number, line, one, cut.kept, template)
+            row = _shown(number, line, one, cut.places, template)
             lost = _lost_of(batch.views[last[at]], one)
             yield row.model_copy(update={"side": side, "shared": shared, "lost": lost})
 
@@ -262,7 +262,7 @@ def _encoded_rows(
         kept = None  # a long document becomes several windows, nothing is lost
         if isinstance(made, Conversation) or not encoded.trained.all():
             lead = template.num_lead_tokens(encoded.ids)
-            kept = fit(encoded, limit=limit, num_lead_tokens=lead).kept
+            kept = fit(encoded, limit=limit, num_lead_tokens=lead).places
         row = _shown(number, line, encoded, kept, template)
         lost = _lost_of(view, encoded)
         shown.append(

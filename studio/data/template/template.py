@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from studio.data.conversation_records import Conversation, Document, Message, Problem
 from studio.data.model_tokenizer import Backend
-from studio.data.template.adapt_conversation import Change
+from studio.data.template.adapt_conversation import Change, turns, with_thoughts
 from studio.data.template.jinja_sandbox import BREAK, Guard, TemplateRefused
 from studio.data.template.lost_parts import Lost, Spans, ways_out
 from studio.data.template.render_conversation import Layout, Reading, Rendered
@@ -29,7 +29,6 @@ from studio.data.template.rendered_documents import (
     has_foreign_turns,
     line_readings,
 )
-from studio.data.template.train_thoughts import turns, with_thoughts
 from studio.errors import DataError
 
 TrainOn = Literal["assistant", "last", "all"]

@@ -82,8 +82,8 @@ def test_a_long_row_loses_its_end_or_the_beginning_of_its_prompt(
 
     cut = fit(row, limit=limit, num_lead_tokens=lead)
 
-    assert (cut.lost, cut.ids.tolist()) == (lost, kept)
-    assert cut.trained.tolist() == trained[kept].tolist()
+    assert (cut.lost, cut.row.ids.tolist()) == (lost, kept)
+    assert cut.row.trained.tolist() == trained[kept].tolist()
 
 
 def test_windows_of_a_text_lose_nothing():
