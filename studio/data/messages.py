@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 from studio.data.column_mapping import Mapping, as_text
 from studio.data.conversation_records import Conversation, Dropped, Message, Row
-from studio.data.template.lost_parts import parsed as parsed_arguments
-from studio.data.template.lost_parts import split_thought
+from studio.data.template.lost_parts import json_or_same, split_thought
 
 _TEXTS = {"text", "input_text", "output_text", "refusal"}
 _THOUGHTS = {"reasoning", "thinking", "thought", "think", "reasoning_content"}
@@ -231,15 +230,12 @@ def _said(call: dict[str, Any]) -> tuple[str, Any]:
     function = call["function"]
     arguments = function["arguments"]
     if isinstance(arguments, str):
-        arguments = parsed_arguments(arguments) if arguments.strip() else {}
+        arguments = json_or_same(arguments) if arguments.strip() else {}
     return function["name"], arguments
 
 
 def _calls_in(text: str) -> list[Any] | None:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    found = json_or_same(text)
     calls = found if isinstance(found, list) else [found]
     named = all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls)
     return calls if calls and named else None
@@ -329,13 +325,8 @@ def messages_in(value: Any, name: str) -> list[Any] | None:
     """
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return None
-    try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
-        if _BEGINS_LIKE_MESSAGES.match(value):
-            raise Dropped("json", f'"{name}" is text that is not valid JSON.') from None
-        return None
-    return found if found and all(map(is_message, found)) else None
+    found = parsed(value, name) if _BEGINS_LIKE_MESSAGES.match(value) else json_or_same(value)
+    return found if isinstance(found, list) and found and all(map(is_message, found)) else None
 
 
 def is_message(value: Any) -> bool:
@@ -356,10 +347,9 @@ def role_of(turn: Any, mapping: Mapping) -> str:
 
 def parsed(text: str, name: str) -> Any:
     """Return the value of a column that holds JSON as text."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise Dropped("json", f'"{name}" is text that is not valid JSON.') from None
+    if (found := json_or_same(text)) is text:
+        raise Dropped("json", f'"{name}" is text that is not valid JSON.')
+    return found
 
 
 class Parts(NamedTuple):
@@ -450,12 +440,9 @@ def _kind_and_value(part: Any, index: int) -> tuple[str, Any]:
 
 def _calls(value: Any, index: int) -> list[Any]:
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise Dropped(
-                "json", f"Message {index + 1} holds a tool call that is not valid JSON."
-            ) from None
+        given, value = value, json_or_same(value)
+        if value is given:
+            raise Dropped("json", f"Message {index + 1} holds a tool call that is not valid JSON.")
     return value if isinstance(value, list) else [value]
 
 

@@ -28,7 +28,7 @@ from studio.data.template.lost_parts import (
     Quote,
     call_text,
     find_text,
-    parsed,
+    json_or_same,
     split_thought,
     thought_of,
 )
@@ -158,7 +158,7 @@ def _call(call: dict[str, Any], way: Way) -> dict[str, Any]:
     function = call["function"]
     arguments = function["arguments"]
     if way.arguments == "object" and isinstance(arguments, str):
-        values = parsed(arguments) if arguments.strip() else {}
+        values = json_or_same(arguments) if arguments.strip() else {}
         arguments = values if isinstance(values, dict) else arguments
     elif way.arguments == "text" and not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)

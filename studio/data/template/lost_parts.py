@@ -131,7 +131,7 @@ def find_call(
     if isinstance(arguments, str):
         if whole := find_text(arguments.strip(), text, name[1], high, quote):
             return name[0], whole[1]
-        arguments = parsed(arguments)
+        arguments = json_or_same(arguments)
     for leaf in _leaves(arguments):
         found = _find_leaf(leaf, text, name[1], high, quote)
         if found is None:
@@ -147,19 +147,17 @@ def ways_out(messages: Sequence[Message]) -> str:
     for index, message in enumerate(messages):
         for call in message.get("tool_calls", ()):
             arguments = call["function"]["arguments"]
-            if arguments and not isinstance(
-                parsed(arguments) if isinstance(arguments, str) else arguments, dict
-            ):
+            if arguments and not isinstance(json_or_same(arguments), dict):
                 change = f"make the arguments of message {index + 1} a JSON object"
     return f"Choose another data.chat_template, or {change}"
 
 
-def parsed(arguments: str) -> Any:
-    """Return arguments given as JSON text as values; other text comes back as it is."""
+def json_or_same(value: Any) -> Any:
+    """Return what a text holds as JSON; other texts and values come back as they are."""
     try:
-        return json.loads(arguments)
+        return json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
-        return arguments
+        return value
 
 
 def _lost_of_answer(
@@ -202,9 +200,8 @@ def _lost_of_answer(
 def call_text(call: dict[str, Any]) -> str:
     """Return a tool call as one line of JSON."""
     function = call["function"]
-    arguments = function["arguments"]
-    values = parsed(arguments) if isinstance(arguments, str) else arguments
-    return json.dumps({"name": function["name"], "arguments": values}, ensure_ascii=False)
+    called = {"name": function["name"], "arguments": json_or_same(function["arguments"])}
+    return json.dumps(called, ensure_ascii=False)
 
 
 def _outside(needle: str, text: str, spans: Spans, quote: Quote) -> bool:
