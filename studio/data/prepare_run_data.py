@@ -39,6 +39,7 @@ from studio.spec import DataSource, ModelSource, RunSpec
 from studio.train_args import Rows
 
 CACHED_DATASETS, REPORT = 16, "report.json"
+FEW_ROWS, MANY_ROWS = 64, 20_000  # read before a run is queued
 MAX_VALIDATION = 256
 MIN_ROWS_TO_SPLIT = 10
 Windows = Literal["none", "texts", "stream"]
@@ -228,6 +229,62 @@ def held_out(
     return mask
 
 
+class Lens(NamedTuple):
+    """The parts of a model that preparing data needs: its tokenizer and its context."""
+
+    backend: Backend
+    context_length: int
+
+
+def lens(model: ModelSource, home: Home | None) -> Lens:
+    """Read a model's tokenizer and context from its files.
+
+    Raises:
+        ModelError: It cannot be used.
+    """
+    found = find_model.facts(model)
+    return Lens(backend_for(found.path, home), found.context_length)
+
+
+def absent(spec: RunSpec, home: Home | None) -> str:
+    """Return why a run's model or dataset cannot be read without a download; empty if it can."""
+    model = find_model.origin_of(spec.model.path, spec.model.revision).kind
+    for noun, path, kind in (
+        ("model", spec.model.path, model),
+        ("dataset", spec.data.path, origin_of(spec.data.path, home).kind),
+    ):
+        if kind == "missing":
+            return f"There is no model at {path}." if noun == "model" else missing(path, home).text
+        if kind == "hub":
+            return f"Known once the {noun} is downloaded."
+    return ""
+
+
+def first_report(spec: RunSpec, home: Home | None) -> TokenReport | None:
+    """Return the report of the first rows; see `first_rows`."""
+    found = first_rows(spec, home)
+    return None if found is None else found[1]
+
+
+def first_rows(spec: RunSpec, home: Home | None) -> tuple[Tokens, TokenReport] | None:
+    """Return the tokens and the report of the first rows that can be trained on.
+
+    None if they are only known in the run: a dataset of the hub, a tokenizer without a fast form.
+    The last results are remembered until the model's or the dataset's files change.
+
+    Raises:
+        StudioError: Nothing of the dataset can be used, or not one token would be trained.
+    """
+    if origin_of(spec.data.path, home).kind == "hub":
+        return None
+    files = find(spec.data, home).files
+    model = find_model.facts(spec.model).path
+    if not (model / "tokenizer.json").is_file():
+        return None
+    state = tuple(_state(file) for file in (*sorted(model.glob("*.j*")), *files))
+    return _first_rows(spec.model, spec.data, home, spec.train.rows, state)
+
+
 def _whole_texts(tokens: Tokens) -> NDArray[Any]:
     """Return a label per window: one for all of a text, and for equal texts."""
     first = np.flatnonzero(np.diff(tokens.rows, prepend=0))
@@ -332,65 +389,6 @@ def _evict(root: Path) -> None:
     folders = [one for one in root.iterdir() if one.is_dir() and not one.name.startswith(".")]
     for old in sorted(folders, key=used)[:-CACHED_DATASETS]:
         shutil.rmtree(old, ignore_errors=True)
-
-
-FEW_ROWS, MANY_ROWS = 64, 20_000
-
-
-class Lens(NamedTuple):
-    """The parts of a model that preparing data needs: its tokenizer and its context."""
-
-    backend: Backend
-    context_length: int
-
-
-def lens(model: ModelSource, home: Home | None) -> Lens:
-    """Read a model's tokenizer and context from its files.
-
-    Raises:
-        ModelError: It cannot be used.
-    """
-    found = find_model.facts(model)
-    return Lens(backend_for(found.path, home), found.context_length)
-
-
-def absent(spec: RunSpec, home: Home | None) -> str:
-    """Return why a run's model or dataset cannot be read without a download; empty if it can."""
-    model = find_model.origin_of(spec.model.path, spec.model.revision).kind
-    for noun, path, kind in (
-        ("model", spec.model.path, model),
-        ("dataset", spec.data.path, origin_of(spec.data.path, home).kind),
-    ):
-        if kind == "missing":
-            return f"There is no model at {path}." if noun == "model" else missing(path, home).text
-        if kind == "hub":
-            return f"Known once the {noun} is downloaded."
-    return ""
-
-
-def first_report(spec: RunSpec, home: Home | None) -> TokenReport | None:
-    """Return the report of the first rows; see `first_rows`."""
-    found = first_rows(spec, home)
-    return None if found is None else found[1]
-
-
-def first_rows(spec: RunSpec, home: Home | None) -> tuple[Tokens, TokenReport] | None:
-    """Return the tokens and the report of the first rows that can be trained on.
-
-    None if they are only known in the run: a dataset of the hub, a tokenizer without a fast form.
-    The last results are remembered until the model's or the dataset's files change.
-
-    Raises:
-        StudioError: Nothing of the dataset can be used, or not one token would be trained.
-    """
-    if origin_of(spec.data.path, home).kind == "hub":
-        return None
-    files = find(spec.data, home).files
-    model = find_model.facts(spec.model).path
-    if not (model / "tokenizer.json").is_file():
-        return None
-    state = tuple(_state(file) for file in (*sorted(model.glob("*.j*")), *files))
-    return _first_rows(spec.model, spec.data, home, spec.train.rows, state)
 
 
 def _state(file: Path) -> tuple[int, ...]:

@@ -281,6 +281,45 @@ def write_snapshot(
     return open_snapshot(home, meta.name)
 
 
+def export_rows(snapshot: Snapshot, target: Path, *, part: str = "", replace: bool = False) -> int:
+    """Write the rows as jsonl or csv (by the target's ending); return their number.
+
+    Raises:
+        DataError: The target ends otherwise, exists, or cannot be written.
+    """
+    if target.suffix not in (".jsonl", ".csv"):
+        raise DataError(f'Export to a name ending in .jsonl or .csv, not "{target.name}".')
+    try:
+        with target.open("wb" if replace else "xb") as handle:
+            for piece in rows_as(snapshot, target.suffix[1:], part=part):
+                handle.write(piece)
+    except FileExistsError:
+        raise DataError(
+            f"{target} exists already: give another name, or --force to replace it."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{target} cannot be written ({error.strerror}).") from None
+    rows, held_out = snapshot.meta.rows, snapshot.meta.validation_rows
+    return {"": rows, "train": rows - held_out, "validation": held_out}[part]
+
+
+def rows_as(snapshot: Snapshot, form: str, *, part: str) -> Iterator[bytes]:
+    """Yield the rows, of one part or all, as lines of jsonl or csv."""
+    rows = (row for row in snapshot.rows() if not part or row.part == part)
+    if form == "jsonl":
+        for row in rows:
+            yield dumps(row.values) + b"\n"
+        return
+    names: dict[str, None] = {}
+    for row in snapshot.rows():
+        names.update(dict.fromkeys(row.values))
+    yield csv_text([names]).encode("utf-8", "replace")
+    for row in rows:
+        cells = (row.values.get(name) for name in names)
+        texts = [cell if isinstance(cell, str | None) else json_text(cell) for cell in cells]
+        yield csv_text([texts]).encode("utf-8", "replace")
+
+
 class _RowWriter:
     """Writes rows in groups of bounded size and hashes them on the way."""
 
@@ -329,42 +368,3 @@ class _RowWriter:
         ]
         self._file.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self._waiting, self._waiting_bytes = [], 0
-
-
-def export_rows(snapshot: Snapshot, target: Path, *, part: str = "", replace: bool = False) -> int:
-    """Write the rows as jsonl or csv (by the target's ending); return their number.
-
-    Raises:
-        DataError: The target ends otherwise, exists, or cannot be written.
-    """
-    if target.suffix not in (".jsonl", ".csv"):
-        raise DataError(f'Export to a name ending in .jsonl or .csv, not "{target.name}".')
-    try:
-        with target.open("wb" if replace else "xb") as handle:
-            for piece in rows_as(snapshot, target.suffix[1:], part=part):
-                handle.write(piece)
-    except FileExistsError:
-        raise DataError(
-            f"{target} exists already: give another name, or --force to replace it."
-        ) from None
-    except OSError as error:
-        raise DataError(f"{target} cannot be written ({error.strerror}).") from None
-    rows, held_out = snapshot.meta.rows, snapshot.meta.validation_rows
-    return {"": rows, "train": rows - held_out, "validation": held_out}[part]
-
-
-def rows_as(snapshot: Snapshot, form: str, *, part: str) -> Iterator[bytes]:
-    """Yield the rows, of one part or all, as lines of jsonl or csv."""
-    rows = (row for row in snapshot.rows() if not part or row.part == part)
-    if form == "jsonl":
-        for row in rows:
-            yield dumps(row.values) + b"\n"
-        return
-    names: dict[str, None] = {}
-    for row in snapshot.rows():
-        names.update(dict.fromkeys(row.values))
-    yield csv_text([names]).encode("utf-8", "replace")
-    for row in rows:
-        cells = (row.values.get(name) for name in names)
-        texts = [cell if isinstance(cell, str | None) else json_text(cell) for cell in cells]
-        yield csv_text([texts]).encode("utf-8", "replace")

@@ -29,6 +29,60 @@ WEIGHTS = "weights.f32"
 PIECE_WEIGHTS = 1 << 16
 
 
+class Cut(NamedTuple):
+    """What is left of a row, and which `places` of it; None if nothing was `lost`."""
+
+    row: Encoded
+    lost: Literal["nothing", "end", "start"] = "nothing"
+    places: NDArray[np.int64] | None = None
+
+
+def fit(row: Encoded, *, limit: int, num_lead_tokens: int) -> Cut:
+    """Cut one conversation to `limit` tokens by the rule at the top of this file."""
+    if len(row.ids) <= limit:
+        return Cut(row)
+    summed = np.concatenate([[0], np.cumsum(row.trained)])
+    enough = min(int(summed[-1]), limit // 2)
+    if summed[limit] >= enough:
+        return _cut(row, "end", np.arange(limit))
+    lead = min(num_lead_tokens, limit - 1)
+    body = limit - lead
+    inside = summed[body:] - summed[: len(summed) - body]
+    inside[:lead] = -1  # the lead is kept anyway
+    found = np.flatnonzero(inside >= enough)
+    start = int(found[0]) if len(found) else int(np.argmax(inside))
+    return _cut(row, "start", np.concatenate([np.arange(lead), np.arange(start, start + body)]))
+
+
+def fit_alike(rows: Sequence[Encoded], *, limit: int, num_lead_tokens: int) -> list[Cut]:
+    """Cut rows with one prompt as `fit` does, and where one loses tokens of it, all do."""
+    cuts = [fit(row, limit=limit, num_lead_tokens=num_lead_tokens) for row in rows]
+    starts = [c.places[num_lead_tokens] for c in cuts if c.lost == "start" and c.places is not None]
+    if not starts:
+        return cuts
+    first = min(max(starts), *(int(row.trained.argmax()) for row in rows))
+    made = []
+    for row in rows:
+        places = np.arange(len(row.ids))
+        kept = places[(places < num_lead_tokens) | (places >= first)][:limit]
+        made.append(_cut(row, "start", kept))
+    return made
+
+
+def windows(ids: NDArray[np.int32], *, limit: int, lead: Sequence[int]) -> Iterator[Encoded]:
+    """Cut a text (without its lead) into windows that each begin with the lead."""
+    body = max(1, limit - len(lead))
+    for start in range(0, len(ids), body):
+        piece = np.concatenate([lead, ids[start : start + body]]).astype(np.int32)
+        if len(piece) >= 2:  # one token alone predicts nothing
+            yield Encoded(piece, np.ones(len(piece), bool))
+
+
+def _cut(row: Encoded, lost: Literal["end", "start"], places: NDArray[np.int64]) -> Cut:
+    weights = None if row.weights is None else row.weights[places]
+    return Cut(Encoded(row.ids[places], row.trained[places], weights), lost, places)
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One row for the loop; `row` is its number in the source, counted from 1.
@@ -210,57 +264,3 @@ def load_tokens(folder: Path) -> Tokens:
 
 def _mapped(path: Path, dtype: type) -> NDArray:  # type: ignore[type-arg]
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
-
-
-class Cut(NamedTuple):
-    """What is left of a row, and which `places` of it; None if nothing was `lost`."""
-
-    row: Encoded
-    lost: Literal["nothing", "end", "start"] = "nothing"
-    places: NDArray[np.int64] | None = None
-
-
-def _cut(row: Encoded, lost: Literal["end", "start"], places: NDArray[np.int64]) -> Cut:
-    weights = None if row.weights is None else row.weights[places]
-    return Cut(Encoded(row.ids[places], row.trained[places], weights), lost, places)
-
-
-def fit(row: Encoded, *, limit: int, num_lead_tokens: int) -> Cut:
-    """Cut one conversation to `limit` tokens by the rule at the top of this file."""
-    if len(row.ids) <= limit:
-        return Cut(row)
-    summed = np.concatenate([[0], np.cumsum(row.trained)])
-    enough = min(int(summed[-1]), limit // 2)
-    if summed[limit] >= enough:
-        return _cut(row, "end", np.arange(limit))
-    lead = min(num_lead_tokens, limit - 1)
-    body = limit - lead
-    inside = summed[body:] - summed[: len(summed) - body]
-    inside[:lead] = -1  # the lead is kept anyway
-    found = np.flatnonzero(inside >= enough)
-    start = int(found[0]) if len(found) else int(np.argmax(inside))
-    return _cut(row, "start", np.concatenate([np.arange(lead), np.arange(start, start + body)]))
-
-
-def fit_alike(rows: Sequence[Encoded], *, limit: int, num_lead_tokens: int) -> list[Cut]:
-    """Cut rows with one prompt as `fit` does, and where one loses tokens of it, all do."""
-    cuts = [fit(row, limit=limit, num_lead_tokens=num_lead_tokens) for row in rows]
-    starts = [c.places[num_lead_tokens] for c in cuts if c.lost == "start" and c.places is not None]
-    if not starts:
-        return cuts
-    first = min(max(starts), *(int(row.trained.argmax()) for row in rows))
-    made = []
-    for row in rows:
-        places = np.arange(len(row.ids))
-        kept = places[(places < num_lead_tokens) | (places >= first)][:limit]
-        made.append(_cut(row, "start", kept))
-    return made
-
-
-def windows(ids: NDArray[np.int32], *, limit: int, lead: Sequence[int]) -> Iterator[Encoded]:
-    """Cut a text (without its lead) into windows that each begin with the lead."""
-    body = max(1, limit - len(lead))
-    for start in range(0, len(ids), body):
-        piece = np.concatenate([lead, ids[start : start + body]]).astype(np.int32)
-        if len(piece) >= 2:  # one token alone predicts nothing
-            yield Encoded(piece, np.ones(len(piece), bool))

@@ -91,6 +91,61 @@ def tokenise(
     return work.finish(origin, guess)
 
 
+def preferences(
+    origin: Origin, source: DataSource, counter: RowCounter, *, verdicts: bool = False
+) -> Iterator[tuple[int, Pair | Judged]]:
+    """Yield each record with the number of its row, from 1; rows of scored answers may give many.
+
+    Both sides of a pair, and judged answers, carry loss on their own answers only: answers in the
+    prompt are muted. Rows that share a `prompt_hash` belong on one side of a split.
+
+    Args:
+        source: How it is read: `format`, and `pairs` and `margin` of scored answers.
+        counter: Counts rows read and dropped here; the caller calls `counter.keep(record, number)`
+            or `counter.drop` for what it makes of each record.
+        verdicts: Judged answers are wanted (KTO); each pair gives a good and a bad one.
+
+    Raises:
+        DataError: The dataset holds no such records, or only good or only bad answers.
+    """
+    guess = guess_origin(origin, source)
+    wanted = "pairs of chosen and rejected answers"
+    if verdicts:
+        wanted = "judged answers (with a column label that is true or false) or pairs"
+    kinds = ("preference", "scored", *(["judged"] if verdicts else []))
+    if guess.mapping.format not in kinds:
+        raise DataError(
+            f"{origin.name} holds rows of the format {guess.mapping.format}, and this loss needs "
+            f"{wanted}: choose another dataset, or train.loss=sft."
+        )
+    if guess.mapping.format == "preference" and getter(guess.mapping, "rejected") is None:
+        raise DataError(
+            f"No column of {origin.name} is the rejected answer: map the part rejected."
+        )
+    convert = record_converter(guess.mapping, pairs=source.pairs, margin=source.margin)
+    columns, seen = columns_read(guess.mapping), set[bool]()
+    for item in origin.rows():
+        for record in counter.take(item, columns, convert) or ():
+            assert isinstance(record, Pair | Judged)
+            records: list[Pair | Judged] = [record]
+            if verdicts and isinstance(record, Pair):
+                records = [Judged(record.chosen, True), Judged(record.rejected, False)]
+            seen.update(one.good for one in records if isinstance(one, Judged))
+            yield from ((counter.read, one) for one in records)
+    if len(seen) == 1 and counter.read != origin.at_most:
+        raise DataError(
+            f"Every answer of {origin.name} is judged as {'good' if True in seen else 'bad'}: "
+            "this loss needs good and bad ones. Add the others, or choose another loss."
+        )
+
+
+def trained_on(source: DataSource, rows: Rows) -> TrainOn:
+    """Return the tokens that carry loss: `data.train_on`, but never prompts of compared answers."""
+    if rows in ("pairs", "judged") and source.train_on == "all":
+        return "assistant"
+    return source.train_on
+
+
 @dataclass(slots=True)
 class _Text:
     """One part of text files: its lines that wait to be encoded, its tokens that wait for more."""
@@ -344,58 +399,3 @@ class _Tokeniser:
             yield f"Only {share:.1%} of the tokens are trained."
         if not self.template.end and not is_text:
             yield "The tokenizer has no end-of-turn token: answers will not learn to stop."
-
-
-def preferences(
-    origin: Origin, source: DataSource, counter: RowCounter, *, verdicts: bool = False
-) -> Iterator[tuple[int, Pair | Judged]]:
-    """Yield each record with the number of its row, from 1; rows of scored answers may give many.
-
-    Both sides of a pair, and judged answers, carry loss on their own answers only: answers in the
-    prompt are muted. Rows that share a `prompt_hash` belong on one side of a split.
-
-    Args:
-        source: How it is read: `format`, and `pairs` and `margin` of scored answers.
-        counter: Counts rows read and dropped here; the caller calls `counter.keep(record, number)`
-            or `counter.drop` for what it makes of each record.
-        verdicts: Judged answers are wanted (KTO); each pair gives a good and a bad one.
-
-    Raises:
-        DataError: The dataset holds no such records, or only good or only bad answers.
-    """
-    guess = guess_origin(origin, source)
-    wanted = "pairs of chosen and rejected answers"
-    if verdicts:
-        wanted = "judged answers (with a column label that is true or false) or pairs"
-    kinds = ("preference", "scored", *(["judged"] if verdicts else []))
-    if guess.mapping.format not in kinds:
-        raise DataError(
-            f"{origin.name} holds rows of the format {guess.mapping.format}, and this loss needs "
-            f"{wanted}: choose another dataset, or train.loss=sft."
-        )
-    if guess.mapping.format == "preference" and getter(guess.mapping, "rejected") is None:
-        raise DataError(
-            f"No column of {origin.name} is the rejected answer: map the part rejected."
-        )
-    convert = record_converter(guess.mapping, pairs=source.pairs, margin=source.margin)
-    columns, seen = columns_read(guess.mapping), set[bool]()
-    for item in origin.rows():
-        for record in counter.take(item, columns, convert) or ():
-            assert isinstance(record, Pair | Judged)
-            records: list[Pair | Judged] = [record]
-            if verdicts and isinstance(record, Pair):
-                records = [Judged(record.chosen, True), Judged(record.rejected, False)]
-            seen.update(one.good for one in records if isinstance(one, Judged))
-            yield from ((counter.read, one) for one in records)
-    if len(seen) == 1 and counter.read != origin.at_most:
-        raise DataError(
-            f"Every answer of {origin.name} is judged as {'good' if True in seen else 'bad'}: "
-            "this loss needs good and bad ones. Add the others, or choose another loss."
-        )
-
-
-def trained_on(source: DataSource, rows: Rows) -> TrainOn:
-    """Return the tokens that carry loss: `data.train_on`, but never prompts of compared answers."""
-    if rows in ("pairs", "judged") and source.train_on == "all":
-        return "assistant"
-    return source.train_on

@@ -144,10 +144,11 @@ def xray(
             raise DataError(f"{source.path} has no window {max(rows):,}.")
         places = _picked(examples, pick, count, seed) if rows is None else [n - 1 for n in rows]
         return [_window(at + 1, examples[at], template) for at in places]
-    wanted = rows or []
-    if rows is None and examples is None:
-        wanted = list(range(1, count + 1))
-    elif rows is None and examples is not None:
+    if rows is not None:
+        wanted = rows
+    elif examples is None:
+        wanted = [*range(1, count + 1)]
+    else:
         places = _picked(examples, pick, 50 * count if pick != "random" else count, seed)
         numbers = (int(examples.tokens.rows[at]) for at in places)
         wanted = list(dict.fromkeys(numbers))[:count]  # a document's windows share one row
@@ -182,6 +183,63 @@ def first_xrays(spec: RunSpec, home: Home | None, count: int) -> list[XRow]:
         spec.data, seen.backend, context_length=limit, count=count, home=home,
         plain=spec.train.rows not in ("pairs", "judged"), prompts=spec.train.loss == "grpo",
     )[:count]  # fmt: skip
+
+
+class Measured(Frozen):
+    """A dataset on a model, and a run with the usual settings on it.
+
+    `padding_share` is what padding would add to the tokens of a batch; packing adds nothing.
+    `seconds` is an estimate for that run on this machine's device, 0 if there is none.
+    """
+
+    report: TokenReport
+    steps: int = 0
+    epochs: float = 0
+    rows_per_step: int = 0
+    padding_share: float = 0.0
+    seconds: float = 0.0
+
+
+def is_measured(model: ModelSource, data: DataSource, home: Home) -> bool:
+    """Return True if `measured` would answer from the cache."""
+    backend, context_length = lens(model, home)
+    return is_prepared(data, backend, context_length=context_length, home=home)
+
+
+def measured(model: ModelSource, data: DataSource, home: Home) -> Measured:
+    """Tokenise a dataset for a model, or read the tokens from the cache.
+
+    Raises:
+        StudioError: The model or the data cannot be used, or no token would be trained.
+    """
+    from studio.training.estimate_memory_and_time import estimate
+    from studio.training.steps_and_learning_rate import plan_run
+
+    spec = RunSpec(model=model, data=data)
+    backend, context_length = lens(model, home)
+    made = prepare(data, backend, context_length=context_length, seed=spec.seed, home=home)
+    if not isinstance(made.train, Examples) or not len(made.train):
+        raise DataError(f"{data.path} leaves no row to train on.")
+    plan = plan_run(spec, num_rows=len(made.train), hidden_size=1)
+    lengths = made.train.tokens.lengths()[made.train.order]
+    return Measured(
+        report=made.report,
+        steps=plan.total_steps,
+        epochs=spec.train.num_train_epochs,
+        rows_per_step=plan.rows_per_step,
+        padding_share=padding_share(lengths, plan.micro_batch, seed=spec.seed),
+        seconds=estimate(spec, home).seconds,
+    )
+
+
+def padding_share(lengths: NDArray[np.int64], rows: int, *, seed: int) -> float:
+    """Return which share of the tokens of shuffled batches of `rows` would be padding."""
+    shuffled = np.random.default_rng(seed).permutation(lengths)
+    full = len(shuffled) // rows * rows
+    rest = shuffled[full:]
+    padded = int(shuffled[:full].reshape(-1, rows).max(axis=1, initial=0).sum()) * rows
+    padded += int(rest.max(initial=0)) * len(rest)
+    return 1 - int(lengths.sum()) / max(1, padded)
 
 
 def _read_rows(origin: Origin, numbers: set[int]) -> Iterator[tuple[int, Row | Problem]]:
@@ -332,60 +390,3 @@ def _texts(core: Any, ids: list[int]) -> list[str]:
     )
     texts = [growing.add(token) for token in ids]
     return [*texts[:-1], texts[-1] + growing.flush()] if texts else []
-
-
-class Measured(Frozen):
-    """A dataset on a model, and a run with the usual settings on it.
-
-    `padding_share` is what padding would add to the tokens of a batch; packing adds nothing.
-    `seconds` is an estimate for that run on this machine's device, 0 if there is none.
-    """
-
-    report: TokenReport
-    steps: int = 0
-    epochs: float = 0
-    rows_per_step: int = 0
-    padding_share: float = 0.0
-    seconds: float = 0.0
-
-
-def is_measured(model: ModelSource, data: DataSource, home: Home) -> bool:
-    """Return True if `measured` would answer from the cache."""
-    backend, context_length = lens(model, home)
-    return is_prepared(data, backend, context_length=context_length, home=home)
-
-
-def measured(model: ModelSource, data: DataSource, home: Home) -> Measured:
-    """Tokenise a dataset for a model, or read the tokens from the cache.
-
-    Raises:
-        StudioError: The model or the data cannot be used, or no token would be trained.
-    """
-    from studio.training.estimate_memory_and_time import estimate
-    from studio.training.steps_and_learning_rate import plan_run
-
-    spec = RunSpec(model=model, data=data)
-    backend, context_length = lens(model, home)
-    made = prepare(data, backend, context_length=context_length, seed=spec.seed, home=home)
-    if not isinstance(made.train, Examples) or not len(made.train):
-        raise DataError(f"{data.path} leaves no row to train on.")
-    plan = plan_run(spec, num_rows=len(made.train), hidden_size=1)
-    lengths = made.train.tokens.lengths()[made.train.order]
-    return Measured(
-        report=made.report,
-        steps=plan.total_steps,
-        epochs=spec.train.num_train_epochs,
-        rows_per_step=plan.rows_per_step,
-        padding_share=padding_share(lengths, plan.micro_batch, seed=spec.seed),
-        seconds=estimate(spec, home).seconds,
-    )
-
-
-def padding_share(lengths: NDArray[np.int64], rows: int, *, seed: int) -> float:
-    """Return which share of the tokens of shuffled batches of `rows` would be padding."""
-    shuffled = np.random.default_rng(seed).permutation(lengths)
-    full = len(shuffled) // rows * rows
-    rest = shuffled[full:]
-    padded = int(shuffled[:full].reshape(-1, rows).max(axis=1, initial=0).sum()) * rows
-    padded += int(rest.max(initial=0)) * len(rest)
-    return 1 - int(lengths.sum()) / max(1, padded)

@@ -162,45 +162,6 @@ def choose(
     return Template(backend, _named(name, end, backend.controls), reason, **how)
 
 
-def _own_layout(backend: Backend, source: str, settings: dict[str, Any]) -> Layout:
-    known = {**settings, **backend.special}
-    try:
-        return _learned(source, tuple(known.items()), backend.controls)
-    except TemplateRefused as refused:
-        raise ModelError(
-            f"The model's own chat template cannot be used: {refused}. "
-            f"Choose a named one: {', '.join(STYLES)}."
-        ) from None
-
-
-@lru_cache(maxsize=32)
-def _learned(
-    source: str, special: tuple[tuple[str, Any], ...], controls: tuple[str, ...]
-) -> Layout:
-    """Return a template's layout; what it reads is learned once in a process."""
-    return Layout(source, special=dict(special), controls=controls, guard=Guard(controls))
-
-
-@lru_cache(maxsize=32)
-def _named(name: str, end: str, controls: tuple[str, ...]) -> Layout:
-    """Return a named layout; `end` is the text of the tokenizer's end-of-turn token."""
-    layout = Layout(NAMED, special=styled(name, end), controls=(), guard=Guard(controls))
-    ends = (end,) if end else ()
-    layout.name, layout.adds_prefix, layout.ends = name, True, Ends(texts=ends, stops=ends)
-    return layout
-
-
-def styled(name: str, end: str) -> dict[str, Any]:
-    """Return what `NAMED` is rendered with: the texts of a style and the end of a turn."""
-    style = {
-        key: tuple(text.replace("{end}", end) for text in value)
-        if isinstance(value, tuple)
-        else value
-        for key, value in STYLES[name].items()
-    }
-    return {**style, "end": end}
-
-
 def keep_template(tokenizer: Any, name: str) -> list[int]:
     """Give transformers' tokenizer the named template of a run; `auto` changes nothing.
 
@@ -238,6 +199,45 @@ def jinja_of(template: Template, *, space: str = "") -> str:
     lead = f"bos_token ~ {_literal(space)}" if is_bos else _literal("".join(pieces) + space)
     start = f"{{{{- {lead} -}}}}" if backend.prefix else ""
     return "".join([*sets, start, "\n", body])
+
+
+def styled(name: str, end: str) -> dict[str, Any]:
+    """Return what `NAMED` is rendered with: the texts of a style and the end of a turn."""
+    style = {
+        key: tuple(text.replace("{end}", end) for text in value)
+        if isinstance(value, tuple)
+        else value
+        for key, value in STYLES[name].items()
+    }
+    return {**style, "end": end}
+
+
+def _own_layout(backend: Backend, source: str, settings: dict[str, Any]) -> Layout:
+    known = {**settings, **backend.special}
+    try:
+        return _learned(source, tuple(known.items()), backend.controls)
+    except TemplateRefused as refused:
+        raise ModelError(
+            f"The model's own chat template cannot be used: {refused}. "
+            f"Choose a named one: {', '.join(STYLES)}."
+        ) from None
+
+
+@lru_cache(maxsize=32)
+def _learned(
+    source: str, special: tuple[tuple[str, Any], ...], controls: tuple[str, ...]
+) -> Layout:
+    """Return a template's layout; what it reads is learned once in a process."""
+    return Layout(source, special=dict(special), controls=controls, guard=Guard(controls))
+
+
+@lru_cache(maxsize=32)
+def _named(name: str, end: str, controls: tuple[str, ...]) -> Layout:
+    """Return a named layout; `end` is the text of the tokenizer's end-of-turn token."""
+    layout = Layout(NAMED, special=styled(name, end), controls=(), guard=Guard(controls))
+    ends = (end,) if end else ()
+    layout.name, layout.adds_prefix, layout.ends = name, True, Ends(texts=ends, stops=ends)
+    return layout
 
 
 def _literal(value: Any) -> str:
