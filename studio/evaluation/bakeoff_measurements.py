@@ -12,7 +12,6 @@ dropped, and weights that full fine-tuning trained are put back.
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import time
@@ -139,7 +138,9 @@ def measure(
         backbone.use(())
         row["merged_ratio"] = None
         if not folded.left:
-            merged = copy.deepcopy(backbone.model)
+            dense = ModelSource(path=str(loaded.facts.path))  # also of a 4-bit base
+            dense = dense.model_copy(update={"dtype": str(loaded.dtype).removeprefix("torch.")})
+            merged = load(dense, str(loaded.device)).model
             merged.load_state_dict(folded.tensors, strict=False)
             row["merged_ratio"] = ratio(decoder(backbone), decoder(Backbone(merged)))
     finally:

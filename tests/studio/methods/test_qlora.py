@@ -7,7 +7,10 @@ from transformers import LlamaConfig
 
 from studio.backbone import Backbone
 from studio.backbone.dense_weights import dense_weight, fold
+from studio.backbone.equalities import attach_random
+from studio.evaluation.bakeoff_measurements import measure
 from studio.methods.lora import Lora
+from studio.methods.qlora import QLora
 from studio.models.loading import load
 from studio.spec import ModelSource
 from tests.studio import tiny
@@ -77,6 +80,16 @@ def test_train_evaluate_train_merge_equals_the_dequantised_reference(pair):
     torch.testing.assert_close(logits[0], logits[1], atol=2e-3, rtol=1e-3)
     for key, tensor in merged[1].items():
         torch.testing.assert_close(merged[0][key], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_a_bake_off_measures_it_merged(tmp_path):
+    base = tiny.tiny_folder(tmp_path / "base")
+    loaded = load(ModelSource(path=str(base), quantization="nf4"), "cpu")
+    backbone = Backbone(loaded.model)
+    attach_random(backbone, "a", QLora(r=4))
+    (folder := tmp_path / "a").mkdir()
+    backbone.save("a", folder)
+    assert measure(loaded, backbone, folder, ())["merged_ratio"] > 0
 
 
 def test_a_weight_in_4_bit_is_near_its_own(pair, tmp_path):
