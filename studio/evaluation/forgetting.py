@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from studio import atomic
-from studio.chat.decoding import Batch, shares_passes
+from studio.chat.decoding import shares_passes
+from studio.chat.lanes import Sampling
 from studio.data.conversation_records import Conversation, Document, Problem
 from studio.data.prepare_run_data import drawn, prepare
 from studio.data.template.choose_template import choose
@@ -43,7 +44,7 @@ from studio.evaluation.ranking_and_intervals import student_t
 from studio.spec import DataSource, RunSpec
 from studio.training.batching import pack
 from studio.training.loss import loss_sums
-from studio.training.sample_answers import prompt_of
+from studio.training.sample_answers import continuations, prompt_of
 from studio.training.starting_adapter import num_tokens_before
 from studio.training.training_events import Forgotten
 
@@ -227,23 +228,14 @@ def greedy_rows(
         return own + [
             greedy_rows(loaded, backbone, prompts, [one], limit=limit, **how)[0] for one in others
         ]
-    deadline = time.monotonic() + seconds
-    found: list[list[int]] = [[] for _ in range(len(prompts) * len(stacks))]
-    use(backbone, stacks, len(prompts))
-    with backbone.evaluating(), backbone.without_checkpointing():
-        batch = Batch(backbone.model, list(prompts) * len(stacks), loaded.device)
-        logits_BV, _ = batch.prefill()
-        for step in range(limit):
-            tokens = logits_BV.argmax(-1).tolist()
-            for ids, token in zip(found, tokens, strict=True):
-                if len(ids) == step and (not ids or ids[-1] not in stop_ids):
-                    ids.append(token)
-            over = all(ids[-1] in stop_ids for ids in found) or time.monotonic() > deadline
-            if over or step == limit - 1:
-                break
-            logits_BV = batch.step(tokens)
+    rows = list(prompts) * len(stacks)
+    found = continuations(
+        backbone, rows, [[Sampling()]] * len(rows), device=loaded.device, stop_ids=stop_ids,
+        limits=[limit] * len(rows), seconds=seconds, stacks=use(backbone, stacks, len(prompts)),
+    )  # fmt: skip
+    answers = [one.ids if one.stop is None else [*one.ids, one.stop] for one in found]
     size = len(prompts)
-    return [found[start : start + size] for start in range(0, len(found), size)]
+    return [answers[start : start + size] for start in range(0, len(answers), size)]
 
 
 def kl_sums(

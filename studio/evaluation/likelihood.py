@@ -78,12 +78,14 @@ def routable(backbone: Backbone, stacks: Sequence[Stack]) -> bool:
     return shares_passes(backbone.model)
 
 
-def use(backbone: Backbone, stacks: Sequence[Stack], rows: int) -> None:
-    """Activate each stack for `rows` rows of the next batches, stack by stack."""
+def use(backbone: Backbone, stacks: Sequence[Stack], rows: int) -> list[Stack]:
+    """Activate each stack for `rows` rows of the next batches; return those of rows that differ."""
     if len(set(stacks)) == 1:
         backbone.use(stacks[0])
-    else:
-        backbone.use_rows([stack for stack in stacks for _ in range(rows)])
+        return []
+    own = [stack for stack in stacks for _ in range(rows)]
+    backbone.use_rows(own)
+    return own
 
 
 def _passes(

@@ -23,13 +23,12 @@ from lm_eval.models.utils import (
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from studio.chat.decoding import Batch
 from studio.chat.lanes import Sampling
-from studio.chat.sampling import Sampler, pick_all
 from studio.data.template.choose_template import choose
 from studio.errors import ChatError, DataError
 from studio.evaluation.likelihood import Continuations, Stack, routable, score, use
 from studio.evaluation.suites import lines_of, write_lines
+from studio.training.sample_answers import continuations
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone
@@ -254,45 +253,27 @@ class LaneModel(TemplateLM):
         stacks: Sequence[Stack],
     ) -> list[str]:  # fmt: skip
         """Return the text after each prompt, stack by stack."""
-        rows, lanes = list(prompts) * len(stacks), [one for one in stacks for _ in prompts]
+        rows = list(prompts) * len(stacks)
         eos = self.tokenizer.decode(self.eot_token_id)
         until = handle_stop_sequences(how.get("until"), eos=eos)
         look = 2 + max(len(self.tok_encode(one, add_special_tokens=False)) for one in until)
         own = getattr(self._loaded.model.generation_config, "eos_token_id", None)
-        ends = {self.eot_token_id, *(own if isinstance(own, list) else [own])}
-        size = self._loaded.model.get_input_embeddings().weight.shape[0]
-        settings = _sampling(how)
-        samplers = [
-            Sampler(settings.model_copy(update={"seed": seeds[row % len(prompts)]}), ids, size)
-            for row, ids in enumerate(rows)
-        ]
-        found: list[list[int]] = [[] for _ in rows]
-        going = list(range(len(rows)))
-        with self._backbone.evaluating(), self._backbone.without_checkpointing():
-            use(self._backbone, stacks, len(prompts))
-            batch = Batch(self._loaded.model, rows, self._loaded.device)
-            logits_BV, _ = batch.prefill()
-            for step in range(limit):
-                for row, token in zip(
-                    going, pick_all([samplers[row] for row in going], logits_BV), strict=True
-                ):
-                    if token is None:
-                        raise ChatError("The logits overflow with this stack: lower its weights.")
-                    found[row].append(token)
-                tails = self.tokenizer.batch_decode([found[row][-look:] for row in going])
-                kept = [
-                    at for at, (row, tail) in enumerate(zip(going, tails, strict=True))
-                    if found[row][-1] not in ends and not any(one and one in tail for one in until)
-                ]  # fmt: skip
-                if not kept or step == limit - 1:
-                    break
-                if len(kept) < len(going):
-                    batch.keep(kept)
-                    going = [going[at] for at in kept]
-                    if len(set(stacks)) > 1:
-                        self._backbone.use_rows([lanes[row] for row in going])
-                logits_BV = batch.step([found[row][-1] for row in going])
-        texts = self.tokenizer.batch_decode(found, skip_special_tokens=True)
+        settings = [_sampling(how).model_copy(update={"seed": seed}) for seed in seeds]
+
+        def is_over(ids: list[int]) -> bool:
+            tail = self.tokenizer.decode(ids[-look:])
+            return any(one and one in tail for one in until)
+
+        found = continuations(
+            self._backbone, rows, [[one] for one in settings] * len(stacks),
+            device=self._loaded.device, limits=[limit] * len(rows), is_over=is_over,
+            stop_ids={self.eot_token_id, *(own if isinstance(own, list) else [own])} - {None},
+            stacks=use(self._backbone, stacks, len(prompts)),
+        )  # fmt: skip
+        for one in found:
+            if one.stop is None and len(one.ids) < limit and not is_over(one.ids):
+                raise ChatError("The logits overflow with this stack: lower its weights.")
+        texts = self.tokenizer.batch_decode([one.ids for one in found], skip_special_tokens=True)
         return [postprocess_generated_text(text, until, None) for text in texts]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from studio.backbone import Backbone
+    from studio.evaluation.likelihood import Stack
     from studio.training.batching import TokenRow
     from studio.training.training_session import Session
 
@@ -227,7 +228,8 @@ class Continuation:
 def continuations(
     backbone: Backbone, prompts: Sequence[Sequence[int]], samplings: Sequence[Sequence[Sampling]],
     *, device: torch.device, stop_ids: Collection[int], limits: Sequence[int],
-    seconds: float = math.inf,
+    seconds: float = math.inf, stacks: Sequence[Stack] = (),
+    is_over: Callable[[list[int]], bool] = lambda ids: False,
 ) -> list[Continuation]:  # fmt: skip
     """Continue each prompt once for each of its samplings, in their order, all in one batch.
 
@@ -242,6 +244,8 @@ def continuations(
         stop_ids: Tokens that end an answer.
         limits: Most tokens of an answer, by prompt.
         seconds: Answers are cut short after this time.
+        stacks: Stacks of the prompts where they differ; `backbone.use_rows` has activated them.
+        is_over: Return True if an answer ends after these tokens.
     """
     deadline = time.monotonic() + seconds
     order = [number for number, own in enumerate(samplings) for _ in own]
@@ -268,11 +272,13 @@ def continuations(
                     own.stop = token
                     continue
                 own.ids.append(token)
-                if len(own.ids) < limits[order[row]]:
+                if len(own.ids) < limits[order[row]] and not is_over(own.ids):
                     kept.append(place)
             if not kept or time.monotonic() > deadline:
                 return found
             if len(kept) < len(going):
                 batch.keep(kept)
                 going = [going[place] for place in kept]
+                if stacks:
+                    backbone.use_rows([stacks[order[row]] for row in going])
             logits_BV = batch.step([found[row].ids[-1] for row in going])
