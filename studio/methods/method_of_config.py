@@ -84,7 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise AdapterError(NOT_AN_ADAPTER.format(folder=path.parent, file=path.name)) from None
     except (OSError, ValueError, RecursionError):
-        raise AdapterError(f"{path} is not readable JSON.") from None
+        raise AdapterError(f"{path} is not valid JSON.") from None
     if not isinstance(values, dict):
         raise AdapterError(f"{path} must hold a JSON object.")
     return values

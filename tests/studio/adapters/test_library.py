@@ -114,7 +114,7 @@ def test_broken_folders_are_refused_and_left_out_of_the_list(home):
     folder = make_adapter(home.adapters / "broken")
     (folder / "adapter_config.json").write_text("{")
     assert adapters(home) == []
-    with pytest.raises(AdapterError, match="not readable JSON"):
+    with pytest.raises(AdapterError, match="not valid JSON"):
         describe(folder)
     pickled = make_adapter(home.adapters / "pickled")
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
