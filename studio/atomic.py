@@ -23,8 +23,6 @@ def write(path: Path, content: str, *, durable: bool = False, private: bool = Fa
     """Write a text file beside its place, then rename it.
 
     Args:
-        path: The file; its folder exists.
-        content: Its text, stored as UTF-8.
         durable: Flush it to the disk before the rename.
         private: Only this user may read it.
 

@@ -122,19 +122,20 @@ class Parameter:
     words: dict[str, Any] = field(default_factory=dict)
 
 
-def parameters(record: type[BaseModel], prefix: str = "") -> list[Parameter]:
+def parameters(record: type[BaseModel]) -> list[Parameter]:
     """Return the fields of a record in its order, nested records by the fields they ask for."""
     found = []
     for name, info in record.model_fields.items():
         nested = _record_in(info.annotation)
         if nested is None:
-            found.append(parameter(f"{prefix}{name}", info))
+            found.append(parameter(name, info))
             continue
         default = info.get_default(call_default_factory=True)
         own = _extra(info)
-        for part in own.get("inner") or ("path",):
-            one = parameter(f"{prefix}{name}.{part}", nested.model_fields[part])
-            first = part == (own.get("inner") or ("path",))[0]
+        inner = own.get("inner") or ("path",)
+        for part in inner:
+            one = parameter(f"{name}.{part}", nested.model_fields[part])
+            first = part == inner[0]
             found.append(
                 replace(
                     one,

@@ -162,7 +162,6 @@ def settings(chosen: Goal, rows: int, method: str = "lora") -> dict[str, tuple[A
     """Return the fields that lead to a goal, with value and reason.
 
     Args:
-        chosen: The goal.
         rows: Number of rows; 0 if it is not known.
         method: What fits on the device: `lora`, or `qlora` where memory is short.
     """

@@ -65,13 +65,13 @@ def flops(of, index, major, size=4096, times=8):
     return 2 * size**3 * times / (time.perf_counter() - started)
 answer = {"version": torch.__version__, "cuda": torch.version.cuda or "",
           "hip": torch.version.hip or "", "backend": "", "cards": []}
-xpu, mps = getattr(torch, "xpu", None), torch.backends.mps
+xpu, mps = torch.xpu, torch.backends.mps
 if ask(torch.cuda.is_available, False):
     answer["backend"] = "rocm" if torch.version.hip else "cuda"
     answer["cards"] = [ask(lambda: card(torch.cuda, i), None)
                        for i in range(torch.cuda.device_count())]
     answer["kernels"] = ask(torch.cuda.get_arch_list, [])
-elif xpu is not None and ask(xpu.is_available, False):
+elif ask(xpu.is_available, False):
     answer["backend"] = "xpu"
     answer["cards"] = [ask(lambda: card(xpu, i), None) for i in range(xpu.device_count())]
 elif ask(mps.is_available, False):

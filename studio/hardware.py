@@ -152,12 +152,9 @@ def apple_has_bfloat16() -> bool:
     return bool(chip and int(chip[1]) >= 2 and system.isdigit() and int(system) >= 14)
 
 
-def process_bytes(pid: int | None = None) -> int:
-    """Return the resident memory of a process; 0 if it has ended."""
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
+def process_bytes() -> int:
+    """Return the resident memory of this process."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def reset_peak_bytes() -> None:
@@ -223,10 +220,10 @@ def _cpu() -> Device:
     )
 
 
-def busy_cores(seconds: float = 0.5) -> float:
-    """Return how many cores other processes than this one used during some seconds."""
+def busy_cores() -> float:
+    """Return how many cores other processes than this one use, measured for half a second."""
     meter = OtherWork()
-    time.sleep(seconds)
+    time.sleep(0.5)
     return meter.cores()
 
 

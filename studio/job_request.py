@@ -53,10 +53,7 @@ class Request(Record):
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return what a finished job made, as commands print and pages show it.
 
-        Args:
-            home: The home folder.
-            run_dir: The job's own folder.
-            result: What the job reported, `adapter` and its facts among it.
+        `result` is what the job reported, `adapter` and its facts among it.
         """
         if self.report:
             found = json.loads((run_dir / self.report).read_text(encoding="utf-8"))

@@ -187,11 +187,7 @@ class RunSpec(Record):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def with_parts(self, **parts: dict[str, Any]) -> Self:
-        """Return a copy with fields replaced by values that are known to be valid.
-
-        Args:
-            parts: The new fields of a part, such as `train={"fsdp": False}`.
-        """
+        """Return a copy with valid values in place of fields, such as `train={"fsdp": False}`."""
         changed = {name: getattr(self, name).model_copy(update=v) for name, v in parts.items()}
         return self.model_copy(update=changed)
 

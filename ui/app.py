@@ -15,6 +15,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,6 @@ def build_app(
     """Return the whole ASGI application for one home folder.
 
     Args:
-        home: The opened home folder.
         hosts: The `Host` names that are ours.
         token: Required of every request; none if empty.
         port: Where it listens, so that two studios have two cookies.
@@ -281,18 +281,16 @@ def _mount(app: Any, pages: Any, root: str) -> None:
 def serve(
     home: Home,
     *,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    allowed: list[str] | None = None,
-    root_path: str = "",
-    on_ready: Callable[[str], None] | None = None,
+    host: str,
+    port: int,
+    allowed: list[str],
+    root_path: str,
+    on_ready: Callable[[str], None],
 ) -> None:
     """Serve the pages until interrupted; `port` 0 takes any free one.
 
     Args:
-        home: The opened home folder.
         host: Where to listen; anything but a loopback address asks for the home's token.
-        port: Where to listen.
         allowed: Further names under which it may be reached.
         root_path: The path below which a reverse proxy serves it, such as `/studio`.
         on_ready: Called once with the page's address when it answers.
@@ -309,7 +307,7 @@ def serve(
         token = token_of(home)
         print(warning(host), file=sys.stderr, flush=True)
     threading.Thread(target=_wake_queue, args=(home, address), daemon=True).start()
-    names = own_names(host, allowed or [])
+    names = own_names(host, allowed)
     app = build_app(home, hosts=names, token=token, port=port, root=root)
     entrance = f"{address}/?token={token}" if token else address
     config = uvicorn.Config(
@@ -321,8 +319,8 @@ def serve(
         server_header=False,
     )
     with listener:
-        ready = (lambda: on_ready(entrance)) if on_ready else None
-        Server(config, on_ready=ready, on_end=lambda: _end(home)).run(sockets=[listener])
+        on_end = partial(_end, home)
+        Server(config, on_ready=partial(on_ready, entrance), on_end=on_end).run(sockets=[listener])
 
 
 def _end(home: Home) -> None:

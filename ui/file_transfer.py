@@ -32,12 +32,7 @@ STALE_SECONDS = 86_400.0
 
 
 async def receive(store: JobStore, pieces: AsyncIterator[bytes], name: str) -> str:
-    """Write an upload under a safe form of its name and return its path.
-
-    Args:
-        store: The queue, whose home receives the file.
-        pieces: The file.
-        name: The name of the file on the user's side.
+    """Write an upload under a safe form of its name on the user's side; return its path.
 
     Raises:
         DiskFull: The home has no room for it.

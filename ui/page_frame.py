@@ -142,10 +142,7 @@ class PageFrame:
 def document(html: str, path: str, root: str = "") -> str:
     """Return the document with our head and bar in it, and without gradio's social cards.
 
-    Args:
-        html: The document.
-        path: Its address, without `root`.
-        root: The path below which a reverse proxy serves it.
+    `path` is its address without `root`, the path below which a reverse proxy serves it.
     """
     html = re.sub(r'\s*<meta\s+(?:property="og:|name="twitter:)[^>]*>', "", html)
     html = re.sub(r'\s*<link rel="manifest"[^>]*>', "", html)  # gradio's; ours is in HEAD

@@ -90,10 +90,7 @@ def device_choices() -> list[tuple[str, str]]:
 def looked_at(spec: RunSpec, home: Home, *, ask: bool = False) -> RunSpec:
     """Return a run on the facts of its hub model, if these are known before its download.
 
-    Args:
-        spec: The run.
-        home: Where facts are kept.
-        ask: Ask the hub for them.
+    With `ask`, the hub is asked for them.
 
     Raises:
         StudioError: The hub does not have the model, or does not answer.

@@ -51,9 +51,7 @@ class FixedLayer(DynamicLayer):
 
     Args:
         layer: The layer in whose place it stands.
-        held: Its keys and values.
-        width: Tokens so far.
-        size: Columns.
+        held: Its keys and values, of `width` tokens.
         column: Where the next token goes, `(1,)`, on the device.
     """
 
@@ -102,9 +100,7 @@ class Capture:
     """The graph of one batch, while it has one.
 
     Args:
-        graphs: Those of the model.
         run: Runs the model on ids and positions `(B, 1)`; returns the logits `(B, V)`.
-        cache: The batch's cache.
     """
 
     def __init__(self, graphs: Graphs, run: Run, cache: DynamicCache) -> None:
@@ -139,8 +135,6 @@ class Capture:
         """Capture a graph after a step of the plain path, if it is time.
 
         Args:
-            tokens: The tokens of the step.
-            logits_BV: Its result.
             width: Tokens of the longest row, these included.
             lengths_B: Tokens of each row; the graph counts on.
             pads: Columns on the left without a token.

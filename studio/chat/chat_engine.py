@@ -76,7 +76,6 @@ class RoutingCheck:
         """Compare a row's own logits at its probe position; leaves another stack active.
 
         Args:
-            prompt: The row's tokens.
             stack: The adapters that should be active.
             logits_V: The row's logits at `probe_position(prompt)`, from its own prefill.
             routed: True if the row shared its batch with other stacks.
@@ -264,8 +263,6 @@ class ChatEngine:
     """One base with its backbone.
 
     Args:
-        loaded: The base.
-        backbone: The adapter layer around it.
         template_for: Chooses a lane's chat template; by default from the tokenizer.
     """
 

@@ -159,8 +159,6 @@ def attach(
     not describe: a rank per module, modules in full, what an initialisation left.
 
     Args:
-        backbone: The backbone of the run's base.
-        checkpoint: The checkpoint.
         name: Its name in the backbone; empty for its own.
         tokenize: For methods that are initialized from a text.
 

@@ -128,7 +128,6 @@ class Batch:
     but would run through convolutions and states (`Anatomy.recording`).
 
     Args:
-        model: A transformers causal language model.
         prompts: The token ids of each row; none may be empty.
         device: Where the model's input goes.
     """

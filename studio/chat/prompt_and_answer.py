@@ -46,9 +46,6 @@ def fit_prompt(
     """Return the prompt's tokens; drop the oldest turns where they are too long.
 
     Args:
-        lane: The conversation and the maximum length of the answer.
-        template: Turns the conversation into tokens.
-        tokenizer: Encodes an unfinished answer.
         context: The model's context in tokens.
         before: Positions of the stack's virtual tokens.
 
@@ -131,10 +128,6 @@ class Answer:
 
     Args:
         number: The lane's place in the request.
-        lane: The conversation and the sampling settings.
-        stack: Its adapters.
-        prompt: The prompt's tokens and the limit of the answer.
-        tokenizer: Decodes the tokens.
         stop_ids: Tokens that end the answer.
         vocab_size: Number of logits.
         started: Start of the request (`perf_counter`).

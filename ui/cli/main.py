@@ -167,7 +167,7 @@ def serve(
             webbrowser.open(address)
 
     serve_page(
-        opened, host=host, port=port, allowed=allow_host, root_path=root_path, on_ready=ready
+        opened, host=host, port=port, allowed=allow_host or [], root_path=root_path, on_ready=ready
     )
 
 

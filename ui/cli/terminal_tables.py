@@ -36,11 +36,9 @@ def duration(seconds: float | None) -> str:
 
 
 def lines(text: str, empty: str = "") -> Callable[[Any], None]:
-    """Return a printer of a sentence with values of the answer, or of each row of it.
+    """Return a printer of a format with values of the answer, or of each row of it.
 
-    Args:
-        text: A format with the names of the values.
-        empty: Printed instead where there are no rows.
+    `empty` is printed instead where there are no rows.
     """
 
     def show(answer: Any) -> None:
