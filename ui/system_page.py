@@ -14,6 +14,7 @@ from fastapi import APIRouter
 
 from jobs import ray_cluster
 from jobs.claims import device_of
+from jobs.doctor import PACKAGES
 from jobs.job_queue import JobStore
 from studio import hardware
 from studio.gpus import installed
@@ -26,7 +27,6 @@ ROLES = {
     "spare": "a warm process that the next run starts from",
     "chat": "keeps one base and its adapters for Compare",
 }
-PACKAGES = ("adapter-studio", "torch", "transformers", "gradio", "peft", "datasets", "sqlite-utils")
 
 
 def system_routes(home: Home, store: JobStore) -> APIRouter:
