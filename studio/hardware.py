@@ -157,14 +157,20 @@ def process_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def reset_peak_bytes() -> None:
-    """Reset this process's peak memory, where the system supports it."""
-    with suppress(OSError):
+def reset_peak(device: Any) -> int:
+    """Begin a new peak of memory: torch's on a GPU, this process's else; return what is in use."""
+    if of := torch_module(device):
+        of.reset_peak_memory_stats(device)
+        return int(of.memory_allocated(device))
+    with suppress(OSError):  # where the system supports it
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    return process_bytes()
 
 
-def peak_bytes() -> int:
-    """Return the peak resident memory of this process since `reset_peak_bytes`."""
+def peak_bytes(device: Any) -> int:
+    """Return the peak since `reset_peak`."""
+    if of := torch_module(device):
+        return int(of.max_memory_allocated(device))
     with suppress(OSError):
         for line in Path("/proc/self/status").read_bytes().splitlines():
             if line.startswith(b"VmHWM"):

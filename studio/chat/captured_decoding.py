@@ -15,10 +15,8 @@ Shapes: `B rows, S columns, H kv_heads, E head_dim, V vocabulary`.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import metadata
@@ -29,14 +27,13 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from studio import atomic
 from studio.backbone import Backbone
 from studio.backbone.attention import masking
 from studio.backbone.linear_kernels import indexed
 from studio.chat.decoding import GRAPHS, PreallocatedLayer
 from studio.errors import is_out_of_memory
 from studio.home import Home
-from studio.training.kernel_check import GRAPHS_FILE, graph_results
+from studio.training.kernel_check import card_key, graph_results, milliseconds
 
 logger = logging.getLogger(__name__)
 CALM = 4  # tokens under one stack before a capture, which takes as long as several
@@ -245,15 +242,10 @@ class Graphs:
     ) -> None:
         self._backbone, self._device, self._home = backbone, indexed(device), home
         self._allowed = EXACT if dtype == torch.float32 else CLOSE
-        major, minor = torch.cuda.get_device_capability(device)
-        kind = type(backbone.model).__name__
         quantized = " 4-bit" if getattr(backbone.model, "is_loaded_in_4bit", False) else ""
-        self._key = " / ".join([
-            torch.cuda.get_device_name(device), f"{major}.{minor}",
-            str(dtype).removeprefix("torch."), kind + quantized,
-            *(metadata.version(name) for name in ("torch", "transformers")),
-        ])  # fmt: skip
-        known = graph_results(home).get(self._key)
+        versions = (metadata.version(name) for name in ("torch", "transformers"))
+        self._key = card_key(device, dtype, type(backbone.model).__name__ + quantized, *versions)
+        known = graph_results(home).read().get(self._key)
         self._is_new, self.why = known is None, str((known or {}).get("why", ""))
 
     @property
@@ -276,7 +268,7 @@ class Graphs:
             return f"its logits differ by {error:.2g} of {scale:.2g}"
         if not self._is_new:
             return ""
-        own, plain = (self._milliseconds(call) for call in (replayed, eager))
+        own, plain = (milliseconds(call, self._device, CALLS) for call in (replayed, eager))
         if own > plain:
             return f"{own:.3g} ms a token, {plain:.3g} without it"
         self._keep({"why": "", "milliseconds": own, "plain_milliseconds": plain})
@@ -291,17 +283,7 @@ class Graphs:
     def _keep(self, result: dict[str, Any]) -> None:
         self._is_new = False
         with suppress(OSError):  # a full disk: it is measured again
-            self._home.state.mkdir(parents=True, exist_ok=True)
-            known = graph_results(self._home) | {self._key: result}
-            atomic.write(self._home.state / GRAPHS_FILE, json.dumps(known))
-
-    def _milliseconds(self, call: Callable[[], Tensor]) -> float:
-        torch.cuda.synchronize(self._device)
-        started = time.perf_counter()
-        for _ in range(CALLS):
-            call()
-        torch.cuda.synchronize(self._device)
-        return (time.perf_counter() - started) / CALLS * 1e3
+            graph_results(self._home).keep(self._key, result)
 
 
 def allow(backbone: Backbone, *, device: torch.device, dtype: torch.dtype, home: Home) -> None:

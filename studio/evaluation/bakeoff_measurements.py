@@ -278,7 +278,8 @@ def _steps(
 
     weights = backbone.model.named_parameters() if spec.method.trains_base else ()
     kept = [(weight, weight.detach().to("cpu", copy=True)) for _, weight in weights]
-    before, others = _reset_peak(loaded), set(backbone.adapters)
+    trim()
+    before, others = hardware.reset_peak(loaded.device), set(backbone.adapters)
     try:
         session = open_session(
             spec, loaded=loaded, prepared=prepared, backbone=backbone, name=MEASURED
@@ -291,7 +292,7 @@ def _steps(
             started = time.perf_counter()
             session.step()
             taken.append(time.perf_counter() - started)
-        return max(0, _peak_bytes(loaded) - before), taken[1:]
+        return max(0, hardware.peak_bytes(loaded.device) - before), taken[1:]
     finally:
         backbone.eval()
         for name in set(backbone.adapters) - others:
@@ -299,19 +300,3 @@ def _steps(
         for weight, values in kept:
             weight.grad = None
             weight.data.copy_(values)
-
-
-def _reset_peak(loaded: Loaded) -> int:
-    """Start a new peak; return what is in use."""
-    trim()
-    if of := hardware.torch_module(loaded.device):
-        of.reset_peak_memory_stats(loaded.device)
-        return int(of.memory_allocated(loaded.device))
-    hardware.reset_peak_bytes()
-    return hardware.process_bytes()
-
-
-def _peak_bytes(loaded: Loaded) -> int:
-    if of := hardware.torch_module(loaded.device):
-        return int(of.max_memory_allocated(loaded.device))
-    return hardware.peak_bytes()

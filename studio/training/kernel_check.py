@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from studio.spec import RunSpec
 
 logger = logging.getLogger(__name__)
-FILE, GRAPHS_FILE = "kernels.json", "graphs.json"
 CHECK_SECONDS = 300.0  # compiling two dozen kernels takes about a tenth of it
 MEMORY = "not enough free memory to check it"
 LATE = f"its check did not end within {CHECK_SECONDS:.0f} s"
@@ -91,16 +91,14 @@ def prepare(
     activate(device, dtype, {})
     try:
         if key := _key(spec, loaded):
-            known = results(home)
-            if key not in known:
-                known[key] = _checked(loaded, stopped)
-                if not known[key]["kernels"]:
+            known = kernel_results(home)
+            if (found := known.read().get(key)) is None:
+                found = _checked(loaded, stopped)
+                if not found["kernels"]:
                     return ""
-                text = " ".join(_sentences(known[key], home))
-                home.state.mkdir(parents=True, exist_ok=True)
-                # Read again: another run may have checked another card meanwhile.
-                atomic.write(home.state / FILE, json.dumps(results(home) | {key: known[key]}))
-            good = [name for name, one in known[key]["kernels"].items() if not one["why"]]
+                text = " ".join(_sentences(found, known.file))
+                known.keep(key, found)
+            good = [name for name, one in found["kernels"].items() if not one["why"]]
             activate(device, dtype, {name: _kernels()[name] for name in good})
     except Exception:  # a run needs no kernels
         logger.exception("no Triton kernels")
@@ -110,7 +108,7 @@ def prepare(
 
 def is_due(spec: RunSpec, loaded: Loaded, home: Home) -> bool:
     """Return True if `prepare` would check the kernels, which takes up to `CHECK_SECONDS`."""
-    return _key(spec, loaded) not in ("", *results(home))
+    return _key(spec, loaded) not in ("", *kernel_results(home).read())
 
 
 def installed() -> bool:
@@ -119,49 +117,68 @@ def installed() -> bool:
     return found is not None and found.origin is not None  # a folder of that name has none
 
 
-def results(home: Home) -> dict[str, Result]:
-    """Return the kept results that still count, by card, precision and versions."""
-    return {
-        key: one for key, one in atomic.read_object(home.state / FILE).items()
-        if isinstance(one, dict) and "kernels" in one and one.get("until", math.inf) > time.time()
-    }  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class CardResults:
+    """Results that a home keeps by card, precision and versions: records that have `part`."""
+
+    file: Path
+    part: str
+
+    def read(self) -> dict[str, Result]:
+        """Return those that still count."""
+        return {
+            key: one for key, one in atomic.read_object(self.file).items()
+            if isinstance(one, dict) and self.part in one
+            and one.get("until", math.inf) > time.time()
+        }  # fmt: skip
+
+    def keep(self, key: str, result: Result) -> None:
+        """Add a result to those of the file now: another process may have added one meanwhile."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write(self.file, json.dumps(self.read() | {key: result}))
+
+
+def kernel_results(home: Home) -> CardResults:
+    """Return the results of the check of kernels."""
+    return CardResults(home.state / "kernels.json", "kernels")
+
+
+def graph_results(home: Home) -> CardResults:
+    """Return the results of captured decoding (`chat/captured_decoding.py`)."""
+    return CardResults(home.state / "graphs.json", "why")
+
+
+def card_key(device: torch.device, dtype: torch.dtype, *more: str) -> str:
+    """Return the key of a card's result at a precision."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(device)
+    card, kind = torch.cuda.get_device_name(device), str(dtype).removeprefix("torch.")
+    return " / ".join([card, f"{major}.{minor}", kind, *more])
 
 
 def sentences(home: Home) -> list[str]:
     """Return why kernels are not used on cards of this home, for the installed versions."""
     suffix = " / ".join(_versions()) if installed() else "-"
     here = f"{_version('torch')} / {_version('transformers')}"
+    graphs, kernels = graph_results(home), kernel_results(home)
     plain = [
         f"Answers are decoded without captured CUDA graphs on {key}: {one['why']}. Delete "
-        f"{home.state / GRAPHS_FILE} to check again."
-        for key, one in graph_results(home).items()
+        f"{graphs.file} to check again."
+        for key, one in graphs.read().items()
         if one["why"] and key.endswith(here)
     ]
     return plain + [
-        text for key, one in results(home).items() if key.endswith(suffix)
-        for text in _sentences(one, home)
+        text for key, one in kernels.read().items() if key.endswith(suffix)
+        for text in _sentences(one, kernels.file)
     ]  # fmt: skip
-
-
-def graph_results(home: Home) -> dict[str, Result]:
-    """Return the kept results of captured decoding (`chat/captured_decoding.py`)."""
-    return {
-        key: one for key, one in atomic.read_object(home.state / GRAPHS_FILE).items()
-        if isinstance(one, dict) and isinstance(one.get("why"), str)
-    }  # fmt: skip
 
 
 def _key(spec: RunSpec, loaded: Loaded) -> str:
     """Return the key of a run's result; empty if it uses no kernels."""
-    import torch
-
-    device, kind = loaded.device, str(loaded.dtype).removeprefix("torch.")
-    wanted = device.type == "cuda" and spec.train.triton_kernels and kind in TOLERANCES
-    if not wanted or not installed():
-        return ""
-    major, minor = torch.cuda.get_device_capability(device)
-    card = torch.cuda.get_device_name(device)
-    return " / ".join([card, f"{major}.{minor}", kind, *_versions()])
+    device, known = loaded.device, str(loaded.dtype).removeprefix("torch.") in TOLERANCES
+    wanted = device.type == "cuda" and spec.train.triton_kernels and known
+    return card_key(device, loaded.dtype, *_versions()) if wanted and installed() else ""
 
 
 def _checked(loaded: Loaded, stopped: Stopped) -> Result:
@@ -178,15 +195,14 @@ def _checked(loaded: Loaded, stopped: Stopped) -> Result:
     return found
 
 
-def _sentences(result: Result, home: Home) -> list[str]:
+def _sentences(result: Result, file: Path) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for name, one in result["kernels"].items():
         if one["why"]:
             by_reason.setdefault(one["why"], []).append(name)
     return [
         f"Triton kernels not used on {result['card']} in {result['dtype']}: {', '.join(names)} "
-        f"({why}). torch's own operations compute the same; delete {home.state / FILE} to check "
-        "again."
+        f"({why}). torch's own operations compute the same; delete {file} to check again."
         for why, names in by_reason.items()
     ]
 
@@ -309,7 +325,7 @@ def _measured(
     if not error <= allowed:
         return {"error": error, "why": f"its result differs by {error:.2g}, allowed {allowed:.2g}"}
     args = samples(name, sizes[-1], device, dtype)[0]
-    own, theirs = (_milliseconds(one, args, device) for one in (kernel, plain))
+    own, theirs = (milliseconds(partial(one, *args), device) for one in (kernel, plain))
     why = f"{own:.3g} ms, {theirs:.3g} without it" if own > theirs else ""
     return {"error": error, "milliseconds": own, "plain_milliseconds": theirs, "why": why}
 
@@ -388,17 +404,17 @@ def _nan_first(value: float) -> tuple[bool, float]:
     return value != value, value
 
 
-def _milliseconds(call: Callable[..., Any], args: tuple[Any, ...], device: torch.device) -> float:
+def milliseconds(call: Callable[[], Any], device: torch.device, calls: int = CALLS) -> float:
     """Return the shortest mean time of a call."""
     import torch
 
     found = []
-    for count in (2, *[CALLS] * ROUNDS):  # the first calls compile
+    for count in (2, *[calls] * ROUNDS):  # the first calls compile
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         started = time.perf_counter()
         for _ in range(count):
-            call(*args)
+            call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         found.append((time.perf_counter() - started) / count * 1e3)

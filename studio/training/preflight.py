@@ -141,18 +141,15 @@ def measured_steps(session: Session, run_dir: Path, *, processes: int = 1) -> tu
         session.preference = type(session.preference)(session)
         for _ in session.preference.prepare_reference(run_dir):
             pass
-    of = hardware.torch_module(session.loaded.device)
-    if of:
-        of.reset_peak_memory_stats()
-    else:
-        hardware.reset_peak_bytes()
+    device = session.loaded.device
+    hardware.reset_peak(device)
     seconds = []
     for _ in range(STEPS):
         started = time.perf_counter()
         session.step()
         seconds.append(time.perf_counter() - started)
-    peak = _gpu_peak_bytes(of, session.loaded.device) if of else hardware.peak_bytes()
-    return peak, min(seconds)
+    of = hardware.torch_module(device)
+    return _gpu_peak_bytes(of, device) if of else hardware.peak_bytes(device), min(seconds)
 
 
 def _gpu_peak_bytes(of: Any, device: Any) -> int:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from studio import hardware
 from studio.errors import InputError, is_out_of_memory
 from studio.methods.lora import Lora
 from ui.bench.bench_figures import progress
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from studio.backbone import Backbone
 
 ALLOWED_LOSS, ALLOWED_ESTIMATE, MOST_WAITS = 1e-2, 0.15, 1
-GIB, TIMES = 2**30, 3
+GIB, TIMES = 2**30, 1
 Answer = tuple[str, bool | None]  # what was seen, and if it is as expected, where known
 
 
@@ -103,34 +104,16 @@ class Machine:
         return float(loss.detach())
 
     def seconds(self, work: Callable[[], object], times: int = TIMES) -> float:
-        """Return how long a call takes, the first one aside."""
-        work()
-        self.wait()
-        started = time.perf_counter()
-        for _ in range(times):
-            work()
-        self.wait()
-        return (time.perf_counter() - started) / times
+        """Return how long a call takes, the first ones aside."""
+        from studio.training.kernel_check import milliseconds
 
-    def wait(self) -> None:
-        """Wait for the GPU."""
-        if not self.tiny:
-            import torch
-
-            torch.cuda.synchronize()
+        return milliseconds(work, self.device, times) / 1e3
 
     def peak(self, work: Callable[[], object]) -> float:
         """Return the GiB that a call takes above what is taken before it."""
-        import torch
-
-        if self.tiny:
-            work()
-            return 0.0
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+        before = hardware.reset_peak(self.device)
         work()
-        self.wait()
-        return (torch.cuda.max_memory_allocated() - before) / GIB
+        return (hardware.peak_bytes(self.device) - before) / GIB
 
 
 def card(machine: Machine) -> Answer:
@@ -282,7 +265,7 @@ def captured_decoding(machine: Machine) -> Answer:
             said.append(f"{lanes}: {1e3 * seconds:.1f} ms a token")
     finally:
         del machine.backbone.model.__dict__[GRAPHS]
-    whys = [one["why"] for one in graph_results(home).values()]
+    whys = [one["why"] for one in graph_results(home).read().values()]
     return "; ".join([*said, *filter(None, whys)]), bool(whys) and not any(whys)
 
 

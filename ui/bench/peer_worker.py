@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from studio import hardware
-from ui.bench.training_case import BenchCase, BenchRow, read_case
+from ui.bench.training_case import BenchCase, BenchRow, bench_device, read_case
 
 PEAK_SECONDS = 5.0  # then whatever was reached counts
 
@@ -34,16 +34,11 @@ class Turnstile:
 
     def before(self, step: int) -> None:
         """Call before a step; waits at the start of a round."""
-        import torch
-
         if step % self.case.steps_per_round == 0:
             sys.stdin.readline()
-            if step == 0:
-                self.base_bytes = hardware.process_bytes()
             if step in (0, self.case.steps_per_round):  # what warming up took does not count
-                if torch.cuda.is_available():
-                    torch.cuda.reset_peak_memory_stats()
-                hardware.reset_peak_bytes()
+                in_use = hardware.reset_peak(bench_device())
+                self.base_bytes = self.base_bytes or in_use
         self._started = time.perf_counter()
 
     def after(self) -> None:
@@ -77,16 +72,12 @@ class Turnstile:
         return sum(len(row.input_ids) for row in self.rows[first * size : last * size])
 
     def _report(self, first: int, last: int) -> None:
-        import torch
-
-        on_gpu = torch.cuda.is_available()
-        peak = torch.cuda.max_memory_allocated() if on_gpu else hardware.peak_bytes()
         report = {
             "tokens": self._tokens(first, last),
             "examples": (last - first) * self.case.batch,
             "seconds": sum(self.seconds[first:last]),
             "steps": self.steps[first:last],
-            "peak_bytes": max(0, int(peak) - self.base_bytes),
+            "peak_bytes": max(0, hardware.peak_bytes(bench_device()) - self.base_bytes),
             "base_bytes": self.base_bytes,
             "flops_per_token": self.flops_per_token,
         }
@@ -107,7 +98,7 @@ def matmul_peak(dtype: str) -> float:
     rows, inner, outer = 1024, 1024, 4096
     import torch
 
-    device, kind = "cuda:0" if torch.cuda.is_available() else "cpu", getattr(torch, dtype)
+    device, kind = bench_device(), getattr(torch, dtype)
     a = torch.randn(rows, inner, device=device, dtype=kind)
     b = torch.randn(inner, outer, device=device, dtype=kind)
     best, first = float("inf"), time.perf_counter()

@@ -205,7 +205,14 @@ def load_bare(path: Path, dtype: str) -> Any:
     )
     for tensor in model.state_dict().values():
         tensor.sum()
-    return model.to("cuda:0" if torch.cuda.is_available() else "cpu").eval()
+    return model.to(bench_device()).eval()
+
+
+def bench_device() -> str:
+    """Return the device that peers train on."""
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
 def _rows(case: BenchCase, config: Any) -> Sequence[TokenRow]:

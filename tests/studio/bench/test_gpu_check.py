@@ -5,7 +5,7 @@ import json
 import pytest
 
 from studio.backbone import Backbone
-from studio.chat.captured_decoding import Graphs
+from studio.chat import captured_decoding
 from studio.training import kernel_check
 from tests.fakegpu import fake_gpu
 from tests.studio.training.conftest import make_model
@@ -35,7 +35,7 @@ def test_kernels_and_captured_decoding_have_their_rows(tmp_path, monkeypatch):
         answer["rotated"] = {"why": "its result differs by 0.5"}
         assert gpu_check.triton_kernels(machine)[1] is False, "wrong, not only slow"
 
-        monkeypatch.setattr(Graphs, "_milliseconds", lambda *_: times.pop(0))
+        monkeypatch.setattr(captured_decoding, "milliseconds", lambda *_: times.pop(0))
         machine.backbone = Backbone(make_model().bfloat16().to("cuda:0"))
         said, ok = gpu_check.captured_decoding(machine)
         assert said.startswith("1: ") and "ms a token; 4: " in said and ok is True

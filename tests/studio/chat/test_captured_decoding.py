@@ -47,7 +47,7 @@ def answers(kind, lanes, device="cpu", home=None, wanted=None, seen=None):
 @pytest.fixture
 def fast(monkeypatch):
     times = {"replayed": 1.0, "eager": 2.0}
-    monkeypatch.setattr(captured_decoding.Graphs, "_milliseconds", lambda self, call: (
+    monkeypatch.setattr(captured_decoding, "milliseconds", lambda call, device, calls: (
         times["replayed" if call.__name__ == "_replayed" else "eager"]
     ))  # fmt: skip
     return times
@@ -63,7 +63,7 @@ def test_answers_are_those_of_the_cpu(name, kind, home, fast, monkeypatch):
     with fake_gpu():
         found = answers(kind, SETS[name], "cuda:0", home, seen=seen)
     assert found == expected
-    (result,) = graph_results(home).values()
+    (result,) = graph_results(home).read().values()
     assert result == {"why": "", "milliseconds": 1.0, "plain_milliseconds": 2.0}
     replayed = [one for one in seen if one[0].get("replay") and "embedding" not in one[0]]
     assert replayed, "no token was one launch of a graph"
@@ -158,7 +158,7 @@ def test_a_graph_that_fails_differs_or_is_slow_is_not_used(fault, home, fast, mo
         seen.clear()
         assert answers("windowed", SETS["long"], "cuda:0", home, seen=seen) == expected
     assert not any("replay" in ops for ops, *_ in seen), "tried again"
-    (result,) = graph_results(home).values()
+    (result,) = graph_results(home).read().values()
     assert result["why"].startswith(why)
     (text,) = sentences(home)
     assert text in [one["text"] for one in examine(home.path)["findings"]] and why in text
@@ -176,14 +176,14 @@ def test_out_of_memory_is_not_kept(home, monkeypatch):
     expected = answers("llama", SETS["long"])
     with fake_gpu():
         assert answers("llama", SETS["long"], "cuda:0", home) == expected
-    assert graph_results(home) == {}
+    assert graph_results(home).read() == {}
 
 
 def test_graphs_can_be_switched_off(home, monkeypatch):
     monkeypatch.setenv("STUDIO_GRAPHS", "0")
     with fake_gpu():
         answers("llama", SETS["base"], "cuda:0", home)
-    assert graph_results(home) == {}
+    assert graph_results(home).read() == {}
 
 
 def test_the_simulated_graph_refuses_what_a_real_one_does():

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import psutil
@@ -60,7 +61,7 @@ def takes_too_much(*args):
 )
 def test_a_kernel_is_used_if_it_is_right_and_faster(kernel, milliseconds, why, monkeypatch):
     times = iter([milliseconds, 1.5])
-    monkeypatch.setattr(kernel_check, "_milliseconds", lambda *_: next(times))
+    monkeypatch.setattr(kernel_check, "milliseconds", lambda *_: next(times))
     found = measure(CPU, torch.float32, {"swiglu": kernel}, (SMALL,))["swiglu"]
     assert found["why"].startswith(why) and bool(found["why"]) == bool(why)
 
@@ -92,7 +93,7 @@ def test_every_output_of_a_kernel_is_compared(name):
 
 
 def test_the_time_of_a_call_is_measured():
-    assert 0 < kernel_check._milliseconds(torch.neg, (torch.ones(4),), CPU) < 1000
+    assert 0 < kernel_check.milliseconds(partial(torch.neg, torch.ones(4)), CPU) < 1000
 
 
 def used():
@@ -233,7 +234,7 @@ def test_a_run_that_is_stopped_during_the_check_ends_without_a_result(home, tmp_
         ))  # fmt: skip
         *_, last = train(spec, run_dir=tmp_path / "run", home=home, control=lambda: "stop")
     assert (last.reason, last.step) == ("stopped", 1)
-    assert kernel_check.results(home) == {} and used() == set()
+    assert kernel_check.kernel_results(home).read() == {} and used() == set()
 
 
 def test_the_child_checks_every_kernel(monkeypatch, capsys):
