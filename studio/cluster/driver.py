@@ -34,12 +34,14 @@ from studio.cluster.shared_storage import (  # fmt: skip
     read_json,
     write_json,
 )
-from studio.errors import ClusterError, ProcessLost, RunError, StudioError
+from studio.errors import ClusterError, OutOfMemory, ProcessLost, RunError, StudioError
 from studio.home import open_home
 from studio.job_request import Command
 from studio.spec import RunSpec
 from studio.training import transfer_run
+from studio.training.memory_remedies import retry_changes, retry_text
 from studio.training.training_events import Event, Finished, Loading, Saved, Saving
+from studio.training.transfer_run import CHANGES
 
 logger = logging.getLogger(__name__)
 
@@ -69,20 +71,27 @@ def _train(storage: Storage, scratch: Path, *, leads: bool, size: int) -> None:
 
     order = order_in(storage)
     folder = storage.local_path(PACKED, scratch)
-    spec, run_dir = _local_spec(order, folder, storage, scratch, size), scratch / "run"
+    changes = read_json(storage, CHANGES) or {}
+    spec = _local_spec(order, folder, storage, scratch, size).with_values(changes)
+    run_dir, home = scratch / "run", open_home(folder / "home")
     _fetch_checkpoints(storage, run_dir / CHECKPOINTS)
-    if not leads:
-        for _ in train(
-            spec, run_dir=run_dir, home=open_home(folder / "home"), in_process_group=True
-        ):
-            pass
-        return
-    with closing(_Reporter(storage)) as reporter:
-        for event in train(
-            spec, run_dir=run_dir, home=open_home(folder / "home"), control=reporter.control,
-            in_process_group=size > 1,
-        ):  # fmt: skip
-            reporter.report(event, run_dir)
+    try:
+        if not leads:
+            for _ in train(spec, run_dir=run_dir, home=home, in_process_group=True):
+                pass
+            return
+        with closing(_Reporter(storage)) as reporter:
+            for event in train(
+                spec, run_dir=run_dir, home=home, control=reporter.control,
+                in_process_group=size > 1,
+            ):  # fmt: skip
+                reporter.report(event, run_dir)
+    except OutOfMemory as error:
+        more = retry_changes(spec, error) if size > 1 else None
+        if more is None:
+            raise
+        write_json(storage, CHANGES, changes | more)
+        raise RuntimeError(retry_text(more)) from error  # Ray restarts all workers
 
 
 def _local_spec(order: Order, folder: Path, storage: Storage, scratch: Path, size: int) -> RunSpec:
@@ -128,7 +137,9 @@ class _Reporter:
         again = len(storage.names(FOLDER)) > 1
         self._storage, self._writer = storage, EventWriter(storage)
         if again:
-            text = "A worker was lost: Ray restarts the run from its last checkpoint"
+            changes = read_json(storage, CHANGES)
+            why = retry_text(changes) if changes else "A worker was lost"
+            text = f"{why}: Ray restarts the run from its last checkpoint"
             self._writer.add(Loading(text=text).as_dict())
         self._command: Command = None
         self._number = 0

@@ -24,6 +24,7 @@ from studio.errors import (
     OutOfMemory,
     SpecError,
     StudioError,
+    WeightsTooLarge,
     is_disk_full,
     is_out_of_memory,
     nearest,
@@ -197,6 +198,18 @@ def next_remedy(spec: RunSpec, *, on_gpu: bool | None = None) -> Changes | None:
     """Return the next change that saves memory and keeps the result, or None."""
     found = remedies(spec, on_gpu=on_gpu)
     return next((remedy.changes for remedy in found if remedy.same_result), None)
+
+
+def retry_changes(spec: RunSpec, error: OutOfMemory) -> Changes | None:
+    """Return the changes of an automatic retry; None if it is off or nothing is left to change."""
+    off = not spec.train.retry_when_out_of_memory or isinstance(error, WeightsTooLarge)
+    return None if off else next_remedy(spec)
+
+
+def retry_text(changes: Changes) -> str:
+    """Return a sentence on an automatic retry."""
+    listed = ", ".join(f"{field.removeprefix('train.')} {v}" for field, v in changes.items())
+    return f"Out of memory; retrying with {listed}"
 
 
 def make_it_fit(

@@ -20,7 +20,7 @@ from studio.backbone import Backbone
 from studio.backbone.attention_kernels import varlen_unavailable
 from studio.backbone.experts import not_adapted
 from studio.data.prepare_run_data import prepare
-from studio.errors import Diverged, InputError, OutOfMemory, SpecError, WeightsTooLarge
+from studio.errors import Diverged, InputError, OutOfMemory, SpecError
 from studio.evaluation.forgetting import general_set_of
 from studio.home import Home
 from studio.job_request import Control
@@ -44,7 +44,7 @@ from studio.training.distributed import (
     train_distributed,
 )
 from studio.training.grpo_rollouts import Rollouts
-from studio.training.memory_remedies import explain_errors, next_remedy
+from studio.training.memory_remedies import explain_errors, retry_changes, retry_text
 from studio.training.optimizer import make_optimizer
 from studio.training.preference_loss import Preference
 from studio.training.starting_adapter import attach, num_tokens_before
@@ -91,15 +91,14 @@ def train(
                 raise failed from None
             raise
         except OutOfMemory as error:
-            helps = not (in_process_group or isinstance(error, WeightsTooLarge))
-            changes = next_remedy(spec) if spec.train.retry_when_out_of_memory and helps else None
+            # Ranks of a group cannot retry alone: who started them all does.
+            changes = None if in_process_group else retry_changes(spec, error)
             if changes is None:
                 raise
             error.__cause__ = error.__context__ = None  # their frames hold the model
             spec, failed = spec.with_values(changes), error.with_traceback(None)
         trim()
-        listed = ", ".join(f"{field.removeprefix('train.')} {v}" for field, v in changes.items())
-        yield Loading(text=f"Out of memory; retrying with {listed}")
+        yield Loading(text=retry_text(changes))
 
 
 def _train(

@@ -2,8 +2,9 @@
 
 `pack` writes everything the run needs, with a script for `accelerate launch` and one for Slurm.
 `python -m studio.training.transfer_run FOLDER` trains the folder, under accelerate or torchrun on
-as many processes as they start, and resumes from its newest checkpoint. `unpack` copies the adapter
-of a trained folder and yields its events.
+as many processes as they start, and resumes from its newest checkpoint; the script starts them
+again with smaller batches where that is the retry of a run out of memory. `unpack` copies the
+adapter of a trained folder and yields its events.
 """
 
 from __future__ import annotations
@@ -17,20 +18,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from studio.errors import DataError, InputError, SpecError, StudioError
+from studio import atomic
+from studio.errors import DataError, InputError, OutOfMemory, SpecError, StudioError
 from studio.home import Home, is_whole, open_home, publishing
 from studio.spec import RunSpec
+from studio.training.memory_remedies import retry_changes, retry_text
 from studio.training.training_events import Event, Finished, event_from
 
-EVENTS = "events.jsonl"
+EVENTS, CHANGES, AGAIN = "events.jsonl", "changes.json", "again"
 DATA = {"data.path": "train", "data.validation_path": "validation", "train.general_data": "general"}
 RUN = """#!/usr/bin/env bash
 # Trains this folder on the GPUs of one machine, after `pip install adapter-studio`.
 set -euo pipefail
 cd "$(dirname "$0")"
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
-exec accelerate launch --num_machines 1 --mixed_precision no --dynamo_backend no \\
+until accelerate launch --num_machines 1 --mixed_precision no --dynamo_backend no \\
   --num_processes "${NUM_PROCESSES:-$((gpus > 1 ? gpus : 1))}" -m studio.training.transfer_run .
+do
+  rm run/again 2>/dev/null || exit 1  # it is there to be retried when memory was out
+done
 """
 SLURM = """#!/usr/bin/env bash
 #SBATCH --job-name={name}
@@ -148,16 +154,25 @@ def _train(folder: Path) -> None:
 
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     train_args = {"num_processes": size} | ({"device": _join()} if size > 1 else {})
-    spec, run_dir = spec_in(folder).with_parts(train=train_args), folder / "run"
+    run_dir = folder / "run"
+    changes = atomic.read_object(run_dir / CHANGES)
+    spec = spec_in(folder).with_parts(train=train_args).with_values(changes)
     run_dir.mkdir(exist_ok=True)
-    with (run_dir / EVENTS).open("a", encoding="utf-8") as file:
-        for event in train(
-            spec, run_dir=run_dir, home=open_home(folder / "home"), in_process_group=size > 1
-        ):
-            if rank == 0:
-                file.write(json.dumps(event.as_dict()) + "\n")
-                file.flush()
-                logging.info("%s", event)
+    try:
+        with (run_dir / EVENTS).open("a", encoding="utf-8") as file:
+            for event in train(
+                spec, run_dir=run_dir, home=open_home(folder / "home"), in_process_group=size > 1
+            ):
+                if rank == 0:
+                    file.write(json.dumps(event.as_dict()) + "\n")
+                    file.flush()
+                    logging.info("%s", event)
+    except OutOfMemory as error:
+        if size > 1 and (more := retry_changes(spec, error)):
+            logging.info(retry_text(more))
+            atomic.write(run_dir / CHANGES, json.dumps(changes | more))
+            (run_dir / AGAIN).touch()
+        raise
 
 
 def _join() -> str:

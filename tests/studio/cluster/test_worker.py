@@ -23,10 +23,10 @@ from studio.cluster.shared_storage import (
     read_json,
     write_json,
 )
-from studio.errors import ClusterError, DataError, ProcessLost, RunError
+from studio.errors import ClusterError, DataError, OutOfMemory, ProcessLost, RunError
 from studio.home import publishing
 from studio.spec import RunSpec
-from studio.training import transfer_run
+from studio.training import train_run, transfer_run
 from studio.training.checkpoint import path_of
 from studio.training.train_run import train
 from studio.training.training_events import Loading, Step
@@ -102,6 +102,28 @@ def test_a_worker_that_begins_again_fetches_the_newest_whole_checkpoint_and_the_
     storage.write("checkpoints/step-00000004/state.json", b"cut off")
     driver._fetch_checkpoints(storage, folder := tmp_path / "here")
     assert [one.name for one in sorted(folder.iterdir())] == ["step-00000001", "step-00000003"]
+
+
+def test_workers_that_run_out_of_memory_are_restarted_with_smaller_batches(place, monkeypatch):
+    sizes = []
+
+    def full(spec, **_):
+        sizes.append(spec.train.per_device_train_batch_size)
+        raise OutOfMemory("no room")
+        yield
+
+    monkeypatch.setattr(train_run, "train", full)
+    context = sys.modules["ray.train"].get_context()
+    monkeypatch.setattr(context, "get_world_size", lambda: 2)
+    packed = Path(place.root) / "packed"
+    spec = transfer_run.read_spec(packed)
+    wanted = {"train.retry_when_out_of_memory": True, "train.per_device_train_batch_size": 4}
+    (packed / "spec.yaml").write_text(spec.with_values(wanted).to_yaml())
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="retrying"):  # which Ray answers with a restart
+            work({"place": place.url})
+    assert sizes == [4, 2] and not place.exists(ERROR)
+    assert said(place)[-1]["text"].startswith("Out of memory; retrying with per_device_train_batch")
 
 
 def test_a_checkpoint_that_a_person_wants_is_made_once(place, monkeypatch):

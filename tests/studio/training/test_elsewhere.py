@@ -11,8 +11,8 @@ from pathlib import Path, PureWindowsPath
 
 import pytest
 
-from studio.errors import InputError, SpecError
-from studio.training import distributed_rank, transfer_run
+from studio.errors import InputError, OutOfMemory, SpecError
+from studio.training import distributed_rank, train_run, transfer_run
 from studio.training.train_run import train
 from studio.training.training_events import Finished, Step
 from tests.studio.tiny import tiny_spec
@@ -148,3 +148,32 @@ def test_ranks_of_a_launcher_wait_as_long_for_rank_0_as_our_own(monkeypatch):
     )
     assert transfer_run._join() == "cpu"
     assert joined == [distributed_rank.TIMEOUT]
+
+
+def test_processes_that_run_out_of_memory_are_started_again_with_smaller_batches(
+    spec, home, tmp_path, monkeypatch
+):
+    folder, sizes = tmp_path / "packed", []
+    wanted = {"train.retry_when_out_of_memory": True, "train.per_device_train_batch_size": 4}
+    transfer_run.pack(spec.with_values(wanted), folder, home)
+
+    def full(spec, **_):
+        sizes.append(spec.train.per_device_train_batch_size)
+        raise OutOfMemory("no room")
+
+    monkeypatch.setattr(train_run, "train", full)
+    monkeypatch.setattr(transfer_run, "_join", lambda: "cpu")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for _ in range(2):
+        assert transfer_run.main([str(folder)]) == OutOfMemory.exit_code
+        assert (folder / "run" / transfer_run.AGAIN).exists()
+    assert sizes == [4, 2]
+
+    accelerate = tmp_path / "accelerate"
+    accelerate.write_text("#!/bin/sh\necho x >> starts\n[ $(wc -l < starts) = 2 ]\n")
+    accelerate.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    again = subprocess.run(["bash", folder / "run.sh"], env=os.environ | path)
+    assert again.returncode == 0 and (folder / "starts").read_text() == "x\n" * 2
+    failed = subprocess.run(["bash", folder / "run.sh"], env=os.environ | path)
+    assert failed.returncode == 1, "it failed of something else"
