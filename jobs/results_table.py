@@ -220,10 +220,11 @@ def _held_out(one: StoredAdapter) -> dict[str, Any]:
     train = TrainArgs().model_dump() | one.section("spec", "train")
     data = DataSource().model_dump(mode="json") | one.section("spec", "data")
     settings = ("loss", "rewards", "reward_pattern", "reward_json_schema", "max_completion_length")
-    how = (
-        data | {"path": one.data_path}, one.section("spec").get("seed", 0),
-        train["eval_steps"] > 0, [train[key] for key in settings],
+    rows = one.section("data", "evaluated").get("hash")  # which earlier versions did not write
+    rows = rows or (
+        data | {"path": one.data_path}, one.section("spec").get("seed", 0), train["eval_steps"] > 0
     )  # fmt: skip
+    how = (rows, [train[key] for key in settings])
     if (loss := train["loss"]) == "sft":
         return {"eval_loss": one.eval_loss, "how": str(how)}
     score = "reward" if loss == "grpo" else "reward_accuracy"

@@ -176,6 +176,14 @@ def test_only_losses_that_were_measured_alike_are_compared(store, home):
     assert [cards[name]["loss"] for name in ("low", "dpo", "grpo")] == ["", "DPO", "GRPO"]
 
 
+def test_losses_of_the_same_held_out_rows_are_compared_whatever_the_seed(store, home):
+    for name, loss, rows, seed in (("low", 1.0, "a", 1), ("high", 1.5, "a", 2), ("b", 0.5, "b", 1)):
+        data = {"path": "shop", "evaluated": {"rows": 9, "hash": rows}}
+        adapter(home, name, loss, None, data=data, spec={"seed": seed})
+    found = results_table.table(store)["rows"]
+    assert [row["name"] for row in found if "eval_loss" in row["best"]] == ["low"]
+
+
 def test_evaluations_with_other_settings_of_their_scores_have_columns_of_their_own(store, home):
     one = [{"name": adapter(home, "one", None, None)}]
     scored = {"scores": ["regex"]}

@@ -1,5 +1,7 @@
 """Settings that change what is learned, each held to its formula."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -188,3 +190,16 @@ def test_patience_watches_the_held_out_loss_and_the_reward_accuracy():
 def test_a_best_checkpoint_without_any_evaluation_is_noted(session, tmp_path, wish):
     own = session(train={"max_steps": 2, "eval_steps": -1, "num_samples": 0, **wish})
     assert run_all(own, tmp_path)[-1].note.startswith("Nothing was evaluated")
+
+
+def test_a_passport_tells_which_rows_its_held_out_loss_is_of(session, tmp_path):
+    def evaluated(name, rows=None, **train):
+        own = session(rows, train={"max_steps": 2, **train}, seed=len(name))
+        run_all(own, tmp_path / name)
+        passport = json.loads((tmp_path / name / "adapter" / "passport.json").read_text())
+        return passport["data"]["evaluated"]
+
+    first = evaluated("one")
+    assert first["rows"] == 4 and evaluated("another") == first
+    assert evaluated("of others", make_rows(seed=1))["hash"] != first["hash"]
+    assert evaluated("never", eval_steps=-1) == {}
