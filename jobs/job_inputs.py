@@ -109,6 +109,7 @@ def _admit(spec: RunSpec, home: Home, here: bool, may_wait: bool, known: Known) 
             f'The model "{spec.model.path}" is not a folder here and not downloaded: get it on the '
             f"Models page or with `studio models get {spec.model.path}`, then try again."
         )
+    objectives.check_held_out(spec, home)
     held = validation_source(spec.data)
     if held and origin_of(held.path, home).kind != "hub":
         _once(known, held, lambda: find(held, home))  # raises where there is no such split

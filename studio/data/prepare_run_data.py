@@ -412,3 +412,17 @@ def _first_rows(
             raise
     more = replace(origin, rows=lambda: islice(origin.rows(), MANY_ROWS), at_most=MANY_ROWS)
     return tokenise(more, data, template, limit, TokenWriter(), rows)
+
+
+def holds_none_out(spec: RunSpec, home: Home | None) -> bool:
+    """Return True if the files of a run already tell that no row will be held out."""
+    data, hub = spec.data, origin_of(spec.data.path, home).kind == "hub"
+    if validation_source(data) or not (hub or find(data, home).held_out() is None):
+        return False
+    if not data.validation_fraction or absent(spec, home):
+        return not data.validation_fraction
+    found = first_rows(spec, home)
+    if found is None or found[1].rows.read >= FEW_ROWS or found[1].format == "text":
+        return False
+    sources = find(data, home).sources()
+    return not held_out(found[0], data.validation_fraction, spec.seed, sources).any()

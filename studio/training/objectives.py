@@ -16,6 +16,7 @@ from studio.evaluation.scores_and_gates import Scorer, scorers, weights_in
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from studio.home import Home
     from studio.spec import RunSpec
     from studio.train_args import TrainArgs
 
@@ -203,6 +204,27 @@ def reward_scores(args: TrainArgs) -> list[tuple[float, Scorer]]:
         source="train.rewards",
     )  # fmt: skip
     return [(weight, found[name]) for name, weight in weights.items()]
+
+
+def no_held_out_rows() -> SpecError:
+    """Return the error of a search for the learning rate that has no loss to compare."""
+    return SpecError(
+        "train.find_learning_rate compares held-out losses, but no row is held out: set "
+        "data.validation_fraction, or the learning rate by hand.",
+        field="train.find_learning_rate",
+    )
+
+
+def check_held_out(spec: RunSpec, home: Home) -> None:
+    """Check that a run that searches its learning rate holds rows out, as far as files tell.
+
+    Raises:
+        SpecError: No row will be held out.
+    """
+    from studio.data.prepare_run_data import holds_none_out
+
+    if spec.train.find_learning_rate and holds_none_out(spec, home):
+        raise no_held_out_rows()
 
 
 def check(spec: RunSpec) -> None:

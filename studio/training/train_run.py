@@ -118,6 +118,7 @@ def _train(
             return
         check_sharding(spec)
         objectives.check(spec)
+        objectives.check_held_out(spec, home)
         yield Loading(text="Loading the model")
         loaded = load(base_model(spec), spec.train.device, on_host=spec.train.fsdp)
         yield Loading(text="Reading the data")
@@ -198,11 +199,7 @@ def find_rate(
         SpecError: No row is held out.
     """
     if not len(prepared.validation):
-        raise SpecError(
-            "train.find_learning_rate compares held-out losses, but no row is held out: set "
-            "data.validation_fraction, or the learning rate by hand.",
-            field="train.find_learning_rate",
-        )
+        raise objectives.no_held_out_rows()
     width = backbone.anatomy.hidden_size
     own = learning_rate(spec.train, spec.method, width)
     num_rows = len(prepared.train) // prepared.rows_per_example

@@ -1,9 +1,11 @@
 """The search of a learning rate: it takes the best trial and leaves no trace in the run."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
+from jobs.job_inputs import admit_each
 from studio.errors import SpecError
 from studio.home import open_home
 from studio.spec import RunSpec
@@ -71,10 +73,18 @@ def test_a_search_that_was_interrupted_repeats_no_trial_and_a_run_under_way_none
     assert len(trials) == 5
 
 
-def test_the_search_needs_held_out_rows_and_one_process(tmp_path):
+def test_the_search_needs_held_out_rows_and_one_process(tmp_path, monkeypatch):
     with pytest.raises(SpecError, match="needs a single process"):
         objectives.check(spec("lora", find_learning_rate=True, num_processes=2))
-    home = open_home(tmp_path / "home")
-    none_held = spec("lora", find_learning_rate=True).with_values({"data.validation_fraction": 0})
-    with pytest.raises(SpecError, match="no row is held out"):
-        list(train(none_held, run_dir=tmp_path / "a", home=home))
+    home, few = open_home(tmp_path / "home"), tmp_path / "few.jsonl"
+    few.write_text("\n".join(json.dumps({"question": f"{n}?", "answer": "yes"}) for n in "abc"))
+    wanted = spec("lora", find_learning_rate=True)
+    monkeypatch.setattr(train_run, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    for none_held in ({"data.validation_fraction": 0}, {"data.path": str(few)}):
+        with pytest.raises(SpecError, match="no row is held out"):
+            list(train(wanted.with_values(none_held), run_dir=tmp_path / "a", home=home))
+        with pytest.raises(SpecError, match="no row is held out"):
+            admit_each([wanted.with_values(none_held)], home)
+    objectives.check_held_out(wanted, home)
+    own_split = {"data.validation_fraction": 0, "data.validation_path": "starter:json"}
+    objectives.check_held_out(wanted.with_values(own_split), home)
