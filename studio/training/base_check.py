@@ -44,11 +44,7 @@ def check_base(
 ) -> dict[str, Any]:
     """Return the result for this base: from the home if it is known, else measured now.
 
-    Args:
-        backbone: The base; its active stack and adapters stay as they are.
-        loaded: Its facts and precision.
-        home: Where results are kept.
-        quantization: The run's `model.quantization`.
+    Active stack and adapters of the backbone stay as they are.
 
     Raises:
         ModelError: Two ways differ; names the first layer that does.

@@ -34,10 +34,7 @@ def with_stored_precision(spec: RunSpec, known: ModelFacts, device: str = "") ->
 
     Resolved at submission, for each run by itself, and when one starts whose model was not here.
 
-    Args:
-        spec: The run.
-        known: Facts of its model.
-        device: The device that it has got; by default the one that it will most likely get.
+    `device` is the one that the run has got; by default the one that it will most likely get.
 
     Raises:
         SpecError: This machine does not have the run's devices.

@@ -82,10 +82,6 @@ def shard_base(backbone: Backbone, device: torch.device) -> None:
     """Shard every decoder layer over the ranks and move everything else to the device.
 
     Call it before adapters are attached: they would be sharded with their layer.
-
-    Args:
-        backbone: The base, in main memory or on the device.
-        device: The rank's device.
     """
     from torch.distributed.fsdp import fully_shard
 

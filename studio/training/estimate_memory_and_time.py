@@ -133,11 +133,8 @@ class Estimate:
 def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False) -> Estimate:
     """Return the memory and time of a run on its device.
 
-    Args:
-        spec: The run.
-        home: Where datasets are imported and tokens cached.
-        from_first_rows: Read only the first rows of the dataset. A batch then has their longest;
-            the number of steps and the time are those of a dataset of these rows alone.
+    With `from_first_rows` only the first rows of the dataset are read. A batch then has their
+    longest; the number of steps and the time are those of a dataset of these rows alone.
 
     Raises:
         StudioError: The model or the dataset cannot be used.
@@ -174,15 +171,7 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
     on_device, shared, beside = _shared_memory(spec, known, on_gpu=on_gpu)
     starts = START_SECONDS + (PROCESS_START_SECONDS if size > 1 else 0)
     return Estimate(
-        parts=memory(
-            spec,
-            shape,
-            known,
-            load,
-            on_gpu=on_gpu,
-            gpu_bytes=on_gpu * device.total_bytes,
-            flash=device.has_flash,
-        ),
+        parts=memory(spec, shape, known, load, device),
         seconds=starts + (before + plan.total_steps) * step_seconds,
         total_steps=plan.total_steps,
         steps_before=before,
@@ -228,20 +217,10 @@ def steps_before(spec: RunSpec, plan: Plan) -> float:
 
 
 def memory(
-    spec: RunSpec, shape: Shape, known: ModelFacts, load: BatchLoad, *, on_gpu: bool,
-    gpu_bytes: int = 0, flash: bool = True,
-) -> dict[str, int]:  # fmt: skip
-    """Return bytes by part.
-
-    Args:
-        spec: The run.
-        shape: The model's sizes.
-        known: Its facts.
-        load: The largest batch.
-        on_gpu: Whether the device is a GPU with memory of its own.
-        gpu_bytes: Its whole memory, which sets the chunk of logits.
-        flash: Whether it has FlashAttention-2.
-    """
+    spec: RunSpec, shape: Shape, known: ModelFacts, load: BatchLoad, device: hardware.Device
+) -> dict[str, int]:
+    """Return bytes by part of a run on a device, whose largest batch is `load`."""
+    on_gpu = hardware.is_card(device.name)
     width = WIDTH[loaded_dtype(spec, on_gpu=on_gpu)]
     size, shares_base = spec.train.num_processes, spec.train.fsdp and spec.train.num_processes > 1
     trained = trained_parameters(spec, shape, known)
@@ -257,12 +236,12 @@ def memory(
     if shares_base:  # a gathered layer and its message
         weights -= matrices * width * (size - 1) // size
         gathered += 2 * shape.matrices // shape.layers * width
-    kernel = attention_kernel(spec, on_gpu=on_gpu, flash=flash)
+    kernel = attention_kernel(spec, on_gpu=on_gpu, flash=device.has_flash)
     layers = kept_activations(spec, shape, load, kernel=kernel) * width
     mapped = shape.hidden * load.tokens * width > REUSED_BYTES
     spread = 1.0 if on_gpu else MAPPED_FACTOR if mapped else HEAP_FACTOR
     logits = load.targets * shape.vocabulary
-    chunk = min(logits, chunk_numbers(gpu_bytes, shape.vocabulary))
+    chunk = min(logits, chunk_numbers(on_gpu * device.total_bytes, shape.vocabulary))
     wide = 0 if width == 4 else chunk if on_gpu else min(chunk, WIDE_NUMBERS)
     held = width * chunk + 4 * wide
     if holds_logits(spec, shape, known):

@@ -131,12 +131,6 @@ def _specs(way: str, device: str, dtype: str) -> tuple[RunSpec, RunSpec]:
 def _needed(
     spec: RunSpec, shape: Shape, known: ModelFacts, device: hardware.Device, length: int
 ) -> int:
-    on_gpu = hardware.is_card(device.name)
     load = BatchLoad(tokens=length, targets=length, step_tokens=length, step_targets=length,
                      share_tokens=length, share_targets=length)  # fmt: skip
-    gpu_bytes = on_gpu * device.total_bytes
-    return sum(
-        memory(
-            spec, shape, known, load, on_gpu=on_gpu, gpu_bytes=gpu_bytes, flash=device.has_flash
-        ).values()
-    )
+    return sum(memory(spec, shape, known, load, device).values())

@@ -77,11 +77,7 @@ def prepare(
 ) -> str:  # fmt: skip
     """Choose the kernels that this process uses; return what a user should know, once per card.
 
-    Args:
-        spec: The run.
-        loaded: Its base.
-        home: Where results are kept.
-        stopped: Asked while kernels are checked; True ends that, and none are used.
+    `stopped` is asked while kernels are checked; True ends that, and none are used.
     """
     from studio.backbone.linear_kernels import activate
 

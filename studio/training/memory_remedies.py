@@ -66,9 +66,7 @@ class Remedy:
 def remedies(spec: RunSpec, *, on_gpu: bool | None = None) -> list[Remedy]:
     """Return the remedies that are left for a run, each on its own.
 
-    Args:
-        spec: The run.
-        on_gpu: Whether it runs on a GPU; by default found from the spec and this machine.
+    `on_gpu` is found from the spec and this machine by default.
     """
     on_gpu = runs_on_gpu(spec) if on_gpu is None else on_gpu
     return [*_exact(spec, on_gpu), *_inexact(spec, on_gpu)]
@@ -215,12 +213,9 @@ def retry_text(changes: Changes) -> str:
 def make_it_fit(
     spec: RunSpec, home: Home | None, *, device_bytes: int | None = None
 ) -> tuple[Changes, Estimate]:
-    """Return the changes after which the run fits the device's memory, and the new estimate.
+    """Return the changes after which the run fits, and the new estimate.
 
-    Args:
-        spec: The run.
-        home: Folder of the token cache.
-        device_bytes: Memory to fit into; by default the device's free memory.
+    It is to fit into `device_bytes`, by default the device's free memory.
 
     Raises:
         OutOfMemory: It does not fit even at batch size one.
@@ -272,9 +267,7 @@ DEVICE_FAULTS = (
 def explain_errors(spec: RunSpec, where: Callable[[], str]) -> Iterator[None]:
     """Turn errors of a full or lost device or disk into `StudioError`s.
 
-    Args:
-        spec: The run, for the remedies in the text.
-        where: Returns the moment, such as "at step 3".
+    `where` returns the moment, such as "at step 3".
 
     Raises:
         OutOfMemory: Names the settings that make the run fit.

@@ -172,11 +172,6 @@ def _adafactor(groups: Groups, device: torch.device) -> OptimizerLike:
 
 def _muon(groups: Groups, device: torch.device) -> OptimizerLike:
     """arXiv:2502.16982: its updates have AdamW's size, so AdamW's learning rate fits."""
-    if not hasattr(torch.optim, "Muon"):
-        raise SpecError(
-            f"train.optim is muon, which torch {torch.__version__} lacks: use adamw, or install "
-            "torch 2.9 or newer.", field="train.optim",
-        )  # fmt: skip
     parts: list[Optimizer] = []
     if matrices := _with_members(groups, lambda parameter: parameter.dim() == 2):
         parts.append(torch.optim.Muon(matrices, lr=0.0, adjust_lr_fn="match_rms_adamw"))

@@ -118,9 +118,7 @@ class Preference:
     ) -> int:
         """Count what the losses of a step are divided by; return the number of units.
 
-        Args:
-            places: Rows of the training set, by micro-batch of this rank.
-            batches: Their tokens.
+        `places` are rows of the training set, by micro-batch of this rank.
         """
         rows = [row for some in places for row in some]
         kept = [count for batch in batches for count in batch.kept]

@@ -38,14 +38,8 @@ STEPS = 2
 def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> Iterator[Event]:
     """Load everything, take two steps, and write the corrected estimate to `preflight.json`.
 
-    Of a distributed run one process is measured, with its part of the rows and the whole base; what
-    sharding saves is estimated.
-
-    Args:
-        spec: The run.
-        run_dir: Folder of the report.
-        home: Folder of models and token caches.
-        device: Device to measure on; the run's own by default.
+    It runs on `device`, by default the run's own. Of a distributed run one process is measured,
+    with its part of the rows and the whole base; what sharding saves is estimated.
 
     Raises:
         StudioError: The run itself would fail with it.

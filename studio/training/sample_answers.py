@@ -68,8 +68,7 @@ class PromptSampler:
     def sample(self, *, full_length: bool = False) -> Iterator[Sampled | Answered]:
         """Answer every prompt with the current adapter.
 
-        Args:
-            full_length: Give the answers `FULL_LENGTH_SECONDS` together.
+        With `full_length` the answers have `FULL_LENGTH_SECONDS` together.
         """
         if not self.prompts:
             return
@@ -236,16 +235,9 @@ def continuations(
     The tokens are those of the chat engine with the same stack and seeds. A prompt is read once for
     all its answers, where rows may share a pass.
 
-    Args:
-        backbone: Its active adapters answer.
-        prompts: Token ids.
-        samplings: How each prompt is continued.
-        device: Where the model is.
-        stop_ids: Tokens that end an answer.
-        limits: Most tokens of an answer, by prompt.
-        seconds: Answers are cut short after this time.
-        stacks: Stacks of the prompts where they differ; `backbone.use_rows` has activated them.
-        is_over: Return True if an answer ends after these tokens.
+    `limits` are the most tokens of an answer, by prompt; all are cut short after `seconds`.
+    `stacks` are those of the prompts where they differ (`backbone.use_rows` has activated them);
+    `is_over` returns True if an answer ends after these tokens.
     """
     deadline = time.monotonic() + seconds
     order = [number for number, own in enumerate(samplings) for _ in own]

@@ -210,14 +210,7 @@ output is the next projection's input; or the fused one with the heads of each g
 
 
 def kept_activations(spec: RunSpec, shape: Shape, load: BatchLoad, *, kernel: Kernel) -> int:
-    """Return the numbers that autograd keeps of all layers between forward and backward.
-
-    Args:
-        spec: The run.
-        shape: The model's sizes.
-        load: The largest batch.
-        kernel: How attention runs.
-    """
+    """Return the numbers that autograd keeps of all layers between forward and backward."""
     method, mixture = spec.method, shape.mixture
     virtual = method.num_tokens_before * spec.train.per_device_train_batch_size
     prompt = method.num_tokens_before if shape.only_attends else virtual  # once for all rows

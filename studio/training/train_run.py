@@ -67,9 +67,7 @@ def train(
     """Train as the spec says, resuming from the newest intact checkpoint in `run_dir`.
 
     Args:
-        spec: The run.
         run_dir: Folder of checkpoints, adapter and report.
-        home: Folder of models and token caches.
         control: Called after every step; "save" saves a checkpoint, "stop" saves one and ends the
             run, "sample" answers the sample prompts.
         in_process_group: This process is one of the run's ranks already.
@@ -250,12 +248,7 @@ def open_session(
 ) -> Session:  # fmt: skip
     """Attach a fresh adapter to a loaded base and return the session before its first step.
 
-    Args:
-        spec: The run.
-        loaded: The base.
-        prepared: The rows.
-        backbone: The base as shared with sibling runs; a new one by default.
-        name: Name of the adapter on the backbone.
+    `backbone` is the base as shared with sibling runs, `name` that of the adapter on it.
 
     Raises:
         MethodError: The method does not fit this model.

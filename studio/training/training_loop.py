@@ -11,13 +11,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from studio import atomic
 from studio.adapters.library import write_passport
 from studio.evaluation.forgetting import RunForgetting
+from studio.gpus import installed
 from studio.home import is_whole, publishing, sweep
 from studio.job_request import Control
 from studio.training import checkpoint
@@ -28,6 +28,7 @@ from studio.training.training_session import Session
 
 REPORT = "report.json"
 LIBRARIES = ("adapter-studio", "torch", "transformers", "accelerate", "safetensors")
+"""Libraries that influence a result."""
 
 
 def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]:
@@ -112,7 +113,7 @@ def _publish_adapter(session: Session, run_dir: Path, forgetting: dict[str, Any]
         "base": {"path": spec.model.path, "fingerprint": session.loaded.facts.fingerprint},
         "data": {"path": spec.data.path, "hash": session.prepared.data_hash,
                  "template": session.prepared.template, "evaluated": _evaluated(session)},
-        "versions": versions(),
+        "versions": {name: installed(name) for name in LIBRARIES},
         "self_test": session.self_test,
         "seed": spec.seed,
         "ended": "completed",
@@ -166,7 +167,7 @@ def _write_report(session: Session, run_dir: Path, finished: Finished) -> None:
         "expert_parameters": session.adapter.num_expert_parameters,
         "evaluations": progress.evaluations,
         "rows": session.prepared.report.model_dump(mode="json"),
-        "versions": versions(),
+        "versions": {name: installed(name) for name in LIBRARIES},
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)
     atomic.write(run_dir / REPORT, text, durable=True)
@@ -184,14 +185,3 @@ def already_finished(run_dir: Path) -> Finished | None:
         return None
     fields = ("step", "reason", "first_loss", "last_loss", "eval_loss", "seconds", "facts")
     return Finished(adapter=str(adapter), **{name: report.get(name) for name in fields})
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the libraries that influence a result."""
-    found = {}
-    for library in LIBRARIES:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            found[library] = ""
-    return found

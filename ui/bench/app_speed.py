@@ -308,7 +308,6 @@ def measure(
     """Return the figures of an empty home.
 
     Args:
-        home: An empty home.
         many: Queued jobs for the queries of the pages.
         points: Points of the curve.
         claimed: Jobs for eight claimers.

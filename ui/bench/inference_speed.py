@@ -320,12 +320,7 @@ def bench_scoring(
 ) -> dict[str, Any]:
     """Run every variant `rounds` times; return seconds (median), ratios and the largest error.
 
-    Args:
-        folder: An empty folder.
-        shape: Shape of the model.
-        rows: Prompts.
-        labels: Labels that each prompt is scored with.
-        rounds: Rounds that are timed.
+    There are as many prompts as `rows`, and each is scored with `labels` labels.
     """
     import torch
 

@@ -48,14 +48,7 @@ def bench_rates(
 ) -> dict[str, Any]:
     """Return one row per case; `out` keeps rows as they are measured and is continued.
 
-    Args:
-        folder: An empty folder.
-        models: Model folders or hub ids, comma-separated.
-        data: Datasets, comma-separated.
-        methods: Names, comma-separated; empty takes all adapters and full fine-tuning.
-        steps: Optimizer steps of each run.
-        seeds: Number of seeds.
-        out: A JSON file for the rows; empty keeps none.
+    `models`, `data` and `methods` are comma-separated; no methods stands for all.
     """
     chosen = [word for word in methods.split(",") if word] or list(registered())
     kept = Path(out) if out else folder / "rates.json"
@@ -159,17 +152,10 @@ def bench_forgetting(
     folder: Path, *, model: str, data: str, methods: str, steps: int, seeds: int, out: str,
     docs: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return one row for each dataset and method.
+    """Return one row for each dataset and method; as `bench_rates`.
 
-    Args:
-        folder: An empty folder.
-        model: Model folder or hub id.
-        data: Datasets, comma-separated.
-        methods: Names, comma-separated; empty takes all.
-        steps: Optimizer steps of each run.
-        seeds: Runs of each method, the one that finds the rate included.
-        out: A JSON file that keeps the runs as they end, and is continued.
-        docs: A Markdown page whose table is written anew.
+    `seeds` are the runs of each method, the one that finds the rate included; `docs` is a Markdown
+    page whose table is written anew.
     """
     chosen = [word for word in methods.split(",") if word] or list(registered())
     kept = Path(out) if out else folder / "runs.json"

@@ -62,11 +62,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 def bench_train(folder: Path, case: BenchCase, vs: str, busy: int = 0) -> dict[str, Any]:
     """Run the case here and on every peer in turns and return the figures.
 
-    Args:
-        folder: For the case's files.
-        case: What is trained.
-        vs: Names of peers.
-        busy: Processes that compute beside the peers.
+    `vs` are names of peers; `busy` is the number of processes that compute beside them.
 
     Raises:
         InputError: A peer's library is not installed.
@@ -225,10 +221,7 @@ METHOD_COLUMNS = [
 def bench_methods(folder: Path, case: BenchCase, methods: str = "") -> dict[str, Any]:
     """Train every method in turns and return one row for each, refused ones included.
 
-    Args:
-        folder: An empty folder.
-        case: Model shape or folder, rows, batch, steps and rounds; its method is replaced.
-        methods: Names, comma-separated; empty takes all. Full fine-tuning always runs as well.
+    `methods` are comma-separated, and empty takes all. Full fine-tuning always runs as well.
 
     Raises:
         RunError: Full fine-tuning itself failed.

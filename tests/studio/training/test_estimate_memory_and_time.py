@@ -280,10 +280,10 @@ def test_offloaded_inputs_leave_two_of_them_on_the_gpu(tmp_path, home):
     )  # fmt: skip
     spec = make_spec(tmp_path, **{"train.gradient_checkpointing": True})
     known = facts(spec.model)
+    card = hardware.Device(name="cuda:0", label="", total_bytes=80 << 30, free_bytes=80 << 30)
     kept, offloaded = (
-        memory(spec.with_values({"train.activation_offloading": on}), shape, known, load,
-               on_gpu=True)["activations"]
-        for on in (False, True)
+        memory(spec.with_values({"train.activation_offloading": on}), shape, known, load, card)
+        ["activations"] for on in (False, True)
     )  # fmt: skip
     assert kept - offloaded == 30 * 8192 * 4096 * 2  # of 32 layers, in bfloat16: 2 GB
 
