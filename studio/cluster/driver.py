@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import threading
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,16 +76,13 @@ def _train(storage: Storage, scratch: Path, *, leads: bool, size: int) -> None:
     run_dir, home = scratch / "run", open_home(folder / "home")
     _fetch_checkpoints(storage, run_dir / CHECKPOINTS)
     try:
-        if not leads:
-            for _ in train(spec, run_dir=run_dir, home=home, in_process_group=True):
-                pass
-            return
-        with closing(_Reporter(storage)) as reporter:
+        with closing(_Reporter(storage)) if leads else nullcontext() as reporter:
+            control = reporter.control if reporter else lambda: None
             for event in train(
-                spec, run_dir=run_dir, home=home, control=reporter.control,
-                in_process_group=size > 1,
-            ):  # fmt: skip
-                reporter.report(event, run_dir)
+                spec, run_dir=run_dir, home=home, control=control, in_process_group=size > 1
+            ):
+                if reporter:
+                    reporter.report(event, run_dir)
     except OutOfMemory as error:
         more = retry_changes(spec, error) if size > 1 else None
         if more is None:

@@ -415,7 +415,7 @@ def _first_rows(
 
 
 def holds_none_out(spec: RunSpec, home: Home | None) -> bool:
-    """Return True if the files of a run already tell that no row will be held out."""
+    """Return True if no row will be held out, as far as it is known before the run."""
     data, hub = spec.data, origin_of(spec.data.path, home).kind == "hub"
     if validation_source(data) or not (hub or find(data, home).held_out() is None):
         return False

@@ -49,19 +49,14 @@ def chunk_numbers(device_bytes: int, vocabulary: int) -> int:
     return max(least, min(GPU_CHUNK_NUMBERS, int(GPU_CHUNK_SHARE * device_bytes / 6)))
 
 
-def reuse_freed_memory() -> bool:
+def reuse_freed_memory() -> None:
     """Let glibc reuse freed tensors of up to 8 MB and return larger ones to the system.
 
     glibc's default threshold grows to the largest tensor that was freed, and smaller blocks then
     fragment the heap. Steps of a 30 M model with 6,400 tokens take 1.9 GB with 8 MB, 2.5 GB with
     32 MB, and 1.8 GB with 1 MB, where new pages cost a fifth of the speed.
-
-    Returns:
-        True if the allocator accepted it; False with other C libraries.
     """
-    return _tune(
-        {M_MMAP_THRESHOLD: REUSED_BYTES, M_TRIM_THRESHOLD: 2 * REUSED_BYTES, M_TOP_PAD: 0}
-    )  # fmt: skip
+    _tune({M_MMAP_THRESHOLD: REUSED_BYTES, M_TRIM_THRESHOLD: 2 * REUSED_BYTES, M_TOP_PAD: 0})
 
 
 def keep_few_kernels() -> None:
@@ -73,16 +68,13 @@ def keep_few_kernels() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
-def give_back_freed_memory() -> bool:
+def give_back_freed_memory() -> None:
     """Let glibc return the pages of tensors above 1 MB as soon as they are freed.
 
     Sharded layers that are gathered and freed again fragment the heap: with two processes over 87 M
     parameters it grew to 2.0 GB, with this to 1.1 GB.
-
-    Returns:
-        True if the allocator accepted it.
     """
-    return _tune({M_MMAP_THRESHOLD: GIVE_BYTES, M_TRIM_THRESHOLD: GIVE_BYTES, M_TOP_PAD: 0})
+    _tune({M_MMAP_THRESHOLD: GIVE_BYTES, M_TRIM_THRESHOLD: GIVE_BYTES, M_TOP_PAD: 0})
 
 
 def trim() -> None:
@@ -96,15 +88,12 @@ def trim() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def _tune(wanted: dict[int, int]) -> bool:
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    taken = [mallopt(option, value) for option, value in wanted.items()]
-    return taken == [1, 1, 1]
+def _tune(wanted: dict[int, int]) -> None:
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):  # another C library
+            mallopt = ctypes.CDLL(None).mallopt
+            for option, value in wanted.items():
+                mallopt(option, value)
 
 
 def preload(

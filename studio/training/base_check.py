@@ -40,7 +40,7 @@ Way = Callable[[], Tensor]
 
 
 def check_base(
-    backbone: Backbone, loaded: Loaded, home: Home | None, *, quantization: str
+    backbone: Backbone, loaded: Loaded, home: Home, *, quantization: str
 ) -> dict[str, Any]:
     """Return the result for this base: from the home if it is known, else measured now.
 
@@ -51,8 +51,8 @@ def check_base(
     """
     version = metadata.version("transformers")
     parts = (loaded.facts.fingerprint, str(loaded.dtype), quantization, loaded.device.type, version)
-    file = home.state / FILE if home else None
-    key, known = "/".join(parts), atomic.read_object(file) if file else {}
+    key, file = "/".join(parts), home.state / FILE
+    known = atomic.read_object(file)
     if key in known:
         return dict(known[key])
     tolerance = TOLERANCES[loaded.dtype] if quantization == "none" else ROUNDED
@@ -70,9 +70,8 @@ def check_base(
                 "Use another version of transformers, or set train.self_test=false to train anyway."
             )
     result = {"transformers": version, "tolerance": tolerance, "errors": errors}
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write(file, json.dumps(known | {key: result}))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write(file, json.dumps(known | {key: result}))
     return result
 
 

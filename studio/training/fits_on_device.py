@@ -7,6 +7,7 @@ Without a configuration the sizes of a usual decoder with as many parameters are
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -45,23 +46,15 @@ def fits(
     Raises:
         ModelError: The configuration is of a model that cannot be trained here.
     """
-    at = device.name, device.total_bytes, device.capability
-    return _remembered(json.dumps(config, sort_keys=True), parameters, weights_dtype, *at)
+    lasting = replace(device, free_bytes=device.total_bytes, utilization=None)
+    return _remembered(json.dumps(config, sort_keys=True), parameters, weights_dtype, lasting)
 
 
 @lru_cache(maxsize=2048)
 def _remembered(
-    text: str,
-    parameters: int,
-    weights_dtype: str,
-    name: str,
-    total_bytes: int,
-    capability: tuple[int, int],
+    text: str, parameters: int, weights_dtype: str, device: hardware.Device
 ) -> dict[str, list[Fit]]:
     """Return the fits of a configuration; a page asks for those of all its models each time."""
-    device = hardware.Device(
-        name=name, label="", total_bytes=total_bytes, free_bytes=total_bytes, capability=capability
-    )
     config = json.loads(text)
     config = config if has_sizes(config) else usual_config(parameters) | config
     known = facts_of_config(

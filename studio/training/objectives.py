@@ -216,7 +216,7 @@ def no_held_out_rows() -> SpecError:
 
 
 def check_held_out(spec: RunSpec, home: Home) -> None:
-    """Check that a run that searches its learning rate holds rows out, as far as files tell.
+    """Check that a run that searches its learning rate holds rows out, as far as known.
 
     Raises:
         SpecError: No row will be held out.

@@ -100,7 +100,8 @@ class Preference:
 
     def __init__(self, session: Session) -> None:
         self.session, self.args = session, session.spec.train
-        self.paired = session.prepared.rows_per_example == 2
+        self._width = session.prepared.rows_per_example
+        self.paired = self._width == 2
         self.rows: dict[str, Sequence[Any]] = {
             TRAIN: session.prepared.train, HELD: session.prepared.validation
         }  # fmt: skip
@@ -124,7 +125,7 @@ class Preference:
         kept = [count for batch in batches for count in batch.kept]
         summed = self.session.sum_over_ranks
         units, tokens = summed([len(rows) // self._width, self._chosen_tokens(TRAIN, rows, kept)])
-        kl = self._distance(TRAIN, rows, summed) if self._needs_distance else 0.0
+        kl = 0.0 if self.paired else self._distance(TRAIN, rows, summed)
         self._totals, self._sums = Totals(max(1, units), max(1, tokens), kl), []
         return self._totals.units
 
@@ -173,14 +174,6 @@ class Preference:
         lengths = [int((row.labels != IGNORED).sum()) for row in rows]
         signs = np.sign(np.subtract(lengths[::2], lengths[1::2]))
         return float((signs.mean() + 1) / 2) if len(signs) >= LEAST_PAIRS else 0.5
-
-    @property
-    def _width(self) -> int:
-        return self.session.prepared.rows_per_example
-
-    @property
-    def _needs_distance(self) -> bool:
-        return not self.paired
 
     def _sides(self, which: str, rows: Sequence[int]) -> list[bool]:
         """Return for each row of a set if its answer is a chosen (or good) one."""
@@ -233,7 +226,7 @@ class Preference:
         for places, found in self._log_probs(examples):
             policy_R[places] = found
         kept = [int((e.labels[1:] != IGNORED).sum()) for e in examples]
-        kl = self._distance(which, rows, lambda numbers: numbers) if self._needs_distance else 0.0
+        kl = 0.0 if self.paired else self._distance(which, rows, lambda numbers: numbers)
 
         def measured(places: list[int]) -> tuple[Tensor, Tensor]:
             some, counts = [rows[i] for i in places], [kept[i] for i in places]
@@ -314,7 +307,7 @@ class Preference:
         rows = self._rows_of(sorted(used))
         held = self._held_rows()
         found = [(TRAIN, row) for row in rows] + [(HELD, row) for row in held]
-        if self._needs_distance:
+        if not self.paired:
             found += [(f"{TRAIN}_kl", row) for row in rows] + [(f"{HELD}_kl", row) for row in held]
         return found
 

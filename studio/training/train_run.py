@@ -260,7 +260,7 @@ def open_session(
     keep_few_kernels()
     if loaded.device.type == "cuda":
         torch.backends.cuda.matmul.fp32_precision = "tf32" if spec.train.tf32 else "ieee"
-    _ = give_back_freed_memory() if spec.train.fsdp else reuse_freed_memory()
+    (give_back_freed_memory if spec.train.fsdp else reuse_freed_memory)()
     backbone = backbone or Backbone(loaded.model)
     if spec.train.fsdp:
         shard_base(backbone, loaded.device)

@@ -18,7 +18,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
@@ -46,7 +46,6 @@ class Machine:
 
     folder: Path
     tiny: bool
-    findings: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def device(self) -> Any:
