@@ -26,9 +26,9 @@ from studio.training.training_events import Evaluated, Step
 from tests.fakegpu import GPU, MPS, XPU, fake_gpu, log
 from tests.studio.training import conftest
 from tests.studio.training.conftest import make_model, make_rows, make_session
-from tests.studio.training.test_activation_bytes import moved
 from tests.studio.training.test_golden import run_steps
 from tests.studio.training.test_preference_loss import made, prepared
+from tests.studio.training.test_sizes_for_estimates import moved
 
 BASE = {
     "model": {"path": "starter", "dtype": "bfloat16"},

@@ -13,14 +13,22 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from studio.backbone import Backbone
+from studio.backbone.sites import Anatomy
+from studio.methods.lora import Lora
 from studio.models.find_model import facts
 from studio.models.loading import load
 from studio.spec import ModelSource, RunSpec
 from studio.training.batching import pack
 from studio.training.estimate_memory_and_time import attention_kernel
 from studio.training.loss import loss_sum
-from studio.training.sizes_for_estimates import BatchLoad, kept_activations, read_shape
+from studio.training.sizes_for_estimates import (
+    BatchLoad,
+    kept_activations,
+    read_mixture,
+    read_shape,
+)
 from tests.fakegpu import fake_gpu
+from tests.families import family_config, family_model
 from tests.studio.tiny import tiny_tokenizer
 from ui.bench.training_case import make_rows
 
@@ -136,3 +144,27 @@ def test_what_a_forward_keeps_is_what_the_estimate_says(folder, method, precisio
     estimated += 2 * targets * shape.hidden  # of the last norm and the head
     softmax = 4 * targets * (shape.vocabulary + shape.hidden) * spec.method.trains_base
     assert kept == pytest.approx(estimated * width + softmax, rel=0.05)
+
+
+FAMILIES = ["mixtral", "qwen3-moe", "gpt-oss", "glm4-moe", "deepseek-v3", "gemma4-moe", "lfm2-moe"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_experts_and_their_adapters_have_the_counted_sizes(family):
+    config = family_config(family).get_text_config()
+    found = read_mixture(
+        config.to_dict(), hidden=config.hidden_size, layers=config.num_hidden_layers
+    )
+    sites = Anatomy(family_model(family)).experts()
+    assert found is not None and found.layers == len({site.layer for site in sites})
+    assert found.parameters == sum(site.parameter.numel() for site in sites)
+    assert found.largest_parameter == max(site.parameter.numel() for site in sites)
+    method = Lora(r=4, expert_r=2)
+    ranks = [s.num_experts * method.rank(s) * (s.in_features + s.out_features) for s in sites]
+    assert found.trained(method) == sum(ranks)
+    assert found.trained(Lora(r=4, target_modules="attention")) == 0
+
+
+def test_a_dense_model_has_no_mixture():
+    config = family_config("llama")
+    assert read_mixture(config.to_dict(), hidden=32, layers=4) is None
