@@ -15,7 +15,6 @@ Shapes: `N positions that predict a trained token, D hidden`.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -27,20 +26,17 @@ from torch import Tensor
 
 from studio.backbone import Backbone
 from studio.errors import is_out_of_memory
-from studio.evaluation.forgetting import general_set_of
 from studio.home import Home
 from studio.job_request import Control
 from studio.methods import Phase
 from studio.models.loading import Loaded, load
 from studio.spec import RunSpec
-from studio.training import kernel_check, training_loop
-from studio.training.base_check import check_base
 from studio.training.base_of_run import base_model
 from studio.training.batching import PackedBatch, PaddedBatch, total_weight
 from studio.training.loss import loss_sums
-from studio.training.memory_remedies import explain_errors
-from studio.training.train_run import open_session, prepare_data
+from studio.training.train_run import train_on_base
 from studio.training.training_events import Event, Loading, Started, Step
+from studio.training.training_loop import already_finished
 from studio.training.training_session import Pass, Session, forward_backward
 
 logger = logging.getLogger(__name__)
@@ -79,14 +75,7 @@ def train_siblings(siblings: Sequence[Sibling], *, home: Home) -> Iterator[Sibli
         yield from ((number, error) for number in live)
         return
     group = SiblingGroup(loaded)
-    runs: dict[int, Iterator[Event]] = {}
-    for number, sibling in enumerate(siblings):
-        yield number, Loading(text=f"Attaching {sibling.spec.method.title}")
-        try:
-            runs[number] = group.open(sibling, home)
-        except Exception as error:
-            yield number, error
-    yield from group.interleave(runs)
+    yield from group.interleave({n: group.train(one, home) for n, one in enumerate(siblings)})
 
 
 class SiblingGroup:
@@ -102,28 +91,21 @@ class SiblingGroup:
 
     # -- runs ----------------------------------------------------------------------------------
 
-    def open(self, sibling: Sibling, home: Home) -> Iterator[Event]:
-        """Prepare a run's data, attach its adapter, and return the iterator of its events."""
-        spec = sibling.spec
+    def train(self, sibling: Sibling, home: Home) -> Iterator[Event]:
+        """Train a run beside the others; yield its events."""
         sibling.run_dir.mkdir(parents=True, exist_ok=True)
-        if (finished := training_loop.already_finished(sibling.run_dir)) is not None:
-            return iter([finished])
-        with explain_errors(spec, lambda: "before the first step"):
-            prepared = prepare_data(spec, self._loaded, home)
-            stopped = lambda: sibling.control() == "stop"  # noqa: E731
-            note = kernel_check.prepare(spec, self._loaded, home, stopped)
-            name = f"sibling-{sibling.run_dir.name}"
-            session = open_session(
-                spec, loaded=self._loaded, prepared=prepared, backbone=self.backbone, name=name
-            )
-            session.general = general_set_of(spec, self._loaded, home)
-            if spec.train.self_test:
-                session.self_test = check_base(
-                    self.backbone, self._loaded, home, quantization=base_model(spec).quantization
-                )
-        self.join(session)
-        events = training_loop.run(session, run_dir=sibling.run_dir, control=sibling.control)
-        return self._events(session, events, note)
+        if (finished := already_finished(sibling.run_dir)) is not None:
+            yield finished
+            return
+        name = f"sibling-{sibling.run_dir.name}"
+        try:
+            yield from train_on_base(
+                sibling.spec, loaded=self._loaded, backbone=self.backbone, home=home, name=name,
+                run_dir=sibling.run_dir, control=sibling.control, opened=self.join,
+            )  # fmt: skip
+        finally:
+            for session in [one for one in self._sessions if one.name == name]:
+                self.leave(session)
 
     def join(self, session: Session) -> None:
         """Let a session on this backbone share passes with the others."""
@@ -142,7 +124,8 @@ class SiblingGroup:
     def interleave(self, runs: dict[int, Iterator[Event]]) -> Iterator[SiblingEvent]:
         """Advance every run by one step in turn until all are over.
 
-        All resume from their checkpoints before one steps: its pass may include the others' rows.
+        All are opened and resume from their checkpoints before one steps: its pass may include the
+        others' rows.
         """
         while runs:
             for number in list(runs):
@@ -156,16 +139,6 @@ class SiblingGroup:
                 except Exception as error:
                     del runs[number]
                     yield number, error
-
-    def _events(self, session: Session, events: Iterator[Event], note: str) -> Iterator[Event]:
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.leave, session)
-            stack.enter_context(
-                explain_errors(session.spec, lambda: f"at step {session.progress.step + 1}")
-            )
-            if note:
-                yield Loading(text=note)
-            yield from events
 
     # -- passes --------------------------------------------------------------------------------
 

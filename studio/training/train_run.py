@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,11 +102,7 @@ def train(
 def _train(
     spec: RunSpec, *, run_dir: Path, home: Home, control: Control, in_process_group: bool
 ) -> Iterator[Event]:
-    from studio.chat import captured_decoding
-
-    moment = "before the first step"
-
-    with explain_errors(spec, lambda: moment):
+    with explain_errors(spec, lambda: "before the first step"):
         run_dir.mkdir(parents=True, exist_ok=True)
         if (finished := already_finished(run_dir)) is not None:
             yield finished
@@ -119,6 +115,25 @@ def _train(
         objectives.check_held_out(spec, home)
         yield Loading(text="Loading the model")
         loaded = load(base_model(spec), spec.train.device, on_host=spec.train.fsdp)
+    yield from train_on_base(
+        spec, loaded=loaded, backbone=Backbone(loaded.model), run_dir=run_dir, home=home,
+        control=control, in_process_group=in_process_group,
+    )  # fmt: skip
+
+
+def train_on_base(
+    spec: RunSpec, *, loaded: Loaded, backbone: Backbone, run_dir: Path, home: Home,
+    control: Control, name: str = NAME, in_process_group: bool = False,
+    opened: Callable[[Session], None] = lambda session: None,
+) -> Iterator[Event]:  # fmt: skip
+    """Train a run on a loaded base, under a name of its own where several share it.
+
+    `opened` gets its session before the first step.
+    """
+    from studio.chat import captured_decoding
+
+    moment = "before the first step"
+    with explain_errors(spec, lambda: moment):
         yield Loading(text="Reading the data")
         with rank_0_first(in_process_group):
             prepared = prepare_data(spec, loaded, home)
@@ -128,7 +143,6 @@ def _train(
             text = kernel_check.prepare(spec, loaded, home, lambda: control() == "stop")
         if text:
             yield Loading(text=text)
-        backbone = Backbone(loaded.model)
         if spec.train.find_learning_rate:
             rate = checkpoint.learning_rate(run_dir / "checkpoints") or (
                 yield from find_rate(
@@ -137,7 +151,7 @@ def _train(
             )
             spec = spec.with_parts(train={"learning_rate": rate})
         yield Loading(text=f"Attaching {spec.method.title}")
-        session = open_session(spec, loaded=loaded, prepared=prepared, backbone=backbone)
+        session = open_session(spec, loaded=loaded, prepared=prepared, backbone=backbone, name=name)
         session.general = general_set_of(spec, loaded, home)
         if spec.train.loss == "grpo":
             captured_decoding.allow(backbone, device=loaded.device, dtype=loaded.dtype, home=home)
@@ -145,7 +159,7 @@ def _train(
             yield Loading(text="Checking the model")
             with rank_0_first(in_process_group):
                 session.self_test = check_base(
-                    session.backbone, loaded, home, quantization=base_model(spec).quantization
+                    backbone, loaded, home, quantization=base_model(spec).quantization
                 )
         if names := left_out(session):
             yield Loading(text=f"Not adapted (helper matrices, narrower than r): {names}")
@@ -154,6 +168,7 @@ def _train(
                 text="The model reads in both directions (is_decoder is false in its config.json); "
                 "here it is trained to write from left to right"
             )
+        opened(session)
         for event in run(session, run_dir=run_dir, control=control):
             moment = f"at step {min(session.progress.step + 1, session.plan.total_steps)}"
             yield event

@@ -162,13 +162,15 @@ def run_group(
         wanted = (stop_at or {}).get(number)
         return lambda: "stop" if sessions[number].progress.step == wanted else None
 
+    def events(session: Session, place: Path, control: Any) -> Iterator[Event]:
+        yield from training_loop.run(session, run_dir=place, control=control)
+        group.leave(session)
+
     runs: dict[int, Iterator[Event]] = {}
     for number, session in enumerate(sessions):
         place = folder / str(number)
         place.mkdir(parents=True, exist_ok=True)
-        runs[number] = group._events(
-            session, training_loop.run(session, run_dir=place, control=control(number)), ""
-        )
+        runs[number] = events(session, place, control(number))
     return sessions, list(group.interleave(runs))
 
 
