@@ -109,8 +109,8 @@ def test_workers_that_run_out_of_memory_are_restarted_with_smaller_batches(place
 
     def full(spec, **_):
         sizes.append(spec.train.per_device_train_batch_size)
+        yield Loading(text="Loading the model")
         raise OutOfMemory("no room")
-        yield
 
     monkeypatch.setattr(train_run, "train", full)
     context = sys.modules["ray.train"].get_context()
@@ -123,7 +123,8 @@ def test_workers_that_run_out_of_memory_are_restarted_with_smaller_batches(place
         with pytest.raises(RuntimeError, match="retrying"):  # which Ray answers with a restart
             work({"place": place.url})
     assert sizes == [4, 2] and not place.exists(ERROR)
-    assert said(place)[-1]["text"].startswith("Out of memory; retrying with per_device_train_batch")
+    again = said(place)[-2]["text"]
+    assert again.startswith("Out of memory; retrying with per_device_train_batch_size 2")
 
 
 def test_a_checkpoint_that_a_person_wants_is_made_once(place, monkeypatch):
