@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -135,14 +134,14 @@ class LiveTrackers:
 
     def _work(self, names: list[str], run: TrackedRun) -> None:
         for name in names:
-            if tracker := self._try(name, partial(opened, name, run)):
+            if tracker := self._try(name, lambda name=name: opened(name, run)):  # type: ignore[misc]
                 self._open[name] = tracker
                 self._log.info("tracked with %s", name)
         while (item := self._queue.get()) is not None:
             for name, tracker in list(self._open.items()):
-                self._try(name, partial(tracker.log, *item))
+                self._try(name, lambda t=tracker, i=item: t.log(*i))  # type: ignore[misc]
         for name, tracker in list(self._open.items()):
-            self._try(name, partial(tracker.close, self._state))
+            self._try(name, lambda t=tracker: t.close(self._state))  # type: ignore[misc]
 
     def _try(self, name: str, act: Callable[[], Any]) -> Any:
         try:
