@@ -1,27 +1,4 @@
-"""Errors that users may see; anything else is a bug and may crash.
-
-StudioError                what failed, the value, what to do next
-├── InputError             invalid input of the user (exit code 2)
-│   ├── SpecError          a field of the run spec
-│   ├── ModelError         a model folder or hub id
-│   ├── DataError          a dataset
-│   ├── MethodError        a method on this model, or adapters that cannot be combined
-│   ├── AdapterError       an adapter file or folder
-│   ├── HomeError          the home folder or its database
-│   ├── QueueError         a job that does not exist or does not allow the operation
-│   ├── Unreached          the hub did not answer (transient)
-│   ├── ChatError          a prompt or lane
-│   └── ServeError         port, host, browser
-└── RunError               a job that started and failed (exit code 3)
-    ├── OutOfMemory
-    ├── DiskFull
-    ├── DeviceLost         a GPU failed or disappeared during the run
-    ├── ProcessLost        a process of a distributed run was killed
-    ├── ClusterError       the Ray cluster, its machines or its storage
-    ├── JudgeFailed        a judge that cannot be reached or gives no verdict
-    ├── GateFailed         a figure missed the bound that was set for it
-    └── Diverged           NaN or infinite loss
-"""
+"""Errors that users may see, by exit code and kind; anything else is a bug and may crash."""
 
 import difflib
 import errno
