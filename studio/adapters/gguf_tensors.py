@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio.adapters.gguf_families import Family, Numbers
+from studio.adapters.gguf_families import Numbers, family_of
 from studio.errors import ModelError
 
 if TYPE_CHECKING:
@@ -82,11 +82,11 @@ class Place:
 class Places:
     """The places of a model's tensors."""
 
-    def __init__(self, numbers: Numbers, family: Family) -> None:
+    def __init__(self, numbers: Numbers) -> None:
         import gguf
 
-        self.numbers, self.family = numbers, family
-        arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == family.arch)
+        self.numbers, self.family = numbers, family_of(numbers["architecture"])
+        arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == self.family.arch)
         self._names = gguf.get_tensor_name_map(arch, numbers["num_hidden_layers"])
         self._wrapped = numbers["architecture"].endswith("ForConditionalGeneration")
 

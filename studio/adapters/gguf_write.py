@@ -135,11 +135,10 @@ def stored(folder: Path) -> Iterator[tuple[str, Array]]:
     """
     import numpy as np
 
-    numbers = numbers_of(folder)
-    family = family_of(numbers["architecture"])
-    for key, factors in rope_factors(numbers).items():
+    places = Places(numbers_of(folder))
+    for key, factors in rope_factors(places.numbers).items():
         yield f"{key}.weight", np.array(factors, dtype=np.float32)
-    yield from placed(folder, Places(numbers, family))
+    yield from placed(folder, places)
 
 
 def packed(key: str, tensor: Array, precision: Precision) -> tuple[Array, Any]:
@@ -195,8 +194,7 @@ def write_adapter(
         ModelError: The architecture has no entry, or a tensor no name.
     """
     gguf = package()
-    numbers = numbers_of(folder)
-    family = family_of(numbers["architecture"])
+    family = family_of(numbers_of(folder)["architecture"])
     writer = gguf.GGUFWriter(target, family.arch)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
@@ -214,8 +212,7 @@ def placed_halves(
     """Return the halves of a LoRA by GGUF's name, in GGUF's order."""
     import numpy as np
 
-    numbers = numbers_of(folder)
-    places = Places(numbers, family_of(numbers["architecture"]))
+    places = Places(numbers_of(folder))
     found: dict[str, tuple[Array, Array]] = {}
     waiting: dict[str, dict[int, tuple[Array, Array]]] = {}
     for key, (down, up) in halves.items():
