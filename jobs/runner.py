@@ -36,6 +36,7 @@ from studio.errors import (
     OutOfMemory,
     ProcessLost,
     StudioError,
+    first_line,
     is_disk_full,
     is_out_of_memory,
 )
@@ -175,11 +176,10 @@ def as_studio_error(error: Exception, *, kind: str = "train") -> StudioError:
             "The device ran out of memory. Halve the batch size and double the accumulation, "
             "shorten the maximum length, or turn gradient checkpointing on."
         )
-    first = (str(error).strip().splitlines() or [""])[0][:300]
     trains = kind == "train"
     return StudioError(
         f"The {'run' if trains else 'job'} stopped on an unexpected error "
-        f"({type(error).__name__}: {first}). The log holds the details"
+        f"({type(error).__name__}: {first_line(error)}). The log holds the details"
         + ("; if it had saved a checkpoint, resume it from there." if trains else ".")
     )
 

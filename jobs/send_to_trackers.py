@@ -14,7 +14,7 @@ from jobs import queue_settings
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from jobs.run_curves import EVAL_SERIES, STEP_SERIES
-from studio.errors import QueueError, StudioError
+from studio.errors import QueueError, StudioError, first_line
 from studio.home import slug
 from studio.names import redacted
 from studio.spec import RunSpec, differences
@@ -83,9 +83,9 @@ def export(store: JobStore, jobs: Sequence[Job], report_to: str) -> dict[str, An
                 raise
             except Exception as error:
                 logging.getLogger(__name__).warning("%s", name, exc_info=error)
-                first = (str(error).strip().splitlines() or [""])[0][:200]
+                why = redacted(first_line(error))
                 raise StudioError(
-                    f"{name} did not take “{job.name}” ({type(error).__name__}: {redacted(first)})."
+                    f"{name} did not take “{job.name}” ({type(error).__name__}: {why})."
                 ) from None
     values = {job.name: sum(len(v) for _, v, _ in found[job.id]) for job in jobs}
     return {"report_to": report_to, "values": values, "folders": [

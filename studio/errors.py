@@ -179,6 +179,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(word in str(error).lower() for word in words)
 
 
+def first_line(error: BaseException, most: int = 300) -> str:
+    """Return the first line of an error's text, cut after `most` characters."""
+    return (str(error).strip().splitlines() or [""])[0][:most]
+
+
 def revived(values: dict[str, str]) -> StudioError:
     """Return the error that `as_dict` of another process describes."""
     kinds = {cls.kind: cls for cls in _with_children(StudioError) if "kind" in vars(cls)}

@@ -283,7 +283,7 @@ class TrainArgs(Record):
     def rows(self) -> Rows:
         """Kind of rows that the loss learns from."""
         if self.loss == "grpo":
-            scores = weights_in(self.rewards, "train.rewards")
+            scores = weights_in(self.rewards)
             return "referenced" if needs_reference(scores) else "prompts"
         return "answers" if self.loss == "sft" else "judged" if self.loss == "kto" else "pairs"
 

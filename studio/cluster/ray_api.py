@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from studio.cluster.shared_storage import MARK
-from studio.errors import ClusterError, StudioError, revived
+from studio.errors import ClusterError, StudioError, first_line, revived
 from studio.gpus import installed
 
 TIMEOUT_SECONDS = 5.0
@@ -121,10 +121,9 @@ class Ray:
                 metadata={"from": "adapter-studio"},
             )
         except (ConnectionError, OSError) as error:
-            raise self._no_answer(str(error)) from None
+            raise self._no_answer(first_line(error, 120)) from None
         except RuntimeError as error:
-            first = (str(error).splitlines() or [""])[0][:300]
-            raise ClusterError(f"The cluster refused the run: {first}") from None
+            raise ClusterError(f"The cluster refused the run: {first_line(error)}") from None
 
     def _version(self) -> str:
         _, found = self._request("GET", "/api/version")
@@ -158,7 +157,7 @@ class Ray:
                 follow_redirects=True,
             )  # fmt: skip
         except httpx.HTTPError as error:
-            raise self._no_answer(str(error) or type(error).__name__) from None
+            raise self._no_answer(first_line(error, 120) or type(error).__name__) from None
         if answer.status_code == 404 and missing:
             return 404, None
         if answer.status_code in (401, 403):
@@ -180,10 +179,9 @@ class Ray:
         )
 
     def _no_answer(self, reason: str) -> NoAnswer:
-        reason = (reason.splitlines() or ["no answer"])[0][:120]
         return NoAnswer(
-            f"The cluster at {self.address} does not answer ({reason}): start it with "
-            "`ray start --head`, or change the address on the System page."
+            f"The cluster at {self.address} does not answer ({reason or 'no answer'}): start it "
+            "with `ray start --head`, or change the address on the System page."
         )
 
 

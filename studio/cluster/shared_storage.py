@@ -26,7 +26,7 @@ from typing import Any, Self
 from pydantic import Field
 
 from studio import atomic
-from studio.errors import ClusterError
+from studio.errors import ClusterError, first_line
 from studio.fields import Record
 from studio.home import MANIFEST, is_whole, publishing
 
@@ -182,9 +182,9 @@ def open_storage(url: str) -> Storage:
 
 def not_writable(url: str, error: Exception) -> ClusterError:
     """Return the error for a storage that cannot be written."""
-    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0][:200]
+    reason = getattr(error, "strerror", None) or first_line(error) or type(error).__name__
     return ClusterError(
-        f"The storage {url} cannot be written ({reason or type(error).__name__}): choose one that "
+        f"The storage {url} cannot be written ({reason}): choose one that "
         "this machine and the cluster can both write, on the System page or with studio cluster."
     )
 

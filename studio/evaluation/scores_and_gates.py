@@ -66,13 +66,13 @@ def scorers(
     return {name: known[ALIASES.get(name, name)] for name in chosen}
 
 
-def weights_in(text: str, source: str) -> dict[str, float]:
-    """Return the scores and weights of a text such as `number:1, pattern:0.2`.
+def weights_in(text: str) -> dict[str, float]:
+    """Return the scores and weights of `train.rewards`, such as `number:1, pattern:0.2`.
 
     Raises:
         SpecError: It names no score, one twice, or a weight is not a number other than 0.
     """
-    found: dict[str, float] = {}
+    field, found = "train.rewards", dict[str, float]()
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, weight = (piece.strip() for piece in part.partition(":"))
         try:
@@ -81,16 +81,16 @@ def weights_in(text: str, source: str) -> dict[str, float]:
             value = 0.0
         if not value or abs(value) > MOST_WEIGHT or value != value:
             raise SpecError(
-                f'{source} gives {name} the weight "{weight}": use a number other than 0.',
-                field=source,
+                f'{field} gives {name} the weight "{weight}": use a number other than 0.',
+                field=field,
             )
         if ALIASES.get(name, name) in {ALIASES.get(one, one) for one in found}:
-            raise SpecError(f"{source} names {name} twice: give it one weight.", field=source)
+            raise SpecError(f"{field} names {name} twice: give it one weight.", field=field)
         found[name] = value
     if not found:
         raise SpecError(
-            f"{source} names no score: set it to scores with weights, such as number:1, "
-            f"pattern:0.2. Known: {', '.join(SCORES).replace('regex', 'pattern')}.", field=source,
+            f"{field} names no score: set it to scores with weights, such as number:1, "
+            f"pattern:0.2. Known: {', '.join(SCORES).replace('regex', 'pattern')}.", field=field,
         )  # fmt: skip
     return found
 

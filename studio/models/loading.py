@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from studio import hardware
-from studio.errors import ModelError, WeightsTooLarge
+from studio.errors import ModelError, WeightsTooLarge, first_line
 from studio.models.find_model import ModelFacts, facts
 from studio.models.quantization import open_stored, quantising_options
 from studio.spec import ModelSource
@@ -101,8 +101,8 @@ def tokenizer_at(path: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(
-            f"The tokenizer in {path} cannot be read ({_first_line(error)}): copy tokenizer.json "
-            "and tokenizer_config.json from the original model."
+            f"The tokenizer in {path} cannot be read ({first_line(error).rstrip('.')}): copy "
+            "tokenizer.json and tokenizer_config.json from the original model."
         ) from error
 
 
@@ -168,7 +168,9 @@ def _load_model(
             options["state_dict"] = open_stored(known.path, known.stored)
         model, info = cls.from_pretrained(place, output_loading_info=True, **options)
     except SafetensorError as error:
-        raise ModelError(f"{known.path} cannot be loaded: {_first_line(error)}.") from error
+        raise ModelError(
+            f"{known.path} cannot be loaded: {first_line(error).rstrip('.')}."
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         logger.warning("%s cannot be loaded", known.path, exc_info=error)
         missing = re.search(r"requires the (\w+) library", str(error))
@@ -250,7 +252,3 @@ def _compute_quantised(model: PreTrainedModel, device: torch.device) -> None:
             module.support_avx512bf16_for_cpu = False
         if not in_4_bit or (device.type == "cpu" and not is_whole(module.weight)):
             module.__class__ = QuantisedLinear
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")

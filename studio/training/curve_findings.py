@@ -392,7 +392,7 @@ def no_signal(run: RunCurves) -> Finding | None:
     """Find groups of answers without different rewards, before the reward is high."""
     silent = [value for _, value in run.points("frac_reward_zero_std")][-LEAST_STEPS:]
     args, rewards = run.spec.train, [value for _, value in run.points("reward")]
-    best = sum(w for w in weights_in(args.rewards, "train.rewards").values() if w > 0)
+    best = sum(w for w in weights_in(args.rewards).values() if w > 0)
     if len(silent) < LEAST_STEPS or min(silent) < 1 or rewards[-1] >= LEARNED * best:
         return None
     hotter = _round(min(10.0, HOTTER * args.temperature))

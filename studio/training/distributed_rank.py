@@ -18,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
-from studio.errors import StudioError
+from studio.errors import StudioError, first_line
 from studio.home import Home
 from studio.job_request import Command
 from studio.spec import RunSpec
@@ -42,8 +42,8 @@ def main() -> None:
         os._exit(error.exit_code)
     except Exception as error:
         traceback.print_exc()
-        first = (str(error).strip().splitlines() or [""])[0][:300]
-        _send(output, {"error": {"kind": "run", "text": f"{type(error).__name__}: {first}"}})
+        text = f"{type(error).__name__}: {first_line(error)}"
+        _send(output, {"error": {"kind": "run", "text": text}})
         os._exit(1)
     sys.stderr.flush()
     os._exit(0)  # a process group that other ranks have left may hang on close

@@ -198,7 +198,7 @@ def reward_scores(args: TrainArgs) -> list[tuple[float, Scorer]]:
     Raises:
         SpecError: There is none, or one is invalid.
     """
-    weights = weights_in(args.rewards, "train.rewards")
+    weights = weights_in(args.rewards)
     found = scorers(
         list(weights), args.reward_pattern, args.reward_json_schema, prefix="train.reward_",
         source="train.rewards",

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from studio.errors import SpecError, nearest
+from studio.errors import SpecError, first_line, nearest
 from studio.names import redacted
 
 logger = logging.getLogger(__name__)
@@ -148,10 +148,9 @@ class LiveTrackers:
             return act()
         except BaseException as error:  # a library may raise SystemExit; training goes on
             self._open.pop(name, None)
-            first = (str(error).strip().splitlines() or [""])[0][:300]
             self._log.warning(
                 "%s failed and is left out; the run goes on (%s: %s)",
-                name, type(error).__name__, redacted(first),
+                name, type(error).__name__, redacted(first_line(error)),
             )  # fmt: skip
             return None
 

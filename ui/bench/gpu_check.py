@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from studio import hardware
-from studio.errors import InputError, is_out_of_memory
+from studio.errors import InputError, first_line, is_out_of_memory
 from studio.methods.lora import Lora
 from ui.bench.bench_figures import progress
 from ui.bench.training_case import SHAPES, BenchRow, make_model, make_rows
@@ -377,9 +377,8 @@ def _answer(check: Callable[[Machine], Answer], machine: Machine) -> Answer:
         return check(machine)
     except Exception as error:  # one check must not stop the next
         place = traceback.extract_tb(error.__traceback__)[-1]
-        said = (str(error).splitlines() or [""])[0][:90]
         where = f"{Path(place.filename).name}:{place.lineno}"
-        return f"{type(error).__name__}: {said} ({where})", False
+        return f"{type(error).__name__}: {first_line(error, 90)} ({where})", False
     finally:
         gc.collect()
 

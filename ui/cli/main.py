@@ -27,7 +27,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.job_queue import JobStore
-from studio.errors import ServeError, StudioError, nearest
+from studio.errors import ServeError, StudioError, first_line, nearest
 from studio.home import Home, open_home
 from ui import language
 from ui.cli.chat_commands import app as chat_app
@@ -310,8 +310,8 @@ def _unforeseen(error: Exception, words: Sequence[str], as_json: bool) -> int:
         where = f" Details are in {log}."
     except Exception:
         pass
-    first = (str(error).strip().splitlines() or [""])[0][:200]
-    text = f"An unexpected error occurred ({type(error).__name__}: {first}).{where}"
+    why = first_line(error)
+    text = f"An unexpected error occurred ({type(error).__name__}: {why}).{where}"
     return _tell({"kind": "bug", "text": text}, 1, as_json)
 
 

@@ -93,10 +93,10 @@ def test_a_schema_is_checked_without_network_and_with_limited_patterns():
 
 
 def test_weights_are_read_and_mistakes_named():
-    assert weights_in("number: 1, pattern:-0.2,json", "x") == {
+    assert weights_in("number: 1, pattern:-0.2,json") == {
         "number": 1, "pattern": -0.2, "json": 1,
     }  # fmt: skip
     for text, words in ((" , ", "names no score"), ("json:big", 'weight "big"'),
                         ("json:0", "other than 0"), ("regex, pattern", "twice")):  # fmt: skip
         with pytest.raises(SpecError, match=words):
-            weights_in(text, "train.rewards")
+            weights_in(text)
