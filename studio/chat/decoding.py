@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from transformers.cache_utils import DynamicLayer
 from studio.backbone.forward_probes import accepted
 from studio.backbone.row_isolation import rope_types
 from studio.backbone.sites import anatomy_of
+
+if TYPE_CHECKING:
+    from studio.chat.captured_decoding import Capture
 
 SPARE = 64  # spare positions in the cache and the mask
 MIN_ROWS, MAX_ROWS = 2, 8  # where the transposed product is faster
@@ -180,22 +183,6 @@ def shares_passes(model: Any) -> bool:
     return recording.separable and not recording.isolated
 
 
-class StepRunner(Protocol):
-    """The captured graph of a batch, as `captured_decoding.py` makes it."""
-
-    def step(self, tokens: Sequence[int]) -> Tensor | None:
-        """Return the logits `(B, V)` after one more token; None if there is no graph now."""
-
-    def after_step(
-        self, tokens: Sequence[int], logits_BV: Tensor, *, width: int, lengths_B: Tensor,
-        pads: Sequence[int],
-    ) -> None:  # fmt: skip
-        """Make a graph after a step without one, if it is time."""
-
-    def end(self) -> None:
-        """Give the cache back."""
-
-
 class RowGroup:
     """Rows padded on the left to one width, with one cache; the model's own if it is one row."""
 
@@ -203,7 +190,7 @@ class RowGroup:
     _pads: list[int]
     _lengths_B: Tensor
     _mask_BT: Tensor | None
-    _capture: StepRunner | None
+    _capture: Capture | None
 
     def __init__(
         self, model: Any, prompts: Sequence[Sequence[int]], device: torch.device, *, shares: bool

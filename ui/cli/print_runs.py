@@ -10,7 +10,7 @@ from typing import Any
 from jobs.copy_and_extend_runs import TITLES
 from jobs.job_record import TRAINS, Job, summary
 from jobs.run_findings import command
-from studio.errors import InputError
+from studio.errors import revived
 from ui.cli.terminal_tables import duration, number, table
 from ui.language import say
 
@@ -23,11 +23,7 @@ def exit_code(job: Job) -> int:
         return 0
     if job.state in ("cancelled", "paused"):
         return 4
-    return 2 if job.error_kind in _input_kinds(InputError) else 3
-
-
-def _input_kinds(root: type[InputError]) -> set[str]:
-    return {root.kind}.union(*(_input_kinds(child) for child in root.__subclasses__()))
+    return revived({"kind": job.error_kind or "", "text": ""}).exit_code
 
 
 def ending(job: Job, as_json: bool) -> int:
