@@ -36,10 +36,6 @@ class Sampler:
             self._seen_V = torch.zeros(vocab_size, dtype=torch.bool)
             self._seen_V[torch.tensor(list(prompt), dtype=torch.long)] = True
 
-    def pick(self, logits_V: Tensor) -> int:
-        """Return the next token for this row's logits and remember it."""
-        return self.choose(to_host(self.reads(logits_V)), logits_V)
-
     def reads(self, logits_V: Tensor) -> list[Tensor]:
         """Return what `choose` reads of the logits, as tensors of one dimension on their device."""
         wide_V = self._penalised(logits_V.float())
