@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote
 
-from studio.adapter_stack import NOTE, lane_note
-from studio.errors import ChatError
+from studio.adapter_stack import StackItem, lane_note, read_lane
+from studio.errors import AdapterError, ChatError
 from studio.names import tilde
 
 COLOURS = (
@@ -214,13 +213,12 @@ def suite_as(
 
 def title(lane: str) -> str:
     """Return a lane's name for display: `starter + pirate × 0.5`."""
-    model, tilde, stack = lane.partition(NOTE)[0].partition("~")
-    parts = [model.rstrip("/").rpartition("/")[2]]
-    for part in stack.split("+") if tilde else ():
-        name, _, weight = part.rpartition(":")
-        name = unquote(name).rstrip("/").rpartition("/")[2]
-        parts.append(name if weight == "1" else f"{name} × {weight}")
-    return " + ".join(parts) + lane_note(lane)
+    try:
+        found = read_lane(lane)
+    except AdapterError:  # of another version
+        return lane
+    names = [found["model"], *(str(StackItem(**item)) for item in found["stack"])]
+    return " + ".join(name.rstrip("/").rpartition("/")[2] for name in names) + lane_note(lane)
 
 
 def verdict(vote: Row) -> str:

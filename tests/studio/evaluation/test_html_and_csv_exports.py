@@ -49,6 +49,8 @@ def test_a_page_holds_no_script_and_needs_nothing_from_outside():
 def test_jsonl_is_the_rows_a_lane_is_named_for_people_and_another_ending_is_refused():
     assert json.loads(votes_as("jsonl", VOTES, BOARD)) == VOTES[0]
     assert title("/models/big~a%20b:0.5+c:1") == "big + a b × 0.5 + c"
+    assert title("/models/a~b~%2Fadapters%2Fpirate:0.5") == "a~b + pirate × 0.5"
+    assert title("starter~a:99") == "starter~a:99"
     assert form_of("x.html") == "html"
     with pytest.raises(ChatError, match="must end in"):
         form_of("x.pdf")
