@@ -346,11 +346,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _wake_queue(home: Home, address: str) -> None:
-    store = JobStore(home)
-    store.announce("web", url=address)  # a supervisor stays while a page is there
-    supervisor.ensure_running(home)
-    sweep(store)
-    store.close()
+    with contextlib.closing(JobStore(home)) as store:
+        store.announce("web", url=address)  # a supervisor stays while a page is there
+        supervisor.ensure_running(home)
+        sweep(store)
 
 
 def checked_root(path: str) -> str:

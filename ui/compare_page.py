@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 from fastapi import APIRouter
@@ -25,7 +25,7 @@ from studio.adapter_stack import MAX_LANES
 from studio.chat.checkpoint_adapters import stackable
 from studio.chat.lanes import ChatRequest, NewWeights, Sampling
 from studio.errors import StudioError
-from studio.evaluation.html_and_csv_exports import MEDIA, votes_as
+from studio.evaluation.html_and_csv_exports import MEDIA, Form, votes_as
 from studio.home import Home
 from ui.file_transfer import attachment
 from ui.language import current, say
@@ -33,7 +33,6 @@ from ui.train_page_facts import labelled_models
 
 logger = logging.getLogger(__name__)
 ID = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
-FormName = Literal["csv", "jsonl", "html"]
 
 
 class EmptyBody(BaseModel):
@@ -95,13 +94,13 @@ def compare_routes(home: Home, store: JobStore) -> APIRouter:
         }
 
     @router.get("/export/votes.{form}")
-    def votes(form: FormName) -> StreamingResponse:
+    def votes(form: Form) -> StreamingResponse:
         kept = Votes(store.database)
         text = votes_as(form, kept.list(), kept.board())
         return attachment([text], f"votes.{form}", f"{MEDIA[form]}; charset=utf-8")
 
     @router.get("/export/suite-{number}.{form}")
-    def suite(number: int, form: FormName) -> StreamingResponse:
+    def suite(number: int, form: Form) -> StreamingResponse:
         text = suite_results.exported(store, number, form)
         return attachment([text], f"suite-{number}.{form}", f"{MEDIA[form]}; charset=utf-8")
 

@@ -41,6 +41,7 @@ MOST_JOBS = 500
 KEPT_LISTINGS = 64
 View = Literal["log", "samples", "checkpoints", "config", "history"]
 MOST_QUEUED = 200
+_SHOWN = ("phase", "created", "started", "finished", "attempt", "intent", "device_wanted")
 
 
 def queue_routes(home: Home, store: JobStore) -> APIRouter:
@@ -167,9 +168,6 @@ def job_row(job: Job, home: Home) -> dict[str, Any]:
         "actions": actions(job.state),
         "trains_base": trains_base(str(method.get("name"))),
     }
-
-
-_SHOWN = ("phase", "created", "started", "finished", "attempt", "intent", "device_wanted")
 
 
 def stage_of(job: Job) -> int | None:

@@ -20,7 +20,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import psutil
 
@@ -385,8 +385,6 @@ def _query(scope: Scope) -> list[tuple[str, str]]:
 
 
 def _quoted(place: str) -> bytes:
-    from urllib.parse import quote
-
     return quote(place, safe="/?&=%+,:~").encode()
 
 

@@ -2,7 +2,7 @@
 
 Lanes whose stacks can be routed per row share one batch; otherwise each lane is a batch of its own
 and they alternate token by token on the same base: they stream together and give the same tokens
-either way. `residents` finds and loads bases and adapters.
+either way. `resident_models` finds and loads bases and adapters.
 
 Shapes: `B rows, V vocabulary`.
 """
