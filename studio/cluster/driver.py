@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from studio.cluster.shared_storage import (  # fmt: skip
+from studio.cluster.shared_storage import (
     ADAPTER,
     CHECKPOINTS,
     CONTROL,
@@ -44,8 +44,8 @@ from studio.training.training_events import Event, Finished, Loading, Saved, Sav
 from studio.training.transfer_run import CHANGES
 
 logger = logging.getLogger(__name__)
-
 RECEIVE_SECONDS = 0.5
+MOST_FAILURES = 3
 
 
 def work(config: dict[str, Any]) -> None:
@@ -184,9 +184,6 @@ class _Reporter:
                 continue
             if found and found["number"] > self._number and self._command != "stop":
                 self._number, self._command = found["number"], found["command"]
-
-
-MOST_FAILURES = 3
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -47,6 +47,14 @@ from studio.training.training_events import (
 )
 
 logger = logging.getLogger(__name__)
+Intent = Callable[[], Literal["cancel", "pause", "shutdown"] | None]
+POLL_SECONDS = 0.25
+STATUS_SECONDS = 2.0
+SAVE_SECONDS = 2.0
+END_SECONDS, CANCEL_SECONDS = 30.0, 10.0
+INTENT_SECONDS = 2.0
+PATIENCE_SECONDS = {"cancel": 15.0, "pause": 90.0}
+LOG_LINES = 40
 
 
 class Fetcher:
@@ -128,17 +136,6 @@ def _localise(folder: Path, spec: RunSpec) -> None:
         if "base_model_name_or_path" in values:
             values["base_model_name_or_path"] = spec.model.path
             config.write_text(json.dumps(values, indent=2), encoding="utf-8")
-
-
-Intent = Callable[[], Literal["cancel", "pause", "shutdown"] | None]
-
-POLL_SECONDS = 0.25
-STATUS_SECONDS = 2.0
-SAVE_SECONDS = 2.0
-END_SECONDS, CANCEL_SECONDS = 30.0, 10.0
-INTENT_SECONDS = 2.0
-PATIENCE_SECONDS = {"cancel": 15.0, "pause": 90.0}
-LOG_LINES = 40
 
 
 class Follower:

@@ -114,7 +114,6 @@ class Storage:
         """Download a folder to `target` atomically; return False if it does not exist.
 
         Args:
-            name: The folder on the storage.
             target: Destination; replaced if it exists.
             change: Edits the copy before it is published.
 

@@ -40,6 +40,9 @@ from studio.spec import RunSpec
 from studio.training import transfer_run
 from studio.training.training_events import Event, Loading
 
+logger = logging.getLogger(__name__)
+RETRY_SECONDS = 2.0
+
 
 def submit(spec: RunSpec, *, run_dir: Path, home: Home, ray: Ray, storage: str) -> Submission:
     """Upload and submit the run, unless that was done before.
@@ -117,21 +120,12 @@ def _sent_model(model: Path, store: Storage) -> str:
     return f"{store.url}/{name}"
 
 
-logger = logging.getLogger(__name__)
-
-RETRY_SECONDS = 2.0
-
-
 def train(
     spec: RunSpec, *, run_dir: Path, home: Home, cluster: Cluster, control: Control, intent: Intent
 ) -> Iterator[Event]:
     """Train on the cluster, or follow the run's job that exists already.
 
     Args:
-        spec: The run.
-        run_dir: Folder for checkpoints and adapter.
-        home: Folder of imported datasets.
-        cluster: The cluster.
         control: Returns the user's current command.
         intent: Returns why the run should stop; at a `shutdown` the job continues.
 

@@ -208,10 +208,7 @@ def step_costs(
 
     Args:
         specs: Runs by number, one of each method.
-        source: The base that is loaded.
-        loaded: That base; another one is loaded for runs that need other weights.
-        backbone: Its backbone.
-        home: Where datasets are.
+        source: The base that is loaded; another one is loaded for runs that need other weights.
         run_dir: Folder for what a loss keeps of its reference.
     """
     from studio.backbone import Backbone as NewBackbone

@@ -62,7 +62,6 @@ def examine_model(
     """Return the findings: empty where it works, else the reason.
 
     Args:
-        source: The model.
         scratch: An empty folder for written files.
         skip: Methods other than LoRA that are not tried.
     """

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from studio import atomic
+from studio.backbone.composition import Stack
 from studio.chat.decoding import shares_passes
 from studio.chat.lanes import Sampling
 from studio.data.conversation_records import Conversation, Document, Problem
@@ -39,7 +40,7 @@ from studio.data.prepare_run_data import drawn, prepare
 from studio.data.template.choose_template import choose
 from studio.data.template.template import IGNORED
 from studio.data.token_arrays import Example
-from studio.evaluation.likelihood import Stack, use
+from studio.evaluation.likelihood import use
 from studio.evaluation.ranking_and_intervals import student_t
 from studio.spec import DataSource, RunSpec
 from studio.training.batching import pack
@@ -94,8 +95,6 @@ def general_set(
     """Return the embedded general set, or that of a dataset, as the base's chat template has it.
 
     Args:
-        loaded: The base.
-        home: Where imported datasets are.
         path: The dataset; empty for the embedded set.
         tokens_before: Virtual tokens of the method, which the rows must leave room for.
 

@@ -42,7 +42,7 @@ from studio.job_request import Control, Request
 from studio.training.training_events import Event, Loading
 
 if TYPE_CHECKING:
-    import httpx
+    pass
 
 logger = logging.getLogger(__name__)
 VERDICTS = "judge.jsonl"
@@ -458,7 +458,14 @@ class JudgeServer:
 
         deadline, data = time.monotonic() + self._seconds, bytearray()
         with self._client.stream(verb, self._address + path, json=body) as answer:
-            self._read(answer, data, deadline)
+            for part in answer.iter_bytes():
+                data += part
+                if len(data) > MAX_BYTES:
+                    raise JudgeFailed(
+                        f"The judge at {self._address} answers with over 2 MB of text."
+                    )
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout("the answer comes too slowly")
         if answer.status_code != httpx.codes.OK:
             logger.warning("the judge answered %s: %.500r", answer.status_code, bytes(data))
             return answer.status_code, None
@@ -466,13 +473,3 @@ class JudgeServer:
             return answer.status_code, json.loads(data)
         except ValueError:
             return answer.status_code, None
-
-    def _read(self, answer: httpx.Response, data: bytearray, deadline: float) -> None:
-        import httpx
-
-        for part in answer.iter_bytes():
-            data += part
-            if len(data) > MAX_BYTES:
-                raise JudgeFailed(f"The judge at {self._address} answers with over 2 MB of text.")
-            if time.monotonic() > deadline:
-                raise httpx.ReadTimeout("the answer comes too slowly")

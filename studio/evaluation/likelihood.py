@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from studio.backbone import Backbone
+from studio.backbone.composition import Stack
 from studio.chat.decoding import RowGroup, length_of_switch, shares_passes
 from studio.data.template.template import IGNORED
 from studio.errors import DataError, MethodError
@@ -39,7 +40,6 @@ from studio.training.loss import packed_hidden, plain_head
 PASS_TOKENS, PASS_LOGITS = {"cpu": 2**11, "cuda": 2**15}, {"cpu": 2**22, "cuda": 2**27}
 HEAD_ROWS = 64
 MAX_LABELS, ECE_BINS = 500, 15
-Stack = tuple[tuple[str, float], ...]
 Scores = list[tuple[float, bool]]  # of a context's continuations: the sum, and if it is greedy
 
 

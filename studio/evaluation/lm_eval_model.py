@@ -26,12 +26,13 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from studio.chat.lanes import Sampling
 from studio.data.template.choose_template import choose
 from studio.errors import ChatError, DataError
-from studio.evaluation.likelihood import Continuations, Stack, routable, score, use
+from studio.evaluation.likelihood import Continuations, routable, score, use
 from studio.evaluation.suites import lines_of, write_lines
 from studio.training.sample_answers import continuations
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone
+    from studio.backbone.composition import Stack
     from studio.models.loading import Loaded
 
 KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")

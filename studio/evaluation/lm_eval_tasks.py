@@ -41,7 +41,6 @@ def load(task: str, source: dict[str, Any] | Path | None, *, num_fewshot: int, s
         task: Its name, or the path of its file.
         source: Its configuration, the file of lm-eval that holds it, or None for a group or tag.
         num_fewshot: Examples in each prompt; -1 uses the task's own.
-        seed: Seed of the choice of examples.
 
     Raises:
         DataError: It does not exist, cannot be built, or would run code.

@@ -36,8 +36,6 @@ def scorers(
 
     Args:
         chosen: Names; `pattern` is another name of `regex`.
-        pattern: Regular expression of the score regex.
-        schema: JSON schema of the score json_schema.
         prefix: Begins the names of the fields of both, in errors.
         source: Field that holds the names, in errors.
 

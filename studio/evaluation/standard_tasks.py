@@ -37,7 +37,7 @@ from studio.spec import ModelSource
 from studio.training.training_events import Event, Finished, Loading, Working
 
 if TYPE_CHECKING:
-    from studio.evaluation.likelihood import Stack as Weighted
+    from studio.backbone.composition import Stack as Weighted
 
 ANSWERS, EVENT_SECONDS = "answers.jsonl", 0.5
 LOCAL = ("json", "csv", "parquet", "text", "arrow")

@@ -190,9 +190,6 @@ def resumed(
 
     Args:
         file: Its rows so far are kept, without one that is cut off.
-        total: Number of rows at the end.
-        row_of: Makes the row of a number.
-        control: Asked before each row.
         what: Name of a row for the user.
         check: Called when a row is written; may raise.
     """

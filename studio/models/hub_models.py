@@ -264,14 +264,7 @@ def _why_not(info: Any, config: dict[str, Any], *, listed: bool) -> str:
 
 
 def refused(name: str, error: Exception, revision: str = "", kind: str = "model") -> StudioError:
-    """Return a failure of the hub's library as an error with one sentence for the user.
-
-    Args:
-        name: The model that was asked for; empty where it was none.
-        error: What the library raised.
-        revision: The branch, tag or commit that was asked for.
-        kind: "model" or "dataset".
-    """
+    """Return a failure of the hub's library as an error for the user; `name` may be empty."""
     from huggingface_hub import errors  # takes longer to load than the library itself
 
     label = f'The {kind} "{name}"'

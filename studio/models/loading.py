@@ -53,8 +53,7 @@ def load(source: ModelSource, device: str = "auto", *, on_host: bool = False) ->
     Args:
         source: The base.
         device: Device to compute on.
-        on_host: Leave the weights in main memory (mapped from their file at equal precision), for
-            sharding.
+        on_host: Leave the weights in main memory (mapped from their file at equal precision).
 
     Raises:
         ModelError: As in `facts`, or the weights do not fit the configuration.
@@ -66,7 +65,7 @@ def load(source: ModelSource, device: str = "auto", *, on_host: bool = False) ->
     try:
         place = torch.device("cpu") if on_host else target
         model = _load_model(source, known, place, dtype)
-        tokenizer = load_tokenizer(source, known)
+        tokenizer = tokenizer_at(known.path)
     except torch.OutOfMemoryError:
         raise WeightsTooLarge(
             f"The weights of {known.path.name} do not fit on {target}: use a smaller model, "
@@ -78,15 +77,6 @@ def load(source: ModelSource, device: str = "auto", *, on_host: bool = False) ->
     if len(tokenizer) > embeddings:
         logger.warning("The tokenizer has %d tokens, the model %d.", len(tokenizer), embeddings)
     return Loaded(model=model, tokenizer=tokenizer, device=target, dtype=dtype, facts=known)
-
-
-def load_tokenizer(source: ModelSource, known: ModelFacts | None = None) -> PreTrainedTokenizerBase:
-    """Load only the tokenizer.
-
-    Raises:
-        ModelError: It is missing or cannot be read.
-    """
-    return tokenizer_at((known or facts(source)).path)
 
 
 def tokenizer_at(path: Path) -> PreTrainedTokenizerBase:

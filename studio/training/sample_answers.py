@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from studio.backbone import Backbone
-    from studio.evaluation.likelihood import Stack
+    from studio.backbone.composition import Stack
     from studio.training.batching import TokenRow
     from studio.training.training_session import Session
 

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from studio.adapter_stack import StackItem
+from studio.backbone.composition import Stack
 from studio.chat.lanes import Lane, Message, Sampling
-from studio.evaluation.likelihood import Continuations, Stack, score
+from studio.evaluation.likelihood import Continuations, score
 from studio.home import open_home
 from studio.spec import ModelSource
 from ui.bench.bench_figures import (

@@ -222,11 +222,12 @@ def _rows(case: BenchCase, config: Any) -> Sequence[TokenRow]:
     if case.loss != "sft":
         raise InputError(f"--loss {case.loss} is measured on --data {SYNTHETIC} alone.")
     from studio.data.prepare_run_data import prepare
-    from studio.models.loading import load_tokenizer
+    from studio.models.find_model import resolve
+    from studio.models.loading import tokenizer_at
 
     spec = case.spec().with_values({"data.path": case.data})
     prepared = prepare(
-        spec.data, load_tokenizer(spec.model), seed=0, home=None,
+        spec.data, tokenizer_at(resolve(spec.model)), seed=0, home=None,
         context_length=config.max_position_embeddings,
     )  # fmt: skip
     order = np.random.default_rng(0).permutation(len(prepared.train))

@@ -15,8 +15,9 @@ from studio.data.recognise_format import guess_origin
 from studio.data.row_converters import record_converter
 from studio.data.snapshots import open_snapshot
 from studio.errors import DataError
-from studio.models.loading import load_tokenizer
-from studio.spec import DataSource, ModelSource
+from studio.models.loading import tokenizer_at
+from studio.spec import DataSource
+from studio.starter import MODEL_DIR
 
 
 def rows(tmp_path, name, items):
@@ -105,7 +106,7 @@ def test_a_mix_has_the_number_of_rows_that_is_asked_for(home, tmp_path, weights,
 
 def prepared(home, name, fraction=0.1, seed=0):
     source = DataSource(path=name, validation_fraction=fraction)
-    return prepare(source, load_tokenizer(ModelSource()), context_length=64, seed=seed, home=home)
+    return prepare(source, tokenizer_at(MODEL_DIR), context_length=64, seed=seed, home=home)
 
 
 def test_each_source_of_a_mix_holds_out_its_share(home, tmp_path):

@@ -14,8 +14,9 @@ import torch
 
 from studio.data.prepare_run_data import prepare
 from studio.errors import DeviceLost, Diverged, MethodError, SpecError
-from studio.models.loading import load_tokenizer
-from studio.spec import DataSource, ModelSource, RunSpec
+from studio.models.loading import tokenizer_at
+from studio.spec import DataSource, RunSpec
+from studio.starter import MODEL_DIR
 from studio.train_args import TrainArgs
 from studio.training import checkpoint, objectives, training_loop
 from studio.training.memory_remedies import explain_errors
@@ -104,7 +105,7 @@ def test_rows_longer_than_the_models_context_are_cut_and_counted(tmp_path, home)
     long.write_text(row.replace("word", "one") + row)
     found = prepare(
         DataSource(path=str(long), max_length=4096, validation_fraction=0),
-        load_tokenizer(ModelSource()), context_length=64, seed=0, home=home,
+        tokenizer_at(MODEL_DIR), context_length=64, seed=0, home=home,
     )  # fmt: skip
     assert {len(example.input_ids) for example in found.train} == {64}
     assert found.report.truncated == 2
