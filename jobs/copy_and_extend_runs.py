@@ -23,7 +23,7 @@ from studio.errors import OutOfMemory, QueueError, WeightsTooLarge
 from studio.spec import DataSource, RunSpec
 
 if TYPE_CHECKING:
-    from studio.training.memory_remedies import Remedy
+    from studio.training.fit_in_memory import Remedy
 
 OF_ONE_DATASET = (
     "subset", "split", "format", "judged", "validation_path", "validation_split"
@@ -193,7 +193,7 @@ def offers(store: JobStore, job_id: int | str) -> "list[Remedy]":
     Raises:
         QueueError: It did not end that way.
     """
-    from studio.training.memory_remedies import remedies
+    from studio.training.fit_in_memory import remedies
 
     job = store.get(job_id)
     if job.kind != "train" or job.error_kind not in FULL:
@@ -215,7 +215,7 @@ def fit_and_retry(store: JobStore, job_id: int | str, name: str = "") -> "tuple[
         SpecError: There is no such remedy.
         OutOfMemory: Nothing that keeps the result is left to change.
     """
-    from studio.training.memory_remedies import pick
+    from studio.training.fit_in_memory import pick
 
     remedy = pick(offers(store, job_id), name)
     return duplicate(store, store.get(job_id).id, remedy.changes), remedy

@@ -30,7 +30,7 @@ from studio import hardware
 from studio.errors import SpecError
 from studio.names import readable
 from studio.spec import RunSpec
-from studio.training.base_of_run import sibling_key
+from studio.training.starting_point import sibling_key
 
 logger = logging.getLogger(__name__)
 ENOUGH = 0.9

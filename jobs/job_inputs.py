@@ -29,7 +29,7 @@ from studio.models import find_model
 from studio.models.hub_models import repository_folder
 from studio.names import locate
 from studio.spec import RunSpec
-from studio.training import distributed, objectives, starting_adapter, trackers
+from studio.training import distributed, objectives, starting_point, trackers
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def _admit(spec: RunSpec, home: Home, here: bool, may_wait: bool, known: Known) 
         first_report,  # imports numpy
         validation_source,
     )
-    from studio.training.base_of_run import with_stored_precision
+    from studio.training.starting_point import with_stored_precision
 
     def dataset(path: str) -> str:
         return _once(known, ("data", path), lambda: dataset_path(path, home))
@@ -101,7 +101,7 @@ def _admit(spec: RunSpec, home: Home, here: bool, may_wait: bool, known: Known) 
         facts = _once(known, spec.model, lambda: find_model.facts(spec.model))
         if here and spec.train.device != CLUSTER:
             spec = with_stored_precision(spec, facts)  # kept: a resumed run has the same one
-        spec = starting_adapter.resolved(spec, home, facts)
+        spec = starting_point.resolved(spec, home, facts)
         rows = (spec.model, spec.data, spec.train.rows)
         _once(known, rows, lambda: first_report(spec, home))  # raises where nothing is trained
     elif not may_wait:

@@ -68,7 +68,7 @@ def train_together(works: Sequence[Work]) -> Iterator[tuple[int, Event | Excepti
 def _as_here(spec: RunSpec, device: str) -> RunSpec:
     """Return the spec in the precision of its device, its GPUs as this process counts them."""
     from studio.models import find_model
-    from studio.training.base_of_run import with_stored_precision
+    from studio.training.starting_point import with_stored_precision
 
     spec = with_stored_precision(spec, find_model.facts(spec.model), device)
     if not hardware.is_card(device):

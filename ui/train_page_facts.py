@@ -218,7 +218,7 @@ def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
 
 def warnings(spec: RunSpec, home: Home) -> Iterator[str]:
     """Yield what is rarely meant of settings that are valid."""
-    from studio.training.base_of_run import emulation_warning
+    from studio.training.starting_point import emulation_warning
     from studio.training.steps_and_learning_rate import lr_for
 
     words, too_little = trained_line(spec, home)

@@ -181,7 +181,7 @@ def download_for(store: JobStore, model: ModelSource) -> Job | None:
 
 def fit_of(model: model_list.Model, device: hardware.Device) -> dict[str, Any] | None:
     """Return what fits of a model on a device; None where its size is not known."""
-    from studio.training.fits_on_device import fits, has_sizes
+    from studio.training.fit_in_memory import fits, has_sizes
 
     if model.why_not or not model.parameters:
         return None

@@ -199,9 +199,9 @@ def estimated(
     fit: Annotated[bool, field("Change what must change for it to fit.")] = False,
 ) -> Any:
     """Estimate a run's memory by part and its time before it starts."""
-    from studio.training.base_of_run import emulation_warning
     from studio.training.estimate_memory_and_time import estimate
-    from studio.training.memory_remedies import make_it_fit
+    from studio.training.fit_in_memory import make_it_fit
+    from studio.training.starting_point import emulation_warning
 
     run = read_spec(
         store.home, spec, model=model, data=data, method=method, assignments=set,

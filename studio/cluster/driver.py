@@ -39,7 +39,7 @@ from studio.home import open_home
 from studio.job_request import Command
 from studio.spec import RunSpec
 from studio.training import transfer_run
-from studio.training.memory_remedies import retry_changes, retry_text
+from studio.training.fit_in_memory import retry_changes, retry_text
 from studio.training.training_events import Event, Finished, Loading, Saved, Saving
 from studio.training.transfer_run import CHANGES
 

@@ -32,7 +32,7 @@ from studio.job_request import Request
 from studio.models.find_model import facts
 from studio.spec import ModelSource, RunSpec
 from studio.training.allocator_and_threads import trim
-from studio.training.base_of_run import base_model, with_stored_precision
+from studio.training.starting_point import base_model, with_stored_precision
 from studio.training.training_events import Event, Finished, Loading
 
 if TYPE_CHECKING:

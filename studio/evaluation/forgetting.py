@@ -46,7 +46,7 @@ from studio.spec import DataSource, RunSpec
 from studio.training.batching import pack
 from studio.training.loss import loss_sums
 from studio.training.sample_answers import continuations, prompt_of
-from studio.training.starting_adapter import num_tokens_before
+from studio.training.starting_point import num_tokens_before
 from studio.training.training_events import Forgotten
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from studio.fields import knob
 from studio.home import Home, publishing
 from studio.job_request import Request
 from studio.spec import RunSpec
-from studio.training.starting_adapter import StartingPoint
+from studio.training.starting_point import StartingPoint
 from studio.training.training_events import Event, Finished, Loading
 
 BEFORE = "adapter-before"

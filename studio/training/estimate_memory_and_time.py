@@ -31,12 +31,6 @@ from studio.models.new_tokens import new_token_ids
 from studio.models.quantization import QUANTISED_BYTES
 from studio.spec import RunSpec
 from studio.training.allocator_and_threads import REUSED_BYTES, WIDE_NUMBERS, chunk_numbers
-from studio.training.base_of_run import (
-    chosen_device,
-    emulated_slowdown,
-    loaded_dtype,
-    with_stored_precision,
-)
 from studio.training.objectives import needs_reference
 from studio.training.sizes_for_estimates import (
     CACHE_TOKENS,
@@ -52,6 +46,12 @@ from studio.training.sizes_for_estimates import (
     read_shape,
     row_lengths,
     shares_prompts,
+)
+from studio.training.starting_point import (
+    chosen_device,
+    emulated_slowdown,
+    loaded_dtype,
+    with_stored_precision,
 )
 from studio.training.steps_and_learning_rate import FACTORS, Plan, plan_run, trial_steps
 

@@ -29,7 +29,7 @@ from studio.training.loss import token_losses
 from studio.training.objectives import needs_reference, reward_scores
 from studio.training.sample_answers import Continuation, continuations
 from studio.training.sizes_for_estimates import CACHE_TOKENS
-from studio.training.starting_adapter import num_tokens_before
+from studio.training.starting_point import num_tokens_before
 from studio.training.training_events import Loading
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from studio.home import is_whole, publishing
 from studio.training.batching import PackedBatch, PaddedBatch, TokenRow, grouped
 from studio.training.loss import eval_tokens, row_losses, token_kl
 from studio.training.objectives import OBJECTIVES, WITHOUT_REFERENCE, LogProbs, PairLosses
-from studio.training.starting_adapter import num_tokens_before
+from studio.training.starting_point import num_tokens_before
 from studio.training.training_events import Loading
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from studio.data.template.template import IGNORED
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training import kernel_check
-from studio.training.base_of_run import base_model, chosen_device, emulated_slowdown
 from studio.training.estimate_memory_and_time import (
     CUDA_RUNTIME_BYTES,
     START_SECONDS,
@@ -24,8 +23,9 @@ from studio.training.estimate_memory_and_time import (
     slowdown,
     step_flops,
 )
-from studio.training.memory_remedies import explain_errors
+from studio.training.fit_in_memory import explain_errors
 from studio.training.sizes_for_estimates import MOST_STEPS, read_shape
+from studio.training.starting_point import base_model, chosen_device, emulated_slowdown
 from studio.training.training_events import Event, Finished, Loading
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from studio.chat.lanes import Sampling
 from studio.chat.sampling import Sampler, pick_all
 from studio.data.template.choose_template import choose_for
 from studio.data.template.template import IGNORED
-from studio.training.starting_adapter import num_tokens_before
+from studio.training.starting_point import num_tokens_before
 from studio.training.training_events import Answered, Asked, Sampled
 
 if TYPE_CHECKING:

@@ -31,9 +31,9 @@ from studio.job_request import Control
 from studio.methods import Phase
 from studio.models.loading import Loaded, load
 from studio.spec import RunSpec
-from studio.training.base_of_run import base_model
 from studio.training.batching import PackedBatch, PaddedBatch, total_weight
 from studio.training.loss import loss_sums
+from studio.training.starting_point import base_model
 from studio.training.train_run import train_on_base
 from studio.training.training_events import Event, Loading, Started, Step
 from studio.training.training_loop import already_finished

@@ -34,7 +34,6 @@ from studio.training.allocator_and_threads import (
     trim,
 )
 from studio.training.base_check import check_base
-from studio.training.base_of_run import base_model
 from studio.training.batching import Neftune
 from studio.training.checkpoint import CheckpointOrigin, RunProgress
 from studio.training.distributed import (
@@ -43,11 +42,11 @@ from studio.training.distributed import (
     shard_base,
     train_distributed,
 )
+from studio.training.fit_in_memory import explain_errors, retry_changes, retry_text
 from studio.training.grpo_rollouts import Rollouts
-from studio.training.memory_remedies import explain_errors, retry_changes, retry_text
 from studio.training.optimizer import make_optimizer
 from studio.training.preference_loss import Preference
-from studio.training.starting_adapter import attach, num_tokens_before
+from studio.training.starting_point import attach, base_model, num_tokens_before
 from studio.training.steps_and_learning_rate import FACTORS, learning_rate, plan_run, trial_steps
 from studio.training.training_events import Event, Loading
 from studio.training.training_loop import already_finished, run

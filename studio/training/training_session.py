@@ -43,7 +43,7 @@ from studio.training.grpo_rollouts import Rollouts
 from studio.training.loss import EvalLoss, eval_tokens, evaluate_loss, loss_sum
 from studio.training.optimizer import OptimizerLike, set_learning_rate
 from studio.training.preference_loss import Preference
-from studio.training.starting_adapter import StartingPoint
+from studio.training.starting_point import StartingPoint
 from studio.training.steps_and_learning_rate import Plan
 from studio.training.training_events import Evaluated, Started, Step
 

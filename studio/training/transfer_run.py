@@ -22,7 +22,7 @@ from studio import atomic
 from studio.errors import DataError, InputError, OutOfMemory, SpecError, StudioError
 from studio.home import Home, is_whole, open_home, publishing
 from studio.spec import RunSpec
-from studio.training.memory_remedies import retry_changes, retry_text
+from studio.training.fit_in_memory import retry_changes, retry_text
 from studio.training.training_events import Event, Finished, event_from
 
 EVENTS, CHANGES, AGAIN = "events.jsonl", "changes.json", "again"

@@ -19,7 +19,7 @@ from studio.errors import AdapterError, InputError, MethodError, QueueError
 from studio.evaluation.bakeoff_measurements import REPORT, BakeoffRequest, step_costs
 from studio.models.loading import load
 from studio.spec import RunSpec
-from studio.training.base_of_run import base_model
+from studio.training.starting_point import base_model
 from studio.training.train_run import train
 from tests.jobs.conftest import take
 from tests.studio.tiny import tiny_spec, verifying_here

@@ -8,7 +8,7 @@ from studio import device_setting, hardware
 from studio.errors import SpecError
 from studio.hardware import Device
 from studio.spec import RunSpec
-from studio.training.base_of_run import sibling_key
+from studio.training.starting_point import sibling_key
 
 
 def _machine(monkeypatch: pytest.MonkeyPatch, *names: str, cores: int = 4) -> None:

@@ -89,7 +89,7 @@ def variables_at_torch(module: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     "module",
     ["jobs.runner", "jobs.chat_host", "jobs.supervisor", "studio.training.distributed_rank",
-     "studio.adapters.verify_logits", "ui.bench.peer_worker",
+     "studio.adapters.verify_logits", "ui.bench.peer_trainers",
      "ui.cli.chat_commands", "ui.cli.main"],
 )  # fmt: skip
 def test_every_process_that_computes_bounds_the_spin_before_torch_loads(module):

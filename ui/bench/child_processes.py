@@ -27,7 +27,7 @@ from studio.errors import RunError
 from ui.bench.bench_figures import progress, round_text
 
 PATIENCE_SECONDS = 120
-WORKER = ("-m", "ui.bench.peer_worker")
+WORKER = ("-m", "ui.bench.peer_trainers")
 
 
 def run(*words: str, home: Path | None = None) -> str:

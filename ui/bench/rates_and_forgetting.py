@@ -231,7 +231,7 @@ class _Bench:
         """Return the base, which stays in memory; a fresh one if trained or quantised."""
         from studio.backbone import Backbone
         from studio.models.loading import load
-        from studio.training.base_of_run import base_model
+        from studio.training.starting_point import base_model
 
         source = base_model(spec)
         own = spec.method.trains_base or source.quantization != "none"

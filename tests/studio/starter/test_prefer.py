@@ -22,7 +22,7 @@ from studio.models.find_model import facts
 from studio.models.loading import Loaded, load
 from studio.spec import RunSpec
 from studio.starter.make.demos import PIRATE_CLOSERS, PIRATE_OPENERS, _pirate_text
-from studio.training import starting_adapter
+from studio.training import starting_point
 from studio.training.objectives import WITHOUT_REFERENCE
 from studio.training.train_run import train
 from studio.training.training_events import Evaluated
@@ -129,7 +129,7 @@ def test_what_is_preferred_appears_and_answers_stay_right(case, world, tmp_path)
         "data.validation_fraction": 0.15,
         **({"train.beta": 2} if loss == "simpo" else {}),  # 0.1 is for summed log-probabilities
     })  # fmt: skip
-    spec = starting_adapter.resolved(spec, world.home, facts(spec.model))
+    spec = starting_point.resolved(spec, world.home, facts(spec.model))
     events = list(train(spec, run_dir=tmp_path / "run", home=world.home))
 
     before, after = (world.measured(one) for one in

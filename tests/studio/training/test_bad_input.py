@@ -19,7 +19,7 @@ from studio.spec import DataSource, RunSpec
 from studio.starter import MODEL_DIR
 from studio.train_args import TrainArgs
 from studio.training import checkpoint, objectives, training_loop
-from studio.training.memory_remedies import explain_errors
+from studio.training.fit_in_memory import explain_errors
 from studio.training.optimizer import _MAKERS, make_optimizer
 from studio.training.training_session import Session
 from tests.studio.training.conftest import run_all

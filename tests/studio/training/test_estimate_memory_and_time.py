@@ -13,11 +13,11 @@ from studio.hardware import Device
 from studio.models.find_model import facts
 from studio.spec import RunSpec
 from studio.training import train_run
-from studio.training.base_of_run import base_model, loaded_dtype
 from studio.training.estimate_memory_and_time import START_SECONDS, estimate, memory, steps_before
-from studio.training.memory_remedies import make_it_fit, next_remedy
+from studio.training.fit_in_memory import make_it_fit, next_remedy
 from studio.training.preflight import REPORT, corrected, preflight
 from studio.training.sizes_for_estimates import BatchLoad, Shape, batch_load, shape_of
+from studio.training.starting_point import base_model, loaded_dtype
 from studio.training.steps_and_learning_rate import plan_run
 from studio.training.training_events import Finished, Loading, Step
 from tests.studio.tiny import tiny_folder

@@ -15,8 +15,8 @@ from studio.errors import DataError, DeviceLost, DiskFull, Diverged, OutOfMemory
 from studio.home import is_whole
 from studio.spec import RunSpec
 from studio.training import checkpoint
+from studio.training.fit_in_memory import advice, explain_errors
 from studio.training.loss import loss_sum
-from studio.training.memory_remedies import advice, explain_errors
 from studio.training.training_events import Saved, Step
 from tests.studio.training.conftest import make_rows, run_all
 

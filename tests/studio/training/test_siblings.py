@@ -12,8 +12,8 @@ from studio.errors import DataError, Diverged
 from studio.methods import Phase, methods
 from studio.spec import RunSpec
 from studio.training import siblings, training_loop
-from studio.training.base_of_run import sibling_key
 from studio.training.siblings import Sibling, SiblingGroup, train_siblings
+from studio.training.starting_point import sibling_key
 from studio.training.train_run import open_session
 from studio.training.training_events import Event, Finished, Saved, Step
 from studio.training.training_session import Session

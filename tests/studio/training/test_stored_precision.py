@@ -13,12 +13,12 @@ from studio import hardware
 from studio.models import find_model
 from studio.models.find_model import facts
 from studio.spec import ModelSource, RunSpec
-from studio.training.base_of_run import (
+from studio.training.estimate_memory_and_time import estimate
+from studio.training.starting_point import (
     base_model,
     emulation_warning,
     with_stored_precision,
 )
-from studio.training.estimate_memory_and_time import estimate
 from ui import train_page_facts
 
 STARTER = facts(ModelSource(path="starter"))

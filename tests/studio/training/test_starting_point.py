@@ -27,9 +27,9 @@ from studio.methods.prefix_tuning import PrefixTuning
 from studio.models.find_model import facts
 from studio.models.loading import load
 from studio.spec import RunSpec
-from studio.training import starting_adapter, train_run
-from studio.training.base_of_run import base_model
+from studio.training import starting_point, train_run
 from studio.training.loss import row_losses
+from studio.training.starting_point import base_model
 from studio.training.train_run import open_session, prepare_data, train
 from studio.training.training_events import Started, Step
 from studio.training.training_session import Session
@@ -62,7 +62,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def trained(spec: RunSpec, home: Any, number: int, **values: Any) -> list[Step]:
-    spec = starting_adapter.resolved(spec.with_values(values), home, facts(spec.model))
+    spec = starting_point.resolved(spec.with_values(values), home, facts(spec.model))
     events = list(train(spec, run_dir=home.run(number), home=home))
     return [event for event in events if isinstance(event, Step)]
 
@@ -260,26 +260,26 @@ def test_what_a_run_cannot_start_from_is_one_sentence(world, tmp_path):
     spec, home = world
     known = facts(spec.model)
     with pytest.raises(MethodError, match="LoRA, which train.init_mode=continue trains further"):
-        starting_adapter.resolved(spec.with_values({"method.name": "ia3"}), home, known)
+        starting_point.resolved(spec.with_values({"method.name": "ia3"}), home, known)
     with pytest.raises(MethodError, match="cannot start from an adapter"):
-        starting_adapter.resolved(spec.with_values({"method.name": "full"}), home, known)
+        starting_point.resolved(spec.with_values({"method.name": "full"}), home, known)
     other = spec.with_values({"model.path": str(tiny_folder(tmp_path / "other", "qwen3"))})
     with pytest.raises(AdapterError, match="was made for"):
-        starting_adapter.resolved(other, home, facts(other.model))
+        starting_point.resolved(other, home, facts(other.model))
     with pytest.raises(AdapterError, match='no adapter "nothing"'):
-        starting_adapter.resolved(spec.with_values({"train.init_adapter": "nothing"}), home, known)
+        starting_point.resolved(spec.with_values({"train.init_adapter": "nothing"}), home, known)
     shutil.copytree(Path(spec.train.init_adapter), bare := tmp_path / "bare")  # as PEFT leaves it
     (bare / "passport.json").unlink(missing_ok=True)
     unknown = spec.with_values({"train.init_adapter": str(bare)})
-    found = starting_adapter.resolved(unknown, home, known).method
+    found = starting_point.resolved(unknown, home, known).method
     assert (found.name, found.r) == ("lora", 4), "as its own file says"
     with pytest.raises(AdapterError, match="was made for"):
         made = unknown.with_values({"model.path": other.model.path})
-        starting_adapter.resolved(made, home, facts(other.model))
+        starting_point.resolved(made, home, facts(other.model))
     to_come = spec.with_values({"train.init_adapter": str(home.run(99) / "adapter")})
-    assert starting_adapter.resolved(to_come, home, known) == to_come, "checked when the run starts"
+    assert starting_point.resolved(to_come, home, known) == to_come, "checked when the run starts"
     with pytest.raises(SpecError, match="and the run on the cluster"):
-        starting_adapter.resolved(to_come.with_values({"train.device": CLUSTER}), home, known)
+        starting_point.resolved(to_come.with_values({"train.device": CLUSTER}), home, known)
     with pytest.raises(AdapterError, match="no adapter"):
         list(train(to_come, run_dir=tmp_path / "run", home=home))
     with pytest.raises(MethodError, match="trains further"):  # a bake-off checks one of its runs
