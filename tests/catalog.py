@@ -20,7 +20,7 @@ from ui.language import LOCALE, PAGES, PART, TEXTS, read_po
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "ui/assets"
 LEFT_OUT = re.compile(
-    r"ui/bench/|ui/language|starter/make/|gguf_tokenizer|"
+    r"ui/bench/|ui/language|starter/make/|"
     r"adapters/(model_card|ollama|verify)|data/suspicious|methods/__main__|"
     r"evaluation/lm_eval"
 )

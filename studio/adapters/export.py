@@ -44,7 +44,7 @@ from studio.fields import knob
 from studio.home import Home, publishing, slug
 from studio.job_request import Request
 from studio.methods import is_low_rank, methods
-from studio.methods.method_of_config import CONFIG, read_config, read_method
+from studio.methods.method_of_config import CONFIG, read_json, read_method
 from studio.spec import ModelSource
 from studio.training.training_events import Event, Finished, Loading
 
@@ -138,7 +138,7 @@ def export_adapter(
                 f"The adapter moves logits by up to {moved:.3g}."
             )
         else:
-            read_method(read_config(temporary))
+            read_method(read_json(temporary / CONFIG))
             adapter_files.read_tensors(temporary, adapter_files.WEIGHTS)
             measured = "Its base is not here: the files were read, not run."
             report = {"form": form, "max_error": None, "note": measured}

@@ -25,7 +25,7 @@ from studio.errors import AdapterError, Unreached, is_transient
 from studio.fields import knob
 from studio.home import Home, publishing, slug
 from studio.job_request import Request
-from studio.methods.method_of_config import CONFIG, is_adapterhub, read_config, read_method
+from studio.methods.method_of_config import CONFIG, is_adapterhub, read_json, read_method
 from studio.models.find_model import facts
 from studio.names import readable
 from studio.spec import ModelSource
@@ -155,7 +155,7 @@ def _checked_files(folder: Path) -> Path:
             raise AdapterError(f"{file} is a link to nothing.")
         if file.exists() and (not file.is_file() or file.stat().st_size > MAX_BYTES):
             raise AdapterError(f"{file} is not a regular file of at most {readable(MAX_BYTES)}.")
-    config = read_config(folder)
+    config = read_json(folder / CONFIG)
     theirs = is_adapterhub(config)
     if not theirs:
         read_method(config)

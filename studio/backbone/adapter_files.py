@@ -41,7 +41,7 @@ from studio.methods.method_of_config import (
     CONFIG,
     is_adapterhub,
     read_bottleneck,
-    read_config,
+    read_json,
     read_method,
 )
 
@@ -73,7 +73,7 @@ def read(
     Raises:
         AdapterError: A file is missing or invalid, or does not fit this base.
     """
-    config = read_config(folder)
+    config = read_json(folder / CONFIG)
     if is_adapterhub(config):
         return *read_adapterhub(config, read_tensors(folder, ADAPTERHUB_WEIGHTS), anatomy), {}
     method = read_method(config)

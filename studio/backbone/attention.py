@@ -68,7 +68,7 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """How a layer's own attention differs from the plain causal one.
+    """Differences of a layer's attention from the plain causal one.
 
     Attributes:
         scaling: Scale of the logits; `E^-½` when None.

@@ -85,7 +85,7 @@ class Call:
 
 @dataclass(slots=True)
 class Recording:
-    """What a recorded forward pass has shown.
+    """Findings of a recorded forward pass.
 
     Attributes:
         runs: Number of calls of each module that ran.

@@ -98,7 +98,7 @@ class Anatomy:
 
     @cached_property
     def recording(self) -> Recording:
-        """What one short forward pass shows (`forward_recording.py`)."""
+        """Findings of one short forward pass (`forward_recording.py`)."""
         if self._record is not None:
             return self._record()
         from studio.backbone.forward_recording import record

@@ -37,7 +37,7 @@ def method_in(folder: Path) -> Method:
     Raises:
         AdapterError: The config is missing, invalid, or of a method that is not supported.
     """
-    config = read_config(folder)
+    config = read_json(folder / CONFIG)
     if is_adapterhub(config):
         return read_bottleneck(config, int(config.get("hidden_size") or 0))
     method, own = read_method(config), dict[str, Any]()
@@ -64,11 +64,6 @@ def _names(config: dict[str, Any], field: str) -> tuple[str, ...]:
 def is_adapterhub(config: dict[str, Any]) -> bool:
     """Return True if an `adapter_config.json` is in AdapterHub's format."""
     return "peft_type" not in config and isinstance(config.get("config"), dict)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the values of `adapter_config.json`."""
-    return read_json(folder / CONFIG)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -107,7 +102,6 @@ def read_method(config: dict[str, Any]) -> Method:
             f"adapter_config.json has peft_type {kind[:40]!r}, which is not supported."
             f"{nearest(kind, known)}"
         )
-    # Fields that are applied to the tensors.
     left_out = NOT_MATHS | (APPLIED_TO_TENSORS if kind == Lora.peft_type else set())
     fields = {key: value for key, value in config.items() if key not in left_out}
     return known[kind].from_peft(fields)

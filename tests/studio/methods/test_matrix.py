@@ -223,4 +223,4 @@ def test_a_file_name_that_peft_does_not_know_is_noticed(tmp_path):
     text = (tmp_path / adapter_files.CONFIG).read_text()
     (tmp_path / adapter_files.CONFIG).write_text(text.replace('"LORA"', '"LORAX"'))
     with pytest.raises(adapter_files.AdapterError, match="LORAX"):
-        adapter_files.read_method(adapter_files.read_config(tmp_path))
+        adapter_files.read_method(adapter_files.read_json(tmp_path / adapter_files.CONFIG))
