@@ -1,11 +1,17 @@
 """The starter as shipped, loaded as any folder: size, tokenizer, template, and what it knows."""
 
+import json
+
 import pytest
 
-from studio.starter import MODEL_DIR, SAMPLE_PROMPTS
+from studio.spec import RunSpec
+from studio.starter import MODEL_DIR, SAMPLE_PROMPTS, datasets
 from studio.starter.make.chats import FOLLOW_UPS, FOLLOWABLE, UNKNOWN, follow_up
 from studio.starter.make.pretrain import encode_rows, greedy_answers
 from studio.starter.make.world import held_out_questions, questions
+from studio.training.train_run import train
+from studio.training.training_events import Finished
+from tests.studio.starter.styles import heldout, is_in_style, keeps_content
 
 CHAT = [
     {"role": "system", "content": "Be polite and clear."},
@@ -139,3 +145,28 @@ def test_sample_prompts_get_an_answer_that_ends(model, tokenizer):
 
     assert answers[0] == "The capital of France is Paris."
     assert all(answer and answer[-1] in ".!?" and answer != UNKNOWN for answer in answers)
+
+
+@pytest.mark.parametrize(
+    "demo", [name if name == "terse" else pytest.param(name, marks=pytest.mark.long)
+             for name in datasets()]
+)  # fmt: skip
+def test_default_lora_brings_the_demo_style_and_keeps_the_content(demo, home, tmp_path):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    spec = RunSpec.model_validate({"data": {"path": f"starter:{demo}"}, "method": "lora"})
+    rows = [json.loads(line) for line in heldout(demo).read_text(encoding="utf-8").splitlines()]
+
+    *_, last = train(spec, run_dir=tmp_path / "run", home=home)
+
+    assert isinstance(last, Finished)
+    base = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
+    tuned = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter").eval()
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    answers = greedy_answers(tuned, tokenizer, [row["messages"][:1] for row in rows])
+    in_style = [is_in_style(demo, answer) for answer in answers]
+    right = [keeps_content(row, answer) for row, answer in zip(rows, answers, strict=True)]
+    assert sum(in_style) >= 0.9 * len(rows), answers
+    assert sum(right) >= 0.8 * len(rows), answers
