@@ -86,7 +86,7 @@ def data_routes(home: Home, store: JobStore) -> APIRouter:
             "findings": found.meta.findings.model_dump(mode="json", exclude={"mapping"}),
             "children": children,
             "runs": [{"id": job.id, "name": job.name} for job in runs_on(store, name)],
-            "columns": mapping_preview.columns(name, home),
+            "columns": mapping_preview.columns(DataSource(path=name), home),
         }  # fmt: skip
 
     _reading(router, home, store)
@@ -166,9 +166,8 @@ def preview_source(home: Home, wanted: SourcePreview) -> dict[str, Any]:
         if corrected is not None:
             mapping, reason = corrected.checked(), "by hand"
         else:
-            mapping, reason, sure = mapping_preview.guess(
-                data, home, format=wanted.format or "auto"
-            )
+            asked = data.model_copy(update={"format": wanted.format or "auto"})
+            mapping, reason, sure = mapping_preview.guess(asked, home)
         rows = mapping_preview.preview(data, mapping, count=5, home=home)
     except DataError as error:
         if not columns:

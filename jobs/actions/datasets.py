@@ -191,7 +191,7 @@ def map_columns(
     data = DataSource(path=source)
     changes = _changes(column, template, constant, role)
     mapping = Mapping.parse(whole).checked() if whole else corrected(data, format, changes, home)
-    shown = preview(source, mapping, count=rows, home=home)
+    shown = preview(data, mapping, count=rows, home=home)
     if save:
         return CurateRequest(data=data, step={"kind": "remap", "mapping": mapping.model_dump()})
     return {"mapping": mapping.model_dump(mode="json"), "rows": shown}

@@ -77,7 +77,7 @@ class ImportRequest(SnapshotRequest):
         from studio.data.find_dataset import origin_of
 
         if self.mapping is None and origin_of(self.data.path, home).kind != "hub":
-            mapping_preview.guess(self.data.path, home, format=self.data.format)
+            mapping_preview.guess(self.data, home)
         return self
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:

@@ -111,38 +111,33 @@ _ADDENDS = _RANDOM.integers(0, 2**64, NUM_HASHES, dtype=np.uint64)
 _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 
 
-class _Signatures:
-    """MinHash signatures of texts' runs of three words; remembers the words it has hashed."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, int] = {}
-
-    def of(self, text: str) -> NDArray[np.uint32]:
-        known, hashed = self._known, []
-        for word in words_in(text):
-            value = known.get(word)
-            if value is None:
-                if len(known) > MAX_WORDS:
-                    known.clear()
-                value = known[word] = zlib.crc32(word.encode("utf-8", "replace"))
-            hashed.append(value)
-        hashed = hashed or [zlib.crc32(text.encode("utf-8", "replace"))]  # signs only
-        words = np.array(hashed, dtype=np.uint64)
-        if len(words) > 2:
-            words = (words[:-2] * _FIRST + words[1:-1]) * _SECOND + words[2:]
-        words = words ^ (words >> np.uint64(29))
-        mixed = words[:, None] * _FACTORS + _ADDENDS
-        return (mixed.min(axis=0) >> np.uint64(32)).astype(np.uint32)
+def _signature(text: str, known: dict[str, int]) -> NDArray[np.uint32]:
+    """Return the MinHash of a text's runs of three words; `known` are words that were hashed."""
+    hashed = []
+    for word in words_in(text):
+        value = known.get(word)
+        if value is None:
+            if len(known) > MAX_WORDS:
+                known.clear()
+            value = known[word] = zlib.crc32(word.encode("utf-8", "replace"))
+        hashed.append(value)
+    hashed = hashed or [zlib.crc32(text.encode("utf-8", "replace"))]  # signs only
+    words = np.array(hashed, dtype=np.uint64)
+    if len(words) > 2:
+        words = (words[:-2] * _FIRST + words[1:-1]) * _SECOND + words[2:]
+    words = words ^ (words >> np.uint64(29))
+    mixed = words[:, None] * _FACTORS + _ADDENDS
+    return (mixed.min(axis=0) >> np.uint64(32)).astype(np.uint32)
 
 
 def near_duplicates(texts: Iterable[str]) -> set[int]:
     """Return the places, from 0, of texts that share most runs of three words with an earlier."""
-    signatures = _Signatures()
+    known: dict[str, int] = {}
     bands: dict[tuple[int, bytes], int] = {}
     kept: list[NDArray[np.uint32]] = []
     found: set[int] = set()
     for row, text in enumerate(islice(texts, MAX_ROWS)):
-        mine = signatures.of(text)
+        mine = _signature(text, known)
         kept.append(mine)
         data, width = mine.tobytes(), 4 * ROWS_PER_BAND
         keys = [(at, data[at : at + width]) for at in range(0, len(data), width)]

@@ -34,20 +34,19 @@ MAX_ROWS_READ = 100_000
 KINDS = ("columns", "templates", "constants")
 
 
-def guess(data: str | DataSource, home: Home | None = None, *, format: str = "auto") -> Guess:
+def guess(source: DataSource, home: Home | None = None) -> Guess:
     """Guess how a source is read, or return what was settled at its import.
 
     Raises:
         DataError: It cannot be read, or nothing fits.
     """
-    source = _source(data).model_copy(update={"format": format})
     return guess_origin(find(source, home, first=SAMPLE_ROWS), source)
 
 
-def columns(data: str | DataSource, home: Home | None = None) -> dict[str, str]:
+def columns(source: DataSource, home: Home | None = None) -> dict[str, str]:
     """Return the columns of a source (dotted where objects lie inside) with an example each."""
     found: dict[str, str] = {}
-    for row in _first(data, home, COLUMN_ROWS):
+    for row in _first(source, home, COLUMN_ROWS):
         _collect(row.values, "", found)
     return found
 
@@ -138,12 +137,12 @@ def _refuse_missing(origin: Origin, changes: dict[str, dict[str, str]]) -> None:
 
 
 def preview(
-    data: str | DataSource, mapping: Mapping | None, *, count: int = 5, home: Home | None = None
+    source: DataSource, mapping: Mapping | None, *, count: int = 5, home: Home | None = None
 ) -> list[dict[str, Any]]:
     """Return the first rows as they are and, with a mapping, as what they become."""
     convert = record_converter(mapping) if mapping else None
     shown: list[dict[str, Any]] = []
-    for row in _first(data, home, count):
+    for row in _first(source, home, count):
         entry: dict[str, Any] = {"line": row.line, "row": row.values}
         if convert:
             entry |= as_read(convert(row))
@@ -180,13 +179,9 @@ def shortened(value: Any, limit: int = MAX_SHOWN) -> Any:
     return value if isinstance(value, int | float | bool | None) else str(value)[:limit]
 
 
-def _source(data: str | DataSource) -> DataSource:
-    return DataSource(path=data) if isinstance(data, str) else data
-
-
-def _first(data: str | DataSource, home: Home | None, count: int) -> list[Row]:
+def _first(source: DataSource, home: Home | None, count: int) -> list[Row]:
     first = max(count, SAMPLE_ROWS)
-    items = islice(find(_source(data), home, first=first).rows(), MAX_ROWS_READ)
+    items = islice(find(source, home, first=first).rows(), MAX_ROWS_READ)
     return list(islice((item for item in items if isinstance(item, Row)), count))
 
 

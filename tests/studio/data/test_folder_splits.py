@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.job_inputs import admit
+from studio.data.dataset_requests import ImportRequest
 from studio.data.find_dataset import find
 from studio.data.prepare_run_data import prepare
 from studio.errors import DataError
@@ -154,6 +155,12 @@ def test_a_split_that_is_missing_is_refused_before_the_run(tmp_path):
         admit(RunSpec.parse({"data": data}), home)
     write(tmp_path / "data/test.jsonl", "b")
     assert admit(RunSpec.parse({"data": data}), home).data.validation_split == "test"
+
+
+def test_an_import_of_a_split_does_not_ask_for_another(tmp_path, home):
+    write(tmp_path / "data/test.jsonl", "b")
+    data = DataSource(path=str(tmp_path / "data"), split="test")
+    assert ImportRequest(data=data).checked(home).data == data
 
 
 def test_links_of_the_hub_cache_are_read_and_others_are_counted_in_a_note(tmp_path):

@@ -85,7 +85,7 @@ def test_a_damaged_file_is_read_or_refused(name, harms, tmp_path):
     assert report.ok == (report.error is None)
     assert report.rows.read == report.rows.kept + report.rows.dropped
     if report.ok:
-        assert json.dumps(mapping_preview.columns(str(path))).isascii()
+        assert json.dumps(mapping_preview.columns(DataSource(path=str(path)))).isascii()
 
 
 @st.composite

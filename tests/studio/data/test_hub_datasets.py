@@ -97,9 +97,9 @@ def test_first_rows_are_streamed_and_nothing_more_is_loaded(monkeypatch):
 
     monkeypatch.setattr("studio.data.hub_datasets.is_reached", lambda _: True)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    shown = mapping_preview.preview("org/rows", None, count=3)
+    shown = mapping_preview.preview(DataSource(path="org/rows"), None, count=3)
     assert [one["row"]["question"] for one in shown] == ["q0", "q1", "q2"]
-    assert mapping_preview.guess("org/rows").mapping.format == "question_answer"
+    assert mapping_preview.guess(DataSource(path="org/rows")).mapping.format == "question_answer"
     assert max(taken) < 1000
 
 

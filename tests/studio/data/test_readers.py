@@ -224,7 +224,7 @@ def test_half_a_character_is_dropped_before_and_after_an_import(home, tmp_path, 
     kept = made.meta.findings.rows.kept
     assert kept == check_file("a", home=home).rows.kept == (2 if where == "answer" else 3)
     assert [row.values for row in made.rows()] == rows
-    page = mapping_preview.preview("a", None, home=home)
+    page = mapping_preview.preview(DataSource(path="a"), None, home=home)
     assert json.dumps(page, ensure_ascii=False).encode()
 
 

@@ -206,10 +206,15 @@ def test_the_mapping_panel_corrects_a_guess_and_shows_rows_at_once(tmp_path):
             "roles": {},
         },
     )
-    shown = preview(str(path), mapping, count=1)
+    shown = preview(DataSource(path=str(path)), mapping, count=1)
 
     assert [m["content"] for m in shown[0]["messages"]] == ["Kurz.", "x: wie?", "so"]
-    assert list(columns(str(path))) == ["Nr", "Was man fragt", "Was man sagt", "Thema"]
+    assert list(columns(DataSource(path=str(path)))) == [
+        "Nr",
+        "Was man fragt",
+        "Was man sagt",
+        "Thema",
+    ]
 
 
 @pytest.mark.parametrize(
