@@ -120,7 +120,7 @@ def at_path(values: dict[str, Any], path: str, default: Any = _RAISE) -> Any:
     for step in path.split("."):
         if isinstance(found, dict) and step in found:
             found = found[step]
-        elif isinstance(found, list) and step.isdigit() and int(step) < len(found):
+        elif isinstance(found, list) and step.isdecimal() and int(step) < len(found):
             found = found[int(step)]
         elif default is _RAISE:
             raise KeyError(path)

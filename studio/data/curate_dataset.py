@@ -232,7 +232,7 @@ def _condition(step: Filter) -> Callable[[dict[str, Any]], bool]:
         if step.operator in ("greater", "less"):
             try:
                 difference = float(found) - float(step.value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 return False
             return difference > 0 if step.operator == "greater" else difference < 0
         text = found if isinstance(found, str) else "" if found is None else dumps(found).decode()

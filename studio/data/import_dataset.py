@@ -211,7 +211,7 @@ def read_sources(texts: Sequence[str]) -> list[Source]:
     found = []
     for text in (part.strip() for one in texts for part in one.split(",")):
         name, colon, last = text.rpartition(":")
-        if not colon or not last.replace(".", "", 1).isdigit():
+        if not colon or not last.replace(".", "", 1).isdecimal():
             name, last = text, "1"  # starter:pirate, C:\rows.csv
         if not name or float(last) <= 0:
             raise DataError(f'"{text}" is not a source of a mix: write NAME:WEIGHT, as in a:2,b:1.')

@@ -191,7 +191,7 @@ def _first(values: dict[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:
 def _number(value: Any) -> float | None:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if number == number else None
 

@@ -230,4 +230,5 @@ def test_what_is_no_mix_is_refused(text):
 
 def test_sources_may_have_colons_in_their_names():
     assert read_sources(["starter:pirate:2", "b:0.5"]) == [("starter:pirate", 2.0), ("b", 0.5)]
+    assert read_sources(["a:²,b"]) == [("a:²", 1.0), ("b", 1.0)]
     assert read_sources(["starter:pirate,b"]) == [("starter:pirate", 1.0), ("b", 1.0)]

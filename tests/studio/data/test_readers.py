@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from studio.data import mapping_preview
-from studio.data.column_mapping import as_text
+from studio.data.column_mapping import Mapping, as_text
 from studio.data.conversation_records import Dropped, Row
+from studio.data.curate_dataset import Filter, apply_step
 from studio.data.find_dataset import find
 from studio.data.import_dataset import check_file, import_dataset
 from studio.data.readers import look, read
@@ -226,6 +227,22 @@ def test_half_a_character_is_dropped_before_and_after_an_import(home, tmp_path, 
     assert [row.values for row in made.rows()] == rows
     page = mapping_preview.preview(DataSource(path="a"), None, home=home)
     assert json.dumps(page, ensure_ascii=False).encode()
+
+
+def test_integers_beyond_all_floats_are_kept_and_are_no_scores(home, tmp_path):
+    rows = [{"prompt": "p", "responses": ["a", "b"], "scores": [10**400, 1, n]} for n in (2, 3)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(rows))
+    assert "tell no question" in check_file(path).error.text
+
+    mapping = Mapping(
+        format="question_answer", columns={"question": "prompt", "answer": "scores.2"}
+    )
+    made = import_dataset(home, DataSource(path=str(path)), name="a", mapping=mapping).snapshot
+
+    assert [row.values for row in made.rows()] == rows
+    with pytest.raises(DataError, match="keeps none"):
+        apply_step(home, "a", Filter(column="scores.0", operator="less", value="1"))
 
 
 @pytest.mark.parametrize("form", ["file", "stream", "compressed"])
