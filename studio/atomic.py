@@ -47,7 +47,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; empty if the file is missing, damaged or another value."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 

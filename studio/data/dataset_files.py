@@ -211,7 +211,7 @@ def choose_split(
             f'The folder {root.name} has no split "{split}": {known}. Set data.split accordingly.'
         )
     notes = []
-    others = [name for name in named if name != split and named[name]]
+    others = [name for name in named if name != split]
     if others:
         listed = " and ".join(f'"{name}" ({_count(named[name])})' for name in others)
         notes.append(
@@ -232,7 +232,8 @@ def _saved(root: Path, files: list[Path]) -> dict[str, list[Path]]:
     """Return the splits of a folder that `save_to_disk` wrote."""
     splits = atomic.read_object(root / "dataset_dict.json").get("splits")
     if isinstance(splits, list):
-        return {str(name): _state_files(root / str(name), files) for name in splits}
+        found = {str(name): _state_files(root / str(name), files) for name in splits}
+        return {name: group for name, group in found.items() if group}
     if (root / "state.json").is_file() and (found := _state_files(root, files)):
         return {str(atomic.read_object(root / "state.json").get("_split") or TRAIN): found}
     return {}
@@ -249,7 +250,7 @@ def _card(root: Path, files: list[Path], subset: str) -> dict[str, list[Path]]:
     configs = [c for c in _front_matter(root).get("configs") or [] if isinstance(c, dict)]
     if not configs:
         return {}
-    names = [str(config.get("config_name", "default")) for config in configs]
+    names = [_word(config.get("config_name"), "default") for config in configs]
     marked = [name for name, c in zip(names, configs, strict=True) if c.get("default")]
     preferred = [subset] if subset else [*marked, "default", *(names if len(names) == 1 else ())]
     wanted = next((name for name in preferred if name in names), "")
@@ -260,14 +261,14 @@ def _card(root: Path, files: list[Path], subset: str) -> dict[str, list[Path]]:
             f"{', '.join(names)}."
         )
     config = configs[names.index(wanted)]
-    base = root / str(config.get("data_dir") or ".")
+    base = (root / _word(config.get("data_dir"), ".").replace("\0", "")).resolve()
     found: dict[str, list[Path]] = {}
     for split, patterns in _patterns(config.get("data_files")):
-        fits = _matcher(base.resolve(), patterns)
+        fits = _matcher(base, patterns)
         found.setdefault(split, []).extend(f for f in files if fits(f))
     if not config.get("data_files"):
-        inside = [file for file in files if file.is_relative_to(base.resolve())]
-        return _by_names(base.resolve(), inside) or {TRAIN: inside}
+        inside = [file for file in files if file.is_relative_to(base)]
+        found = _by_names(base, inside) or {TRAIN: inside}
     return {split: group for split, group in found.items() if group}
 
 
@@ -279,9 +280,14 @@ def _front_matter(root: Path) -> dict[str, Any]:
     found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text.removeprefix("\ufeff"), re.DOTALL)
     try:
         values = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # of a date, a number, depth
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def _word(value: Any, default: str) -> str:
+    """Return a value of the card as text, never one that nests others, which may be endless."""
+    return default if value is None or isinstance(value, list | dict | set) else str(value)
 
 
 def _patterns(data_files: Any) -> list[tuple[str, list[str]]]:
@@ -289,18 +295,18 @@ def _patterns(data_files: Any) -> list[tuple[str, list[str]]]:
     if isinstance(data_files, str):
         return [(TRAIN, [data_files])]
     if isinstance(data_files, dict):
-        return [(str(split), _texts(paths)) for split, paths in data_files.items()]
+        return [(_word(split, TRAIN), _texts(paths)) for split, paths in data_files.items()]
     found = []
     for item in data_files if isinstance(data_files, list) else []:
         if isinstance(item, str):
             found.append((TRAIN, [item]))
         elif isinstance(item, dict):
-            found.append((str(item.get("split", TRAIN)), _texts(item.get("path"))))
+            found.append((_word(item.get("split"), TRAIN), _texts(item.get("path"))))
     return found
 
 
 def _texts(paths: Any) -> list[str]:
-    return [str(path) for path in (paths if isinstance(paths, list) else [paths])]
+    return [_word(path, "") for path in (paths if isinstance(paths, list) else [paths])]
 
 
 def _matcher(base: Path, patterns: list[str]) -> Callable[[Path], bool]:

@@ -79,7 +79,7 @@ def test_a_read_only_file_is_flushed_where_that_is_allowed(tmp_path, windows):
     assert modes == [os.O_RDONLY]
 
 
-@pytest.mark.parametrize("text", [None, "{", "[1]", "\xff"])
+@pytest.mark.parametrize("text", [None, "{", "[1]", "\xff", "[" * 6000])
 def test_what_is_not_a_json_object_reads_as_an_empty_one(tmp_path, text):
     file = tmp_path / "state.json"
     if text is not None:

@@ -67,7 +67,7 @@ def test_a_source_is_looked_at_with_its_guess_and_a_corrected_mapping(studio, ro
         ({"path": "/no/such/file.csv"}, "no file"),
         ({"path": ""}, "No dataset is named"),
         ({"path": "starter:parrot"}, "parrot"),
-        ({"path": "starter:pirate", "mapping": {"format": "haiku"}}, "format"),
+        ({"path": "starter:pirate", "mapping": {"format": "haiku"}}, "Format"),
     ],
 )
 def test_what_cannot_be_looked_at_is_one_sentence(studio, body, words):

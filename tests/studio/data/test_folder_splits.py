@@ -157,6 +157,23 @@ def test_a_split_that_is_missing_is_refused_before_the_run(tmp_path):
     assert admit(RunSpec.parse({"data": data}), home).data.validation_split == "test"
 
 
+@pytest.mark.parametrize("card", [
+    "date: 2024-13-45", f"number: {'1' * 5000}", f"configs: {'[' * 3000}",
+    "configs:\n- data_dir: gone", 'configs:\n- data_dir: "a\\0b"', "configs:\n- data_dir: [1]",
+])  # fmt: skip
+def test_a_card_that_says_nothing_leaves_the_files_as_they_are(tmp_path, card):
+    write(tmp_path / "train.jsonl", "a")
+    (tmp_path / "README.md").write_text(f"---\n{card}\n---\n")
+    assert questions(tmp_path)[0] == ["a?"]
+
+
+@pytest.mark.parametrize("saved", ['{"splits": ["train", "gone"]}', "[" * 6000])
+def test_saved_splits_without_files_are_not_there(tmp_path, saved):
+    write(tmp_path / "test.jsonl", "a")
+    (tmp_path / "dataset_dict.json").write_text(saved)
+    assert questions(tmp_path, split="test")[0] == ["a?"]
+
+
 def test_an_import_of_a_split_does_not_ask_for_another(tmp_path, home):
     write(tmp_path / "data/test.jsonl", "b")
     data = DataSource(path=str(tmp_path / "data"), split="test")
