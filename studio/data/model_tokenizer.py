@@ -113,13 +113,18 @@ def backend_from_folder(folder: Path) -> Backend:
     except Exception as error:  # the Rust side raises plain Exception
         raise ModelError(f"{file} cannot be read ({str(error)[:120]}).") from None
     config = atomic.read_object(folder / "tokenizer_config.json")
-    special = {
-        name: value["content"] if isinstance(value, dict) else str(value)
-        for name in _SPECIAL_NAMES
-        if (value := config.get(name))
-    }
-    templates = _templates(folder, config.get("chat_template"))
+    special = {name: text for name in _SPECIAL_NAMES if (text := _content(config.get(name)))}
+    try:
+        templates = _templates(folder, config.get("chat_template"))
+    except UnicodeDecodeError:
+        raise ModelError(f"A chat template of {folder} is not UTF-8: save it again.") from None
     return backend_from_core(core, special, templates, model_name(str(folder)))
+
+
+def _content(token: Any) -> str:
+    """Return the text of a token, given as text or as an object; "" of anything else."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else ""
 
 
 def model_name(path: str) -> str:
@@ -132,7 +137,8 @@ def _templates(folder: Path, configured: Any) -> dict[str, str]:
     """Read the chat templates of a model folder by name, as transformers finds them."""
     named: dict[str, str] = {}
     if isinstance(configured, list):
-        named = {t["name"]: t["template"] for t in configured if {"name", "template"} <= {*t}}
+        found = [t for t in configured if isinstance(t, dict) and {"name", "template"} <= {*t}]
+        named = {str(t["name"]): str(t["template"]) for t in found}
     elif isinstance(configured, str):
         named["default"] = configured
     jinja = folder / "chat_template.jinja"
@@ -267,11 +273,14 @@ def _stands_as_it_is(folder: Path, _key: str) -> bool:
         return False
     if model.get("model_type") not in _PLAIN_TYPES or any(name in config for name in _CHANGING):
         return False
-    added = atomic.read_object(folder / "tokenizer.json").get("added_tokens") or []
-    known = {t["content"]: bool(t.get("special")) for t in added}
     if (folder / "special_tokens_map.json").exists() or (folder / "added_tokens.json").exists():
         return False
-    return all(known.get(text, False) for text in _token_texts(config))
+    added = atomic.read_object(folder / "tokenizer.json").get("added_tokens") or []
+    try:
+        known = {t["content"]: bool(t.get("special")) for t in added}
+        return all(known.get(text, False) for text in _token_texts(config))
+    except (AttributeError, KeyError, TypeError):
+        return False  # transformers decides what becomes of it
 
 
 def _token_texts(config: dict[str, Any]) -> list[str]:

@@ -183,17 +183,17 @@ def _plain(value: Any) -> Any:
 
 def _class_names(schema: Any, columns: Sequence[str]) -> dict[str, list[str]]:
     """Return the names of the classes of columns, from what `datasets` writes beside a schema."""
+    found = {}
     try:
         known = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
-        return {}
-    found = {}
-    for column, name in zip(columns, schema.names, strict=True):
-        feature = known.get(name)
-        while isinstance(feature, dict) and "feature" in feature:  # a list of classes
-            feature = feature["feature"]
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
-            found[column] = [str(one) for one in feature.get("names") or ()]
+        for column, name in zip(columns, schema.names, strict=True):
+            feature = known.get(name)
+            while isinstance(feature, dict) and "feature" in feature:  # a list of classes
+                feature = feature["feature"]
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+                found[column] = [str(one) for one in feature.get("names") or ()]
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        return {}  # of another program
     return {column: names for column, names in found.items() if names}
 
 

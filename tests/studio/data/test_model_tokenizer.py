@@ -1,17 +1,25 @@
 """One tokenizer: the pages' ids are those of transformers' own object, for every class of it."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from studio.data.model_tokenizer import backend_for, backend_of
+from studio.data.model_tokenizer import (
+    _stands_as_it_is,
+    backend_for,
+    backend_from_folder,
+    backend_of,
+)
 from studio.data.prepare_run_data import prepare
 from studio.data.xray import xray
+from studio.errors import ModelError
 from studio.home import open_home
 from studio.models.loading import tokenizer_at
 from studio.spec import DataSource
+from studio.starter import MODEL_DIR
 from tests.studio.data.conftest import assert_same, write_rows
 
 TEXTS = [
@@ -53,6 +61,23 @@ def byte_level():
         single="<s> $A", special_tokens=[("<s>", core.token_to_id("<s>"))]
     )
     return core
+
+
+@pytest.mark.parametrize(("values", "template"), [
+    ({"chat_template": [1, {"name": ["x"], "template": 2}], "eos_token": {"x": 1}}, b""),
+    ({"tokenizer_class": "PreTrainedTokenizerFast", "extra_special_tokens": 5}, b"\xff"),
+])  # fmt: skip
+def test_damaged_settings_of_a_tokenizer_are_left_out_or_refused(tmp_path, values, template):
+    folder = shutil.copytree(MODEL_DIR, tmp_path / "model")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | values))
+    (folder / "chat_template.jinja").write_bytes(template)
+    if template:
+        with pytest.raises(ModelError, match="not UTF-8"):
+            backend_from_folder(folder)
+        (folder / "chat_template.jinja").unlink()
+    assert backend_from_folder(folder).core.get_vocab_size() > 0
+    assert _stands_as_it_is(folder, str(tmp_path)) is not bool(template)
 
 
 @pytest.fixture(scope="module")

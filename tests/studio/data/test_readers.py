@@ -214,6 +214,16 @@ def test_cells_that_json_has_no_form_for_read_alike_before_and_after_an_import(
     assert direct["text"] == direct["noise"] == ["type"] * 2 and direct["class"] == ["yes", "no"]
 
 
+@pytest.mark.parametrize("features", [
+    [1], {"class": {"_type": "ClassLabel", "names": 5}}, {"class": 1}, None,
+])  # fmt: skip
+def test_metadata_of_another_program_names_no_classes(tmp_path, features):
+    table = pa.table({"question": ["p", "q"], "class": [0, 1]})
+    said = json.dumps({"info": {"features": features}}) if features else "[" * 6000
+    path = table_file(tmp_path / "a.parquet", table.replace_schema_metadata({"huggingface": said}))
+    assert [row.values["class"] for row in read(look(path))] == [0, 1]
+
+
 @pytest.mark.parametrize("where", ["answer", "other"])
 def test_half_a_character_is_dropped_before_and_after_an_import(home, tmp_path, where):
     rows = [{"question": f"q{n}", "answer": "a", "other": "b"} for n in range(3)]
