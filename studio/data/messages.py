@@ -22,6 +22,7 @@ _MEDIA = {
     "video": "a video", "video_url": "a video", "file": "a file", "document": "a file",
 }  # fmt: skip
 _VALUES = ("text", "value", "content")
+_PARTS = {*_TEXTS, *_THOUGHTS, *_MEDIA}
 _NAMED = {*_VALUES, *_TEXTS, *_THOUGHTS, *_CALLS}
 _COLUMNS = {
     "image": "an image", "images": "images", "audio": "audio", "audios": "audio",
@@ -369,7 +370,7 @@ def read_content(content: Any, index: int) -> Parts:
     if isinstance(content, dict):
         if isinstance(content.get("parts"), list):
             return read_content(content["parts"], index)
-        known = content.get("type") in _MEDIA or content.get("type") in _TEXTS | _THOUGHTS
+        known = str(content.get("type")) in _PARTS
         return read_content([content], index) if known else Parts(json_text(content))
     if not isinstance(content, list):
         return Parts("" if content is None else as_text(content, f"message {index + 1}"))
@@ -391,9 +392,8 @@ def read_content(content: Any, index: int) -> Parts:
 
 def are_parts(content: list[Any]) -> bool:
     """Return True if all items of a list are parts of a content, not values of a tool's result."""
-    kinds = {*_TEXTS, *_THOUGHTS, *_MEDIA}
     return all(
-        isinstance(part, dict) and (part.get("type") in kinds or part.keys() == {"text"})
+        isinstance(part, dict) and (str(part.get("type")) in _PARTS or part.keys() == {"text"})
         for part in content
     )
 

@@ -61,6 +61,12 @@ def test_parts_are_read_under_every_name_in_use(content, parts):
     assert read_content(content, 0) == parts
 
 
+@pytest.mark.parametrize("schema", [{"type": ["string", "null"]}, [{"type": ["string", "null"]}]])
+def test_a_json_schema_as_the_result_of_a_tool_is_its_text(schema):
+    _, row = converted({"messages": [USER, {"role": "tool", "content": schema}, GOOD]})
+    assert texts(row)[1] == ("tool", json.dumps(schema))
+
+
 @pytest.mark.parametrize(
     ("part", "words"),
     [
