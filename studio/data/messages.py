@@ -183,7 +183,7 @@ def _message(turn: dict[str, Any], role: str, index: int) -> Message:
     elif role == "tool":
         for key in ("name", "tool_call_id"):
             if isinstance(turn.get(key), str | int):
-                message[key] = str(turn[key])
+                message[key] = as_text(turn[key], key)
     return message
 
 
@@ -253,7 +253,8 @@ def _call(call: Any, index: int) -> dict[str, Any]:
     if unread := [key for key in inner if key not in _CALL_KEYS and has_value(inner[key])]:
         made["unread"] = unread
     identity = call.get("id", call.get("call_id"))
-    return {"id": str(identity), **made} if isinstance(identity, str | int) else made
+    made = {"id": str(identity), **made} if isinstance(identity, str | int) else made
+    return _whole(made, f"message {index + 1}")
 
 
 def tools_of(value: Any) -> list[Any] | None:
@@ -266,6 +267,12 @@ def tools_of(value: Any) -> list[Any] | None:
         value = [parsed(tool, "tools") if isinstance(tool, str) else tool for tool in value]
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise Dropped("type", '"tools" is not a list of objects.')
+    return _whole(value, "tools")
+
+
+def _whole(value: Any, what: str) -> Any:
+    """Return a value as it is, unless a text in it holds half a character."""
+    as_text(json_text(value), what)
     return value
 
 

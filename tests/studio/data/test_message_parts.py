@@ -61,6 +61,15 @@ def test_parts_are_read_under_every_name_in_use(content, parts):
     assert read_content(content, 0) == parts
 
 
+@pytest.mark.parametrize("more", [
+    {"tools": [{"name": "half \ud83d"}]},
+    {"messages": [USER, GOOD | {"tool_calls": [{"name": "f", "arguments": {"x": ["\ud83d"]}}]}]},
+    {"messages": [USER, {"role": "tool", "content": "a", "name": "\ud83d"}, GOOD]},
+])  # fmt: skip
+def test_half_a_character_in_tools_and_calls_is_dropped_too(more):
+    assert converted({"messages": [USER, GOOD]} | more)[1].kind == "encoding"
+
+
 @pytest.mark.parametrize("schema", [{"type": ["string", "null"]}, [{"type": ["string", "null"]}]])
 def test_a_json_schema_as_the_result_of_a_tool_is_its_text(schema):
     _, row = converted({"messages": [USER, {"role": "tool", "content": schema}, GOOD]})
