@@ -279,7 +279,7 @@ def _whole(value: Any, what: str) -> Any:
 def system_text(value: Any) -> str:
     """Return a system prompt, given as text or as an object with its parts."""
     if isinstance(value, dict):
-        return read_content(value.get("content", value.get("parts", value.get("text"))), 0).text
+        value = read_content(value.get("content", value.get("parts", value.get("text"))), 0).text
     return as_text(value, "system")
 
 

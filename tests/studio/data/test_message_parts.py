@@ -63,6 +63,7 @@ def test_parts_are_read_under_every_name_in_use(content, parts):
 
 @pytest.mark.parametrize("more", [
     {"tools": [{"name": "half \ud83d"}]},
+    {"system": {"parts": {"a": "\ud83d"}}},
     {"messages": [USER, GOOD | {"tool_calls": [{"name": "f", "arguments": {"x": ["\ud83d"]}}]}]},
     {"messages": [USER, {"role": "tool", "content": "a", "name": "\ud83d"}, GOOD]},
 ])  # fmt: skip
