@@ -61,7 +61,7 @@ OURS: dict[str, str] = {
     "system": "cluster.trouble devices.label blocked.label blocked.why processes.what",
     "chat/choices": "sampling.*.title sampling.*.description",
     r"outcome/\d+": f"{JOB} outcome.reason outcome.titles.* outcome.check.note "
-    f"outcome.check.notes outcome.why {_under('outcome.report', REPORT)}",
+    f"outcome.check.notes outcome.certificate.notes outcome.why {_under('outcome.report', REPORT)}",
     "do/conversations": "",
     "do/(hold|release|cancel)": f"{JOB} refused",
     "do/bakeoff": f"{JOB} rows.title",

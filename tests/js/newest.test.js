@@ -57,6 +57,15 @@ test('an outcome that arrives late replaces neither that of another job nor an e
   assert.equal(place.textContent, '');
 });
 
+test('a merge shows the notes of its certificate', async () => {
+  const answer = answering(), place = document.createElement('div');
+  const shown = outcome({ id: 1, kind: 'merge', state: 'succeeded' }, place);
+  const found = { max_error: 0, tolerance: 1, merged: [], left: [], notes: ['of another base'] };
+  answer(0, { outcome: { certificate: found, out: 'merged' } });
+  await shown;
+  assert.match(place.textContent, /Noteof another base/);
+});
+
 test('a list of adapters that arrives late does not replace a newer one', async () => {
   const answer = answering(), page = { list() {} };
   const both = [1, 2].map(() => Adapters.prototype.refresh.call(page));

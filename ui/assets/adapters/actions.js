@@ -176,6 +176,7 @@ function certificate({ certificate: found, out }) {
       [t`Precision`, t`${found.base_precision} base, ${found.merged_precision} result`],
       [t`Merged`, found.merged.join(', ')],
       found.left.length && [t`Stays an adapter`, found.left.map(short).join(', ')],
+      found.notes?.length && [t`Note`, found.notes.join(' ')],
       [t`Files`, found.files?.slice(0, 16)],
     ])),
   written(out, h('a', { href: `/compare?lane=${encodeURIComponent(out)}` }, t`Chat with it`), ' ')];
