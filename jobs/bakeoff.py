@@ -4,7 +4,6 @@ Each method is an ordinary run of one group; one more job measures their adapter
 The table joins what the queue knows of each run with what was measured of each method alone.
 """
 
-import json
 from collections.abc import Sequence
 from itertools import groupby, product
 from statistics import fmean
@@ -14,6 +13,7 @@ from jobs import job_table
 from jobs.job_inputs import admit_each, needed_bytes
 from jobs.job_queue import JobStore
 from jobs.job_record import ENDED, Job, summary
+from studio import atomic
 from studio.errors import QueueError
 from studio.evaluation.bakeoff_measurements import REPORT, BakeoffRequest
 from studio.evaluation.ranking_and_intervals import half_width
@@ -24,6 +24,26 @@ from studio.training import objectives
 AVERAGED = ("eval_loss", "forgetting", "last_loss", "learning_rate")
 TRAINED = ("trainable_parameters", "total_parameters", "learning_rate")
 MEASURED = ("memory_bytes", "seconds_per_step", "size_bytes", "live_ratio", "merged_ratio")
+FIGURES = {
+    "eval_loss": ("Held-out loss", "", "", "min"),
+    "forgetting": (
+        "Forgetting", "", "KL divergence from the base, per token of its own answers to neutral "
+        "prompts", "min",
+    ),
+    "changed": ("Changed", "", "Answers to neutral prompts that changed", "min"),
+    "trainable_parameters": ("Parameters", "count", "", "min"),
+    "size_bytes": ("On disk", "bytes", "", "min"),
+    "memory_bytes": ("Memory", "bytes", "Training memory above the base, measured alone", "min"),
+    "seconds_per_step": ("Seconds per step", "", "Of a few steps, measured alone", "min"),
+    "seconds_to_loss": (
+        "To equal loss", "s", "Time to the lowest held-out loss that every method reached", "min"
+    ),
+    "learning_rate": ("Learning rate", "", "", None),
+    "last_loss": ("Last loss", "", "", "min"),
+    "live_ratio": ("Live", "×", "Time per generated token relative to the base alone", "min"),
+    "merged_ratio": ("Merged", "×", "The same after merging; – cannot be merged", "min"),
+}  # fmt: skip
+"""Title, unit and meaning of the figures of a method, and which of them is the best."""
 MOST_SEEDS = 9
 PROMPTS = ("What is the capital of France?", "What sound does a cow make?", "Tell me a story.")
 
@@ -87,19 +107,9 @@ def outcome(store: JobStore, job: Job) -> dict[str, Any]:
 
 
 def shown(store: JobStore, name: str) -> dict[str, Any]:
-    """Return the name of a bake-off, its table, and the prompts of the answers in it.
+    """Return a bake-off as far as it is known by now.
 
-    Raises:
-        QueueError: There is no such bake-off.
-    """
-    jobs = (job for job in store.list(search=name) if job.sweep == name)
-    measuring = next((job for job in jobs if job.kind == "bakeoff"), None)
-    prompts = measuring.spec.get("prompts", ()) if measuring else ()
-    return {"name": name, "rows": table(store, name), "prompts": prompts}
-
-
-def table(store: JobStore, name: str) -> list[dict[str, Any]]:
-    """Return one row per method, as far as it is known by now.
+    That is its columns, one row per method, and the prompts of the answers in the rows.
 
     Raises:
         QueueError: There is no such bake-off.
@@ -108,15 +118,17 @@ def table(store: JobStore, name: str) -> list[dict[str, Any]]:
     if not jobs:
         raise QueueError(f'There is no bake-off "{name}".')
     measured: dict[int, dict[str, Any]] = {}
-    for job in jobs:
-        path = store.home.run(job.id) / REPORT
-        if job.kind == "bakeoff" and path.is_file():
-            rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-            measured = {row["run"]: row for row in rows}
+    prompts: Sequence[str] = ()
+    for job in (one for one in jobs if one.kind == "bakeoff"):
+        prompts = job.spec.get("prompts", ())
+        report = atomic.read_object(store.home.run(job.id) / REPORT)
+        measured = {row["run"]: row for row in report.get("rows", ())}
     runs = sorted((job for job in jobs if job.kind == "train"), key=lambda job: job.id)
     rows = [_row(store, job, measured.get(job.id, {})) for job in runs]
     found = [_of_method(list(own)) for _, own in groupby(rows, lambda row: row["method"])]
-    return _with_times(found)
+    keys = ("title", "unit", "hint", "best")
+    columns = [{"key": key} | dict(zip(keys, own, strict=True)) for key, own in FIGURES.items()]
+    return {"name": name, "columns": columns, "rows": _with_times(found), "prompts": prompts}
 
 
 def _with_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

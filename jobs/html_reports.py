@@ -127,20 +127,14 @@ def of_runs(store: JobStore, jobs: Sequence[Job]) -> str:
 def of_bakeoff(store: JobStore, name: str) -> str:
     """Return the page on a bake-off."""
     found = bakeoff.shown(store, name)
-    rows = found["rows"]
-    columns = {
-        "title": say("Method"), "eval_loss": say("Held-out loss"),
-        "forgetting": say("KL from the base"), "last_loss": say("Last loss"),
-        "trainable_parameters": say("Trainable"), "size_bytes": say("On disk"),
-        "memory_bytes": say("Memory above the base"), "seconds_per_step": say("Seconds per step"),
-        "learning_rate": say("Learning rate"), "live_ratio": say("Live, ×"),
-        "merged_ratio": say("Merged, ×"),
-    }  # fmt: skip
+    rows, columns = found["rows"], found["columns"]
+    heads = [say("Method"), *(say(one["title"]) for one in columns)]
     ranked = sorted(rows, key=lambda row: (row["eval_loss"] is None, row["eval_loss"] or 0))
     cells = [
-        [say(row[key]) if key == "title" else readable(row[key])
-         if key.endswith("_bytes") and row[key] else row[key] for key in columns]
-        for row in ranked
+        [say(row["title"]), *(
+            readable(value) if value and one["unit"] == "bytes" else value
+            for one in columns for value in [row[one["key"]]]
+        )] for row in ranked
     ]  # fmt: skip
     points = [f"{say(row['title'])}: {say(row['error'])}" for row in rows if row["error"]]
     jobs = [store.get(run) for row in rows for run in row["runs"]]
@@ -150,7 +144,7 @@ def of_bakeoff(store: JobStore, name: str) -> str:
         for at, prompt in enumerate(found["prompts"])
     ]  # fmt: skip
     return _page(name, say("Methods on the same data and budget"), [
-        table(say("Results"), [*columns.values()], cells, note=" ".join(points)),
+        table(say("Results"), heads, cells, note=" ".join(points)),
         Section(heading=say("Answers"), answers=[one for one in answers if one["answers"]])
         if any(one["answers"] for one in answers) else None,
         *_beside(store, jobs, figures=False),

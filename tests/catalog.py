@@ -29,7 +29,7 @@ ERRORS = re.compile(
 )
 SILENT = {"debug", "info", "warning", "exception", "execute", "compile", "sub", "match", "search"}
 NO_SENTENCES = re.compile(
-    r"^(ID\||Iterator\[|Method Trainable|\{0\}=\{1\}; Path|Tell me a|What (is|sound) |You can call|"
+    r"^(ID\||Iterator\[|\{0\}=\{1\}; Path|Tell me a|What (is|sound) |You can call|"
     r"no stubs|[A-Z]:\\|Address  |part.(aria-|ia3_l|studio\.db)|\{%-|A chat between|"
     r"Below is an instr|Answer in one|In the chest|Where is the map)"  # of chat templates
 )

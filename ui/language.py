@@ -64,7 +64,7 @@ OURS: dict[str, str] = {
     f"outcome.check.notes outcome.certificate.notes outcome.why {_under('outcome.report', REPORT)}",
     "do/conversations": "",
     "do/(hold|release|cancel)": f"{JOB} refused",
-    "do/bakeoff": f"{JOB} rows.title",
+    "do/bakeoff": f"{JOB} rows.title columns.title columns.hint",
     "do/cluster": "trouble",
     r"do/data\.check": REPORT,
     r"do/data\.map": f"{JOB} rows.problem",

@@ -69,7 +69,7 @@ def test_seeds_become_means_with_intervals(store, spec):
         assert claim.job == job.id
         store.claims.register(claim, me())
         store.claims.finish(claim, "succeeded", result={"eval_loss": loss, "learning_rate": 0.01})
-    lora, ia3 = bakeoff.table(store, "duel")
+    lora, ia3 = bakeoff.shown(store, "duel")["rows"]
     assert lora["eval_loss"] == pytest.approx(0.6)
     assert lora["eval_loss_interval"] == pytest.approx(4.303 * 0.1 / 3**0.5)
     assert (lora["runs"], lora["state"], ia3["state"]) == ([1, 2, 3], "succeeded", "queued")
@@ -88,7 +88,7 @@ def test_the_mean_is_that_of_the_seeds_that_succeeded(store, spec, end):
         if state:
             why = ("diverged", "The loss became NaN.") if state == "failed" else None
             store.claims.finish(claim, state, result={"eval_loss": loss}, error=why)
-    (row,) = bakeoff.table(store, "duel")
+    (row,) = bakeoff.shown(store, "duel")["rows"]
     assert row["eval_loss"] == pytest.approx(0.6) and row["seeds"] == 2
     assert row["eval_loss_interval"] == pytest.approx(12.706 * 0.2 / 2**0.5 / 2**0.5)
     assert row["state"] == ("succeeded" if end else "running")
@@ -115,7 +115,7 @@ def test_the_measuring_job_fills_the_table(home, spec):
             spec=jobs[3].spec, run_dir=home.run(jobs[3].id), home=home, control=lambda: None
         )
         list(job_kinds.named("bakeoff")(work))
-        rows = {row["method"]: row for row in bakeoff.table(store, "duel")}
+        rows = {row["method"]: row for row in bakeoff.shown(store, "duel")["rows"]}
     assert {name: row["forgetting"] for name, row in rows.items()} == forgot
     assert [row["title"] for row in rows.values()][1:] == ["Bottleneck adapter", "Full fine-tuning"]
     assert all(row["live_ratio"] > 0 and row["size_bytes"] > 0 for row in rows.values())
@@ -205,7 +205,7 @@ def test_the_time_to_an_equal_loss_is_what_each_needs_alone(store, spec):
     report = {"rows": [{"run": run, "seconds_per_step": pace} for run, pace in paces.items()]}
     store.home.run(jobs[2].id).mkdir()
     (store.home.run(jobs[2].id) / REPORT).write_text(json.dumps(report))
-    rows = bakeoff.table(store, "duel")
+    rows = bakeoff.shown(store, "duel")["rows"]
     # 0.9 is what both reached: LoRA after 10 steps of 0.5 s, IA3 after 30 of 0.25 s.
     assert [row["target_loss"] for row in rows] == [0.9, 0.9]
     assert [row["seconds_to_loss"] for row in rows] == [5.0, 7.5]
@@ -221,7 +221,9 @@ def test_the_target_loss_is_of_the_mean_curves_of_runs_that_succeeded(store, spe
         why = ("diverged", "The loss became NaN.") if len(losses) == 1 else None
         store.claims.finish(claim, "failed" if why else "succeeded", error=why)
     # LoRA's mean falls from 1.0 to 0.6, IA3's one run that succeeded to 0.4.
-    assert [row["target_loss"] for row in bakeoff.table(store, "duel")] == [pytest.approx(0.6)] * 2
+    assert [row["target_loss"] for row in bakeoff.shown(store, "duel")["rows"]] == [
+        pytest.approx(0.6)
+    ] * 2
 
 
 def test_merge_and_mix_are_kinds_of_jobs(home, spec):

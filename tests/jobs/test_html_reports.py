@@ -143,7 +143,7 @@ def test_a_bakeoff_shows_what_was_measured_of_each_method(store):
     alone(html)
     assert name == "duel table.html"
     assert html.index("<td>BitFit") < html.index("<td>LoRA"), "the lower held-out loss first"
-    assert html.count("<td>3.00 MiB</td>") == 2 and "Memory above the base" in html
+    assert html.count("<td>3.00 MiB</td>") == 2 and ">Memory<" in html
     assert "&lt;script&gt;hit()&lt;/script&gt;" in html
 
 

@@ -11,6 +11,7 @@ from jobs.copy_and_extend_runs import TITLES
 from jobs.job_record import TRAINS, Job, summary
 from jobs.run_findings import command
 from studio.errors import revived
+from studio.names import readable
 from ui.cli.terminal_tables import duration, number, table
 from ui.language import say
 
@@ -110,24 +111,19 @@ def contest(answer: Answer) -> None:
             rows.append((row["title"], row["error"] or row["state"]))
             continue
         count = len(row["runs"])
-        rows.append(
-            (
-                row["title"]
-                + (f" ({row['seeds']} of {count} runs)" if row["seeds"] < count else ""),
-                f"{row['trainable_parameters']:,}",
-                number(row["memory_bytes"], "{:.0f} MiB", 2**20),
-                number(row["seconds_per_step"], "{:.3f}"),
-                number(row["learning_rate"], "{:.2g}"),
-                *(
-                    number(row[key], "{:.3f}")
-                    + (f" ± {margin:.2f}" if (margin := row.get(f"{key}_interval")) else "")
-                    for key in ("last_loss", "eval_loss", "forgetting")
-                ),
-                number(row["size_bytes"], "{:.0f} KiB", 1024),
-                *(number(row[key], "× {:.2f}") for key in ("live_ratio", "merged_ratio")),
-            )
-        )
-    table("Method Trainable Memory s/step Rate Last Eval Forgetting Size Live Merged".split(), rows)
+        some = f" ({row['seeds']} of {count} runs)" if row["seeds"] < count else ""
+        rows.append([row["title"] + some, *(_figure(row, one) for one in answer["columns"])])
+    table(["Method", *(one["title"] for one in answer["columns"])], rows)
+
+
+def _figure(row: Mapping[str, Any], column: Mapping[str, str]) -> str:
+    """Return a figure of a bake-off in its unit, with its interval."""
+    value, margin = row[column["key"]], row.get(f"{column['key']}_interval")
+    if value is None:
+        return "–"
+    forms = {"bytes": readable, "count": "{:,}".format, "s": duration, "×": "× {:.2f}".format}
+    figure = forms.get(column["unit"], "{:.4g}".format)(value)
+    return f"{figure} ± {margin:.2f}" if margin else figure
 
 
 def methods(found: Sequence[Mapping[str, Any]]) -> None:

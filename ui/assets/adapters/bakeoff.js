@@ -21,37 +21,23 @@ export async function askBakeoff({ models, set = null, impossible = [] }) {
     done: ({ name }) => go(`/adapters?bakeoff=${encodeURIComponent(name)}`) });
 }
 
-const times = (value) => (value == null ? '–' : `×\u202f${number(value, 3)}`);
-const figure = (title, key, show, best = 'min', hint = '') => ({ title, hint, best, value: (row) => row[key],
-  spread: (row) => row[`${key}_interval`],
-  show: (row) => show(row[key]) + (row[`${key}_interval`] ? ` ±\u202f${number(row[`${key}_interval`], 2)}` : '') });
-const COLUMNS = [
-  { title: t`Method`, value: (row) => row.title,
-    show: ({ title, runs, seeds }) => h('a', { href: `/runs?run=${runs.join()}` }, title,
-      seeds < runs.length && ` (${t`${seeds} of ${runs.length}`})`) },
-  figure(t`Held-out`, 'eval_loss', number, 'min', t`Loss on rows held out`),
-  figure(t`Forgetting`, 'forgetting', (value) => number(value, 3), 'min',
-    t`KL divergence from the base, per token of its own answers to neutral prompts`),
-  { ...figure(t`Changed`, 'changed', String, 'min', t`Answers to neutral prompts that changed`),
-    show: (row) => (row.changed == null ? '–' : t`${row.changed} of ${row.neutral_prompts}`) },
-  figure(t`Parameters`, 'trainable_parameters', compact), figure(t`On disk`, 'size_bytes', bytes),
-  figure(t`Memory`, 'memory_bytes', bytes, 'min', t`Training memory above the base, measured alone`),
-  figure(t`s / step`, 'seconds_per_step', (value) => number(value, 3), 'min', t`Of a few steps, measured alone`),
-  { ...figure(t`To equal loss`, 'seconds_to_loss', duration, 'min', t`Time to the lowest held-out loss that every
-    method reached`), show: (row) => (row.seconds_to_loss == null ? '–' : h('span', { title:
-    t`to ${number(row.target_loss)}` }, duration(row.seconds_to_loss))) },
-  figure(t`Learning rate`, 'learning_rate', (value) => number(value, 3), null),
-  figure(t`Last loss`, 'last_loss', number),
-  figure(t`Live`, 'live_ratio', times, 'min', t`Time per generated token relative to the base alone`),
-  figure(t`Merged`, 'merged_ratio', times, 'min', t`The same after merging; – cannot be merged`),
-];
+const FORMATS = { bytes, count: compact, s: duration, '×': (value) => `×\u202f${number(value, 3)}` };
+const OWN = { changed: (row) => t`${row.changed} of ${row.neutral_prompts}`,
+  seconds_to_loss: (row) => h('span', { title: t`to ${number(row.target_loss)}` }, duration(row.seconds_to_loss)) };
+const METHOD = { title: t`Method`, value: (row) => row.title,
+  show: ({ title, runs, seeds }) => h('a', { href: `/runs?run=${runs.join()}` }, title,
+    seeds < runs.length && ` (${t`${seeds} of ${runs.length}`})`) };
+
+function figure({ key, unit, ...own }) {
+  const spread = (row) => row[`${key}_interval`], show = OWN[key] ?? ((row) => (FORMATS[unit] ?? number)(row[key]));
+  return { ...own, spread, value: (row) => row[key], show: (row) => (row[key] == null ? '–'
+    : spread(row) ? `${show(row)} ±\u202f${number(spread(row), 2)}` : show(row)) };
+}
 
 /** The result table of one bake-off; it fills as its runs end. `closed` is called by its Close button. */
 export class Results {
   constructor(closed = null) {
     this.closed = closed;
-    this.table = new RankedTable(COLUMNS, { order: t`Held-out`, rest: (row) => row.state !== 'succeeded'
-      && h('span', { class: row.error ? 's-error' : 's-quiet' }, row.error || row.state) });
     this.element = h('section.s-results', { hidden: true, testid: 'bakeoff' });
   }
 
@@ -59,7 +45,7 @@ export class Results {
     this.name = name;
     const found = await send('/api/do/bakeoff', { show: name });
     if (this.name !== name) return;
-    if (found) this.draw(found.rows, found.prompts); else this.hide();
+    if (found) this.draw(found); else this.hide();
   }
 
   hide() {
@@ -78,7 +64,10 @@ export class Results {
     this.show(this.name);
   }
 
-  draw(rows, prompts) {
+  draw({ columns, rows, prompts }) {
+    this.table ??= new RankedTable([METHOD, ...columns.map(figure)], { order: columns[0].title,
+      rest: (row) => row.state !== 'succeeded'
+        && h('span', { class: row.error ? 's-error' : 's-quiet' }, row.error || row.state) });
     const ended = rows.filter((row) => row.state === 'succeeded');
     const asked = prompts.filter((_, place) => rows.some((row) => row.answers.length > place));
     const points = ended.filter((row) => row.eval_loss != null && row.forgetting != null)
