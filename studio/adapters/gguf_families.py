@@ -114,6 +114,8 @@ def write_numbers(writer: Writer, numbers: Numbers, family: Family) -> None:
         "key_length": head_dim,
         "value_length": head_dim,
         "rope_dimension_count": int(head_dim * rope_of(numbers).get("partial_rotary_factor", 1.0)),
+        "attn_logit_softcapping": numbers.get("attn_logit_softcapping") or None,
+        "final_logit_softcapping": numbers.get("final_logit_softcapping") or None,
     }
     values |= _given(family, numbers)
     for name, value in values.items():
@@ -247,10 +249,6 @@ def _gemma2(writer: Writer, numbers: Numbers) -> None:
         )
     if numbers.get("sliding_window"):
         writer.add_sliding_window(numbers["sliding_window"])
-    if numbers.get("attn_logit_softcapping"):
-        writer.add_attn_logit_softcapping(numbers["attn_logit_softcapping"])
-    if numbers.get("final_logit_softcapping"):
-        writer.add_final_logit_softcapping(numbers["final_logit_softcapping"])
 
 
 def _gemma3n(writer: Writer, numbers: Numbers) -> None:
@@ -265,8 +263,6 @@ def _gemma3n(writer: Writer, numbers: Numbers) -> None:
     writer.add_activation_sparsity_scale(
         [NormalDist().inv_cdf(share) if share else -math.inf for share in shares]
     )
-    if numbers.get("final_logit_softcapping"):
-        writer.add_final_logit_softcapping(numbers["final_logit_softcapping"])
 
 
 def _gemma4(writer: Writer, numbers: Numbers) -> None:
@@ -279,8 +275,6 @@ def _gemma4(writer: Writer, numbers: Numbers) -> None:
     share = rope.get("partial_rotary_factor", 1.0)
     writer.add_rope_dimension_count_swa(int(numbers["head_dim"] * share))
     writer.add_rope_freq_base_swa(float(rope.get("rope_theta", 10000.0)))
-    if numbers.get("final_logit_softcapping"):
-        writer.add_final_logit_softcapping(numbers["final_logit_softcapping"])
     if numbers.get("enable_moe_block"):
         _experts(writer, {**numbers, "num_experts_per_tok": numbers["top_k_experts"]})
 
