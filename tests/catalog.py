@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "ui/assets"
 LEFT_OUT = re.compile(
     r"ui/bench/|ui/language|starter/make/|"
-    r"adapters/(model_card|ollama|verify)|data/suspicious|methods/__main__|"
+    r"adapters/(card_and_modelfile|verify)|data/suspicious|methods/__main__|"
     r"evaluation/lm_eval"
 )
 ERRORS = re.compile(

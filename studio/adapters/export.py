@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from studio import atomic
+from studio.adapters.card_and_modelfile import adapter_card, write_card
 from studio.adapters.gguf import export_gguf_adapter
 from studio.adapters.library import (
     PASSPORT,
@@ -30,7 +31,6 @@ from studio.adapters.library import (
     refuse_place,
     resolve,
 )
-from studio.adapters.model_card import adapter_card, write_card
 from studio.adapters.verify_logits import (
     EXPORT_REPORT,
     Comparison,
@@ -50,7 +50,7 @@ from studio.training.training_events import Event, Finished, Loading
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone
-    from studio.backbone.adapter import Adapter as Loaded
+    from studio.backbone.composition import Adapter as Loaded
 
 
 Format = Literal["peft", "vllm", "adapterhub", "gguf-adapter", "card"]

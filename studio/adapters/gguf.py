@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from studio import atomic
+from studio.adapters.card_and_modelfile import modelfile, stack_card, write_card
 from studio.adapters.gguf_families import numbers_of
 from studio.adapters.gguf_tensors import Places
 from studio.adapters.gguf_write import (
@@ -34,8 +35,6 @@ from studio.adapters.gguf_write import (
 )
 from studio.adapters.library import name_of, refuse_place
 from studio.adapters.merge import StackRequest, merge, read_certificate
-from studio.adapters.model_card import stack_card, write_card
-from studio.adapters.ollama import modelfile
 from studio.adapters.verify_logits import (
     CERTIFICATE,
     GGUF_REPORT,
@@ -56,7 +55,7 @@ from studio.training.training_events import Event, Finished, Loading
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from studio.backbone.adapter import Adapter
+    from studio.backbone.composition import Adapter
 
     Array = NDArray[Any]
     Halves = dict[str, tuple[Array, Array]]

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from studio import atomic
 from studio.adapter_stack import Stack
 from studio.adapters.adapter_lineage import base_of, of_other_bases, resolve_stack
+from studio.adapters.card_and_modelfile import stack_card, write_card
 from studio.adapters.library import describe, name_of, refuse_place
-from studio.adapters.model_card import stack_card, write_card
 from studio.adapters.verify_logits import (
     CERTIFICATE,
     Comparison,

@@ -46,7 +46,7 @@ from studio.methods.method_of_config import (
 )
 
 if TYPE_CHECKING:
-    from studio.backbone.adapter import Adapter
+    from studio.backbone.composition import Adapter
 
 
 T = TypeVar("T")

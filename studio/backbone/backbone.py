@@ -32,8 +32,7 @@ from studio.backbone.activation_memory import (
     keep_positions,
     set_checkpointing,
 )
-from studio.backbone.adapter import Adapter
-from studio.backbone.composition import Edit, Rows, SitePlan, Stack, group_rows
+from studio.backbone.composition import Adapter, Edit, Rows, SitePlan, Stack, group_rows
 from studio.backbone.forward_probes import accepted, reached, shares_prompts
 from studio.backbone.forward_recording import Recording, record
 from studio.backbone.row_isolation import install_row_factors

@@ -17,9 +17,8 @@ from studio.backbone.sites import Site
 from studio.methods.method import Method, Params, Phase
 
 if TYPE_CHECKING:
-    from studio.backbone.adapter import Adapter
     from studio.backbone.backbone import Backbone
-    from studio.backbone.composition import Stack
+    from studio.backbone.composition import Adapter, Stack
 
 
 def dense_weight(site: Site) -> Tensor:

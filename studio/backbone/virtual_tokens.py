@@ -29,9 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from studio.backbone.adapter import Adapter
 from studio.backbone.attention import AttentionState, Prefix, packing
-from studio.backbone.composition import Stack
+from studio.backbone.composition import Adapter, Stack
 from studio.backbone.sites import Anatomy
 from studio.errors import MethodError
 from studio.methods.method import Phase

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from studio.adapters.ollama import CONVERSATIONS, PLAIN_NOTE, frame_of, modelfile
+from studio.adapters.card_and_modelfile import CONVERSATIONS, PLAIN_NOTE, frame_of, modelfile
 from tests.families import byte_tokenizer, write_family
 
 CHATML = (
