@@ -14,6 +14,7 @@ from jobs import bakeoff, suite_results
 from jobs.compare_tables import Conversations, Votes, as_message, settings_of
 from jobs.job_queue import JobStore
 from jobs.job_record import TRAINS, Job, summary
+from jobs.outcome_figures import figures
 from jobs.run_findings import reading
 from studio.adapter_stack import StackItem, read_lane, write_lane
 from studio.adapters import library
@@ -347,10 +348,7 @@ def _certificates(store: JobStore, job: Job) -> list[Section | None]:
     sections: list[Section | None] = []
     for one in merges:
         found = read_certificate(Path(str(one.result.get("adapter") or one.spec.get("out", ""))))
-        pairs = [(key.replace("_", " ").capitalize(), text_of(
-            ", ".join(map(str, value)) if isinstance(value, list) else value))
-            for key, value in found.items() if not isinstance(value, dict)]  # fmt: skip
-        if pairs:
+        if pairs := figures("merge", {"certificate": found}):
             sections.append(Section(heading=say(f"Certificate of “{one.name}”"), pairs=pairs))
     return sections
 

@@ -11,6 +11,7 @@ from jobs.compare_tables import Conversations, Votes
 from jobs.database import Database
 from jobs.dataset_from_votes import Said, VotedTurn
 from jobs.job_queue import JobStore
+from jobs.outcome_figures import figures
 from studio.chat.lanes import LaneSettings
 from studio.errors import ChatError, QueueError
 from studio.evaluation.judge import TIE, JudgeRequest, read_verdicts, summarise
@@ -88,7 +89,7 @@ def table(store: JobStore, name: int | str) -> dict[str, Any]:
         raise QueueError(f'"{job.name}" is a job of kind {job.kind}, not a judgement.')
     rows = read_verdicts(store.home.run(job.id))
     least = float(job.spec["min_agreement"])
-    return {
+    found = {
         "id": job.id, "name": job.name, "state": job.state, "created": job.created,
         "step": len(rows), "total_steps": job.total_steps, "error": job.error_text,
         **{key: job.spec[key] for key in SHOWN},
@@ -96,6 +97,7 @@ def table(store: JobStore, name: int | str) -> dict[str, Any]:
         **summarise(rows, min_agreement=least),
         "rows": rows,
     }  # fmt: skip
+    return found | {"figures": figures(KIND, found)}
 
 
 def turns(store: JobStore, name: int | str) -> list[VotedTurn]:

@@ -60,8 +60,8 @@ OURS: dict[str, str] = {
     "data/[^/]+/tokens": _under("report", REPORT),
     "system": "cluster.trouble devices.label blocked.label blocked.why processes.what",
     "chat/choices": "sampling.*.title sampling.*.description",
-    r"outcome/\d+": f"{JOB} outcome.reason outcome.titles.* outcome.check.note "
-    f"outcome.check.notes outcome.certificate.notes outcome.why {_under('outcome.report', REPORT)}",
+    r"outcome/\d+": f"{JOB} outcome.reason outcome.titles.* outcome.why "
+    f"{_under('outcome.report', REPORT)}",
     "do/conversations": "",
     "do/(hold|release|cancel)": f"{JOB} refused",
     "do/bakeoff": f"{JOB} rows.title columns.title columns.hint",

@@ -1,7 +1,7 @@
 """The table of pages, and the frame of each before gradio starts: colours, theme, bar on top.
 
-A page is one element of `assets/<page>/<page>.js`, which registers it, styled by
-`assets/<page>/<page>.css`. Gradio writes the HTML document and fills it only once its scripts run;
+A page is one element of `assets/<page>/<page>.js`, which registers it; `SHEETS` lists the
+stylesheets. Gradio writes the HTML document and fills it only once its scripts run;
 a stored theme applied there would flash. This pure ASGI layer edits the document as it leaves: the
 colour tokens and a four-line script that decides light or dark come first in the head, our
 stylesheet and module follow, and the bar with the navigation is there from the first paint on. It
@@ -26,7 +26,7 @@ class Page:
 
     @property
     def name(self) -> str:
-        """Folder, script and stylesheet."""
+        """Folder and script."""
         return self.title.lower()
 
     @property
@@ -97,7 +97,10 @@ def lost_page() -> str:
     )
 
 
-SHEETS = ("core/base", "core/chart", "core/form", *(f"{page.name}/{page.name}" for page in PAGES))
+SHEETS = (
+    "core/base", "train/train", "runs/runs", "compare/compare", "adapters/adapters", "data/data",
+    "models/models",
+)  # fmt: skip
 HEAD = (
     f"<style>{tokens_css()}</style><script>{BOOT}</script>"
     '<link rel="icon" href="/favicon.ico" type="image/svg+xml">'

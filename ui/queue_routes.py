@@ -25,6 +25,7 @@ from jobs.actions.registry import find, has_outcome, schema
 from jobs.claims import device_of
 from jobs.job_queue import JobStore
 from jobs.job_record import TRAINS, Job, actions, loss_of, summary
+from jobs.outcome_figures import figures, task_table
 from jobs.run_curves import SERIES
 from jobs.supervisor import shortage
 from studio import trash
@@ -111,7 +112,9 @@ def _asking(router: APIRouter, home: Home, store: JobStore) -> None:
     def made(job_id: int) -> dict[str, Any]:
         job = store.get(job_id)
         found = outcome(store, job) if has_outcome(job) else {}
-        return {**job_row(job, home), "outcome": found}
+        table = task_table(found) if job.kind == "tasks" and found else None
+        shown = {"figures": figures(job.kind, found) if found else [], "table": table}
+        return {**job_row(job, home), "outcome": found, **shown}
 
     @router.get("/adapters")
     def adapters() -> dict[str, Any]:

@@ -55,7 +55,7 @@ def test_a_judge_is_asked_trusted_and_opened(page, studio, suite):
         dialog.get_by_role("button", name="Judge").click()
         found = page.get_by_test_id("judgement")
         expect(found.locator(".s-badge")).to_have_text("succeeded", timeout=SLOW)
-    expect(found).to_contain_text("agrees with you in 10 of 11 votes")
+    expect(found).to_contain_text("10 of 11 (95 %")
     expect(found.locator(".s-heat tbody tr")).to_have_count(2)
     found.get_by_text("Verdicts and reasons").click()
     expect(found.locator("details table tbody tr")).to_have_count(14)

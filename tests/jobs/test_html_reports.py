@@ -24,6 +24,11 @@ from tests.jobs.conftest import begin
 from ui import language
 
 EVIL = "<script>hit()</script>"
+CERTIFICATE = {
+    "max_error": 1e-5, "mean_error": 1e-6, "tolerance": 1e-4, "tokens_changed": 0,
+    "tokens_compared": 105, "base_precision": "float32", "merged_precision": "float32",
+    "merged": ["one"], "left": [],
+}  # fmt: skip
 OUTSIDE = ("<script", "src=", "href=", "url(", "@import", "http://", "https://")
 
 
@@ -95,7 +100,7 @@ def test_votes_and_a_merge_of_its_adapter_are_in_the_report(store, tmp_path):
     Votes(store.database).cast(EVIL, lanes, winner=1, blind=True, answers=["a", "b"])
     out = tmp_path / "merged"
     with publishing(out) as folder:
-        (folder / "certificate.json").write_text('{"max_error": 1e-5, "merged": ["one"]}')
+        (folder / "certificate.json").write_text(json.dumps(CERTIFICATE))
     values = {"name": "fold it", "model": {"path": "starter"}, "out": str(out),
               "stack": [{"name": str(store.home.run(1) / "adapter"), "weight": 1}]}  # fmt: skip
     (store.home.run(1) / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
@@ -105,8 +110,8 @@ def test_votes_and_a_merge_of_its_adapter_are_in_the_report(store, tmp_path):
     _, html = report(store, ["1"])
     alone(html)
     assert "<td>starter + 1@5</td><td>yes</td>" in html
-    assert "Certificate of “fold it”" in html and "1e-05" in html
-    assert "Max error" in report(store, ["fold it"])[1]
+    assert "Certificate of “fold it”" in html and "1e-05 (allowed 0.0001)" in html
+    assert "Largest logit error" in report(store, ["fold it"])[1]
 
 
 def test_a_conversation_shows_answers_verdicts_and_settings(store):

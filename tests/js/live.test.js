@@ -92,6 +92,7 @@ test('all are told again once a minute, and what ended is trained only if it tra
   globalThis.localStorage = { getItem: () => 'on' };
   globalThis.Notification = class { static permission = 'granted'; constructor(words) { shown.push(words); } };
   let times = 0, news = null, polls = 0, now = Date.now();
+  const ended = [];
   context.mock.method(Date, 'now', () => now);
   globalThis.fetch = async () => { polls += 1; return { ok: true, status: news ? 200 : 204, json: async () => news }; };
   const poll = async (jobs) => {
@@ -104,7 +105,7 @@ test('all are told again once a minute, and what ended is trained only if it tra
   };
   document.hidden = false;
   context.after(() => { document.hidden = true; globalThis.localStorage = { getItem: () => 'off' }; }); // no more polls
-  subscribe({ onJobs: () => { times += 1; } });
+  subscribe({ onJobs: () => { times += 1; }, onEnded: (jobs) => ended.push(jobs.map(({ id }) => id).join()) });
   await poll();
   const first = await poll();
   assert.equal(await poll(), first);
@@ -115,6 +116,8 @@ test('all are told again once a minute, and what ended is trained only if it tra
   await poll(jobs('running'));
   await poll(jobs('succeeded'));
   assert.deepEqual(shown, ['train is trained', 'import is done']);
+  await poll([{ id: 20, state: 'succeeded', tags: ['good'] }, { id: 30, state: 'failed' }]); // 30 was never seen alive
+  assert.deepEqual(ended, ['20,21', '30']);
 });
 
 const { Detail } = await import('../../ui/assets/runs/run.js');

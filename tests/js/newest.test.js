@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 const { newest } = await import('../../ui/assets/core/dom.js');
-const { outcome } = await import('../../ui/assets/adapters/actions.js');
+const { outcome } = await import('../../ui/assets/core/outcome.js');
 const { Adapters } = await import('../../ui/assets/adapters/adapters.js');
 const { Passport } = await import('../../ui/assets/adapters/passport.js');
 const { withSettings } = await import('../../ui/assets/compare/conversation.js');
@@ -55,15 +55,6 @@ test('an outcome that arrives late replaces neither that of another job nor an e
   answer(3, { outcome: { address: 'four' } });
   await fourth;
   assert.equal(place.textContent, '');
-});
-
-test('a merge shows the notes of its certificate', async () => {
-  const answer = answering(), place = document.createElement('div');
-  const shown = outcome({ id: 1, kind: 'merge', state: 'succeeded' }, place);
-  const found = { max_error: 0, tolerance: 1, merged: [], left: [], notes: ['of another base'] };
-  answer(0, { outcome: { certificate: found, out: 'merged' } });
-  await shown;
-  assert.match(place.textContent, /Noteof another base/);
 });
 
 test('a list of adapters that arrives late does not replace a newer one', async () => {

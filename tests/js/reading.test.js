@@ -2,7 +2,7 @@ import './dom_stub.js';
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-const { asked, calmWords, queuedWords, readAt } = await import('../../ui/assets/runs/reading.js');
+const { asked, calmWords, queuedWords, readAt } = await import('../../ui/assets/runs/run_parts.js');
 
 test('a remedy becomes the arguments of its action', () => {
   assert.deepEqual(asked({ action: 'duplicate', values: { 'train.learning_rate': 0.001, 'data.max_length': 64 } }),
@@ -23,8 +23,7 @@ test('what is queued, and few held-out rows, are said', () => {
   assert.doesNotMatch(calmWords(8) + calmWords(null), /rests/);
 });
 
-const { modelWords, planWords } = await import('../../ui/assets/train/guide.js');
-const { findingParts } = await import('../../ui/assets/train/welcome.js');
+const { findingParts, modelWords, planWords } = await import('../../ui/assets/train/guide.js');
 
 test('a model and a plan in words', () => {
   assert.equal(modelWords({ name: 'Starter', here: true }), 'Starter');

@@ -142,7 +142,7 @@ test('as many adapters are compared as there are lanes beside the base, and more
   assert.deepEqual(pick(4), [true, '4 selected · Compare takes up to 3 adapters.']);
 });
 
-const { Upload } = await import('../../ui/assets/train/upload.js');
+const { Upload } = await import('../../ui/assets/core/upload.js');
 
 test('an upload says that its import waits, and leads to it', async () => {
   globalThis.XMLHttpRequest = class {

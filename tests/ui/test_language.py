@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from jobs.outcome_figures import figures
 from studio.adapters.adapter_lineage import OTHER_BASE
 from studio.adapters.gguf import NOTE
 from studio.data.column_mapping import Mapping
@@ -163,9 +164,8 @@ def test_reasons_of_the_queue_and_notes_of_an_export_are_translated(chinese):
         '它需要 "Rows"，而后者已失败', "进程 7",
     ]  # fmt: skip
     other = OTHER_BASE.format(adapter="Rows", model="Models")
-    for key, text in (("check", NOTE), ("certificate", other)):
-        shown = translated({"outcome": {key: {"notes": [text]}}}, "/api/outcome/1")
-        assert shown["outcome"][key]["notes"] == [say(text)] != [text]
+    notes = figures("gguf", {"check": {"notes": [NOTE, other]}})
+    assert [words for _, words in notes] == [say(NOTE), say(other)] != [NOTE, other]
     assert say(NOTE).startswith("请与其基座模型的 GGUF 文件一起使用：`llama-server")
 
 

@@ -1,7 +1,7 @@
 // Entry point of every page: the theme switch, the queue indicator in the header, and the module of
 // the page in the address. It registers the element that gradio puts into the document.
 
-import { ROOT, dots, h, leftAt, stay, t, text } from './core/dom.js';
+import { dots, h, leftAt, ROOT, stay, t, text } from './core/dom.js';
 import { isLive, subscribe } from './core/live.js';
 
 document.addEventListener('click', (event) => {
@@ -39,7 +39,7 @@ function queueIndicator(node) {
 }
 
 document.querySelector('#s-help')?.addEventListener('click', () =>
-  import('./train/welcome.js').then(({ openHelp }) => openHelp()));
+  import('./train/guide.js').then(({ openHelp }) => openHelp()));
 
 document.querySelector('.s-skip')?.addEventListener('click', (event) => {
   event.preventDefault();

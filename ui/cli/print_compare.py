@@ -11,7 +11,7 @@ from jobs.actions.chat_and_compare import LETTERS
 from studio.adapter_stack import StackItem
 from studio.evaluation.html_and_csv_exports import title
 from ui.cli.print_library import Answer
-from ui.cli.terminal_tables import number, table
+from ui.cli.terminal_tables import number, pairs, table
 from ui.language import say
 
 EXAMPLE = """\
@@ -61,14 +61,7 @@ def judge(found: Answer) -> None:
             trust = "evidence" if row["evidence"] else row["why"].partition(":")[0].lower()
             print(f"{row['id']:>4}  {row['name']}  {row['state']}  {row['pairs']} pairs  {trust}")
         return
-    shares = (("agreement", "with your votes"), ("self_agreement", "of both orders"),
-              ("first", "for the first"), ("unreadable", "without a verdict"))  # fmt: skip
-    for key, words in shares:
-        one = found[key]
-        rate = "" if one["rate"] is None else f"  {one['rate']:.0%}"
-        interval = f"  ({one['low']:.0%} to {one['high']:.0%})" if one["of"] else ""
-        print(f"{words:18} {one['count']:g} of {one['of']}{rate}{interval}")
-    print(f"{found['pairs']} pairs, {found['ties']} ties.")
+    pairs(found["figures"])
     for one in found["standings"]:
         print(f"{one['wins']:>4} won {one['losses']:>4} lost  {title(one['lane'])}")
     if found["why"]:

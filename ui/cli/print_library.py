@@ -2,12 +2,13 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jobs.outcome_figures import figures, task_table
 from studio.home import slug
 from studio.names import compact, readable
-from ui.cli.terminal_tables import number, printable, table
+from ui.cli.terminal_tables import number, pairs, printable, table
 from ui.language import say
 
 Answer = Any
@@ -16,81 +17,24 @@ Answer = Any
 # -- adapters --------------------------------------------------------------------------------------
 
 
-def merged(answer: Answer) -> None:
-    """Print where a merged model is and its certificate."""
-    found = answer["certificate"]
-    print(f"Merged into {answer['out']}")
-    print(
-        f"Certificate: max logit error {found['max_error']:.2g} (allowed "
-        f"{found['tolerance']:.2g}), {found['tokens_changed']} of "
-        f"{found['tokens_compared']} tokens changed, base {found['base_precision']}."
-    )
-    if found["left"]:
-        print("Not merged, still adapters: " + ", ".join(found["left"]))
-    for note in found.get("notes") or ():
-        print(note)
+def made(kind: str, text: str) -> Callable[[Answer], None]:
+    """Return a printer of a sentence with values of the answer, and of its figures."""
 
+    def show(answer: Answer) -> None:
+        print(text.format(**answer))
+        pairs(figures(kind, answer))
 
-def exported(answer: Answer) -> None:
-    """Print where an export is and how exact it is."""
-    print(f"Exported to {answer['out']}")
-    check = answer["check"] or {}
-    if check.get("max_error") is None:
-        return
-    changed = ""
-    if "tokens_changed" in check:
-        changed = f", {check['tokens_changed']} of {check['tokens_compared']} tokens changed"
-    print(f"Read back: max logit error {check['max_error']:.2g}{changed}.")
-    for note in check.get("notes") or ():
-        print(note)
+    return show
 
 
 def evaluated(report: Mapping[str, Any]) -> None:
-    """Print an evaluation."""
-    if "tasks" in report:
-        tasks(report)
+    """Print an evaluation; of standard tasks a table with a column per lane."""
+    if "tasks" not in report:
+        pairs(figures("evaluate", report))
         return
-    print(f"rows            {report['rows']}")
-    print(f"loss            {number(report['eval_loss'])}")
-    print(f"perplexity      {number(report['perplexity'], '{:.4g}')}")
-    print(
-        f"token accuracy  {number(report['token_accuracy'], '{:.1%}')} of {report['tokens']} tokens"
-    )
-    if "accuracy" in report:
-        low, high = report["accuracy_interval"]
-        print(f"accuracy        {report['accuracy']:.1%} ({low:.1%} to {high:.1%})")
-        print(f"macro F1        {report['macro_f1']:.4f}")
-        print(f"calibration     {report['ece']:.4f} expected error")
-    if "mae" in report:
-        print(f"as numbers      {report['mae']:.4f} mean absolute error, {report['rmse']:.4f} root "
-              f"mean squared, correlation {number(report['pearson'])}")  # fmt: skip
-    if report.get("forgetting") is not None:
-        changed, prompts = report["changed"], report["general"]["prompts"]
-        print(f"forgetting      {report['forgetting']:.4f} KL, {changed} of {prompts} changed")
-    if report.get("answered", report["rows"]) < report["rows"]:
-        print(f"answered        {report['answered']} of {report['rows']} rows; no prompt in others")
-    for name, value in report.get("scores", {}).items():
-        print(f"{name:15} {number(value, '{:.1%}')}")
-    for note in report.get("notes") or ():
-        print(note)
-
-
-def tasks(report: Mapping[str, Any]) -> None:
-    """Print what lm-eval measured, a column per lane."""
-
-    def cell(row: Mapping[str, Any], place: int) -> str:
-        error, gap = row["errors"][place], row["differences"][place]
-        words = number(row["values"][place]) + ("" if error is None else f" ± {number(error)}")
-        return words if gap is None else f"{words} ({gap[0]:+.3g}, {gap[1]:+.3g} to {gap[2]:+.3g})"
-
-    places = range(len(report["names"]))
-    table(
-        ["Task", "Figure", "Documents", *report["names"]],
-        [[row["task"], row["metric"], str(row["documents"]), *(cell(row, n) for n in places)]
-         for row in report["tasks"]],
-    )  # fmt: skip
-    if len(places) > 1:
-        print(f"In brackets: the difference from {report['names'][0]}, with its 95 % interval.")
+    head, rows, note = task_table(report)
+    table(head, rows)
+    print(note)
 
 
 def picture(answer: Answer) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from typing import Any
 
+THIN = "\u202f"  # space between digits
 NAME_WIDTH = 20  # to which a column may be cut
 
 
@@ -66,6 +67,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6
     for line in fitted(head, [[printable(cell) for cell in row] for row in rows], width):
         print(line)
+
+
+def pairs(rows: Iterable[tuple[str, str]]) -> None:
+    """Print titles with their values, in two columns."""
+    rows = list(rows)
+    width = max((len(title) for title, _ in rows), default=0)
+    for title, words in rows:
+        print(f"{printable(title):{width}}  {printable(words.replace(THIN, ' '))}")
 
 
 def fitted(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:

@@ -2,13 +2,14 @@
 // address holds the selection (?adapter=run-3). Long work is a queued job; its progress and outcome
 // are shown here and on the Runs page.
 
-import { actOn, ago, api, badge, button, bytes, changed, dots, go, h, keyed, matcher, newest, number, Page, query,
-  redraw, remember, searchField, send, short, sureButton, t, text, toast, word } from '../core/dom.js';
-import { box, list, showDeleted } from '../core/form.js';
+import { ago, api, badge, button, bytes, changed, dots, figures, go, h, keyed, newest, number, Page, query, redraw,
+  remember, send, short, sureButton, t, text, toast, word } from '../core/dom.js';
+import { box, list, matcher, searchField, select, showDeleted } from '../core/form.js';
 import { compareAdapters } from '../core/lanes.js';
-import { isLive, subscribe } from '../core/live.js';
-import { askEvaluate, askExport, askImport, askMerge, askMix, KINDS, outcome, unmergeable } from './actions.js';
-import { askBakeoff, Results } from './bakeoff.js';
+import { actOn, isLive, subscribe } from '../core/live.js';
+import { KINDS, outcome } from '../core/outcome.js';
+import { askBakeoff, askEvaluate, askExport, askImport, askMerge, askMix, unmergeable } from './actions.js';
+import { Results } from './bakeoff.js';
 import { ENDED, ending, Passport } from './passport.js';
 
 const ORDERS = { [t`Newest first`]: (a, b) => (b.created ?? 0) - (a.created ?? 0),
@@ -19,7 +20,7 @@ const ORDERS = { [t`Newest first`]: (a, b) => (b.created ?? 0) - (a.created ?? 0
 
 export class Adapters extends Page {
   build() {
-    Object.assign(this, { adapters: [], trash: [], models: [], ended: new Set(),
+    Object.assign(this, { adapters: [], trash: [], models: [],
       away: new Set(JSON.parse(sessionStorage.getItem('studio.away') ?? '[]')) });
     this.chosen = query().get('adapter');
     this.contest = query().get('bakeoff');
@@ -35,13 +36,13 @@ export class Adapters extends Page {
       }
       if (this.contest) this.results.show(this.contest);
     });
-    subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
+    subscribe({ element: this, onJobs: (jobs) => this.take(jobs),
+      onEnded: () => this.refresh().then(() => this.chosen && this.passport.show(this.chosen)) });
   }
 
   draw() {
     this.search = searchField(t`Search adapters, tags, bases`, () => this.list());
-    this.order = h('select', { label: t`Order`, onchange: () => this.list() },
-      Object.keys(ORDERS).map((name) => h('option', { value: name }, name)));
+    this.order = select(Object.keys(ORDERS), '', () => this.list(), { label: t`Order` });
     this.merge = button(t`Merge …`, () => askMerge(this, this.selection()));
     this.mix = button(t`Mix …`, () => askMix(this, this.selection()));
     this.give = button(t`Export …`, () => askExport(this, this.selection()));
@@ -113,7 +114,7 @@ export class Adapters extends Page {
       onchange: (event) => { this.picked[event.target.checked ? 'add' : 'delete'](one.id); this.chose(); } });
     return h('li.s-adapter', { testid: `adapter-${one.id}` }, h('header', tick,
       h('button.s-adapter-name', { onclick: () => this.open(one.id) }),
-      h('span')), h('p.s-quiet.s-adapter-what'), h('dl'),
+      h('span')), h('p.s-quiet.s-adapter-what'), h('div'),
     h('footer', h('span.s-tags'), h('span.s-actions')));
   }
 
@@ -121,15 +122,13 @@ export class Adapters extends Page {
     node.toggleAttribute('data-focus', one.id === this.chosen);
     node.querySelector('input').checked = this.picked.has(one.id);
     if (!changed(node, JSON.stringify(one))) return;
-    const [head, what, figures, foot] = node.children;
+    const [head, what, losses, foot] = node.children;
     text(head.children[1], one.name);
     redraw(head.lastChild, badge(ENDED[one.ended] ?? 'queued', word(ending(one)) || t`unknown`));
     text(what, dots(one.method_title, one.loss, short(one.base) || t`unknown base`, short(one.data),
       one.parents.length && t`from ${one.parents.join(', ')}`));
-    redraw(figures, ...[[t`Final loss`, number(one.last_loss)],
-      [t`Held-out`, number(one.eval_loss)], [t`Best held-out`, number(one.best_eval_loss)],
-      [t`Size`, bytes(one.size_bytes)]].map(([name, value]) =>
-      h('div', h('dt', name), h('dd', value))));
+    redraw(losses, figures([[t`Final loss`, number(one.last_loss)], [t`Held-out`, number(one.eval_loss)],
+      [t`Best held-out`, number(one.best_eval_loss)], [t`Size`, bytes(one.size_bytes)]], ''));
     redraw(foot.firstChild, h('span.s-quiet', ago(one.created)),
       ...one.tags.map((tag) => h('button.s-tag', { title: t`Show only these`,
         onclick: () => { this.search.value = tag; this.list(); } }, tag)));
@@ -192,17 +191,12 @@ export class Adapters extends Page {
 
   take(jobs) {
     const ours = jobs.filter((job) => job.kind in KINDS);
-    const ended = jobs.filter((job) => !isLive(job)).map((job) => `${job.id} ${job.state}`);
-    const news = ended.some((key) => !this.ended.has(key));
-    this.ended = new Set(ended);
     // A picture that is done is in its passport and needs no line here.
     const recent = (job) => isLive(job) || (!this.away.has(job.id) && Date.now() / 1000 - (job.finished ?? 0) < 900
       && !(job.kind === 'picture' && job.state === 'succeeded'));
     keyed(this.jobs, ours.filter(recent).slice(0, 6), (job) => job.id, (job) => h('li',
       { testid: `job-${job.id}` }), (node, job) => this.job(node, job));
     this.results.take(jobs);
-    if (news && this.known) this.refresh().then(() => this.chosen && this.passport.show(this.chosen));
-    this.known = true;
   }
 
   putAway(id, node) {

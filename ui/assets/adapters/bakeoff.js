@@ -1,25 +1,9 @@
-// The bake-off: the same data, budget and seed over several methods, queued as siblings, and the table
-// of their results. Started from Train (with its form) or from Adapters.
+// The table of a bake-off: the same data, budget and seed over several methods, queued as siblings.
 
-import { api, button, bytes, compact, duration, go, h, number, redraw, remember, send, t } from '../core/dom.js';
-import { askAction } from '../core/form.js';
+import { button, bytes, compact, duration, h, number, redraw, remember, send, t } from '../core/dom.js';
 import { isLive } from '../core/live.js';
 import { RankedTable, scatter } from '../core/ranked.js';
 import { takeTable } from '../core/take_away.js';
-import { localTime } from '../runs/queue.js';
-
-/** `set`: the assignments of the Train form; without them the dialog asks for base, data and settings. */
-export async function askBakeoff({ models, set = null, impossible = [] }) {
-  const all = await api('/api/do/methods', {});
-  const methods = all.filter((one) => !impossible.includes(one.name));
-  const now = localTime(Date.now() / 1000).slice(5).replace(':', '.');
-  askAction('bakeoff', { known: { methods, models },
-    fixed: set ? { set } : {},
-    only: [...(set ? [] : ['model', 'data', 'set']), 'methods', 'best_rates', 'seeds', 'prompt', 'name'],
-    values: { name: `bake-off ${now}`, set: ['train.max_steps=60'],
-      methods: methods.filter((one) => one.capabilities.stackable).map((one) => one.name).join() },
-    done: ({ name }) => go(`/adapters?bakeoff=${encodeURIComponent(name)}`) });
-}
 
 const FORMATS = { bytes, count: compact, s: duration, '×': (value) => `×\u202f${number(value, 3)}` };
 const OWN = { changed: (row) => t`${row.changed} of ${row.neutral_prompts}`,

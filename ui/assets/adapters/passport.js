@@ -5,11 +5,10 @@ import { board } from '../core/chart.js';
 import { badge, button, bytes, count, dots, h, number, pairs, percent, quiet, redraw, send, snippet, sureButton, t,
   text, when, word } from '../core/dom.js';
 import { blindTest, compareAdapters, laneName, parseLane } from '../core/lanes.js';
-import { forgettingCard } from '../core/forgetting.js';
 import { hues, poke, subscribe } from '../core/live.js';
+import { forgettingCard, heatmap } from '../core/outcome.js';
 import { NEXT_STAGE, planNext } from '../runs/queue.js';
 import { askExport } from './actions.js';
-import { heatmap } from './heatmap.js';
 
 export class Passport {
   constructor(page) {

@@ -3,7 +3,7 @@
 // conversation in the database, so a reload restores both. Model output is shown as text only.
 
 import { api, button, h, Page, query, quiet, redraw, remember, send, t, toast } from '../core/dom.js';
-import { dialog } from '../core/form.js';
+import { dialog, options, select } from '../core/form.js';
 import { laneName, LETTERS, parseLane, writeLane } from '../core/lanes.js';
 import { saveReport } from '../core/take_away.js';
 import { Answer, answeredBy } from './answer.js';
@@ -70,8 +70,8 @@ export class Compare extends Page {
       changed: () => this.moved(),
     });
     this.confidence = button(t`Confidence`, () => this.setView({ confidence: !this.view.confidence }), 's-tool');
-    this.reference = h('select', { label: t`Differences`, title: t`Mark what differs, word by word`,
-      onchange: ({ target: { value } }) => this.setView({ reference: value === '' ? null : Number(value) }) });
+    this.reference = select([], '', (value) => this.setView({ reference: value === '' ? null : Number(value) }),
+      { label: t`Differences`, title: t`Mark what differs, word by word` });
     this.blind = button(t`Blind`, () => this.toggleBlind(), 's-tool', { testid: 'blind',
       title: t`Shuffle the lanes and hide their names until you vote` });
     this.report = button(t`Save a report`, () => saveReport({ conversation: this.conversation.id }), 's-tool',
@@ -122,9 +122,8 @@ export class Compare extends Page {
     this.blind.ariaPressed = blind;
     this.alone.ariaPressed = alone;
     this.blind.hidden = this.alone.hidden = this.reference.hidden = lanes.length < 2;
-    redraw(this.reference, h('option', { value: '' }, t`No differences`),
-      ...lanes.map((_, i) => h('option', { value: i }, t`Differ from ${LETTERS[i]}`)));
-    this.reference.value = this.view.reference ?? '';
+    redraw(this.reference, ...options([['', t`No differences`],
+      ...lanes.map((_, i) => [i, t`Differ from ${LETTERS[i]}`])], this.view.reference ?? ''));
     this.cells.clear();
     redraw(this.scroll, ...(turns.length ? turns.map((turn) => this.row(turn)) : [welcome(this)]));
     this.toEnd();

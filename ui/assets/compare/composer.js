@@ -2,6 +2,7 @@
 // sends, Shift+Enter breaks the line, Escape stops.
 
 import { button, h, t } from '../core/dom.js';
+import { options, select } from '../core/form.js';
 
 const KEY = 'studio.sampling';
 const SHOWN = ['max_new_tokens', 'temperature', 'top_p', 'top_k', 'repetition_penalty', 'seed',
@@ -42,9 +43,7 @@ export class Composer {
         input: h('input', { ...(type === 'string' ? { type: 'text' } : { type: 'number', ...bounds }),
           onchange: () => this.take() }) };
     });
-    this.whose = h('select', { label: t`Whose settings`, onchange: (event) => {
-      this.choose(event.target.value === '' ? null : Number(event.target.value));
-    } });
+    this.whose = select([], '', (lane) => this.choose(lane === '' ? null : Number(lane)), { label: t`Whose settings` });
     this.panel = h('div.s-sampling', { hidden: true, id: 's-sampling' },
       h('label', h('span', t`Settings of`), this.whose),
       h('label', h('span', t`System prompt`), this.system),
@@ -61,9 +60,8 @@ export class Composer {
     const { system, sampling } = this.page.settings(lane);
     this.system.value = system;
     for (const { name, usual, input } of this.fields) input.value = sampling[name] ?? usual;
-    this.whose.replaceChildren(h('option', { value: '' }, t`all lanes`),
-      ...this.page.letters().map((letter, i) => h('option', { value: i }, t`lane ${letter} only`)));
-    this.whose.value = lane ?? '';
+    this.whose.replaceChildren(...options([['', t`all lanes`],
+      ...this.page.letters().map((letter, i) => [i, t`lane ${letter} only`])], lane ?? ''));
   }
 
   take() {

@@ -1,9 +1,9 @@
 // The head of a lane: its model, its adapters and their weights, edited in place.
 
+import { keepMix, KEPT } from '../adapters/actions.js';
 import { button, dots, h, menu, short, t, text } from '../core/dom.js';
 import { select } from '../core/form.js';
 import { hueOf, isCheckpoint, promoteButton } from '../core/lanes.js';
-import { KEPT, keepMix } from './tabs.js';
 
 const choice = (label, choices, value, changed) => select(choices, value, changed, { label: label });
 

@@ -1,17 +1,16 @@
 // Prompt suites: the same prompts sent to every lane as a queued job, and the table of scores.
 
-import { ago, api, badge, button, changed, count, h, keyed, newest, number, quiet, redraw, send, t, table, text, toast }
-  from '../core/dom.js';
+import { ago, api, badge, button, changed, count, h, keyed, newest, number, percent, quiet, redraw, scrolling, send, t,
+  table, text, toast } from '../core/dom.js';
 import { askAction } from '../core/form.js';
-import { reasons, trust, verdictsDataset } from '../core/judgement.js';
 import { laneName, parseLane } from '../core/lanes.js';
 import { isLive } from '../core/live.js';
+import { reasons, trust, verdictsDataset } from '../core/outcome.js';
 import { sendFile } from '../core/upload.js';
 import { exports, heat } from './votes.js';
 
 const EXAMPLE = 'What is the capital of France? => Paris\nWhat sound does a cow make? =~ (?i)moo\nTell me a story.';
-const percent = (value) => (value == null ? '–' : `${(value * 100).toFixed(0)} %`);
-const FORMATS = { share: percent, s: (value) => (value == null ? '–' : `${number(value, 2)} s`) };
+const FORMATS = { share: (value) => percent(value, 2), s: (value) => (value == null ? '–' : `${number(value, 2)} s`) };
 
 export class Suites {
   constructor(page) {
@@ -161,7 +160,7 @@ function results(suite, reuse) {
   return [head, means, ...(scored ? [h('h3', t`Wins of the row against the column`), heat(suite.lanes,
     suite.wins)] : []),
     scored ? quiet(t`Green answers fit the pattern or schema, or equal the expected answer; red ones do not. A tie is
-      half a win.`) : '', h('div.s-scroll-x', answers)];
+      half a win.`) : '', scrolling(answers)];
 }
 
 function answer({ pattern, json_schema: schema, exact_match: exact, error, text, thought }) {

@@ -1,10 +1,11 @@
 // The other tabs of Compare: past conversations, leaderboard, suites, recipes. The open one is in the
 // address.
 
-import { ago, button, choose, dots, h, newest, query, quiet, redraw, remember, searchField, send, short, snippet,
-  sureButton, t, tabs } from '../core/dom.js';
-import { askAction, dialog } from '../core/form.js';
-import { clientName, laneName, writeLane } from '../core/lanes.js';
+import { keepMix, KEPT } from '../adapters/actions.js';
+import { ago, button, choose, dots, h, newest, query, quiet, redraw, remember, send, short, snippet, sureButton, t,
+  tabs } from '../core/dom.js';
+import { dialog, searchField } from '../core/form.js';
+import { clientName, laneName } from '../core/lanes.js';
 import { Suites } from './suites.js';
 import { leaderboard, makeDataset } from './votes.js';
 
@@ -89,7 +90,7 @@ async function recipes(element, page) {
 
 function recipe({ name, model, stack, created }, page, refresh) {
   const make = (kind) => keepMix(kind, { model, stack, name }, refresh);
-  return h('li', h('div.s-recipe', h('b', name),
+  return h('li', h('div', h('b', name),
     h('span.s-quiet.s-recipe-parts', short(model), stack.map((part) =>
       h('span', h('b', short(part.name)), ` × ${part.weight}`)))),
   h('span.s-grow'), h('span.s-quiet', ago(created)),
@@ -97,22 +98,6 @@ function recipe({ name, model, stack, created }, page, refresh) {
   button(KEPT.mix, () => make('mix')), button(KEPT.merge, () => make('merge')),
   sureButton(t`Delete`, t`Really delete?`, () => send('/api/do/recipes', { delete: name },
     t`“${name}” is deleted.`).then(refresh), 's-tool'));
-}
-
-export const KEPT = { recipes: t`Save a recipe …`, mix: t`Make an adapter …`, merge: t`Merge into a model …` };
-
-/** Ask for a name and save a mix as a recipe, or queue the adapter or the model that it makes. */
-export function keepMix(kind, { model, stack, name }, done) {
-  const usual = name ?? stack.map((part) => `${short(part.name)} ${part.weight}`).join(' ');
-  if (kind === 'recipes') {
-    return askAction(kind, { title: t`Save a recipe`, label: t`Save`, only: ['save'],
-      fixed: { lane: writeLane({ model, stack }) }, note: t`Every lane on this base can use it.`,
-      values: { save: usual }, done: () => { done(); } });
-  }
-  return askAction(kind, { fixed: { 'model.path': model, stack }, values: { name: usual }, done: (made) => {
-    done();
-    return t`Queued as “${made.name}”; Runs shows its progress.`;
-  } });
 }
 
 /** How other programs on this machine reach the lanes of the page over the OpenAI-compatible address.

@@ -1,8 +1,9 @@
 // Votes on a turn (buttons and number keys; names are revealed afterwards) and the leaderboard.
 
 import { button, go, h, newest, quiet, redraw, send, t, table, text } from '../core/dom.js';
-import { askAction } from '../core/form.js';
+import { askAction, box } from '../core/form.js';
 import { laneName, LETTERS, parseLane } from '../core/lanes.js';
+import { heatTable } from '../core/outcome.js';
 import { instant } from '../runs/queue.js';
 
 /** Return true if the turn's lanes are anonymous: prompted blind and without a vote. */
@@ -109,7 +110,7 @@ export const makeDataset = (values, lanes = []) => askAction('data.votes', { val
 
 export async function leaderboard(element) {
   let known = [];
-  const blind = h('input', { type: 'checkbox', class: 's-box', onchange: () => draw() });
+  const blind = box({ onchange: () => draw() });
   const files = exports('votes');
   const make = button(t`Make a dataset …`, () => makeDataset({ blind: blind.checked }, known), '', {
     title: t`Pairs, answers or verdicts from these votes, to train on` });
@@ -151,14 +152,11 @@ function scores(standings) {
 /** A table whose cells are tinted by the share the row won against the column. */
 export function heat(lanes, wins) {
   const names = lanes.map((lane) => laneName(parseLane(lane)));
-  const cell = (won, i, j) => {
-    const games = won + wins[j][i];
-    if (i === j || !games) return h('td.s-quiet', '–');
-    return h('td', { style: `--share:${(won / games).toFixed(3)}`,
-      title: t`${names[i]} won ${won} of ${games} against ${names[j]}` }, won % 1 ? won.toFixed(1) : String(won));
-  };
-  return h('div.s-scroll-x', table(['', ...names], wins.map((row, i) =>
-    [h('th', names[i]), ...row.map((won, j) => cell(won, i, j))]), { class: 's-heat' }));
+  return heatTable('', names, names, (i, j) => {
+    const won = wins[i][j], games = won + wins[j][i];
+    return i === j || !games ? null : { share: won / games, words: won % 1 ? won.toFixed(1) : won,
+      title: t`${names[i]} won ${won} of ${games} against ${names[j]}` };
+  }, 's-wins');
 }
 
 export const exports = (what) => h('span.s-quiet', t`Export `, ['csv', 'jsonl', 'html'].flatMap((form) =>

@@ -62,7 +62,7 @@ export class Chart {
       { hidden: true });
     return h('figure.s-chart', { 'data-metric': this.options.name, 'data-draws': '0',
       hidden: Boolean(this.options.optional) },
-      h('figcaption', h('strong', title), unit && h('span.s-unit', unit),
+      h('figcaption', h('strong', title), unit && h('span', unit),
         this.legend, h('span.s-tools', this.resetButton, this.logButton, this.tableButton,
           takeAway(title, { drawing: () => this.drawing(), rows: () => this.rows() }))),
       this.plot, this.table);

@@ -126,7 +126,7 @@ export function number(value, digits = 4) {
   return Math.abs(near) < 10000 ? near.toPrecision(wide(near)) : compact(value);
 }
 
-export const percent = (share, digits = 3) => `${number(100 * (share ?? NaN), digits)}${THIN}%`;
+export const percent = (share, digits = 3) => (share == null ? '–' : `${number(100 * share, digits)}${THIN}%`);
 
 export function compact(value) {
   if (!Number.isFinite(value)) return '–';
@@ -212,14 +212,6 @@ export async function send(path, body, done) {
   }
 }
 
-const VARIANTS = { anyway: ['schedule', { anyway: true }], drop: ['cancel', { drop: true }],
-  first: ['move', { first: true }], restart: ['resume', { restart: true }] };
-
-export function actOn(job, name, values = {}, done = undefined) {
-  const [action, more] = VARIANTS[name] ?? [name, {}];
-  return send(`/api/do/${action}`, { job, ...more, ...values }, done);
-}
-
 /** A short message at the bottom; errors stay until closed. */
 export function toast(message, kind = 'info') {
   const node = h('div', { class: `s-toast s-${kind}`, role: kind === 'error' ? 'alert' : 'status' },
@@ -291,6 +283,18 @@ export function table(heads, rows, props = {}) {
   return node;
 }
 
+/** What scrolls sideways inside, its first column staying. */
+export function scrolling(...content) {
+  const node = h('div.s-scroll', content);
+  scrolled?.observe(node);
+  return node;
+}
+
+/** Figures beside each other, of [name, value, note, properties]. */
+export const figures = (rows, kind = 's-figures') => h('dl', { class: kind },
+  rows.map(([name, value, note = '', more = {}]) => h('div', more,
+    h('dt', name), h('dd', h('b', value), h('span', note)))));
+
 export const pairs = (rows) => h('dl.s-pairs', rows.filter(Boolean).map(([name, value]) =>
   h('div', h('dt', name), h('dd', value))));
 
@@ -305,13 +309,20 @@ export function fill(track, share, waiting = false) {
   return track;
 }
 
-/** A row of tabs from [[id, label]]; `choose(tabs, id)` marks one. */
-export const tabs = (entries, picked, props = {}) => h('div.s-tabs', { role: 'tablist' },
-  entries.map(([id, label]) => h('button', { role: 'tab', id: `tab-${id}`, 'data-view': id, ...props,
-    onclick: () => picked(id) }, label)));
+/** A row of tabs from [[id, label]], which the arrow keys change; `choose(tabs, id)` marks one. */
+export const tabs = (entries, picked, props = {}) => h('div.s-tabs', { role: 'tablist',
+  onkeydown: ({ key, target }) => {
+    const next = { ArrowLeft: target.previousSibling, ArrowRight: target.nextSibling }[key];
+    next?.focus();
+    next?.click();
+  } }, entries.map(([id, label]) => h('button', { role: 'tab', id: `tab-${id}`, 'data-view': id, ...props,
+  onclick: () => picked(id) }, label)));
 
 export function choose(list, id) {
-  for (const tab of list.children) tab.ariaSelected = tab.dataset.view === id;
+  for (const tab of list.children) {
+    tab.ariaSelected = tab.dataset.view === id;
+    tab.tabIndex = tab.dataset.view === id ? 0 : -1;
+  }
 }
 
 export const dots = (...parts) => parts.flat().filter(Boolean).join(' · ');
@@ -330,15 +341,6 @@ export function changed(node, key) {
   if (node.drawnKey === key) return false;
   node.drawnKey = key;
   return true;
-}
-
-export const searchField = (label, oninput, props = {}) => h('input', { type: 'search', placeholder: label,
-  label, oninput, ...props });
-
-/** A test whether texts together contain every word of a search. */
-export function matcher(search) {
-  const words = search.toLowerCase().split(/\s+/).filter(Boolean);
-  return (...texts) => words.every((word) => texts.join(' ').toLowerCase().includes(word));
 }
 
 export function badge(state, note = '') {

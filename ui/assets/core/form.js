@@ -33,7 +33,7 @@ export const labelled = (title, control, note = '') => h('label.s-labelled',
 
 export const box = (props) => h('input.s-box', { type: 'checkbox', ...props });
 
-const options = (choices, chosen) => choices.map((one) => {
+export const options = (choices, chosen) => choices.map((one) => {
   const [value, label] = Array.isArray(one) ? one : [one, one];
   return h('option', { value, selected: [].concat(chosen).includes(value) }, label);
 });
@@ -65,26 +65,21 @@ function ticks(field, choices, value) {
   } };
 }
 
-function control(field, choices, value) {
-  const { name, type, required } = field;
-  if (type === 'switch') return box({ name, checked: Boolean(value) });
-  if (type === 'list' && choices.length) {
-    const size = Math.min(5, Math.max(2, choices.length));
-    return h('select', { multiple: true, size, name }, options(choices, [].concat(value).map(String)));
-  }
-  if (choices.length) return select(choices, value, null, { name });
-  const props = { name, required, maxlength: field.max_length, autocomplete: 'off', spellcheck: 'false' };
-  const words = Array.isArray(value) ? value.join(field.lines ? '\n' : ', ') : String(value);
-  if (field.lines) {
-    const area = h('textarea', { rows: field.lines, ...props });
-    area.value = words;
-    return area;
-  }
-  const bounds = type === 'integer' || type === 'number'
-    ? { type: 'number', min: field.ge, max: field.le, step: type === 'integer' ? 1 : 'any' }
-      : { type: 'text' };
-  return h('input', { ...bounds, value: words, ...props });
+/** The control of a field: a switch, a list to choose one or several from, or a text of one or more lines, to which
+ *  `typed` is added. */
+export function control({ type, lines, max_length: maxlength }, choices, value, props, typed = {}) {
+  if (type === 'switch') return box({ checked: Boolean(value), ...props });
+  if (type === 'list' && choices.length) return select(choices, [].concat(value).map(String), null,
+    { multiple: true, size: Math.min(5, Math.max(2, choices.length)), ...props });
+  if (choices.length) return select(choices, value, null, props);
+  const node = h(lines ? 'textarea' : 'input', { ...(lines ? { rows: lines } : { type: 'text' }), maxlength,
+    autocomplete: 'off', spellcheck: 'false', ...props, ...typed });
+  node.value = Array.isArray(value) ? value.join(lines ? '\n' : ', ') : String(value);
+  return node;
 }
+
+const bounds = ({ type, ge: min, le: max }) => (['integer', 'number'].includes(type)
+  && { type: 'number', min, max, step: type === 'integer' ? 1 : 'any' });
 
 function read(node, { type, title, lines, default: usual }) {
   if (node.type === 'checkbox') return node.checked;
@@ -140,7 +135,8 @@ class Fields {
     for (const field of fields) {
       const value = values[field.name] ?? field.default ?? '', choices = choicesOf(field, known, value);
       if (field.type === 'several' && choices.length) this.nodes[field.name] = ticks(field, choices, value);
-      if (!this.nodes[field.name]) this.controls.set(field.name, control(field, choices, value));
+      if (!this.nodes[field.name]) this.controls.set(field.name, control(field, choices, value,
+        { name: field.name }, { required: field.required, ...bounds(field) }));
       this.rows.set(field.name, this.nodes[field.name]?.element ?? this.row(field));
     }
     const part = (advanced) => fields.filter((field) => Boolean(field.advanced) === advanced)
@@ -201,6 +197,15 @@ export async function askAction(name, { title, label, note, done, ...settings } 
     const said = typeof done === 'function' ? done(answer) : done;
     if (said) toast(said);
   });
+}
+
+export const searchField = (label, oninput, props = {}) => h('input', { type: 'search', placeholder: label,
+  label, oninput, ...props });
+
+/** A test whether texts together contain every word of a search. */
+export function matcher(search) {
+  const words = search.toLowerCase().split(/\s+/).filter(Boolean);
+  return (...texts) => words.every((word) => texts.join(' ').toLowerCase().includes(word));
 }
 
 /** Fill the list of what was deleted. */

@@ -1,8 +1,8 @@
 // One polling loop per tab feeds charts, tables and logs. It sends a cursor and receives only what is
 // new (204 when nothing is), pauses while the tab is hidden and backs off while the server is down.
 
-import { actOn, api, badge, bar, button, changed, count, dots, duration, fill, go, h, keyed, number, redraw,
-  sureButton, t, text } from './dom.js';
+import { api, badge, bar, button, changed, count, dots, duration, fill, go, h, keyed, number, redraw, send, sureButton,
+  t, text } from './dom.js';
 
 const LIVE = new Set(['queued', 'starting', 'running', 'stopping']);
 const FAST = 700, SLOW = 2500, HIDDEN = 5000, MINUTE = 60_000, MOST_POINTS = 4000;
@@ -15,8 +15,8 @@ let told = 0; // when all had the jobs last: the ages that they show grow
 let answered = null; // the selection that the last answer was asked with
 
 /** Subscribe `{element, runs: () => [ids], names: () => [...], detail: () => [id, view, digest shown], ...}`.
- *  Callbacks: onJobs(jobs, supervised, queue, whether the selected ones are all there), onMetrics(series),
- *  onDetail(detail), onLink(ok). */
+ *  Callbacks: onJobs(jobs, supervised, queue, whether the selected ones are all there), onEnded(the jobs that have
+ *  ended since), onMetrics(series), onDetail(detail), onLink(ok). */
 export function subscribe(subscriber) {
   subscribers.add(subscriber);
   if (state.digest) tell(subscriber);
@@ -97,12 +97,14 @@ function tooLong() {
 }
 
 function take(news, asked) {
+  let ended = [];
   if (news.jobs) {
     const { items, removed, whole, digest, supervised, queue } = news.jobs;
     startAnew(items);
-    const jobs = new Map(whole ? [] : state.jobs.map((job) => [job.id, job]));
-    for (const job of items) { notify(jobs.get(job.id), job); jobs.set(job.id, job); }
+    const before = new Map(state.jobs.map((job) => [job.id, job])), jobs = new Map(whole ? [] : before);
+    for (const job of items) { notify(before.get(job.id), job); jobs.set(job.id, job); }
     for (const id of removed) jobs.delete(id);
+    if (state.digest) ended = items.filter((job) => !isLive(job) && isLive(before.get(job.id) ?? { state: 'queued' }));
     Object.assign(state, { digest, supervised, queue, jobs: [...jobs.values()].sort((a, b) => b.id - a.id) });
   }
   const more = asked !== answered;
@@ -111,6 +113,7 @@ function take(news, asked) {
     told = Date.now();
     for (const s of subscribers) tell(s);
   }
+  if (ended.length) for (const s of subscribers) s.onEnded?.(ended);
   if (news.metrics) {
     if (news.metrics.snapshot) series.clear();
     state.seq = news.metrics.seq;
@@ -195,6 +198,16 @@ export class JobProgress {
 
 export const share = (job) => (job.total_steps ? Math.min(1, job.step / job.total_steps) : 0);
 
+const VARIANTS = { anyway: ['schedule', { anyway: true }], drop: ['cancel', { drop: true }],
+  first: ['move', { first: true }], restart: ['resume', { restart: true }] };
+
+/** Ask for an action on a job; `done` is as for `send`. */
+export async function actOn(job, name, values = {}, done = undefined) {
+  const [action, more] = VARIANTS[name] ?? [name, {}];
+  await send(`/api/do/${action}`, { job, ...more, ...values }, done);
+  poke();
+}
+
 /** The state to show: a run that was stopped early did not succeed. */
 export function stateName(job) {
   return job.state === 'succeeded' && job.ended === 'stopped' ? 'stopped' : job.state;
@@ -215,9 +228,9 @@ function jobRow(node, job) {
     node.track = bar('s-wide', { role: 'progressbar', label: job.name });
     redraw(node, badge(job.state), h('a', { href: `/runs?run=${job.id}` }, h('b', job.name)), node.phase,
       h('span.s-actions', job.actions.filter((name) => acts[name]).map((name) =>
-        button(acts[name], () => actOn(job.id, name).then(poke), 's-tool')),
+        button(acts[name], () => actOn(job.id, name), 's-tool')),
       isOpen(job) ? sureButton(t`Cancel`, t`Really cancel?`,
-        () => actOn(job.id, 'cancel').then(poke), 's-tool') : ''),
+        () => actOn(job.id, 'cancel'), 's-tool') : ''),
       h('div', error ? h('p.s-error', error) : node.track));
   }
   text(node.phase, job.state === 'queued' ? t`waits for what is before it` : job.phase);
@@ -272,5 +285,5 @@ export function stages(job, jobs) {
 
 /** The two lines of a list's row. */
 export const rowLines = (name, state, what, aside) => [
-  h('span.s-row-line', h('span.s-row-name', name), h('span.s-row-state', state)),
+  h('span.s-row-line', h('span.s-row-name', name), h('span', state)),
   h('span.s-row-line', h('span.s-row-what', what), h('span.s-row-loss', aside))];

@@ -11,7 +11,7 @@ export const colour = (name) => getComputedStyle(document.body).getPropertyValue
 export const fileName = (title) => title.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, '-');
 
 /** Call `draw` while the document is light; nothing is painted in between. */
-export function inLight(draw) {
+function inLight(draw) {
   const dark = [document.documentElement, document.body].filter((node) => node.classList.contains('dark'));
   for (const node of dark) node.classList.remove('dark');
   try { return draw(); } finally { for (const node of dark) node.classList.add('dark'); }
@@ -32,7 +32,7 @@ export function takeAway(title, { drawing, rows }) {
 
 const colours = () => ({ ground: colour('surface'), text: colour('text'), muted: colour('muted') });
 
-export async function saveTable(title, element) {
+async function saveTable(title, element) {
   const table = element.querySelector('table') ?? element;
   const best = [...table.rows].map((row) => [...row.cells].map((cell) => Boolean(cell.querySelector('b'))));
   const made = inLight(() => {

@@ -1,6 +1,7 @@
-// Send a data file with progress.
+// Data files: send one with progress, and the button of the Train page that imports and chooses it.
 
-import { at, bytes, t } from './dom.js';
+import { api, at, button, bytes, dots, h, later, redraw, t, text, word } from './dom.js';
+import { isWaiting } from './live.js';
 
 /** Send a file and return its path in the home; `onProgress` is called with words and a share from 0 to 1.
  *  Leaving the page in the meantime is asked about. */
@@ -26,4 +27,51 @@ function transfer(file, onProgress) {
     };
     request.send(file);
   });
+}
+
+/** A button that imports a data file as the Data page does, with a line that shows how far it is. */
+export class Upload {
+  /** `use` is called with the name of the imported dataset; `place` sets two of a page apart. */
+  constructor(use, place = 'train') {
+    this.use = use;
+    this.line = h('p.s-uploaded', { role: 'status', testid: `${place}-upload` });
+    this.file = h('input', { type: 'file', hidden: true, testid: `${place}-file`,
+      label: t`Data file`, onchange: (event) => { event.stopPropagation(); this.send(this.file.files[0]); } });
+    this.element = h('div', this.file, button(t`Upload a data file …`, () => this.file.click(), 's-link'));
+  }
+
+  say(words, kind = 's-quiet') {
+    this.line.className = `s-uploaded ${kind}`;
+    redraw(this.line, ...[].concat(words));
+  }
+
+  async send(file) {
+    if (!file) return;
+    this.file.value = '';
+    try {
+      const path = await sendFile(file, { onProgress: (words) => this.say(words) });
+      this.say(t`Reading ${file.name} …`);
+      const { problem } = await api('/api/data/look', { path });
+      if (problem) {
+        sessionStorage.setItem('studio.uploaded', path);
+        this.say([h('a.s-button.s-primary', { href: `/data?import=${encodeURIComponent(path)}` },
+          t`Choose what its columns are …`), ' ', problem]);
+        return;
+      }
+      const job = await api('/api/do/data.import', { source: path, uploaded: true });
+      const waits = h('span');
+      redraw(this.line, h('a', { href: `/runs?run=${job.id}` }, t`Importing …`), ' ', waits);
+      let found = job, failures = 0;
+      while (!['succeeded', 'failed', 'cancelled'].includes(found.state)) {
+        await later(300);
+        text(waits, isWaiting(found) ? dots(word(found.state), found.waits) : '');
+        try { found = await api(`/api/outcome/${job.id}`); failures = 0; } catch (error) {
+          if (error.kind || ++failures > 30) throw error; // it was deleted, or the server is gone
+        }
+      }
+      if (found.state !== 'succeeded') throw new Error(found.error?.text ?? t`The import was ${word(found.state)}.`);
+      this.say('');
+      this.use(found.outcome.name ?? found.outcome.dataset);
+    } catch (error) { this.say(error.message, 's-error'); }
+  }
 }

@@ -1,11 +1,11 @@
 // The Data page: datasets on the left, the selected one (or the import) on the right. Long work is a
 // queued job; this tab follows the ones it submitted. The address holds the selection.
 
-import { ago, api, badge, button, bytes, choose, count, dots, h, keyed, matcher, menu, newest, Page, query, quiet,
-  redraw, remember, searchField, send, short, sureButton, t, tabs, toast, when, word } from '../core/dom.js';
+import { ago, api, badge, button, bytes, choose, count, dots, figures, h, keyed, menu, newest, Page, query, quiet,
+  redraw, remember, send, short, sureButton, t, tabs, toast, when, word } from '../core/dom.js';
+import { askAction, matcher, searchField, showDeleted, weighted } from '../core/form.js';
 import { trainWith } from '../core/lanes.js';
-import { isLive, isOpen, poke, rowLines, showJobs, subscribe } from '../core/live.js';
-import { askAction, showDeleted, weighted } from '../core/form.js';
+import { isOpen, poke, rowLines, showJobs, subscribe } from '../core/live.js';
 import { Import, Mapping } from './import.js';
 import { Report } from './report.js';
 import { Change, Rows } from './rows.js';
@@ -29,7 +29,8 @@ export class Data extends Page {
       else this.importing.path.value = uploaded; // a link from elsewhere has nothing read
     });
     addEventListener('popstate', () => this.open(query().get('name'), query().get('tab') ?? 'report'));
-    subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
+    subscribe({ element: this, onJobs: (jobs) => this.take(jobs),
+      onEnded: (jobs) => { if (jobs.some(({ kind }) => KINDS.has(kind))) this.refresh(); } });
   }
 
   draw() {
@@ -130,6 +131,7 @@ export class Data extends Page {
   }
 
   head(found) {
+    const made = Date.parse(found.created) / 1000;
     const parts = found.validation_rows ? ['', 'train', 'validation'] : [''];
     const exports = menu(t`Export`, ['jsonl', 'csv'].flatMap((form) => parts.map((part) => h('a', { download: '',
       href: `/api/data/${found.name}/export?format=${form}&part=${part}` },
@@ -147,11 +149,11 @@ export class Data extends Page {
       this.family(found),
       found.runs.length > 0 && h('p.s-meta', t`Trained on it: `, found.runs.flatMap(({ id, name }, at) =>
         [at ? ', ' : '', h('a', { href: `/runs?run=${id}` }, name)])),
-      h('dl.s-figures', [
+      figures([
         [t`Rows`, count(found.findings.rows.read)], [t`Size`, bytes(found.bytes)],
-        [t`Imported`, ago(Date.parse(found.created) / 1000), when(Date.parse(found.created) / 1000)],
-        [t`Hash`, found.hash.slice(0, 12), found.hash],
-      ].map(([name, value, title]) => h('div', { title }, h('dt', name), h('dd', h('b', value))))));
+        [t`Imported`, ago(made), '', { title: when(made) }],
+        [t`Hash`, found.hash.slice(0, 12), '', { title: found.hash }],
+      ]));
   }
 
   family(found) {
@@ -214,9 +216,6 @@ export class Data extends Page {
       this.waiting.delete(job.id);
       this.ended(job, then, failed);
     }
-    const live = ours.filter(isLive).map((job) => job.id).join();
-    if (this.live !== undefined && this.live !== live) this.refresh();
-    this.live = live;
   }
 
   async ended(job, then, failed) {

@@ -1,12 +1,12 @@
 // The report of a dataset: import findings, and its statistics on the selected model.
 
-import { api, compact, count, duration, h, newest, pairs, quiet, redraw, t, table, text } from '../core/dom.js';
 import { ticks } from '../core/chart_canvas.js';
+import { api, compact, count, duration, figures, h, newest, pairs, percent, quiet, redraw, t, table, text } from
+  '../core/dom.js';
 import { labelled, select } from '../core/form.js';
 import { resolved, svg, takeAway, tick } from '../core/take_away.js';
 
 const MOST_CHARACTERS = 64 * 1024 ** 2; // more is compared in a terminal
-const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}\u202f%`;
 
 export class Report {
   constructor(page) {
@@ -36,7 +36,7 @@ export class Report {
     const low = report.trained_token_share < 0.05;
     const cut = report.truncated;
     text(this.sum, sumWords(report));
-    redraw(this.tokens, 
+    redraw(this.tokens,
       figures([
         [t`Tokens`, compact(report.tokens), count(report.tokens)],
         [t`Carry loss`, percent(report.trained_token_share),
@@ -44,8 +44,9 @@ export class Report {
         [t`Cut rows`, count(cut), t`longer than ${count(report.limit)} tokens`, cut > 0],
         [t`Longest row`, count(report.longest), t`tokens`],
         [t`Steps`, count(steps), t`${epochs} epochs of ${count(report.train_examples)} rows, ${rowsPerStep} a step`],
-        [t`Packing saves`, percent(padding, 0), t`of what padded batches would compute; packed rows need no padding`],
-      ]),
+        [t`Packing saves`, percent(padding, 2), t`of what padded batches would compute; packed rows need no padding`],
+      ].map(([name, value, title, bad]) => [name, value, '', { title, class: bad ? 's-bad' : '' }]),
+      's-figures s-small-figures'),
       h('div', h('h3', t`Length of the rows, in tokens`), bars(report)),
       pairs([[t`A LoRA run takes about`, duration(seconds)], [t`Chat template`,
         `${report.template}: ${report.template_reason}`],
@@ -89,7 +90,7 @@ export class Report {
       pairs([
         near !== null && [t`Near duplicates`, `${count(near)}${found.near_compared < found.rows.kept
           ? t` in the first ${count(found.near_compared)} rows` : ''}`],
-        [t`Characters`, t`${compact(found.characters)}, ${percent(found.answer_share, 0)} in answers`],
+        [t`Characters`, t`${compact(found.characters)}, ${percent(found.answer_share, 2)} in answers`],
         [t`Scripts`, shares(found.scripts)], [t`Languages`, shares(found.languages)],
       ]), this.overlap(),
       found.suspicious.length ? [h('h3', t`Check these rows`), table(null, found.suspicious.map((one) => [one.text,
@@ -106,14 +107,12 @@ export const sumWords = ({ rows, duplicates, train_examples: trained, validation
   duplicates > 0 && t`${count(duplicates)} repeat an earlier row.`].filter(Boolean).join(' ');
 
 const shares = (parts) => Object.entries(parts).sort((a, b) => b[1] - a[1]).slice(0, 5)
-  .map(([name, share]) => `${name} ${percent(share, 0)}`).join(', ') || '–';
-
-const figures = (rows) => h('dl.s-figures.s-small-figures', rows.map(([name, value, title, bad]) =>
-  h('div', { title, class: bad ? 's-bad' : '' }, h('dt', name), h('dd', h('b', value)))));
+  .map(([name, share]) => `${name} ${percent(share, 2)}`).join(', ') || '–';
 
 /** A histogram of row lengths; the part of a bar beyond the limit is cut. */
 function bars({ length_histogram: { edges, counts }, limit }) {
-  const [width, height, left, base] = [640, 190, 46, 164], most = Math.max(...counts, 1), last = edges.at(-1);
+  const [width, height, left, base] = [innerWidth < 700 ? 340 : 640, 190, 46, 164];
+  const most = Math.max(...counts, 1), last = edges.at(-1);
   const x = (tokens) => left + ((width - left - 8) * tokens) / last, y = (rows) => base - ((base - 10) * rows) / most;
   const bar = (from, to, rows, name) => svg('path', { class: name,
     d: `M${x(from) + 0.5} ${base}V${Math.min(y(rows), base - 1.5)}H${Math.max(x(to) - 0.5, x(from) + 1)}V${base}z` });
@@ -126,7 +125,7 @@ function bars({ length_histogram: { edges, counts }, limit }) {
         cut > from ? bar(from, cut, rows, 's-within') : [], cut < to ? bar(cut, to, rows, 's-beyond') : []) : [];
     }),
     svg('path', { d: `M${left} ${base}H${width - 8}`, class: 's-axis' }),
-    ticks(0, last, 6, true).map((tokens) => tick(x(tokens), base + 16, count(tokens))));
+    ticks(0, last, width / 100, true).map((tokens) => tick(x(tokens), base + 16, count(tokens))));
   return h('figure.s-bars', { testid: 'lengths' }, drawn, h('figcaption.s-row-between',
     t`Tokens per row`, takeAway(t`Rows by token length`, { drawing: () => ({ markup: resolved(drawn), width, height }),
       rows: () => [[t`From tokens`, t`To tokens`, t`Rows`], ...counts.map((rows, at) => [edges[at], edges[at + 1] - 1,

@@ -1,7 +1,7 @@
 // Rows page by page, with ticks to drop or keep; and the steps that make a new dataset of this one.
 
 import { api, button, count, errorLine, h, newest, quiet, redraw, say, send, t, text, toast } from '../core/dom.js';
-import { actionForm } from '../core/form.js';
+import { actionForm, box } from '../core/form.js';
 import { rendered } from './import.js';
 
 const PAGE = 20;
@@ -34,9 +34,8 @@ export class Rows {
 
   row(row) {
     const { number, line, part } = row;
-    return h('article.s-rendered', h('header', h('label', h('input', { type: 'checkbox',
-      class: 's-box', checked: this.ticked.has(number), label: t`Row ${number}`,
-      onchange: (event) => this.tick(number, event.target.checked) }),
+    return h('article.s-rendered', h('header', h('label', box({ checked: this.ticked.has(number),
+      label: t`Row ${number}`, onchange: (event) => this.tick(number, event.target.checked) }),
     t` row ${count(number)} · line ${count(line)}${part === 'validation' ? t` · held out` : ''}`)), rendered(row));
   }
 

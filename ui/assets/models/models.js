@@ -1,11 +1,11 @@
 // The Models page: every model that can be trained here, what fits on this machine, and the hub's search.
 // A download is a queued job, confirmed with all of its facts before. The address holds the search.
 
-import { ago, api, badge, button, bytes, compact, count, dots, h, matcher, newest, Page, pairs, query, quiet, redraw,
-  remember, searchField, send, sureButton, t, text, toast } from '../core/dom.js';
-import { askAction, dialog, labelled, select } from '../core/form.js';
+import { ago, api, badge, button, bytes, compact, count, dots, h, newest, Page, pairs, query, quiet, redraw, remember,
+  send, sureButton, t, text, toast } from '../core/dom.js';
+import { askAction, dialog, labelled, matcher, options, searchField, select } from '../core/form.js';
 import { trainWith } from '../core/lanes.js';
-import { isLive, showJobs, subscribe } from '../core/live.js';
+import { showJobs, subscribe } from '../core/live.js';
 
 const JOBS = new Set(['download', 'extend_model']);
 const WAYS = { full: t`Full`, lora: t`LoRA`, qlora: 'QLoRA' };
@@ -22,10 +22,12 @@ const length = (tokens) => (tokens < 1024 ? String(tokens) : `${tokens / 1024}k`
 
 export class Models extends Page {
   build() {
-    Object.assign(this, { models: [], found: null, ended: new Set() });
+    Object.assign(this, { models: [], found: null });
     this.draw();
     this.refresh().then(() => query().get('hub') && this.searchHub());
-    subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
+    const own = (jobs) => jobs.filter(({ kind }) => JOBS.has(kind));
+    subscribe({ element: this, onJobs: (jobs) => showJobs(this.jobs, own(jobs)),
+      onEnded: (jobs) => { if (own(jobs).length) this.refresh(); } });
   }
 
   draw() {
@@ -35,11 +37,11 @@ export class Models extends Page {
       this.list();
     }, { value: query().get('q') ?? '', onkeydown: ({ key }) => { if (key === 'Enter') this.searchHub(); } });
     this.sort = select(SORTS, 'downloads', () => this.found && this.searchHub(), { label: t`Order of the hub` });
-    this.device = h('select', { label: t`Device`, hidden: true, onchange: () => this.refresh() });
+    this.device = select([], '', () => this.refresh(), { label: t`Device`, hidden: true });
     this.notice = h('p.s-notice', { role: 'status', hidden: true });
     this.jobs = h('ol.s-activity', { label: t`Downloads`, testid: 'downloads' });
     this.body = h('div.s-model-groups', { testid: 'models' });
-    this.legend = h('p.s-quiet.s-model-legend');
+    this.legend = quiet();
     this.append(h('h1.s-hidden', t`Models`), h('div.s-library',
       h('div.s-library-bar', this.search, this.sort,
         button(t`Search the hub`, () => this.searchHub()), this.device,
@@ -54,7 +56,7 @@ export class Models extends Page {
     if (!found) return;
     Object.assign(this, found, { device: this.device, machine: found.device });
     this.device.hidden = found.devices.length < 2;
-    if (!this.device.length) this.device.append(...found.devices.map((name) => h('option', { value: name }, name)));
+    if (!this.device.length) this.device.append(...options(found.devices));
     this.notice.hidden = !found.offline;
     redraw(this.notice, t`This studio is offline: the hub is not asked for anything. `,
       button(t`Go online`, () => this.goOnline()));
@@ -221,17 +223,6 @@ export class Models extends Page {
       await api('/api/do/models.folders', { add: path.value });
       await this.refresh();
     });
-  }
-
-  // -- downloads --
-
-  take(jobs) {
-    const ours = jobs.filter((job) => JOBS.has(job.kind));
-    const ended = ours.filter((job) => !isLive(job)).map((job) => `${job.id} ${job.state}`);
-    if (this.known && ended.some((key) => !this.ended.has(key))) this.refresh();
-    this.ended = new Set(ended);
-    this.known = true;
-    showJobs(this.jobs, ours);
   }
 }
 

@@ -2,11 +2,12 @@
 // the dataset, the order, pinned rows and hidden columns. A number opens the job that measured it.
 
 import { askEvaluate } from '../adapters/actions.js';
-import { button, bytes, h, matcher, newest, number, Page, percent, query, quiet, redraw, remember, searchField, send,
-  t } from '../core/dom.js';
+import { button, bytes, h, newest, number, Page, percent, query, quiet, redraw, remember, send, t } from
+  '../core/dom.js';
+import { box, matcher, options, searchField, select } from '../core/form.js';
 import { subscribe } from '../core/live.js';
 import { RankedTable, scatter } from '../core/ranked.js';
-import { save, saveTable } from '../core/take_away.js';
+import { takeTable } from '../core/take_away.js';
 
 const SHOWN = { size_bytes: bytes, win_rate: percent };
 const LEARNED = 'eval_loss', FORGOT = 'forgetting';
@@ -14,27 +15,17 @@ const LEARNED = 'eval_loss', FORGOT = 'forgetting';
 class ResultsPage extends Page {
   build() {
     Object.assign(this, { data: query().get('data') ?? '', pins: new Set(query().getAll('pin')),
-      off: new Set(query().getAll('hide')), ended: null });
+      off: new Set(query().getAll('hide')) });
     this.search = searchField(t`Search adapters and methods`, () => this.draw());
-    this.datasets = h('select', { label: t`Trained on`,
-      onchange: () => { this.data = this.datasets.value; this.keep(); } });
+    this.datasets = select([], '', (data) => { this.data = data; this.keep(); }, { label: t`Trained on` });
     this.columns = h('details.s-columns-choice');
     this.body = h('div.s-stack');
     this.append(h('h1.s-hidden', t`Results`), h('div.s-library', { testid: 'results' },
       h('div.s-library-bar', this.search, this.datasets, this.columns, h('span.s-actions',
         button(t`Evaluate …`, () => this.evaluate()),
-        ['csv', 'markdown'].map((form) => button(form === 'csv' ? 'CSV' : 'Markdown', () => saveAs(form))),
-        button('PNG', () => this.table && saveTable(t`Results`, this.table.element)))),
-      this.body));
-    subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
+        this.take = h('span'))), this.body));
+    subscribe({ element: this, onEnded: () => this.refresh() });
     this.refresh();
-  }
-
-  /** Look again when a job that measures something has ended. */
-  take(jobs) {
-    const ended = jobs.filter((job) => job.state === 'succeeded').map((job) => job.id).join();
-    if (this.ended !== null && ended !== this.ended) this.refresh();
-    this.ended = ended;
   }
 
   async refresh() {
@@ -51,11 +42,11 @@ class ResultsPage extends Page {
     const { columns, rows } = this.found;
     const sets = [...new Set(rows.map((row) => row.data).filter(Boolean))].sort();
     if (!sets.includes(this.data)) this.data = '';
-    redraw(this.datasets, ...['', ...sets].map((one) => h('option', { value: one, selected: one === this.data },
-      one ? t`Trained on ${one}` : t`All datasets`)));
+    redraw(this.datasets, ...options([['', t`All datasets`], ...sets.map((one) => [one, t`Trained on ${one}`])],
+      this.data));
     this.columns.hidden = !columns.length;
     redraw(this.columns, h('summary.s-button', t`Columns`), h('div', columns.map((one) =>
-      h('label', h('input', { type: 'checkbox', class: 's-box', checked: !this.off.has(one.key),
+      h('label', box({ checked: !this.off.has(one.key),
         onchange: (event) => this.flip(this.off, one.key, !event.target.checked) }), one.title))));
     if (!rows.length) {
       redraw(this.body, h('div.s-welcome', h('h2', t`Nothing is measured yet`),
@@ -74,6 +65,7 @@ class ResultsPage extends Page {
       first: (row) => this.pins.has(row.key), onSort: (order) => remember({ order }),
     });
     this.table.draw(shown);
+    redraw(this.take, takeTable(t`Results`, this.table));
     const adapters = shown.filter((row) => row.lacks), missing = adapters.filter((row) => row.lacks.length);
     const points = adapters.filter((row) => !row.lacks.length).map((row) => ({ x: row[LEARNED], y: row[FORGOT],
       few: row.few, label: row.few ? t`${row.name} (${row.few} held-out rows)` : row.name }));
@@ -123,12 +115,6 @@ function figure({ key, title, best, job }) {
     const words = row[key] == null ? '–' : (SHOWN[key] ?? number)(row[key]) + (key === LEARNED && row.few ? '*' : '');
     return job && row[key] != null ? h('a', { href: `/runs?run=${row.jobs[key]}` }, words) : words;
   } };
-}
-
-/** Download the whole table as a file. */
-async function saveAs(form) {
-  const found = await send('/api/do/results', { form });
-  if (found) save(found.text, `results.${form === 'csv' ? 'csv' : 'md'}`, 'text/plain');
 }
 
 customElements.define('studio-results', ResultsPage);

@@ -2,7 +2,7 @@
 // (schedule, sweep, train longer, note and tags, webhook).
 
 import { api, button, dots, go, h, send, t, text, toast } from '../core/dom.js';
-import { askAction, list } from '../core/form.js';
+import { askAction, list, select } from '../core/form.js';
 import { poke, toggleNotifications, wantsNotifications } from '../core/live.js';
 import { Setting } from '../train/settings.js';
 
@@ -10,9 +10,8 @@ export class QueueBar {
   constructor() {
     this.holding = button(t`Hold all`, () => this.change({ [this.queue?.held ? 'release' : 'hold']: true }),
       's-tool', { testid: 'hold-queue' });
-    this.onError = h('select', { label: t`After an error`, onchange: (e) =>
-      this.change({ on_error: e.target.value }) }, h('option', { value: 'continue' }, t`Errors: continue`),
-    h('option', { value: 'stop' }, t`Errors: stop`));
+    this.onError = select([['continue', t`Errors: continue`], ['stop', t`Errors: stop`]], 'continue',
+      (policy) => this.change({ on_error: policy }), { label: t`After an error` });
     this.notifying = button('', async () => {
       const refused = await toggleNotifications();
       if (refused) toast(refused, 'error');

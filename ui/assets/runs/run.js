@@ -1,16 +1,14 @@
 // One run: progress, figures, actions, and tabs with what it wrote.
 
-import { actOn, ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, go, h, menu, number,
-  newest, quiet, redraw, say, send, short, sureButton, t, table, tabs, text, toast, when } from '../core/dom.js';
-import { blindTest, compareAddress, COMPARED } from '../core/lanes.js';
-import { forgettingCard } from '../core/forgetting.js';
-import { isLive, isOpen, isWaiting, JobProgress, poke, resumes, stages, stateName } from '../core/live.js';
-import { saveReport } from '../core/take_away.js';
-import { bySource, KINDS, outcome } from '../adapters/actions.js';
 import { Results } from '../adapters/bakeoff.js';
+import { ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, figures, go, h, menu, newest,
+  number, quiet, redraw, say, send, short, sureButton, t, table, tabs, text, toast, when } from '../core/dom.js';
+import { blindTest, compareAddress, COMPARED } from '../core/lanes.js';
+import { actOn, isLive, isOpen, isWaiting, JobProgress, poke, resumes, stages, stateName } from '../core/live.js';
+import { bySource, forgettingCard, KINDS, outcome } from '../core/outcome.js';
+import { saveReport } from '../core/take_away.js';
 import { NEXT_STAGE, planLonger, planNext, planNote, planSchedule, planSweep } from './queue.js';
-import { readAt, Reading } from './reading.js';
-import { remedies, views } from './run_tabs.js';
+import { readAt, Reading, remedies, views } from './run_parts.js';
 
 const VIEWS = { log: t`Log`, samples: t`Samples`, checkpoints: t`Checkpoints`, config: t`Config`, history: t`History` };
 const FAILURES = {
@@ -39,7 +37,7 @@ export class Detail {
     this.remarks = h('p.s-remarks', { hidden: true });
     this.failure = h('div.s-failure', { role: 'alert', hidden: true });
     this.outcome = new JobOutcome();
-    this.figures = h('dl.s-figures');
+    this.figures = figures(Array(6).fill(['', '']));
     this.reading = new Reading();
     this.sources = h('details.s-same', { hidden: true, open: true, testid: 'sources' });
     this.group_ = h('details.s-same', { hidden: true, open: true, testid: 'group' });
@@ -174,7 +172,7 @@ export class Detail {
   showFigures(job) {
     this.figures.hidden = !draws(job) && job.eval_loss == null;
     const rows = job.rows ?? {};
-    const figures = [
+    const shown = [
       [t`Loss`, number(job.last_loss), job.first_loss == null ? '' : t`${number(job.first_loss)} at first`],
       job.reward != null ? [t`Held-out reward`, number(job.reward), ''] : [t`Held-out loss`, number(job.eval_loss),
         job.reward_accuracy == null ? '' : t`accuracy ${number(100 * job.reward_accuracy, 0)}\u202f%`],
@@ -189,11 +187,7 @@ export class Detail {
       [t`Trainable`, compact(job.trainable_parameters), job.total_parameters
         ? `${number((100 * job.trainable_parameters) / job.total_parameters, 2)}\u202f%` : ''],
     ];
-    if (this.figures.children.length !== figures.length) {
-      redraw(this.figures, ...figures.map(([name]) =>
-        h('div', h('dt', name), h('dd', h('b'), h('span')))));
-    }
-    figures.forEach(([name, value, note], i) => {
+    shown.forEach(([name, value, note], i) => {
       const [title, { children: [main, aside] }] = this.figures.children[i].children;
       text(title, name);
       text(main, value);
@@ -267,10 +261,7 @@ export class Detail {
     poke();
   }
 
-  async act(action, done) {
-    await actOn(this.job.id, action, {}, done);
-    poke();
-  }
+  act(action, done) { return actOn(this.job.id, action, {}, done); }
 
   async duplicate() {
     const { content, error } = (await send(`/api/live?detail=${this.job.id}&view=config`))?.detail ?? {};

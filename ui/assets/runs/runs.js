@@ -3,10 +3,11 @@
 // &show=live lists the queue.
 
 import { board, METRICS } from '../core/chart.js';
-import { actOn, ago, badge, bar, button, changed, count, dots, duration, fill, h, keyed, matcher, number, query,
-  remember, Page, say, searchField, short, t, text, toast } from '../core/dom.js';
+import { ago, badge, bar, button, changed, count, dots, duration, fill, h, keyed, number, Page, query, remember, say,
+  short, t, text, toast } from '../core/dom.js';
+import { matcher, searchField } from '../core/form.js';
 import { openCheckpoint } from '../core/lanes.js';
-import { hues, isLive, isOpen, isWaiting, poke, rowLines, share, stateName, subscribe } from '../core/live.js';
+import { actOn, hues, isLive, isOpen, isWaiting, poke, rowLines, share, stateName, subscribe } from '../core/live.js';
 import { saveReport } from '../core/take_away.js';
 import { QueueBar } from './queue.js';
 import { Detail, draws } from './run.js';
@@ -271,10 +272,7 @@ export class Runs extends Page {
     this.move(dragged, before ? { before } : { last: true });
   }
 
-  async move(id, place) {
-    await actOn(id, place ? 'move' : 'first', place ?? {});
-    poke();
-  }
+  move(id, place) { return actOn(id, place ? 'move' : 'first', place ?? {}); }
 
   refresh(node, job) {
     const [box, open] = node.children;

@@ -8,7 +8,7 @@ import { hubCard } from '../models/models.js';
 
 const REFRESH = 3000;
 
-export class Machine extends HTMLElement {
+class Machine extends HTMLElement {
   connectedCallback() {
     this.storage = new Storage(); // built once: a refresh must not clear its list
     this.hub = hubCard(card);

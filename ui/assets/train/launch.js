@@ -1,9 +1,9 @@
 // The launched run on the Train page: its state, its live loss, and what can be done with it.
 
 import { board } from '../core/chart.js';
-import { actOn, badge, button, duration, h, query, quiet, redraw, remember, sureButton, t, text } from '../core/dom.js';
+import { badge, button, duration, h, query, quiet, redraw, remember, sureButton, t, text } from '../core/dom.js';
 import { compareAddress } from '../core/lanes.js';
-import { hues, isLive, JobProgress, poke, resumes, stateName, subscribe } from '../core/live.js';
+import { actOn, hues, isLive, JobProgress, poke, resumes, stateName, subscribe } from '../core/live.js';
 
 const SHOWN = ['loss', 'eval_loss', 'reward', 'eval_reward'];
 
@@ -83,7 +83,7 @@ export class Launch {
     redraw(this.line, badge(stateName(job)), h('a', { href: `/runs?run=${job.id}` }, job.name), more,
       job.error ? h('span.s-error', job.error.text) : '');
     const can = new Set(job.actions);
-    const act = (action) => actOn(job.id, action).then(poke);
+    const act = (action) => actOn(job.id, action);
     redraw(this.actions, ...[
       job.adapter && h('a.s-button.s-primary', { href: compareAddress(job) },
         t`Compare with the base`),

@@ -2,7 +2,7 @@
 // picker of target modules.
 
 import { api, button, h, quiet, short, t, table, text } from '../core/dom.js';
-import { box, dialog, list, select } from '../core/form.js';
+import { box, control, dialog, list, select } from '../core/form.js';
 
 const OTHER = '\u0000';
 const GPU = /^(cuda|xpu):\d+$/;
@@ -28,35 +28,31 @@ export function pickedDevices(chosen) {
 export class Setting {
   constructor(field, choices = field.choices) {
     this.field = field;
-    const id = idOf(field.name), named = { id: `${id}-input`, autocomplete: 'off', spellcheck: 'false' };
+    const id = idOf(field.name), named = { id: `${id}-input`,
+      'aria-describedby': field.help && `${id}-help` };
     this.back = button('↺', () => { this.fill(); this.element.dispatchEvent(new Event('input', { bubbles: true })); },
       's-tool s-back', { hidden: true });
     this.control = this.build(field, choices, named);
     const title = h('label', { for: named.id }, field.title, field.unit && h('small', ` ${field.unit}`));
     const isSwitch = field.type === 'switch';
-    this.element = h('div', { class: `s-setting ${isSwitch ? 's-setting-switch' : ''}`, id },
+    this.element = h('div', { class: 's-setting', id },
       h('div.s-setting-head', isSwitch && this.control, title, this.back),
       !isSwitch && this.control, field.help && h('p.s-help', { id: `${id}-help` }, field.help));
     this.fill();
     this.usual = this.value();
     const usual = written(field) || t`auto`;
-    this.back.title = t`Back to ${isSwitch ? (field.default ? t`on` : t`off`) : this.labels?.get(usual) ?? usual}`;
+    this.back.title = t`Back to ${isSwitch ? (field.default ? t`on` : t`off`) : this.labels.get(usual) ?? usual}`;
     this.back.ariaLabel = `${field.title}: ${this.back.title}`;
   }
 
   build(field, choices, named) {
-    if (field.type === 'switch') return this.input = box(named);
     this.labels = new Map(choices);
     if (field.type === 'several' && choices.filter(([name]) => GPU.test(name)).length > 1) return this.ticks(choices);
     if (/\.(path|init_adapter)$/.test(field.name) && choices.length) return this.picker(choices, named);
     const closed = !['open_choice', 'text'].includes(field.type);
-    if (choices.length && closed) return this.input = select(choices, '', null, named);
     const number = ['number', 'integer'].includes(field.type) || field.words.auto !== undefined;
-    if (field.lines) {
-      return this.input = h('textarea', { rows: field.lines, maxlength: field.max_length, ...named });
-    }
-    this.input = h('input', { type: 'text', inputmode: number && 'decimal', maxlength: field.max_length,
-      placeholder: auto(field) === undefined ? false : t`auto`, ...named });
+    this.input = control(field, closed ? choices : [], '', named, { inputmode: number && 'decimal',
+      placeholder: auto(field) !== undefined && t`auto` });
     if (closed || !choices.length) return this.input;
     const node = h('datalist', { id: `${named.id}-list` }, choices.map(([value]) => h('option', { value })));
     this.input.setAttribute('list', node.id);
@@ -127,7 +123,7 @@ export class Setting {
     if (becomes === undefined || auto(this.field) === undefined) return;
     if (this.input.localName === 'input') this.input.placeholder = becomes ? t`auto: ${becomes}` : t`auto`;
     const option = this.input.localName === 'select' && [...this.input.options].find((one) => one.value === 'auto');
-    const label = this.labels?.get('auto') ?? t`auto`;
+    const label = this.labels.get('auto') ?? t`auto`;
     if (option) option.textContent = becomes ? `${label}: ${becomes}` : label;
   }
 

@@ -1,17 +1,17 @@
 // The Train page: the form, drawn from the fields of a run, and beside it what it means: what pressing Train
 // does, memory and time, the first rows as tokens, the launched run, and the same as a command or a file.
 
-import { api, button, errorLine, h, matcher, newest, Page, quiet, redraw, remember, say, searchField, send, short,
-  snippet, t, text, word } from '../core/dom.js';
+import { askBakeoff } from '../adapters/actions.js';
+import { api, button, errorLine, h, newest, Page, quiet, redraw, remember, say, send, short, snippet, t, text, word }
+  from '../core/dom.js';
+import { box, matcher, searchField } from '../core/form.js';
+import { Upload } from '../core/upload.js';
 import { planSweep } from '../runs/queue.js';
+import { openGuide, Welcome } from './guide.js';
 import { Launch } from './launch.js';
 import { Methods } from './methods.js';
-import { openGuide } from './guide.js';
-import { Preflight, Presets } from './preflight.js';
-import { FirstRows } from './first_rows.js';
+import { FirstRows, Preflight, Presets } from './preflight.js';
 import { idOf, modelsAt, Setting } from './settings.js';
-import { Upload } from './upload.js';
-import { Welcome } from './welcome.js';
 
 const PARTS = { model: t`Model`, data: t`Data`, train: t`Training` };
 const partOf = (path) => (path.includes('.') ? path.split('.')[0] : 'train');
@@ -74,7 +74,7 @@ export class Train extends Page {
     const more = [...this.settings.values()].filter(({ field }) => field.advanced);
     const groups = Map.groupBy(more, ({ field }) => field.heading || PARTS[partOf(field.name)]);
     this.search = searchField(t`Search settings`);
-    this.onlyChanged = h('input', { type: 'checkbox', class: 's-box' });
+    this.onlyChanged = box();
     this.moreOfMethod = h('div.s-fields');
     this.none = quiet(t`No setting is like this.`);
     const group = (title, body) => h('div.s-group', h('h3', title), body);
@@ -248,10 +248,8 @@ export class Train extends Page {
     snippet('spec.yaml', yaml)),
     h('div.s-actions',
       button(t`Sweep: several values of some fields …`, this.asked((set) => planSweep(null, set)), 's-tool'),
-      button(t`Bake-off: these settings with several methods …`, this.asked(async (set) => {
-        const { askBakeoff } = await import('../adapters/bakeoff.js');
-        return askBakeoff({ set, impossible: this.impossible() });
-      }), 's-tool'),
+      button(t`Bake-off: these settings with several methods …`, this.asked((set) =>
+        askBakeoff({ set, impossible: this.impossible() })), 's-tool'),
       button(t`Start over`, () => { this.launch.forget(); this.open({ address: '' }); }, 's-tool')));
   }
 
