@@ -150,11 +150,11 @@ def _num_common(first: TokenRow, row: TokenRow) -> int:
     return int(differ[0]) if len(differ) else most
 
 
-def pad(examples: Sequence[TokenRow], device: torch.device, *, pad_id: int = 0) -> PaddedBatch:
+def pad(examples: Sequence[TokenRow], device: torch.device) -> PaddedBatch:
     """Pad rows to the longest; padding is masked from attention and loss."""
     longest = max(len(e.input_ids) for e in examples)
     shape = (len(examples), longest)
-    ids, mask = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
+    ids, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     nexts = np.full(shape, IGNORED, np.int64)
     for i, example in enumerate(examples):
         length = len(example.input_ids)

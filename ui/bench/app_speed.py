@@ -55,7 +55,7 @@ SPARE_SECONDS = 8  # in which a spare imports torch
 PAGE_TURNS, TURN_SECONDS, ASK_SECONDS = 5, 6.0, 0.7
 
 
-def bench_startup(home: Path, rounds: int = 3) -> list[Figure]:
+def bench_startup(home: Path, rounds: int) -> list[Figure]:
     """Return the figures, best and median of `rounds`, with their bars."""
     pages, steps = [], []
     for number in range(rounds):
@@ -174,7 +174,7 @@ PROMPT = {
 }
 
 
-def bench_idle(folder: Path, seconds: float = 20.0) -> list[Figure]:
+def bench_idle(folder: Path, seconds: float) -> list[Figure]:
     """Return the figures of every process and their sums, over `seconds` in each state."""
     progress("starting page, supervisor, spare and chat host")
     with serving(folder / "home") as page:
@@ -292,18 +292,16 @@ def _polling(url: str) -> Iterator[None]:
         thread.join()
 
 
-MANY = 10_000
-POINTS = 100_000
 NO_RUNNER = (sys.executable, "-S", "-c", "raise SystemExit(1)")  # it fails, and frees the slot
 
 
-def bench_queue(folder: Path, many: int = MANY) -> list[Figure]:
+def bench_queue(folder: Path) -> list[Figure]:
     """Measure in an empty folder and return the figures."""
-    return measure(open_home(folder), many=many)
+    return measure(open_home(folder))
 
 
 def measure(
-    home: Home, *, many: int = MANY, points: int = POINTS, claimed: int = 1000, writes: int = 100
+    home: Home, *, many: int = 10_000, points: int = 100_000, claimed: int = 1000, writes: int = 100
 ) -> list[Figure]:
     """Return the figures of an empty home.
 

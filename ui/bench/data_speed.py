@@ -37,12 +37,7 @@ print(json.dumps({
 
 
 def bench_data(
-    folder: Path,
-    *,
-    file: str = "",
-    model: str = "starter",
-    chat_template: str = "auto",
-    megabytes: int = 32,
+    folder: Path, *, file: str, model: str, chat_template: str, megabytes: int
 ) -> list[Figure]:
     """Measure on a jsonl file, or on made conversations of `megabytes` MB."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the figures are per core

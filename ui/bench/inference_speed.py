@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 
 ADAPTERS = ("a", "b", "c", "d")
+CHAT_TOKENS = 64  # of the prompt
 BARS = {
     "four LoRA lanes / one": 1.6,
     "four LoRA lanes / transformers, four rows": 1.15,
@@ -67,28 +68,21 @@ class NumberTemplate:
         return [int(word) for word in messages[-1]["content"].split()]
 
 
-def bench_chat(
-    folder: Path,
-    *,
-    shape: str = "llama-30m",
-    prompt_tokens: int = 64,
-    tokens: int = 64,
-    rounds: int = 5,
-) -> dict[str, Any]:
+def bench_chat(folder: Path, *, shape: str, tokens: int, rounds: int) -> dict[str, Any]:
     """Run every variant `rounds` times and return seconds (median) and the ratios that matter."""
     import torch
 
-    prompt = [5 + i * 7 % 1000 for i in range(prompt_tokens)]
+    prompt = [5 + i * 7 % 1000 for i in range(CHAT_TOKENS)]
     base = folder / "base"
     make_model(shape, base)
     engine = make_engine(base)
     variants = _ours(engine, prompt, tokens)
     variants |= _peers(base, attach_adapters(engine, folder), prompt, tokens)
     taken, _ = interleaved(variants, rounds, "lanes and peers")
-    stream = _stream(base, folder, " ".join("7" * prompt_tokens), tokens, rounds)
+    stream = _stream(base, folder, " ".join("7" * CHAT_TOKENS), tokens, rounds)
     return {
         "shape": shape,
-        "prompt_tokens": prompt_tokens,
+        "prompt_tokens": CHAT_TOKENS,
         "new_tokens": tokens,
         "rounds": rounds,
         "threads": torch.get_num_threads(),
@@ -317,7 +311,7 @@ SCORING_BARS = {
 
 
 def bench_scoring(
-    folder: Path, *, shape: str = "llama-30m", rows: int = 64, labels: int = 77, rounds: int = 3
+    folder: Path, *, shape: str, rows: int, labels: int, rounds: int
 ) -> dict[str, Any]:
     """Run every variant `rounds` times; return seconds (median), ratios and the largest error.
 

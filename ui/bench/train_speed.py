@@ -59,7 +59,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def bench_train(folder: Path, case: BenchCase, vs: str, busy: int = 0) -> dict[str, Any]:
+def bench_train(folder: Path, case: BenchCase, vs: str, busy: int) -> dict[str, Any]:
     """Run the case here and on every peer in turns and return the figures.
 
     `vs` are names of peers; `busy` is the number of processes that compute beside them.

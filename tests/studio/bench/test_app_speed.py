@@ -26,7 +26,7 @@ def test_an_option_nobody_knows_is_refused():
 
 def test_json_is_one_document(monkeypatch, capsys):
     one = figure("x", 1.236, "ms", 50)
-    monkeypatch.setattr(app_speed, "measure", lambda home, many: [one, one])
+    monkeypatch.setattr(app_speed, "measure", lambda home: [one, one])
 
     assert run(["queue", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [one, one]

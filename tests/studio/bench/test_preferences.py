@@ -62,4 +62,4 @@ def test_both_take_the_same_steps(tmp_path):
 
 def test_a_peer_without_the_loss_is_named(tmp_path):
     with pytest.raises(InputError, match="hf has no dpo"):
-        bench_train(tmp_path, CASE, "hf")
+        bench_train(tmp_path, CASE, "hf", 0)

@@ -17,10 +17,9 @@ from studio.errors import DeviceLost, Diverged, MethodError, SpecError
 from studio.models.loading import tokenizer_at
 from studio.spec import DataSource, RunSpec
 from studio.starter import MODEL_DIR
-from studio.train_args import TrainArgs
 from studio.training import checkpoint, objectives, training_loop
 from studio.training.fit_in_memory import explain_errors
-from studio.training.optimizer import _MAKERS, make_optimizer
+from studio.training.optimizer import _MAKERS
 from studio.training.training_session import Session
 from tests.studio.training.conftest import run_all
 
@@ -90,13 +89,6 @@ def test_an_optimizer_whose_library_is_missing_names_it(optim, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(SpecError, match=f"{optim}, which needs bitsandbytes: `pip install"):
         _MAKERS[optim]([], torch.device("cuda:0"))
-
-
-def test_muon_that_this_torch_lacks_is_one_sentence(monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon")
-    weight = torch.nn.Parameter(torch.zeros(2, 2))
-    with pytest.raises(SpecError, match="which torch .* lacks: use adamw"):
-        make_optimizer([("w", weight)], TrainArgs(optim="muon"))
 
 
 def test_rows_longer_than_the_models_context_are_cut_and_counted(tmp_path, home):
