@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from studio.errors import SpecError
 from studio.spec import RunSpec
-from studio.training.curve_findings import read
-from studio.training.curve_records import Correction, RunCurves
+from studio.training.curve_findings import Correction, RunCurves, read
 
 STEP_CURVES = (
     "loss", "grad_norm", "rewards_chosen", "rewards_accuracies", "reward", "frac_reward_zero_std",
@@ -54,7 +54,7 @@ def reading(store: JobStore, job: Job) -> list[dict[str, Any]]:
     with store.database.reading() as db:
         since = {"job": job.id, "since": job.result.get("training_since", 0)}
         pace = db.conn.execute(_PACE, since).fetchone()[0] if findings else None
-    return [one.as_dict() | {"queues": _queued(job, spec, one.remedy, pace)} for one in findings]
+    return [asdict(one) | {"queues": _queued(job, spec, one.remedy, pace)} for one in findings]
 
 
 def _queued(

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from itertools import pairwise
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby, pairwise
+from statistics import fmean, pstdev
+from typing import Any, Literal
 
 from studio.evaluation.scores_and_gates import weights_in
 from studio.goals import ENOUGH_STEPS, LEAST_HELD_OUT
-from studio.training.curve_records import Correction, Finding, RunCurves, level_of
+from studio.spec import RunSpec
 from studio.training.objectives import needs_reference
 
-LEAST_STEPS = 20
-"""Of shorter runs only the number of steps is read."""
-CLEAR = 4.0
-"""Standard errors by which two levels differ."""
-RISE, LEAST_RISE = 0.25, 0.1
-"""Diverges: rise of the training loss above its lowest level, relative and at least."""
+PART = 0.1  # a level is the mean of a tenth of the steps; noise is its standard error
+LEAST_STEPS = 20  # of shorter runs only the number of steps is read
+CLEAR = 4.0  # standard errors by which two levels differ
+RISE, LEAST_RISE = 0.25, 0.1  # diverges: rise above the lowest level, relative and at least
 WORSE, LEAST_WORSE, LEAST_AFTER = 0.05, 0.02, 2
 """Memorises: rise of the held-out loss above its minimum, and evaluations since."""
 STILL, OF_ALL, LATE = 0.03, 0.05, 0.8
@@ -33,32 +34,91 @@ SHORT, LEARNED_LOSS = 100, 1.0
 FLAT, HELD_FLAT, LEAST_LOSS, NO_GRADIENT = 0.05, 0.02, 0.05, 1e-7
 """Learned nothing: largest relative change of the training loss, noise included, and of the
 held-out loss; the loss above which it counts; a zero gradient."""
-FIRST_STEPS = 3
-"""Steps at the start that show a fall which ends within the first tenth."""
-BOUNCE, FEW_ROWS = 0.1, 4
-"""Noise: median step of the held-out loss relative to it, and the rows of a small batch."""
-EARLY, MOST_SAMPLES = 0.25, 2 / 3
-"""Answers: length relative to the rows' own, and the fraction of samples that show a sign."""
-DRIFT = 1.6
-"""Length drifts: factor between the middle and the end of a run."""
-FALL, LEAST_PAIRS, LASTING, SOON = 1.0, 10, 0.2, 0.2
-"""Preferences: nats an answer, steps, and fractions of the run (see the rules)."""
-ONE_SIDED, UNLEARNT = 0.95, 0.75
-"""Preferences: share of pairs that length separates; held-out accuracy that is too low."""
-LONGER, LEAST_TOKENS = 2.0, 8
-"""Preferences: growth of the sampled answers, as a factor and in tokens."""
+FIRST_STEPS = 3  # steps at the start that show a fall which ends within the first tenth
+BOUNCE, FEW_ROWS = 0.1, 4  # noise: median relative step of the held-out loss, a small batch
+EARLY, MOST_SAMPLES = 0.25, 2 / 3  # answers: relative length, fraction of samples with a sign
+DRIFT = 1.6  # length drifts: factor between the middle and the end of a run
+FALL, LEAST_PAIRS, LASTING, SOON = 1.0, 10, 0.2, 0.2  # preferences: nats, steps, parts of a run
+ONE_SIDED, UNLEARNT = 0.95, 0.75  # pairs that length separates; a held-out accuracy too low
+LONGER, LEAST_TOKENS = 2.0, 8  # preferences: growth of sampled answers, a factor and tokens
 SMOOTHING = 0.9
 LOOP = re.compile(r"\b(\w+(?:\W+\w+){2,11}?)(?:\W+\1\b){2,}")
 """Answers: three to twelve words that follow themselves twice."""
-HOTTER, LEARNED = 1.5, 0.9
-"""Rewards: factor on the temperature, and the share of the best reward that is enough."""
+HOTTER, LEARNED = 1.5, 0.9  # rewards: factor on the temperature, share of the best that is enough
+Points = Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Correction:
+    """A button: the action it asks for, with its values beside the run."""
+
+    title: str
+    action: Literal["duplicate", "extend", "compare"]
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """A sign that a rule found, with its evidence in `text`."""
+
+    rule: str
+    title: str
+    text: str
+    remedy: Correction | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCurves:
+    """Curves of a run as points (step, value), and the facts that the rules read.
+
+    `rate` is the peak learning rate; `held_out` the number of held-out rows, None if not known;
+    `is_text` says that the rows are texts without questions; `rows_ended` is the fraction of the
+    sampled rows whose own answer trains an end of turn; `longer_chosen` that of the pairs whose
+    chosen answer is the longer one; `checkpoints` are the steps on disk; `answers` the last ones to
+    the sample prompts.
+    """
+
+    spec: RunSpec
+    curves: Mapping[str, Points]
+    total_steps: int
+    rate: float
+    ended: bool = True
+    diverged: bool = False
+    held_out: int | None = None
+    is_text: bool = False
+    rows_ended: float | None = None
+    rows_truncated: int = 0
+    longer_chosen: float = 0.5
+    checkpoints: Sequence[int] = field(default_factory=tuple)
+    answers: Sequence[str] = ()
+
+    def points(self, name: str) -> Points:
+        """Return a curve; empty if the run has none of that name."""
+        return self.curves.get(name, ())
+
+    @cached_property
+    def parts(self) -> list[tuple[int, float, float]]:
+        """Consecutive tenths of the training loss: last step, level and its standard error."""
+        points = self.points("loss")
+        size = max(3, math.ceil(PART * len(points)))
+        found = []
+        for end in range(len(points), size - 1, -size):
+            values = [value for _, value in points[end - size : end]]
+            found.append((points[end - 1][0], *level_of(values)))
+        return found[::-1]
+
+
+def level_of(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of some values and its standard error."""
+    return fmean(values), pstdev(values) / math.sqrt(len(values))
+
 
 Rule = Callable[[RunCurves], Finding | None]
 
 
 def read(run: RunCurves) -> list[Finding]:
     """Return the findings on a run, the gravest first; a diverged run has one."""
-    if run.diverged or len(run.losses) >= LEAST_STEPS:
+    if run.diverged or len(run.points("loss")) >= LEAST_STEPS:
         if found := diverges(run):
             return [found]
         rules = RUNNING_RULES + (ENDED_RULES if run.ended else ())
@@ -168,9 +228,10 @@ def learned_nothing(run: RunCurves) -> Finding | None:
         return None
     (_, first, first_error), (_, last, last_error) = run.parts[0], run.parts[-1]
     held = [value for _, value in run.points("eval_loss")]
+    begin = [value for _, value in run.points("loss")[:FIRST_STEPS]]
     moved = any(
         abs(level - last) + 2 * math.hypot(error, last_error) >= FLAT * first
-        for level, error in ((first, first_error), level_of(run.losses[:FIRST_STEPS]))
+        for level, error in ((first, first_error), level_of(begin))
     )
     held_moved = bool(held) and abs(held[0] - held[-1]) >= HELD_FLAT * held[0]
     if first < LEAST_LOSS or moved or held_moved:
@@ -361,11 +422,9 @@ def too_easy(run: RunCurves) -> Finding | None:
 
 def _perfect_since(run: RunCurves) -> int:
     """Return the step of the first accuracy of 1 in a row of `LEAST_PAIRS`; 0 if there is none."""
-    row = 0
-    for step, accuracy in run.points("rewards_accuracies"):
-        row = row + 1 if accuracy == 1 else 0
-        if row == LEAST_PAIRS:
-            return step - LEAST_PAIRS + 1
+    for perfect, points in groupby(run.points("rewards_accuracies"), lambda point: point[1] == 1):
+        if perfect and len(row := [*points]) >= LEAST_PAIRS:
+            return row[0][0]
     return 0
 
 

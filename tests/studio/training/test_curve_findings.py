@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from studio.spec import RunSpec
-from studio.training.curve_findings import read
-from studio.training.curve_records import RunCurves
+from studio.training.curve_findings import RunCurves, read
 from studio.training.sample_answers import SamplePrompt, compared, copies
 
 STEPS = 100

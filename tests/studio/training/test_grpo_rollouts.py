@@ -25,8 +25,7 @@ from studio.models.find_model import facts
 from studio.models.loading import Loaded
 from studio.spec import DataSource, RunSpec
 from studio.training import objectives
-from studio.training.curve_findings import read
-from studio.training.curve_records import RunCurves
+from studio.training.curve_findings import RunCurves, read
 from studio.training.estimate_memory_and_time import STEP_SECONDS, estimate, step_flops
 from studio.training.grpo_rollouts import Rollouts, advantages
 from studio.training.preflight import preflight
