@@ -232,8 +232,8 @@ def _saved(root: Path, files: list[Path]) -> dict[str, list[Path]]:
     """Return the splits of a folder that `save_to_disk` wrote."""
     splits = atomic.read_object(root / "dataset_dict.json").get("splits")
     if isinstance(splits, list):
-        found = {str(name): _state_files(root / str(name), files) for name in splits}
-        return {name: group for name, group in found.items() if group}
+        groups = {str(name): _state_files(root / str(name), files) for name in splits}
+        return {name: group for name, group in groups.items() if group}
     if (root / "state.json").is_file() and (found := _state_files(root, files)):
         return {str(atomic.read_object(root / "state.json").get("_split") or TRAIN): found}
     return {}
@@ -241,13 +241,13 @@ def _saved(root: Path, files: list[Path]) -> dict[str, list[Path]]:
 
 def _state_files(folder: Path, files: list[Path]) -> list[Path]:
     listed = atomic.read_object(folder / "state.json").get("_data_files")
-    names = [e.get("filename") for e in listed or [] if isinstance(e, dict)]
+    names = [e.get("filename") for e in _listed(listed) if isinstance(e, dict)]
     return [folder / name for name in names if isinstance(name, str) and folder / name in files]
 
 
 def _card(root: Path, files: list[Path], subset: str) -> dict[str, list[Path]]:
     """Return the splits that the dataset card (README.md) names under `configs`."""
-    configs = [c for c in _front_matter(root).get("configs") or [] if isinstance(c, dict)]
+    configs = [c for c in _listed(_front_matter(root).get("configs")) if isinstance(c, dict)]
     if not configs:
         return {}
     names = [_word(config.get("config_name"), "default") for config in configs]
@@ -285,6 +285,10 @@ def _front_matter(root: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _word(value: Any, default: str) -> str:
     """Return a value of the card as text, never one that nests others, which may be endless."""
     return default if value is None or isinstance(value, list | dict | set) else str(value)
@@ -297,7 +301,7 @@ def _patterns(data_files: Any) -> list[tuple[str, list[str]]]:
     if isinstance(data_files, dict):
         return [(_word(split, TRAIN), _texts(paths)) for split, paths in data_files.items()]
     found = []
-    for item in data_files if isinstance(data_files, list) else []:
+    for item in _listed(data_files):
         if isinstance(item, str):
             found.append((TRAIN, [item]))
         elif isinstance(item, dict):

@@ -159,7 +159,8 @@ def test_a_split_that_is_missing_is_refused_before_the_run(tmp_path):
 
 @pytest.mark.parametrize("card", [
     "date: 2024-13-45", f"number: {'1' * 5000}", f"configs: {'[' * 3000}",
-    "configs:\n- data_dir: gone", 'configs:\n- data_dir: "a\\0b"', "configs:\n- data_dir: [1]",
+    "configs: 5", "configs:\n- data_dir: gone",
+    'configs:\n- data_dir: "a\\0b"', "configs:\n- data_dir: [1]",
 ])  # fmt: skip
 def test_a_card_that_says_nothing_leaves_the_files_as_they_are(tmp_path, card):
     write(tmp_path / "train.jsonl", "a")
@@ -167,10 +168,15 @@ def test_a_card_that_says_nothing_leaves_the_files_as_they_are(tmp_path, card):
     assert questions(tmp_path)[0] == ["a?"]
 
 
-@pytest.mark.parametrize("saved", ['{"splits": ["train", "gone"]}', "[" * 6000])
+@pytest.mark.parametrize(
+    "saved", ['{"splits": ["train", "gone"]}', '{"splits": ["test"]}', "[" * 6000]
+)
 def test_saved_splits_without_files_are_not_there(tmp_path, saved):
     write(tmp_path / "test.jsonl", "a")
     (tmp_path / "dataset_dict.json").write_text(saved)
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/state.json").write_text('{"_data_files": 5}')
+    (tmp_path / "test/dataset_info.json").write_text("{}")
     assert questions(tmp_path, split="test")[0] == ["a?"]
 
 
