@@ -33,28 +33,14 @@ from studio import offline
 from studio.chat.lanes import sentence
 from studio.errors import ServeError, StudioError
 from studio.home import Home
+from ui import security
 from ui.compare_page import compare_routes
 from ui.data_page import data_routes
 from ui.file_transfer import download_routes, sweep
 from ui.language import LANGUAGES, Language, page_script, with_titles
 from ui.page_frame import FAVICON, PAGES, PageFrame
 from ui.queue_routes import queue_routes
-from ui.security import (
-    LOOPBACK,
-    App,
-    Message,
-    OriginCheck,
-    Receive,
-    Scope,
-    Send,
-    SizeLimit,
-    TokenCheck,
-    is_local,
-    own_names,
-    shown_host,
-    token_of,
-    warning,
-)
+from ui.security import App, Message, Receive, Scope, Send
 from ui.system_page import system_routes
 from ui.train_page import train_routes
 
@@ -68,7 +54,7 @@ _ROOT = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 def build_app(
     home: Home,
     *,
-    hosts: Iterable[str] = LOOPBACK,
+    hosts: Iterable[str] = security.LOOPBACK,
     token: str = "",
     port: int = 0,
     root: str = "",
@@ -90,12 +76,9 @@ def build_app(
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, title="Adapter Studio")
     app.add_exception_handler(StudioError, sentence_of)
     app.add_exception_handler(RequestValidationError, wrong_request)
-    for router in (
-        queue_routes(home, store), compare_routes(home, store),
-        system_routes(home, store), data_routes(home, store), train_routes(home, store),
-        download_routes(home, store),
-    ):  # fmt: skip
-        app.include_router(router)
+    for routes in (queue_routes, compare_routes, system_routes, data_routes, train_routes,
+                   download_routes):  # fmt: skip
+        app.include_router(routes(home, store))
     app.mount("/studio", Assets(directory=ASSETS))
 
     @app.get("/language/{name}.js", include_in_schema=False)
@@ -115,10 +98,10 @@ def build_app(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that it does without node, which is meant so
         _mount(app, _pages(), root)
-    inner: App = Language(SizeLimit(PageFrame(app, root), sizes=SIZES))
+    inner: App = Language(security.SizeLimit(PageFrame(app, root), sizes=SIZES))
     inner = OfflineSwitch(inner, home)
-    asked = TokenCheck(inner, token=token, port=port) if token else inner
-    guarded = OriginCheck(asked, hosts=hosts)
+    asked = security.TokenCheck(inner, token=token, port=port) if token else inner
+    guarded = security.OriginCheck(asked, hosts=hosts)
     return Below(guarded, root) if root else guarded
 
 
@@ -300,14 +283,14 @@ def serve(
     """
     root = checked_root(root_path)
     listener = _listen(host, port)
-    shown = shown_host(host)
+    shown = security.shown_host(host)
     port = listener.getsockname()[1]
     address, token = f"http://{shown}:{port}", ""
-    if not is_local(host):
-        token = token_of(home)
-        print(warning(host), file=sys.stderr, flush=True)
+    if not security.is_local(host):
+        token = security.token_of(home)
+        print(security.warning(host), file=sys.stderr, flush=True)
     threading.Thread(target=_wake_queue, args=(home, address), daemon=True).start()
-    names = own_names(host, allowed)
+    names = security.own_names(host, allowed)
     app = build_app(home, hosts=names, token=token, port=port, root=root)
     entrance = f"{address}/?token={token}" if token else address
     config = uvicorn.Config(

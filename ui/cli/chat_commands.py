@@ -17,15 +17,7 @@ from jobs.actions.registry import action, field
 from jobs.compare_tables import Recipes
 from jobs.job_queue import JobStore
 from studio.adapter_stack import StackItem
-from studio.chat.lanes import (
-    ChatRequest,
-    Delta,
-    Lane,
-    LaneSettings,
-    Message,
-    Sampling,
-    events_of,
-)
+from studio.chat.lanes import ChatRequest, Delta, Lane, LaneSettings, Message, Sampling, events_of
 from studio.chat.thought_and_tool_parser import Piece, message_of
 from studio.errors import ChatError, StudioError
 from studio.home import open_home
