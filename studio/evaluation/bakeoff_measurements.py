@@ -125,12 +125,10 @@ def measure(
             "merged_ratio": None,
             "answers": answers(whole, own, prompts),
         }
-    below = {f"below-{i}": one.path for i, one in enumerate(frozen_below(found))}
-    stack = tuple((name, 1.0) for name in (*below, "candidate"))
+    below = [("below", one.path, 1.0) for one in frozen_below(found)]
     others = set(backbone.adapters)
     try:
-        for name, path in (below | {"candidate": folder}).items():
-            backbone.load(name, path)
+        stack = backbone.load_stack([*below, ("candidate", folder, 1.0)])
         row["live_ratio"] = ratio(decoder(backbone), decoder(backbone, stack))
         backbone.use(stack)
         row["answers"] = answers(loaded, backbone, prompts)

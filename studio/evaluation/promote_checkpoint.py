@@ -77,10 +77,10 @@ class PromoteRequest(Request):
         report: dict[str, Any] = {}
         if self.min or self.max:
             request = self._measurement(checkpoint.spec).checked(home)
-            below = {f"below-{i}": one.path for i, one in enumerate(below_run(checkpoint.spec))}
-            for name, folder in below.items():
-                backbone.load(name, folder)
-            stack = tuple((name, 1.0) for name in (*below, "adapter"))
+            below = backbone.load_stack(
+                ("below", one.path, 1.0) for one in below_run(checkpoint.spec)
+            )
+            stack = (*below, ("adapter", 1.0))
             report = yield from request.measured(home, loaded, backbone, stack)
             check_gate(report, self.min, self.max, f"Checkpoint {checkpoint.name}")
         yield Loading(text="Writing the adapter")

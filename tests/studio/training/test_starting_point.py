@@ -167,7 +167,7 @@ def test_what_is_below_the_adapter_to_start_from_acts_too(world, mode, tmp_path,
     )
     whole = Backbone(load(base_model(spec), "cpu").model)
     measured = bakeoff_measurements.measure(loaded, whole, home.run(7) / "adapter", ())
-    assert measured["answers"] == [(("below-0", 1.0), ("candidate", 1.0))] and not whole.adapters
+    assert measured["answers"] == [(("below", 1.0), ("candidate", 1.0))] and not whole.adapters
 
 
 def test_a_stacked_adapter_answers_with_what_is_below_it_wherever_the_home_is(world, tmp_path):
@@ -225,7 +225,7 @@ def test_a_promoted_checkpoint_of_a_stopped_run_knows_what_is_below(world, monke
     list(PromoteRequest(checkpoint="8@1", min=("token_accuracy=0.1",)).perform(home))
     (line,) = library.describe(home.run(8) / "adapter").passport["lineage"]
     assert (line["name"], line["frozen"]) == ("first", True)
-    assert stacks == [((("below-0", 1.0), ("adapter", 1.0)), ["adapter", "below-0"])]
+    assert stacks == [((("below", 1.0), ("adapter", 1.0)), ["adapter", "below"])]
 
 
 @pytest.mark.parametrize(
