@@ -60,6 +60,13 @@ def nursery(tmp_path_factory):
     opened.close()
 
 
+@pytest.fixture(scope="module")
+def forked(nursery):
+    """Fork the supervisors, runners and chat hosts that the tests of a module start."""
+    with nursery.replaces_spawn() if nursery else contextlib.nullcontext():
+        yield
+
+
 @pytest.fixture
 def dashboard():
     """A Ray dashboard that answers what the test wants."""

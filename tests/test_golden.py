@@ -117,7 +117,7 @@ def check_wording(name: str, actual: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory):
+def shell(forked, tmp_path_factory):
     with opened(tmp_path_factory.mktemp("golden")) as made:
         yield made
 

@@ -36,7 +36,7 @@ ARCHIVE = Path(__file__).with_name("fixtures") / "home-0.1.0.tar.gz"
 
 
 @pytest.fixture(scope="module")
-def old(tmp_path_factory):
+def old(forked, tmp_path_factory):
     folder = tmp_path_factory.mktemp("old")
     with tarfile.open(ARCHIVE) as archive:
         known = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since 3.11.4

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -17,13 +18,26 @@ from jobs.claims import Claim, Slot
 from jobs.database import Database
 from jobs.job_queue import JobStore
 from jobs.processes import me
-from jobs.runner_processes import environment
+from jobs.runner_processes import RUNNER, environment
 from jobs.supervisor import Supervisor, living
 from studio.home import Home
 from studio.spec import RunSpec
+from tests.jobs.nursery import AVAILABLE, Born, Nursery
 
 FAKE_RUNNER = Path(__file__).with_name("fake_runner.py")
 SLOW, FAST = "0.1", "0.005"  # FAKE_PACE of runs that must not end before a test acts, and after
+
+
+FORKS: list[Nursery] = []
+"""The nursery of fake runners and their supervisors, where this system can fork them."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fake_runners_are_forked():
+    FORKS.extend([Nursery.start("fake")] if AVAILABLE else [])
+    yield
+    for one in FORKS:
+        one.close()
 
 
 @pytest.fixture
@@ -119,27 +133,31 @@ def run_workers(name: str, home: Home, arguments: list[list[str]]) -> list[Any]:
 @contextlib.contextmanager
 def supervising(home: Home, *, spare: bool = False, **options: Any) -> Iterator[Supervisor]:
     """Run a supervisor of fake runners in a thread of this process."""
-    running = Supervisor(
-        home, slots=["cpu"], command=(sys.executable, str(FAKE_RUNNER)), spare=spare, **options
-    )
+    command = RUNNER if FORKS else (sys.executable, str(FAKE_RUNNER))
+    running = Supervisor(home, slots=["cpu"], command=command, spare=spare, **options)
     thread = threading.Thread(target=running.run)
-    thread.start()
-    try:
-        yield running
-    finally:
-        running.stop()
-        thread.join()
-        for child in running.runners.children.values():
-            child.wait(timeout=60)
+    with FORKS[0].replaces_spawn() if FORKS else contextlib.nullcontext():
+        thread.start()
+        try:
+            yield running
+        finally:
+            running.stop()
+            thread.join()
+            for child in running.runners.children.values():
+                child.wait(timeout=60)
 
 
-def start_supervisor(home: Home) -> subprocess.Popen[bytes]:
+def start_supervisor(home: Home) -> subprocess.Popen[bytes] | Born:
     """Start the real supervisor process with fake runners, and wait until it is there."""
-    script = str(Path(__file__).with_name("fake_supervisor.py"))
-    child = subprocess.Popen(
-        [sys.executable, script, "--home", str(home.path)],
-        env=environment() | {"STUDIO_SPARE": "1"}, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    variables, words = environment() | {"STUDIO_SPARE": "1"}, ["--home", str(home.path)]
+    if FORKS:
+        log = Path(os.devnull)
+        child = FORKS[0].born(["jobs.supervisor", *words], log, variables=variables)
+    else:
+        script = str(Path(__file__).with_name("fake_supervisor.py"))
+        child = subprocess.Popen(
+            [sys.executable, script, *words], env=variables, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
     until(lambda: (found := living(home)) is not None and found.pid == child.pid)
     return child

@@ -1,7 +1,7 @@
 """A runner whose training is arithmetic: the queue's tests need no torch to be thorough.
 
 `python fake_runner.py --home … --claim …`, as `jobs.runner`. A run takes `max_steps` steps of
-`PACE` seconds, its loss is `fake_loss(seed, step)`, it saves every `save_steps`, and resumes.
+`FAKE_PACE` seconds, its loss is `fake_loss(seed, step)`, it saves every `save_steps`, and resumes.
 `FAKE_FAULT=<kind>@<step>` makes it misbehave once it gets there.
 """
 
@@ -29,7 +29,9 @@ from studio.training.training_events import (
     Step,
 )
 
-PACE = float(os.environ.get("FAKE_PACE", "0.02"))
+
+def pace() -> float:
+    return float(os.environ.get("FAKE_PACE", "0.02"))
 
 
 def fake_loss(seed: int, step: int) -> float:
@@ -50,7 +52,7 @@ def train(work: Work) -> Iterator[Event]:
     )  # fmt: skip
     yield Asked(questions=[{"prompt": "say", "wanted": "word", "trained": False}])
     for step in range(done + 1, steps + 1):
-        time.sleep(PACE)
+        time.sleep(pace())
         if step == int(at):
             misbehave(fault)
         yield Step(

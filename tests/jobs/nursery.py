@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jobs import chat_client, runner, runner_processes, supervisor
@@ -27,10 +27,7 @@ from tests.jobs import fake_runner, workers
 
 AVAILABLE = hasattr(os, "pidfd_open") and hasattr(socket, "send_fds")
 STARTERS = (chat_client, runner_processes, supervisor)  # modules that start processes by `spawn`
-WARM = (
-    "jobs.chat_worker", "studio.chat.decoding", "studio.training.train_run", "ui.app",
-    "transformers.models.llama.modeling_llama", "ui.cli.main",
-)  # fmt: skip
+WARM = (*runner.WARM, "jobs.chat_worker", "studio.chat.decoding", "ui.app", "ui.cli.main")
 
 
 class Nursery:
@@ -67,15 +64,32 @@ class Nursery:
 
     def spawn(self, command: Sequence[str], log: Path, *, pipe: bool = False) -> "Born":
         """Fork what `command` starts by `-m`: in the place of `runner_processes.spawn`."""
-        return self.born(command[command.index("-m") + 1 :], log, pipe=pipe)
+        words = command[command.index("-m") + 1 :]
+        return self.born(words, log, pipe=pipe, variables=environment())
 
-    def born(self, words: Sequence[str], log: Path, *, pipe: bool = False) -> "Born":
+    @contextlib.contextmanager
+    def replaces_spawn(self) -> Iterator[None]:
+        """Fork the processes that this one starts, while the block lasts."""
+        real = runner_processes.spawn
+        try:
+            for one in STARTERS:
+                one.spawn = self.spawn
+            yield
+        finally:
+            for one in STARTERS:
+                one.spawn = real
+
+    def born(
+        self, words: Sequence[str], log: Path, *, pipe: bool = False,
+        variables: Mapping[str, str] | None = None,
+    ) -> "Born":  # fmt: skip
         """Fork a process that runs the `main` of a module, or a `reader`, with these words."""
         inside, outside = os.pipe() if pipe else (os.open(os.devnull, os.O_RDONLY), None)
         output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with self._lock:
             try:
-                socket.send_fds(self._line, [json.dumps([*words]).encode()], [inside, output])
+                message = json.dumps([words, variables]).encode()
+                socket.send_fds(self._line, [message], [inside, output])
             finally:
                 os.close(inside)
                 os.close(output)
@@ -115,8 +129,11 @@ class Born:
             self.returncode = self._nursery.codes.pop(self.pid, None)
         return self.returncode
 
-    def wait(self) -> int:
+    def wait(self, timeout: float = 300) -> int:
+        deadline = time.monotonic() + timeout
         while self.poll() is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
             time.sleep(0.005)
         return self.returncode
 
@@ -146,7 +163,7 @@ def serve(line: socket.socket) -> None:
                     poll.unregister(line)
                     open_ = False
                     continue
-                pid = _fork(json.loads(message), handles)
+                pid = _fork(*json.loads(message), handles)
                 for one in handles:
                     os.close(one)
                 children[watched := os.pidfd_open(pid)] = pid
@@ -166,7 +183,7 @@ def _tell(line: socket.socket, message: list[int | None]) -> None:
         line.send(json.dumps(message).encode())
 
 
-def _fork(words: list[str], handles: list[int]) -> int:
+def _fork(words: list[str], variables: dict[str, str] | None, handles: list[int]) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -178,6 +195,9 @@ def _fork(words: list[str], handles: list[int]) -> int:
         os.dup2(handles[1], 2)
         os.closerange(3, 1024)
         sys.stdin = os.fdopen(0, closefd=False)
+        if variables is not None:
+            os.environ.clear()
+            os.environ.update(variables)
         code = _run(*words)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
@@ -189,10 +209,9 @@ def _run(module: str, *words: str) -> int:
     if module == "reader":
         workers.read_and_reorder(words)
     if module != runner.__name__:
-        own = Nursery.fork()
-        for one in STARTERS:
-            one.spawn = own.spawn
-    return importlib.import_module(module).main(list(words)) or 0
+        with Nursery.fork().replaces_spawn():
+            return importlib.import_module(module).main(list(words)) or 0
+    return runner.main(list(words)) or 0
 
 
 if __name__ == "__main__":

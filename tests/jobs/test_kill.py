@@ -19,6 +19,7 @@ from studio.training.training_events import Step
 from tests.jobs.conftest import curve, until
 from tests.studio.tiny import tiny_spec
 
+pytestmark = pytest.mark.usefixtures("forked")
 STAGE_STEPS = 60
 
 
