@@ -188,7 +188,7 @@ def test_a_run_and_the_queue_outlive_a_database_that_fails_for_a_while(store, mo
     monkeypatch.setattr(supervisor, "TURN_SECONDS", 0.05)
     monkeypatch.setattr(Supervisor, "look", failing(Supervisor.look))
     with supervising(store.home):
-        until(lambda: failures < 0, seconds=20)
+        until(lambda: processes.wake(store.home.state) or failures < 0, seconds=20)
 
 
 WRITES = ("open", "fsync", "replace", "mkdir")
@@ -298,6 +298,7 @@ def test_a_database_that_stays_busy_is_a_sentence_and_the_queue_goes_on_after(ho
         time.sleep(1.0)  # it looks, cannot write, and stays
         assert store.get(job).state == "queued"
         other.execute("ROLLBACK")
+        processes.wake(home.state)
         until(lambda: store.get(job).state == "succeeded")
     other.close()
     store.close()
