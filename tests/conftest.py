@@ -1,6 +1,7 @@
 """What every test can lean on: tiny models made in memory, a private home, the real folder."""
 
 import contextlib
+import gc
 import os
 import shutil
 from contextlib import closing
@@ -23,6 +24,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from studio.home import open_home
+
+gc.disable()  # until everything is imported; what is there by then is never looked through again
 
 # The same examples in every run, however slow the machine; a long hunt looks for new ones.
 settings.register_profile(
@@ -107,11 +110,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group(group))
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """End processes that tests left running in their homes, and fail the session for them.
 
     A chat host outlives its page until it is idle, so it is only ended.
     """
+    gc.unfreeze()  # else some libraries report leaks at the end
     if hasattr(session.config, "workerinput"):
         return
     base = str(session.config._tmp_path_factory.getbasetemp())

@@ -8,6 +8,7 @@ parent as `subprocess.Popen` does. Linux only.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -110,10 +111,14 @@ class Nursery:
                 self.codes[pid] = code
 
     def close(self) -> None:
-        """Let it end; what it forked goes on."""
+        """Let it end when what it forked has ended, or soon."""
         self._line.close()
         if self._process is not None:
-            self._process.wait()
+            try:
+                self._process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self._process.terminate()
+                self._process.wait()
 
 
 class Born:
@@ -215,10 +220,13 @@ def _run(module: str, *words: str) -> int:
 
 
 if __name__ == "__main__":
+    gc.disable()
     if "fake" in sys.argv:
         fake_runner.replace_training()
     else:
         for name in WARM:
             importlib.import_module(name)
         importlib.import_module("ui.app").import_gradio()
+    gc.freeze()
+    gc.enable()
     serve(socket.socket(fileno=int(sys.argv[1])))

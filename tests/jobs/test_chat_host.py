@@ -27,6 +27,7 @@ from jobs.chat_client import state_path
 from jobs.chat_host import batches, make_app
 from jobs.chat_worker import ChatWorker, EventBuffer
 from jobs.job_queue import JobStore
+from jobs.runner_processes import spawn
 from studio.backbone import Backbone
 from studio.chat.lanes import ChatRequest, Delta
 from studio.errors import ChatError
@@ -34,6 +35,7 @@ from studio.home import Home, open_home
 from studio.methods import named
 from tests.jobs.conftest import until
 
+pytestmark = pytest.mark.usefixtures("forked")
 LONG = 6000  # tokens of an answer that is still being written when the test acts
 
 
@@ -68,7 +70,7 @@ def make_adapter(base: Path, folder: Path, *, seed: int = 1) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(forked, tmp_path_factory):
     """A home with a base, an adapter, and a running host that is ended afterwards."""
     root = tmp_path_factory.mktemp("chat")
     home = open_home(root / "home")
@@ -591,6 +593,7 @@ def test_a_host_that_nobody_asks_leaves(home):
 
 
 def test_a_host_that_cannot_start_says_why(home, monkeypatch):
+    monkeypatch.setattr(chat_client, "spawn", spawn)
     monkeypatch.setattr(sys, "executable", "/bin/false")
 
     with pytest.raises(ChatError, match="does not start"):
