@@ -22,7 +22,6 @@ from studio import atomic
 from studio.errors import DataError, InputError, OutOfMemory, SpecError, StudioError
 from studio.home import Home, is_whole, open_home, publishing
 from studio.spec import RunSpec
-from studio.training.fit_in_memory import retry_changes, retry_text
 from studio.training.training_events import Event, Finished, event_from
 
 EVENTS, CHANGES, AGAIN = "events.jsonl", "changes.json", "again"
@@ -168,6 +167,8 @@ def _train(folder: Path) -> None:
                     file.flush()
                     logging.info("%s", event)
     except OutOfMemory as error:
+        from studio.training.fit_in_memory import retry_changes, retry_text  # imports numpy
+
         if size > 1 and (more := retry_changes(spec, error)):
             logging.info(retry_text(more))
             atomic.write(run_dir / CHANGES, json.dumps(changes | more))
