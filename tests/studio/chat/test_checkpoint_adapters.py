@@ -12,7 +12,7 @@ from studio.adapter_stack import StackItem
 from studio.adapters.library import describe
 from studio.backbone import Backbone
 from studio.chat import checkpoint_adapters
-from studio.chat.lanes import Lane, Message, Sampling
+from studio.chat.lanes import Delta, Lane, Message, Sampling
 from studio.chat.resident_models import ResidentModels
 from studio.errors import AdapterError, GateFailed, SpecError
 from studio.evaluation.promote_checkpoint import BEFORE, PromoteRequest
@@ -20,6 +20,7 @@ from studio.home import is_whole, publishing
 from studio.methods import named
 from studio.models.loading import load
 from studio.spec import ModelSource, RunSpec
+from ui.cli.main import main
 
 
 @pytest.fixture
@@ -48,6 +49,15 @@ def run(home, tmp_path):
         progress = {"step": 4, "first_loss": 3.0, "last_loss": 2.0, "eval_loss": 2.5}
         (folder / "state.json").write_text(json.dumps({"progress": progress}))
     return base, adapter
+
+
+def test_the_command_chat_finds_the_base_of_a_checkpoint(home, run, monkeypatch, capsys):
+    asked: list[Lane] = []
+    done = Delta(lane=0, done=True, reason="stop")
+    monkeypatch.setattr(ResidentModels, "stream", lambda _, lanes: asked.extend(lanes) or [done])
+    with pytest.raises(SystemExit) as ended:
+        main(["chat", "--adapter", "7@4", "--prompt", "Hi", "--home", str(home.path), "--json"])
+    assert not ended.value.code and [lane.model for lane in asked] == [str(run[0])]
 
 
 def test_a_checkpoint_acts_like_the_adapter_it_holds(home, run):
