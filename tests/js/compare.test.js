@@ -103,7 +103,7 @@ test('a corrected answer keeps its thought, and no marker becomes text', () => {
   assert.deepEqual(answer.parts.at(-1), ['text', 'Ahoy']);
 });
 
-const { Answer } = await import('../../ui/assets/compare/answer.js');
+const { Answer, figures } = await import('../../ui/assets/compare/answer.js');
 
 test('notes and loading messages are hidden while a test is blind', () => {
   const cell = new Answer(0, {}), view = { hidden: true, place: 0 };
@@ -190,4 +190,42 @@ test('Back changes the tab, and the address has the lanes and the chat that are 
   location.href = 'http://a/compare?view=suites';
   heard.find(([type]) => type === 'popstate')[1]();
   assert.deepEqual(done, ['suites', 'address']);
+});
+
+test('an answer says what its stack changed, of which unit, and nothing of the base alone', () => {
+  const end = { reason: 'stop', tokens_count: 24,
+    active: { stack: [{ name: 'pirate', weight: 0.5 }], max_logit_difference: 20.04, verified: true } };
+  assert.match(figures(end), /pirate × 0\.5/);
+  assert.match(figures(end), /changed logits by up to 20$/);
+  assert.doesNotMatch(figures({ ...end, active: { ...end.active, verified: false } }), /logits/);
+  assert.doesNotMatch(figures({ ...end, active: { stack: [], max_logit_difference: 0 } }), /logits/);
+});
+
+const { diff, markdown } = await import('../../ui/assets/compare/text.js');
+const outline = (source) => markdown(source).map((node) => node.outline ?? '').join('');
+
+test('a diff keeps the longest common run of words', () => {
+  assert.deepEqual(diff('the cat sat', 'the dog sat'), [['=', 'the '], ['-', 'cat '], ['+', 'dog '], ['=', 'sat']]);
+  assert.deepEqual(diff('', 'new'), [['+', 'new']]);
+  assert.deepEqual(diff('same words', 'same words'), [['=', 'same words']]);
+});
+
+test('a diff of a language without blanks between words marks the signs that differ', () => {
+  assert.deepEqual(diff('今天天气很好。', '今天天气不好。'),
+    [['=', '今天天气'], ['-', '很'], ['+', '不'], ['=', '好。']]);
+  assert.deepEqual(diff('用 LoRA 训练', '用 DoRA 训练'), [['=', '用 '], ['-', 'LoRA '], ['+', 'DoRA '], ['=', '训练']]);
+});
+
+test('markdown becomes elements', () => {
+  assert.equal(outline('# Head\n**bold** and *slanted*'),
+    '<p>Head</p><p><strong>bold</strong> and <em>slanted</em></p>');
+  assert.equal(outline('- a\n- b'), '<ul><li>a</li><li>b</li></ul>');
+  assert.match(outline('```js\nlet x;\n'), /<pre>let x;\n?<\/pre>/);
+});
+
+test('HTML and links in an answer stay text', () => {
+  const source = '<img src=x onerror=alert(1)> [a](javascript:alert(1)) <script>1</script>';
+  const tags = markdown(source).filter((node) => node.tag).map((node) => node.tag);
+  assert.deepEqual(tags, ['p']);
+  assert.equal(markdown(source)[0].textContent, source);
 });

@@ -99,3 +99,13 @@ test('only a file uploaded in this tab is read at once, and a taken name is told
   page.openResult({}, null);
   assert.deepEqual(said, ['Its name is foo-2: foo was taken.']);
 });
+
+test('a part of a row that must be there says so in a word', () => {
+  const formats = { instruction: { needed: ['prompt'], optional: ['system'] } };
+  const page = new Mapping({ formats }, 'rows.csv');
+  page.mapping = { format: 'instruction', columns: {}, templates: {}, constants: {}, roles: {} };
+  page.columns = { question: {} };
+  const words = page.columnTable().textContent;
+  assert.match(words, /prompt \(needed\)/);
+  assert.doesNotMatch(words, /\*/);
+});

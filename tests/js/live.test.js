@@ -132,3 +132,38 @@ test('a copy of the settings of a run opens only if they can be read', async () 
     assert.equal(location.href, opened);
   }
 });
+
+const { asked, calmWords, queuedWords, readAt } = await import('../../ui/assets/runs/run_parts.js');
+
+test('a remedy becomes the arguments of its action', () => {
+  assert.deepEqual(asked({ action: 'duplicate', values: { 'train.learning_rate': 0.001, 'data.max_length': 64 } }),
+    { set: ['train.learning_rate=0.001', 'data.max_length=64'] });
+  assert.deepEqual(asked({ action: 'extend', values: { epochs: 2 } }), { epochs: 2 });
+});
+
+test('a running run is read ten times, an ended one once', () => {
+  const at = (step, state = 'running') => readAt({ id: 1, state, step, total_steps: 100 });
+  assert.equal(new Set([...Array(100).keys()].map((step) => at(step))).size, 10);
+  assert.equal(at(10, 'succeeded'), at(20, 'succeeded'));
+});
+
+test('what is queued, and few held-out rows, are said', () => {
+  assert.match(queuedWords({ steps: 133, seconds: 90 }), /133 steps is queued. It takes about 1:30.min/);
+  assert.match(queuedWords({ steps: 133, seconds: null }), /133 steps is queued\.$/);
+  assert.match(calmWords(3), /rests on 3 rows/);
+  assert.doesNotMatch(calmWords(8) + calmWords(null), /rests/);
+});
+
+test('a log is not drawn again while some of it is selected', () => {
+  const detail = Object.assign(Object.create(Detail.prototype), { job: { id: 1 }, view: 'log', digest: 'old',
+    body: document.createElement('div') });
+  detail.body.contains = (node) => node === 'mine';
+  const fill = (selected, anchorNode) => {
+    globalThis.getSelection = () => ({ isCollapsed: !selected, anchorNode });
+    detail.fill({ id: 1, view: 'log', digest: anchorNode, content: `log of ${anchorNode}` });
+    return [detail.digest, detail.body.textContent];
+  };
+  assert.deepEqual(fill(true, 'mine'), ['old', '']);
+  assert.deepEqual(fill(true, 'other'), ['other', 'log of other']);
+  assert.deepEqual(fill(false, 'mine'), ['mine', 'log of mine']);
+});

@@ -161,3 +161,21 @@ test('an upload says that its import waits, and leads to it', async () => {
   await upload.send({ name: 'a.csv', size: 1 });
   assert.deepEqual(seen, ['Importing … queued', 'Importing … paused', 'Importing … ', 'rows']);
 });
+
+const { findingParts, modelWords, planWords } = await import('../../ui/assets/train/guide.js');
+
+test('a model and a plan in words', () => {
+  assert.equal(modelWords({ name: 'Starter', here: true }), 'Starter');
+  assert.equal(modelWords({ name: 'o/m', parameters: 1.2e9, gated: true, suggested: true }),
+    'o/m · 1.20\u202fB parameters · to download · gated · suggested');
+  assert.equal(planWords({ unknown: 'Known once the model is downloaded.' }), 'Known once the model is downloaded.');
+  const known = { seconds: 90, total_steps: 114, device: 'cpu', total_bytes: 2 ** 30 };
+  assert.match(planWords(known), /1:30.min for 114 steps on cpu, with 1.00.GiB of memory\.$/);
+  assert.match(planWords({ ...known, fits: false }), /of memory\. This does not fit: /);
+});
+
+test('a finding is a sentence and a command', () => {
+  assert.deepEqual(findingParts('The GPU is not used. Run: pip install torch'),
+    { sentence: 'The GPU is not used.', command: 'pip install torch' });
+  assert.equal(findingParts('A note.').command, '');
+});
