@@ -28,7 +28,14 @@ from tests.jobs import fake_runner, workers
 
 AVAILABLE = hasattr(os, "pidfd_open") and hasattr(socket, "send_fds")
 STARTERS = (chat_client, runner_processes, supervisor)  # modules that start processes by `spawn`
-WARM = (*runner.WARM, "jobs.chat_worker", "studio.chat.decoding", "ui.app", "ui.cli.main")
+WARM = (
+    *runner.WARM,
+    "studio.training.distributed_rank",
+    "jobs.chat_worker",
+    "studio.chat.decoding",
+    "ui.app",
+    "ui.cli.main",
+)
 
 
 class Nursery:
@@ -87,13 +94,27 @@ class Nursery:
         """Fork a process that runs the `main` of a module, or a `reader`, with these words."""
         inside, outside = os.pipe() if pipe else (os.open(os.devnull, os.O_RDONLY), None)
         output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        return self._born(words, variables, inside, outside, output, output)
+
+    def popen(self, command: Sequence[str], *, env: Mapping[str, str], **_: object) -> "Born":
+        """Fork in the place of `subprocess.Popen` with pipes of text for input and output."""
+        (inside, outside), (read, output) = os.pipe(), os.pipe()
+        words = command[command.index("-m") + 1 :]
+        born = self._born(words, env, inside, None, output, os.dup(2))
+        born.stdin, born.stdout = os.fdopen(outside, "w"), os.fdopen(read)
+        return born
+
+    def _born(
+        self, words: Sequence[str], variables: Mapping[str, str] | None, inside: int,
+        outside: int | None, *outputs: int,
+    ) -> "Born":  # fmt: skip
         with self._lock:
             try:
                 message = json.dumps([words, variables]).encode()
-                socket.send_fds(self._line, [message], [inside, output])
+                socket.send_fds(self._line, [message], [inside, *outputs])
             finally:
-                os.close(inside)
-                os.close(output)
+                for one in {inside, *outputs}:
+                    os.close(one)
             while True:
                 pid, code = json.loads(self._line.recv(4096))
                 if code is None:
@@ -163,7 +184,7 @@ def serve(line: socket.socket) -> None:
     while open_ or children:
         for handle, _ in poll.poll():
             if handle == line.fileno():
-                message, handles, _, _ = socket.recv_fds(line, 65536, 2)
+                message, handles, _, _ = socket.recv_fds(line, 65536, 3)
                 if not message:
                     poll.unregister(line)
                     open_ = False
@@ -195,9 +216,8 @@ def _fork(words: list[str], variables: dict[str, str] | None, handles: list[int]
     code = 1
     try:
         os.setsid()
-        os.dup2(handles[0], 0)
-        os.dup2(handles[1], 1)
-        os.dup2(handles[1], 2)
+        for standard, handle in enumerate(handles):
+            os.dup2(handle, standard)
         os.closerange(3, 1024)
         sys.stdin = os.fdopen(0, closefd=False)
         if variables is not None:
@@ -215,7 +235,7 @@ def _run(module: str, *words: str) -> int:
         workers.read_and_reorder(words)
     if module != runner.__name__:
         with Nursery.fork().replaces_spawn():
-            return importlib.import_module(module).main(list(words)) or 0
+            return importlib.import_module(module).main(*[list(words)] * bool(words)) or 0
     return runner.main(list(words)) or 0
 
 

@@ -1,5 +1,6 @@
 """A tiny Llama made in memory and rows of random tokens: everything a session needs."""
 
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from studio.job_request import Command
 from studio.models.find_model import ModelFacts
 from studio.models.loading import Loaded
 from studio.spec import RunSpec
-from studio.training import training_loop
+from studio.training import distributed, training_loop
 from studio.training.train_run import open_session
 from studio.training.training_events import Evaluated, Step
 from studio.training.training_session import Session
@@ -120,3 +121,12 @@ def but_for_pace(events: list[Any]) -> list[dict[str, Any]]:
     """Return steps and evaluations without what depends on the machine."""
     pace = {"tokens_per_second": None, "memory_bytes": None}
     return [one.as_dict() | pace for one in events if isinstance(one, Step | Evaluated)]
+
+
+@pytest.fixture
+def forked_ranks(nursery, monkeypatch):
+    """Fork the ranks of distributed runs; their start is most of a short one."""
+    if nursery:
+        pipes = {name: getattr(subprocess, name) for name in ("PIPE", "TimeoutExpired")}
+        started = SimpleNamespace(Popen=nursery.popen, **pipes)
+        monkeypatch.setattr(distributed, "subprocess", started)

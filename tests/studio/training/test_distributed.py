@@ -154,7 +154,9 @@ def _until(events: Iterator[Event], *, steps: int) -> list[float]:
     ],
     ids=["dora", "norms", "lora", "bottleneck"],
 )  # fmt: skip
-def test_a_shared_base_trains_as_a_whole_one(ingredients, home, tmp_path, method, more):
+def test_a_shared_base_trains_as_a_whole_one(
+    forked_ranks, ingredients, home, tmp_path, method, more
+):
     few = {"train.max_steps": 3, "train.per_device_train_batch_size": 3, "train.num_samples": 1}
     spec = _spec(ingredients, method, 2).with_values({**few, **more})
     whole = spec.with_values({"train.num_processes": 1})
@@ -171,7 +173,7 @@ def test_a_shared_base_trains_as_a_whole_one(ingredients, home, tmp_path, method
     assert _evaluations(shared) == pytest.approx(_evaluations(alone), rel=1e-4)
 
 
-def test_a_team_that_stops_early_publishes_the_best(ingredients, home, tmp_path):
+def test_a_team_that_stops_early_publishes_the_best(forked_ranks, ingredients, home, tmp_path):
     spec = _spec(ingredients, "lora", 2).with_values({
         "train.max_steps": 60, "train.eval_steps": 2, "train.early_stopping_patience": 1,
         "train.learning_rate": 0.5,
@@ -204,7 +206,9 @@ def _evaluations(events: list[Event]) -> list[float]:
         ),
     ],
 )
-def test_what_cannot_be_trained_so_is_refused(ingredients, home, tmp_path, values, sentence):
+def test_what_cannot_be_trained_so_is_refused(
+    forked_ranks, ingredients, home, tmp_path, values, sentence
+):
     spec = _spec(ingredients, "lora", 2).with_values({"train.fsdp": True, **values})
     with pytest.raises(InputError, match=sentence):
         list(train(spec, run_dir=tmp_path / "run", home=home))

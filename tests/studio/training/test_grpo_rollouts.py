@@ -367,7 +367,7 @@ def world(tmp_path_factory):
 @pytest.mark.parametrize(  # the spread of a batch is that of all processes, of a group of one
     "scale", ["batch", pytest.param("group", marks=pytest.mark.long)]
 )
-def test_two_processes_give_what_one_gives(world, home, tmp_path, scale):
+def test_two_processes_give_what_one_gives(forked_ranks, world, home, tmp_path, scale):
     found = {}
     for processes in (1, 2):
         spec = world.with_values({"train.num_processes": processes, "train.scale_rewards": scale})

@@ -250,7 +250,7 @@ def test_sorted_verdicts_are_refused_only_where_all_are_known(world, home, tmp_p
                 prepare_run_data.first_report(spec, home)
 
 
-def test_two_processes_give_what_one_gives(world, home, tmp_path):
+def test_two_processes_give_what_one_gives(forked_ranks, world, home, tmp_path):
     found = {}
     for processes in (1, 2):
         spec = world.with_values({"train.num_processes": processes})
