@@ -17,8 +17,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from studio import atomic, hardware
 from studio.device_setting import CLUSTER
 from studio.home import Home
@@ -139,6 +137,8 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
     Raises:
         StudioError: The model or the dataset cannot be used.
     """
+    import numpy as np
+
     spec = spec.on_this_machine()
     size = spec.train.num_processes
     known = facts(spec.model)
