@@ -30,6 +30,7 @@ RUN = """#!/usr/bin/env bash
 # Trains this folder on the GPUs of one machine, after `pip install adapter-studio`.
 set -euo pipefail
 cd "$(dirname "$0")"
+rm -f run/again run/changes.json  # of an earlier start
 gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
 until accelerate launch --num_machines 1 --mixed_precision no --dynamo_backend no \\
   --num_processes "${NUM_PROCESSES:-$((gpus > 1 ? gpus : 1))}" -m studio.training.transfer_run .

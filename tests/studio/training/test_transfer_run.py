@@ -170,10 +170,14 @@ def test_processes_that_run_out_of_memory_are_started_again_with_smaller_batches
     assert sizes == [4, 2]
 
     accelerate = tmp_path / "accelerate"
-    accelerate.write_text("#!/bin/sh\necho x >> starts\n[ $(wc -l < starts) = 2 ]\n")
+    script = (
+        "echo x >> starts; [ $(wc -l < starts) = 1 ] && touch run/again; [ $(wc -l < starts) = 2 ]"
+    )
+    accelerate.write_text(f"#!/bin/sh\n{script}\n")
     accelerate.chmod(0o755)
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     again = subprocess.run(["bash", folder / "run.sh"], env=os.environ | path)
     assert again.returncode == 0 and (folder / "starts").read_text() == "x\n" * 2
+    assert not (folder / "run" / transfer_run.CHANGES).exists(), "of the start before"
     failed = subprocess.run(["bash", folder / "run.sh"], env=os.environ | path)
     assert failed.returncode == 1, "it failed of something else"
