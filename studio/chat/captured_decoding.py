@@ -31,7 +31,7 @@ from studio.backbone import Backbone
 from studio.backbone.attention import masking
 from studio.backbone.linear_kernels import indexed
 from studio.chat.decoding import GRAPHS, PreallocatedLayer
-from studio.errors import is_out_of_memory
+from studio.errors import first_line, is_out_of_memory
 from studio.home import Home
 from studio.training.kernel_check import card_key, graph_results, milliseconds
 
@@ -152,8 +152,7 @@ class Capture:
             why = self._graphs.compare(self._replayed, self._eager, logits_BV)
         except Exception as error:  # of a model, torch or driver: the plain path goes on
             self._off = is_out_of_memory(error)  # which may pass, until the next batch
-            first = str(error).strip().partition("\n")[0][:200]
-            why = "" if self._off else f"{type(error).__name__}: {first}"
+            why = "" if self._off else f"{type(error).__name__}: {first_line(error, 200)}"
         self._held = []
         if why or self._off:
             self._graph, self._cache.layers = None, plain

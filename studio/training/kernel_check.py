@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio import atomic
-from studio.errors import is_out_of_memory
+from studio.errors import first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -304,8 +304,8 @@ def measure(
         try:
             found[name] = _measured(kernel, PLAIN[name], name, device, dtype, sizes)
         except Exception as error:  # of compiler or driver: whatever it is, the plain form is used
-            first = str(error).strip().partition("\n")[0][:200]
-            why = MEMORY if is_out_of_memory(error) else f"{type(error).__name__}: {first}"
+            text = f"{type(error).__name__}: {first_line(error, 200)}"
+            why = MEMORY if is_out_of_memory(error) else text
             found[name] = {"why": why}
     return found
 
