@@ -25,7 +25,7 @@ from studio import atomic, trash
 from studio.errors import AdapterError, InputError, nearest
 from studio.home import Home, slug
 from studio.methods import methods, trains_base
-from studio.methods.method_of_config import CONFIG, NOT_AN_ADAPTER, is_adapterhub, read_json
+from studio.methods.method_of_config import CONFIG, is_adapterhub, read_json
 from studio.names import fault
 
 PASSPORT, LABEL = "passport.json", "label.json"
@@ -208,7 +208,7 @@ def resolve(home: Home, name_or_dir: str) -> Path:
     if found or given:
         return (found or given)[0]
     if folder.is_dir():
-        raise AdapterError(NOT_AN_ADAPTER.format(folder=folder, file=CONFIG))
+        raise AdapterError(f"{folder} is not an adapter: it has no {CONFIG}.")
     raise AdapterError(
         f'There is no adapter "{name_or_dir}".{nearest(name_or_dir, [a.name for a in known])}'
         + ("" if known else " None has been trained or imported yet.")

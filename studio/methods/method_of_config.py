@@ -17,7 +17,6 @@ from studio.methods.method import Method
 
 CONFIG = "adapter_config.json"
 MAX_JSON_BYTES = 1_000_000
-NOT_AN_ADAPTER = "{folder} is not an adapter: it has no {file}."
 NOT_MATHS = {
     "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode",
     "peft_version", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
@@ -77,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise AdapterError(f"{path} is too large for an adapter's config (limit 1 MB).")
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise AdapterError(NOT_AN_ADAPTER.format(folder=path.parent, file=path.name)) from None
+        raise AdapterError(f"{path.parent} is not an adapter: it has no {path.name}.") from None
     except (OSError, ValueError, RecursionError):
         raise AdapterError(f"{path} is not valid JSON.") from None
     if not isinstance(values, dict):
