@@ -10,7 +10,6 @@ snapshots/COMMIT/FILE}`, where the files of a snapshot are links to blobs.
 import contextlib
 import json
 import logging
-import os
 import re
 import shutil
 import threading
@@ -372,11 +371,8 @@ def _offline() -> str:
 
 
 def cache_folder() -> Path:
-    """Return the hub's cache as its library finds it (`huggingface_hub.constants`)."""
-    given = os.environ.get
-    home = given("HF_HOME", os.path.join(given("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
-    place = given("HF_HUB_CACHE", given("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub")))
-    return Path(os.path.expandvars(os.path.expanduser(place)))
+    """Return the hub's cache."""
+    return Path(constants.HF_HUB_CACHE)
 
 
 def repository_folder(name: str, kind: str = "model") -> Path:

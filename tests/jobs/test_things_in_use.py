@@ -92,7 +92,7 @@ def test_what_an_open_job_reads_is_not_deleted(
     store: JobStore, tmp_path, monkeypatch, kind, spec, in_use
 ):
     home = store.home
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     repository_folder("org/base").mkdir(parents=True)
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "q", "answer": "a"}\n' * 4)

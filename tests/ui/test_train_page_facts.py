@@ -33,7 +33,7 @@ def test_the_starter_and_its_demos_are_offered_first_and_what_is_missing_is_a_se
 
 
 def test_a_model_that_is_not_here_is_described_without_asking_the_hub(monkeypatch, tmp_path, home):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     known = next(one for one in model_list.curated() if one.bytes)
     blobs = repository_folder(known.path) / "blobs"
     blobs.mkdir(parents=True)

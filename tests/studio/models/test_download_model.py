@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 
@@ -17,7 +15,6 @@ from studio.models.download_model import DownloadRequest, arrived_bytes, fetch, 
 from studio.models.find_model import facts, origin_of, resolve
 from studio.models.hub_models import (
     PARTIAL,
-    cache_folder,
     cached,
     endpoint,
     look_up,
@@ -352,25 +349,3 @@ def test_what_a_user_pastes_is_read_or_refused(text, meaning):
     else:
         with pytest.raises(ModelError, match=meaning):
             read_name(text)
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {},
-        {"XDG_CACHE_HOME": "/disk/cache"},
-        {"HF_HOME": "$DISK/hf", "XDG_CACHE_HOME": "/disk/cache"},
-        {"HUGGINGFACE_HUB_CACHE": "~/old"},
-        {"HUGGINGFACE_HUB_CACHE": "/old", "HF_HUB_CACHE": "${DISK}/hub", "HF_HOME": "/hf"},
-    ],
-)
-def test_the_cache_is_where_the_hubs_library_has_it(monkeypatch, given):
-    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in ({"DISK": "/disk"} | given).items():
-        monkeypatch.setenv(name, value)
-    program = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
-    library = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    assert str(cache_folder()) == library

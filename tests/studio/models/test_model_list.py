@@ -16,7 +16,7 @@ from ui import train_page_facts
 
 @pytest.fixture(autouse=True)
 def _cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 def put(folder, **config):
@@ -76,7 +76,7 @@ def test_facts_are_read_once_until_a_file_changes(home, tmp_path, monkeypatch):
     monkeypatch.setattr(model_list, "facts", lambda _: pytest.fail("read again"))
     assert local(home) == first
     monkeypatch.undo()
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 99}
     (folder / "config.json").write_text(json.dumps(config))
     assert local(home)[str(folder)].context == 99
