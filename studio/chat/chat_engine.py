@@ -32,14 +32,6 @@ if TYPE_CHECKING:
     from studio.models.loading import Loaded
 
 NO_EFFECT = "This stack changes the logits here by no more than rounding does."
-LATER = "This change applies to the next answer: while one is written, only weights can change."
-VIRTUAL = "{name} has virtual tokens: switching it on or off applies to the next answer."
-OVERFLOW = "The logits overflow with this stack: lower its weights."
-NO_MEMORY = "Not enough memory: use fewer lanes, a shorter conversation or a smaller model."
-FOREIGN_TOKENIZER = (
-    "The tokenizer gives token {token}, but the model has {size} embeddings: they do not belong "
-    "together."
-)
 PROBE_TOKENS = 32
 CACHE_SIZE = 64
 BUG = (
@@ -171,11 +163,16 @@ class LaneBatch:
 
     def _refusal(self, before: ActiveStack, after: ActiveStack) -> str:
         if [name for name, _ in before] != [name for name, _ in after]:
-            return LATER
+            return (
+                "This change applies to the next answer: while one is written, only weights can "
+                "change."
+            )
         for (name, was), (_, now) in zip(before, after, strict=True):
             virtual = self._backbone.adapters[name].method.num_tokens_before
             if virtual and bool(was) != bool(now):
-                return VIRTUAL.format(name=name)
+                return (
+                    f"{name} has virtual tokens: switching it on or off applies to the next answer."
+                )
         return ""
 
     def end(self, reason: Reason, error: StudioError | None = None) -> Iterator[Delta]:
@@ -236,7 +233,7 @@ class LaneBatch:
         tokens = pick_all([answer.sampler for answer in self.answers], logits_BV)
         for row, (answer, token) in enumerate(zip(self.answers, tokens, strict=True)):
             if token is None:
-                answer.fail(ChatError(OVERFLOW))
+                answer.fail(ChatError("The logits overflow with this stack: lower its weights."))
                 continue
             seen_V = answer.sampler.logits_V
             delta = answer.take(token, logits_BV[row] if seen_V is None else seen_V)
@@ -328,7 +325,9 @@ class ChatEngine:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            yield from batch.end("error", OutOfMemory(NO_MEMORY))
+            yield from batch.end("error", OutOfMemory(
+                "Not enough memory: use fewer lanes, a shorter conversation or a smaller model."
+            ))  # fmt: skip
 
     def _batched(self, answers: list[Answer]) -> list[LaneBatch]:
         stacks = [answer.stack for answer in answers]
@@ -360,8 +359,10 @@ class ChatEngine:
         )
         vocab_size = self.loaded.model.get_input_embeddings().weight.shape[0]
         if max(fitted.ids) >= vocab_size:
-            text = FOREIGN_TOKENIZER.format(token=max(fitted.ids), size=vocab_size)
-            raise ChatError(text)
+            raise ChatError(
+                f"The tokenizer gives token {max(fitted.ids)}, but the model has {vocab_size} "
+                "embeddings: they do not belong together."
+            )
         own = getattr(self.loaded.model.generation_config, "eos_token_id", None)
         own_ids = own if isinstance(own, list) else [] if own is None else [own]
         stop_ids = frozenset({*template.stop_ids, *own_ids})

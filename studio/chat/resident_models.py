@@ -34,11 +34,6 @@ if TYPE_CHECKING:
     from studio.chat.chat_engine import ChatEngine, Stopped, WeightChanges
 
 MAX_ADAPTERS = 64  # per base; beyond that the least recently used one is dropped
-NEEDS_MEMORY = (
-    "{model} needs about {need}, but only {free} are free: close other programs, pause running "
-    "jobs, or choose a smaller model."
-)
-
 Signature = tuple[tuple[str, int, int], ...]
 
 
@@ -224,8 +219,10 @@ class ResidentModels:
             _return_memory()
         free = _free_bytes(place.device)
         if need > free:
-            words = {"model": known.path.name, "need": readable(need), "free": readable(free)}
-            raise OutOfMemory(NEEDS_MEMORY.format(**words))
+            raise OutOfMemory(
+                f"{known.path.name} needs about {readable(need)}, but only {readable(free)} are "
+                "free: close other programs, pause running jobs, or choose a smaller model."
+            )
 
     # -- adapters ------------------------------------------------------------------------------
 
