@@ -247,6 +247,8 @@ if __name__ == "__main__":
         for name in WARM:
             importlib.import_module(name)
         importlib.import_module("ui.app").import_gradio()
+        here = importlib.import_module("tests.studio.tiny").verifying_here()
+        here.__enter__()
     gc.freeze()
     gc.enable()
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -16,7 +16,8 @@ def test_a_model_is_examined_and_its_reasons_are_printed(home, tmp_path, capsys)
     pytest.importorskip("gguf")
     folder = write_family("qwen2", tmp_path / "model")
 
-    facts = examine(home.path, str(folder))
+    with started_here(doctor, examine_model.main):
+        facts = examine(home.path, str(folder))
 
     assert {"load", "lora", "packing", "cache", "lanes", "merged"} <= set(facts["model"]["works"])
     diagnosis(facts)
@@ -28,8 +29,7 @@ def test_a_model_that_cannot_be_loaded_is_a_problem(home, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 48}))
 
-    with started_here(doctor, examine_model.main):
-        facts = examine(home.path, str(folder))
+    facts = examine(home.path, str(folder))
 
     assert not facts["ok"] and facts["model"]["works"] == []
     assert any("load" in finding["text"] for finding in facts["findings"])
