@@ -29,6 +29,7 @@ from studio.errors import DiskFull, InputError, is_disk_full
 from studio.home import Home, slug
 
 STALE_SECONDS = 86_400.0
+PIECE = 1 << 20
 
 
 async def receive(store: JobStore, pieces: AsyncIterator[bytes], name: str) -> str:
@@ -40,7 +41,8 @@ async def receive(store: JobStore, pieces: AsyncIterator[bytes], name: str) -> s
     sweep(store)
     leaf = name.replace("\\", "/").split("/")[-1]
     suffix = data_suffix(leaf) or Path(leaf).suffix
-    stem, suffix = leaf[: len(leaf) - len(suffix)], _safe(suffix)
+    stem = leaf[: len(leaf) - len(suffix)]
+    suffix = "".join(c for c in suffix.lower() if c.isalnum() or c == ".")[:40]
     target = uploads(store.home) / secrets.token_hex(8) / f"{slug(stem, fallback='data')}{suffix}"
     try:
         target.parent.mkdir(parents=True, mode=0o700)
@@ -69,13 +71,6 @@ def sweep(store: JobStore) -> None:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def _safe(suffix: str) -> str:
-    return "".join(c for c in suffix.lower() if c.isalnum() or c == ".")[:40]
-
-
-PIECE = 1 << 20
-
-
 def download_routes(home: Home, store: JobStore) -> APIRouter:
     """Return the routes of downloads."""
     router = APIRouter(prefix="/api/download")
@@ -83,7 +78,7 @@ def download_routes(home: Home, store: JobStore) -> APIRouter:
     @router.get("/adapter/{id}")
     def adapter(id: str) -> StreamingResponse:
         one = library.find(home, id)
-        return _sent(one.path, one.name)
+        return attachment(zipped(one.path), f"{one.name}.zip", "application/zip")
 
     @router.get("/job/{job_id}")
     def written(job_id: int) -> Response:
@@ -93,7 +88,7 @@ def download_routes(home: Home, store: JobStore) -> APIRouter:
             raise InputError(f"{job.name} has nothing to download: it was moved or deleted.")
         if place.is_file():
             return FileResponse(place, filename=place.name)
-        return _sent(place, place.name)
+        return attachment(zipped(place), f"{place.name}.zip", "application/zip")
 
     return router
 
@@ -131,10 +126,6 @@ class _Sent(io.RawIOBase):
         piece = bytes(self._pieces)
         self._pieces.clear()
         return piece
-
-
-def _sent(folder: Path, name: str) -> StreamingResponse:
-    return attachment(zipped(folder), f"{name}.zip", "application/zip")
 
 
 def attachment(
