@@ -98,7 +98,7 @@ def configure_openmp(variables: MutableMapping[str, str] = os.environ) -> None:
     child processes inherit them, so `studio/__init__.py` sets them before anything else.
     """
     threads, cores = variables.get("OMP_NUM_THREADS"), usable_cores()
-    if threads and not all(_is_positive(number) for number in threads.split(",")):
+    if threads and not all(n.strip().isdecimal() and int(n) > 0 for n in threads.split(",")):
         del variables["OMP_NUM_THREADS"]
         logger.warning(
             "OMP_NUM_THREADS=%s is ignored: it must be a positive integer. All physical cores are "
@@ -113,10 +113,6 @@ def configure_openmp(variables: MutableMapping[str, str] = os.environ) -> None:
     if not variables.get("OMP_WAIT_POLICY"):
         for name, value in BOUNDED_SPIN.items():
             variables.setdefault(name, value)
-
-
-def _is_positive(number: str) -> bool:
-    return number.strip().isdecimal() and int(number) > 0
 
 
 @cache

@@ -208,7 +208,8 @@ class Listing:
         rows = [row for _, row, _ in made.values()]
         now = {job_id: digest for job_id, (_, _, digest) in made.items()}
         supervised = self.store.supervisor() is not None
-        queue = queue_state(self.home, self.store) | {"unlisted": self._unlisted(len(made))}
+        unlisted = sum(self.store.counts().values()) - len(made) if len(made) >= MOST_JOBS else 0
+        queue = queue_state(self.home, self.store) | {"unlisted": unlisted}
         current = _digest([now, supervised, queue])
         if current == digest:
             return None
@@ -235,9 +236,6 @@ class Listing:
                 with suppress(QueueError):  # it was deleted
                     jobs[job_id] = self.store.get(job_id)
         return sorted(jobs.values(), key=lambda job: -job.id)
-
-    def _unlisted(self, listed: int) -> int:
-        return 0 if listed < MOST_JOBS else sum(self.store.counts().values()) - listed
 
 
 def _row(job: Job, kept: Shown | None, home: Home) -> Shown:

@@ -325,7 +325,11 @@ class TokenCheck:
             if given:
                 self._count(address)
             await _refuse_token(scope, send, 401, ASK)
-        elif scope["type"] == "http" and scope.get("method") == "GET" and _in_query(scope):
+        elif (
+            scope["type"] == "http"
+            and scope.get("method") == "GET"
+            and "token" in dict(_query(scope))
+        ):
             await self._exchange(scope, send)
         else:
             await self.app(scope, receive, send)
@@ -355,13 +359,13 @@ class TokenCheck:
     async def _exchange(self, scope: Scope, send: Send) -> None:
         rest = urlencode([pair for pair in _query(scope) if pair[0] != "token"])
         path = "/" + str(scope.get("path", "/")).lstrip("/\\")
-        place = path + (f"?{rest}" if rest else "")
+        place = quote(path + (f"?{rest}" if rest else ""), safe="/?&=%+,:~")
         cookie = (
             f"{self.cookie}={self.pass_}; Path=/; HttpOnly; SameSite=Strict; "
             f"Max-Age={COOKIE_SECONDS}"
         )
         headers = [
-            (b"location", _quoted(place)), (b"set-cookie", cookie.encode()),
+            (b"location", place.encode()), (b"set-cookie", cookie.encode()),
             (b"cache-control", b"no-store"), (b"content-length", b"0"),
         ]  # fmt: skip
         await send({"type": "http.response.start", "status": 303, "headers": headers})
@@ -375,17 +379,9 @@ def _given(scope: Scope) -> str:
     return dict(_query(scope)).get("token", "")
 
 
-def _in_query(scope: Scope) -> bool:
-    return any(key == "token" for key, _ in _query(scope))
-
-
 def _query(scope: Scope) -> list[tuple[str, str]]:
     text = scope.get("query_string", b"")[:4000].decode("latin-1")
     return parse_qsl(text, keep_blank_values=True)
-
-
-def _quoted(place: str) -> bytes:
-    return quote(place, safe="/?&=%+,:~").encode()
 
 
 async def _refuse_token(scope: Scope, send: Send, status: int, text: str) -> None:
