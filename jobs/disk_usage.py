@@ -44,7 +44,7 @@ def usage(store: JobStore) -> dict[str, Any]:
     names = {job.id: job for job in store.list()}
     runs, checkpoints, adapters, others = [], 0, 0, 0
     for folder in _folders(home.runs):
-        job = names.get(int(folder.name)) if folder.name.isdigit() else None
+        job = names.get(int(folder.name)) if folder.name.isdecimal() else None
         whole, spare, made = (size(folder / name) for name in ("", "checkpoints", "adapter"))
         checkpoints, adapters = checkpoints + spare, adapters + made
         others += whole - spare - made
@@ -155,7 +155,7 @@ def _spare_checkpoints(store: JobStore) -> Iterator[Item]:
 def _unknown_runs(store: JobStore) -> Iterator[Item]:
     known = {str(job.id) for job in store.list()}
     for folder in _folders(store.home.runs):
-        if folder.name.isdigit() and folder.name not in known and _aged(folder, LEFTOVER_SECONDS):
+        if folder.name.isdecimal() and folder.name not in known and _aged(folder, LEFTOVER_SECONDS):
             left = folder / CHECKPOINTS if (folder / "adapter").exists() else folder
             if left.exists():  # an adapter was restored, or the database is an older copy
                 yield _item(left, f"run folder {folder.name}", "its job was deleted")

@@ -317,7 +317,7 @@ def _votes(store: JobStore, jobs: Sequence[Job]) -> Section | None:
     def ours(lane: str) -> bool:
         for part in read_lane(lane)["stack"]:
             run, at, _ = part["name"].partition("@")
-            if at and run.isdigit() and int(run) in ids:
+            if at and run.isdecimal() and int(run) in ids:
                 return True
             with suppress(AdapterError):
                 if str(library.resolve(store.home, part["name"])) in folders:

@@ -264,8 +264,8 @@ def _places(store: JobStore, kind: str, name: str) -> Iterator[Path]:
         yield Path(name)
     if kind == "suite":  # its answers
         yield home.run(int(name))
-    elif kind == "run" or (kind == "adapter" and at and run.isdigit()):  # 7@100, a checkpoint
-        yield folder_of(home.run(int(run)), int(step)) if step.isdigit() else home.run(int(run))
+    elif kind == "run" or (kind == "adapter" and at and run.isdecimal()):  # 7@100, a checkpoint
+        yield folder_of(home.run(int(run)), int(step)) if step.isdecimal() else home.run(int(run))
         job = store.get(int(run))
         yield from reads(store, job.spec) if job.kind == "train" else ()
     elif kind == "adapter":

@@ -79,5 +79,5 @@ def step_of(folder: Path) -> int:
 def checkpoint_folders(run_dir: Path) -> list[Path]:
     """Return the folders of all checkpoints, newest first, incomplete ones included."""
     found = (run_dir / CHECKPOINTS).glob("step-*")
-    folders = [one for one in found if one.name[5:].isdigit() and not one.is_symlink()]
+    folders = [one for one in found if one.name[5:].isdecimal() and not one.is_symlink()]
     return sorted(folders, key=step_of, reverse=True)

@@ -76,12 +76,12 @@ def _runs_of(home: Home, lanes: list[str]) -> dict[int, str]:
     found: dict[int, str] = {}
     for name in [part["name"] for lane in lanes for part in read_lane(lane)["stack"]]:
         run, at, _ = name.partition("@")
-        if at and run.isdigit():
+        if at and run.isdecimal():
             found[int(run)] = f"run {run}"
             continue
         with suppress(AdapterError):
             folder = resolve(home, name).parent
-            if folder.parent == home.runs and folder.name.isdigit():
+            if folder.parent == home.runs and folder.name.isdecimal():
                 own = Path(name).name == name
                 found[int(folder.name)] = name if own else f"run {folder.name}"
     return found

@@ -200,9 +200,9 @@ def _listed() -> list[dict[str, Any]]:
     found = []
     for line in answer.stdout.splitlines():
         parts = [part.strip() for part in line.split(",")]
-        if len(parts) != 7 or not parts[0].isdigit():
+        if len(parts) != 7 or not parts[0].isdecimal():
             continue
-        total, free, busy = (int(part) if part.isdigit() else None for part in parts[4:])
+        total, free, busy = (int(part) if part.isdecimal() else None for part in parts[4:])
         found.append({
             "index": int(parts[0]), "uuid": parts[1], "driver": parts[2], "label": parts[3],
             "total_bytes": (total or 0) << 20, "free_bytes": (free or 0) << 20,
@@ -308,7 +308,7 @@ def _no_kernels(found: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
     for name in answer["kernels"]:
         kind, _, digits = str(name).partition("_")
         digits = digits.rstrip("af")
-        if not digits.isdigit():
+        if not digits.isdecimal():
             continue
         own_major, own_minor = int(digits[:-1]), int(digits[-1])
         if kind == "compute" and (own_major, own_minor) <= (major, minor):

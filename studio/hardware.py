@@ -86,7 +86,7 @@ def physical_cores() -> int:
 def threads() -> int:
     """Return the thread count for torch: `OMP_NUM_THREADS` where set, else the physical cores."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else physical_cores()
+    return int(wanted) if wanted.isdecimal() and int(wanted) > 0 else physical_cores()
 
 
 def configure_openmp(variables: MutableMapping[str, str] = os.environ) -> None:
@@ -145,7 +145,7 @@ def apple_has_bfloat16() -> bool:
     except (OSError, subprocess.SubprocessError):
         return False
     chip, system = re.match(r"Apple M(\d+)", brand), platform.mac_ver()[0].partition(".")[0]
-    return bool(chip and int(chip[1]) >= 2 and system.isdigit() and int(system) >= 14)
+    return bool(chip and int(chip[1]) >= 2 and system.isdecimal() and int(system) >= 14)
 
 
 def process_bytes() -> int:

@@ -171,7 +171,7 @@ def _in_other_hands(temporary: Path) -> bool:
     import psutil
 
     before, _, pid = temporary.name.rpartition("-")
-    if not pid.isdigit():
+    if not pid.isdecimal():
         return False
     if int(pid) == os.getpid():
         others = {one.native_id for one in threading.enumerate()} - {threading.get_native_id()}

@@ -54,7 +54,7 @@ def _read_as(name: str) -> str:
         return "a path"
     if name.startswith("-"):
         return "an option"
-    if name.isdigit():
+    if name.isdecimal():
         return "a run's number"
     if _WINDOWS_DEVICE.fullmatch(name):  # a home may be copied to Windows
         return "a device of Windows"

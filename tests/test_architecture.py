@@ -47,3 +47,11 @@ def test_only_the_windows_know_gradio():
         if re.search(r"^\s*(import|from) gradio\b", (ROOT / file).read_text(), re.MULTILINE)
     ]
     assert all(name.startswith("ui/") for name in knowing), knowing
+
+
+def test_a_digit_is_one_that_int_reads():
+    """`"²".isdigit()` holds, and `int("²")` fails; `isdecimal` agrees with `int`."""
+    found = [
+        f for f in sources() if re.search(r"(?<!lengths\[0\])\.isdigit\(\)", ratchet.text_of(f))
+    ]
+    assert found == []  # ui/security.py reads bytes, where both agree

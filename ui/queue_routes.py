@@ -177,7 +177,7 @@ def stage_of(job: Job) -> int | None:
     """Return the run whose adapter a run starts from, if it is one of this home."""
     start = Path((job.spec.get("train") or {}).get("init_adapter") or "")
     number = start.parent.name
-    return int(number) if start.name == "adapter" and number.isdigit() else None
+    return int(number) if start.name == "adapter" and number.isdecimal() else None
 
 
 Shown = tuple[Job, dict[str, Any], str]

@@ -85,7 +85,7 @@ def find(home: Home, name: str) -> Checkpoint:
 def steps_of(home: Home, run: int) -> list[int]:
     """Return the steps of a run's checkpoints, ascending."""
     names = (folder.name for folder in (home.run(run) / "checkpoints").glob("step-*"))
-    return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+    return sorted(int(name[5:]) for name in names if name[5:].isdecimal())
 
 
 def trained_on(home: Home, name: str) -> ModelSource:
@@ -129,7 +129,7 @@ def stackable(home: Home) -> list[dict[str, Any]]:
     ]
     found: list[dict[str, Any]] = []
     for run in sorted(home.runs.iterdir(), reverse=True):
-        steps = steps_of(home, int(run.name)) if run.name.isdigit() else []
+        steps = steps_of(home, int(run.name)) if run.name.isdecimal() else []
         if not steps or len(found) >= MAX_LISTED:
             continue
         try:
