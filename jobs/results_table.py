@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs import judgements, suite_results
+from jobs import suite_results
 from jobs.compare_tables import Votes
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
@@ -83,7 +83,8 @@ def table(store: JobStore) -> dict[str, Any]:
             for lane, means in zip(suite["lanes"], suite["means"], strict=True):
                 found.put(found.of_lane(lane, at), job.name, means, job.id)
         elif (
-            job.kind == judgements.KIND and (judged := judgements.table(store, job.id))["evidence"]
+            job.kind == suite_results.JUDGE
+            and (judged := suite_results.judgement(store, job.id))["evidence"]
         ):
             answered = times.get(judged["suite"], at)
             for one in judged["standings"]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from jobs import judgements, suite_results
+from jobs import suite_results
 from jobs.actions.registry import Reply, action, check_writable, field, submit, write_file
 from jobs.compare_tables import Conversations, Recipes, Votes, answered_lanes, as_message, gone_on
 from jobs.job_queue import JobStore
@@ -149,10 +149,10 @@ def judge(
     Its verdicts stay apart from your votes; they count only if it agrees with you often enough.
     """
     if show:
-        return judgements.table(store, show)
+        return suite_results.judgement(store, show)
     if not suite:
-        return judgements.listing(store)
-    asked = judgements.request(
+        return suite_results.judgements(store)
+    asked = suite_results.judge_request(
         store, suite, votes=votes, name=name, address=address, model=model,
         allow_remote=allow_remote, rubric=rubric, min_agreement=min_agreement,
         max_new_tokens=max_new_tokens, seconds=seconds,

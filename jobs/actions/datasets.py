@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from jobs import judgements
+from jobs import suite_results
 from jobs.actions.registry import action, field
 from jobs.dataset_from_votes import LEFT_OUT, Kind, TurnFilter, rows_of
 from jobs.job_inputs import refuse_in_use
@@ -297,7 +297,7 @@ def votes_dataset(
     wanted = TurnFilter(
         lane=lane, search=search, since=since, until=until, blind=blind, unvoted=unvoted
     )
-    turns = judgements.turns(store, source) if source else None
+    turns = suite_results.judged_turns(store, source) if source else None
     rows, left_out = rows_of(store.database, kind, wanted, turns)
     title = "Verdicts of a judge" if source else FILES[kind]
     file = uploads(store.home) / secrets.token_hex(8) / f"{title}.jsonl"

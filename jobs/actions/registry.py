@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import create_model
 
-from jobs import bakeoff, copy_and_extend_runs, judgements, suite_results, supervisor
+from jobs import bakeoff, copy_and_extend_runs, suite_results, supervisor
 from jobs.job_inputs import with_absolute_paths
 from jobs.job_kinds import FILE_KINDS, request_of
 from jobs.job_queue import JobStore
@@ -90,7 +90,8 @@ class Reply:
 ACTIONS: dict[str, Action] = {}
 OUTCOMES: dict[str, Callable[[JobStore, Job], dict[str, Any]]] = {
     "bakeoff": bakeoff.outcome, "preflight": copy_and_extend_runs.preflight_outcome,
-    "suite": suite_results.outcome, "judge": lambda store, job: judgements.table(store, job.id),
+    "suite": suite_results.outcome,
+    "judge": lambda store, job: suite_results.judgement(store, job.id),
 }  # fmt: skip
 
 

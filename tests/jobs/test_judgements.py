@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jobs import judgements, results_table
+from jobs import results_table, suite_results
 from jobs.compare_tables import Conversations, Votes
 from jobs.dataset_from_votes import TurnFilter, rows_of
 from studio.errors import QueueError
@@ -39,7 +39,7 @@ def vote(store, winner, texts=("score 1", "score 2"), lanes=NAMES, **more):
 
 def judge(store, suite, address, **settings):
     """Judge a suite in this process and return the number of the job."""
-    request = judgements.request(store, suite, votes=20, address=address, **settings)
+    request = suite_results.judge_request(store, suite, votes=20, address=address, **settings)
     job = store.submit(request.model_dump(mode="json"), kind="judge").id
     list(JudgeRequest.parse(store.get(job).spec).perform(store.home, store.home.run(job)))
     return job
@@ -59,17 +59,17 @@ def test_votes_become_pairs_to_judge(store, suite):
         vote(store, 0, texts=("x", name), conversation=name, turn=1)  # a later turn
     vote(store, 0, conversation="gone", turn=1)
     vote(store, 0, texts=())  # its answers were not kept
-    asked = judgements.request(store, suite, votes=20)
+    asked = suite_results.judge_request(store, suite, votes=20)
     assert [(one.answers, one.vote) for one in asked.votes] == [
         (("score 1", "score 2"), 1), (("score 1", "score 2"), "tie"),
         (("a", "c"), 1), (("b", "c"), 1), (("x", "alone"), 0),
     ]  # fmt: skip
     assert [one.vote_id for one in asked.votes] == [1, 2, 3, 3, 6]
-    two = judgements.request(store, suite, votes=2).votes
+    two = suite_results.judge_request(store, suite, votes=2).votes
     assert [one.vote_id for one in two] == [3, 3, 6]  # whole votes
     assert (asked.lanes, asked.name) == (NAMES, "judge of quiz")
-    assert len(judgements.request(store, suite, votes=1).votes) == 1
-    assert judgements.request(store, suite, votes=0).votes == ()
+    assert len(suite_results.judge_request(store, suite, votes=1).votes) == 1
+    assert suite_results.judge_request(store, suite, votes=0).votes == ()
 
 
 def test_verdicts_of_a_judge_that_agrees_are_evidence_and_rows(store, suite):
@@ -78,11 +78,11 @@ def test_verdicts_of_a_judge_that_agrees_are_evidence_and_rows(store, suite):
     before = Votes(store.database).list()
     with judging("good") as (address, _):
         job = judge(store, suite, address)
-    found = judgements.table(store, job)
+    found = suite_results.judgement(store, job)
     assert found["evidence"] and found["agreement"]["count"] == 10
     assert found["wins"] == [[0, 0], [3, 0]]
-    assert judgements.listing(store)[0]["pairs"] == 3
-    rows, _ = rows_of(store.database, "pairs", TurnFilter(), judgements.turns(store, job))
+    assert suite_results.judgements(store)[0]["pairs"] == 3
+    rows, _ = rows_of(store.database, "pairs", TurnFilter(), suite_results.judged_turns(store, job))
     assert [(r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in rows] == [
         (f"score {n + 1}", f"score {n}") for n in range(3)
     ]
@@ -98,9 +98,9 @@ def test_verdicts_of_a_judge_that_disagrees_are_refused(store, suite):
     with judging("good") as (address, _):
         job = judge(store, suite, address)
     with pytest.raises(QueueError, match=r"cannot be used. Not evidence: it agrees .* 0 of 10"):
-        judgements.turns(store, job)
+        suite_results.judged_turns(store, job)
     assert results_table.table(store)["rows"] == [] or not any(
         key.endswith("judged") for row in results_table.table(store)["rows"] for key in row
     )
     with pytest.raises(QueueError, match="not a judgement"):
-        judgements.table(store, suite)
+        suite_results.judgement(store, suite)
