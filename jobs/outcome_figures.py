@@ -80,8 +80,9 @@ def _compared(found: Outcome) -> Iterator[Pair]:
 
 def _mixed(found: Outcome) -> Iterator[Pair]:
     if found.get("how"):
+        exact = say("exactly the weighted sum, by concatenation")
+        yield say("How"), exact if found["how"] == "concatenate" else found["how"].upper()
         yield say("Difference from the weighted sum"), f"{100 * found['error']:.2g}%"
-        yield say("How"), found["how"]
 
 
 def _judged(found: Outcome) -> Iterator[Pair]:

@@ -38,6 +38,14 @@ def test_logits_are_named_only_where_they_were_compared():
     assert figures("gguf", {"check": compared}) == words
 
 
+def test_a_mix_says_if_it_is_the_weighted_sum_or_how_it_was_cut():
+    assert figures("mix", {"how": "concatenate", "error": 5e-8})[0][1].startswith("exactly")
+    assert figures("mix", {"how": "ties", "error": 0.031}) == [
+        ("How", "TIES"), ("Difference from the weighted sum", "3.1%"),
+    ]  # fmt: skip
+    assert figures("mix", {"adapter": None}) == []  # it was deleted
+
+
 def test_a_judge_is_measured_by_shares_in_the_language_of_the_reader():
     none = {**SHARE, "count": 0, "of": 0}
     found = {"agreement": SHARE, "self_agreement": none, "first": SHARE, "unreadable": none,
