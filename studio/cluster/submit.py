@@ -1,8 +1,8 @@
 """Submit a run to the cluster once, follow it, and fetch what it made.
 
 `train` yields the run's events as if it trained in this process, without torch. `cluster.json` in
-the run's folder names the job, so a later call follows the same job from the
-last event that was read, and never submits a second one.
+the run's folder names the job, so a later call follows the same job from the last event that was
+read, and never submits a second one.
 """
 
 from __future__ import annotations
