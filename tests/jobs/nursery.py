@@ -252,3 +252,4 @@ if __name__ == "__main__":
     gc.freeze()
     gc.enable()
     serve(socket.socket(fileno=int(sys.argv[1])))
+    os._exit(0)  # some libraries report what is left at an end
