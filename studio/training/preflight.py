@@ -35,11 +35,11 @@ REPORT = "preflight.json"
 STEPS = 2
 
 
-def preflight(spec: RunSpec, *, run_dir: Path, home: Home) -> Iterator[Event]:
+def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> Iterator[Event]:
     """Load everything, take two steps, and write the corrected estimate to `preflight.json`.
 
-    Of a distributed run one process is measured, with its part of the rows and the whole base; what
-    sharding saves is estimated.
+    It runs on `device`, by default the run's own. Of a distributed run one process is measured,
+    with its part of the rows and the whole base; what sharding saves is estimated.
 
     Raises:
         StudioError: The run itself would fail with it.
@@ -53,7 +53,7 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home) -> Iterator[Event]:
         guessed = estimate(spec, home)
         whole = estimate(spec.with_parts(train={"fsdp": False}), home)
         yield Loading(text="Loading the model and the data")
-        device = device_setting.first_device(spec.train.device)
+        device = device or device_setting.first_device(spec.train.device)
         alone = spec.with_parts(train={"device": device, "num_processes": 1, "fsdp": False})
         loaded = load(base_model(alone), device)
         prepared = prepare_data(alone, loaded, home)
