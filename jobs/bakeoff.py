@@ -126,8 +126,10 @@ def shown(store: JobStore, name: str) -> dict[str, Any]:
     runs = sorted((job for job in jobs if job.kind == "train"), key=lambda job: job.id)
     rows = [_row(store, job, measured.get(job.id, {})) for job in runs]
     found = [_of_method(list(own)) for _, own in groupby(rows, lambda row: row["method"])]
-    keys = ("title", "unit", "hint", "best")
-    columns = [{"key": key} | dict(zip(keys, own, strict=True)) for key, own in FIGURES.items()]
+    columns = [
+        {"key": key, "title": title, "unit": unit, "hint": hint, "best": best}
+        for key, (title, unit, hint, best) in FIGURES.items()
+    ]
     return {"name": name, "columns": columns, "rows": _with_times(found), "prompts": prompts}
 
 
