@@ -105,14 +105,14 @@ def presets(found: Sequence[Mapping[str, Any]]) -> None:
 
 def contest(answer: Answer) -> None:
     """Print the table of a bake-off."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in answer["rows"]:
         if row["state"] != "succeeded":
             rows.append((row["title"], row["error"] or row["state"]))
             continue
         count = len(row["runs"])
         some = f" ({row['seeds']} of {count} runs)" if row["seeds"] < count else ""
-        rows.append([row["title"] + some, *(_figure(row, one) for one in answer["columns"])])
+        rows.append((row["title"] + some, *(_figure(row, one) for one in answer["columns"])))
     table(["Method", *(one["title"] for one in answer["columns"])], rows)
 
 
