@@ -61,6 +61,7 @@ def served(
     options = ["--home", str(home), "--port", "0", "--no-browser", *words]
     command = [sys.executable, "-m", "ui.cli.main", "serve", *options]
     log = home.with_suffix(".serve.log")
+    log.unlink(missing_ok=True)  # of an earlier one, with its address
     if nursery:
         page = nursery.spawn(command, log)
     else:

@@ -367,7 +367,7 @@ SHARE = {"count": 1, "of": 2, "low": 0, "high": 1}
 JUDGED = {"id": 8, "suite": 7, "name": "judged", "state": "running", "created": 1, "error": None,
           "total_steps": 9, "lanes": [], "wins": [], "agreement": SHARE, "self_agreement": SHARE,
           "evidence": False, "first": 0.5, "unreadable": SHARE, "why": "few votes", "pairs": 1,
-          "ties": 0, "address": "", "judge": "starter"}  # fmt: skip
+          "ties": 0, "address": "", "judge": "starter", "figures": []}  # fmt: skip
 
 
 def test_suites_keep_what_is_typed_focused_and_open(page, host):
