@@ -36,7 +36,7 @@ VERSION = 1
 
 
 def backup(home: Home, file: Path) -> dict[str, Any]:
-    """Write the home into a new file and return its path and size.
+    """Write a backup: the whole home in one new file; return its path and size.
 
     Raises:
         HomeError: The file exists, lies inside the home, or cannot be written.
@@ -72,7 +72,7 @@ def backup(home: Home, file: Path) -> dict[str, Any]:
 
 
 def copy_database(home: Home, target: Path) -> None:
-    """Copy the database as of one point in time, while others write.
+    """Back up the database as of one point in time, while others write.
 
     Raises:
         HomeError: It cannot be read.
@@ -90,7 +90,7 @@ def copy_database(home: Home, target: Path) -> None:
 
 
 def copy_daily(home: Home, database: Database, *, now: float) -> Path | None:
-    """Copy the database if the newest copy is a day old; keep seven copies.
+    """Back up the database if its newest daily copy is a day old; keep seven copies.
 
     Raises:
         HomeError: The database is damaged; it was not copied.
@@ -117,7 +117,7 @@ def copy_daily(home: Home, database: Database, *, now: float) -> Path | None:
 
 
 def refuse_too_large(folder: Path, needed: int) -> None:
-    """Check the free space of a folder.
+    """Check that a backup fits into the free space of a folder.
 
     Raises:
         DiskFull: It is less than is needed.

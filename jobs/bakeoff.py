@@ -52,7 +52,7 @@ def submit(
     store: JobStore, spec: RunSpec, chosen: Sequence[str], *, name: str,
     prompts: Sequence[str] = PROMPTS, seeds: int = 1, best_rates: bool = False,
 ) -> list[Job]:  # fmt: skip
-    """Queue one run per method and seed as the group `name`, and the job that measures them.
+    """Queue a bake-off: one run per method and seed as a group, and the job that measures them.
 
     Nothing is queued if one of them cannot be.
 

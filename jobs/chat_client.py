@@ -37,12 +37,12 @@ _children: list[subprocess.Popen[bytes]] = []  # referenced, so that they are re
 
 
 def state_path(home: Home) -> Path:
-    """Return the file that holds the running host's port and token."""
+    """Return the file from which clients read the chat host's port and token."""
     return home.state / "chat_host.json"
 
 
 def log_path(home: Home) -> Path:
-    """Return the host's log file."""
+    """Return the log file of the chat host that a client starts."""
     return home.state / "chat_host.log"
 
 
@@ -66,7 +66,7 @@ class Endpoint:
 
 
 def find_host(home: Home) -> Endpoint | None:
-    """Return the running host, or None."""
+    """Return the endpoint of the running chat host, or None."""
     try:
         state = json.loads(state_path(home).read_text(encoding="utf-8"))
         identity = Identity.parse(state["identity"])
@@ -77,7 +77,7 @@ def find_host(home: Home) -> Endpoint | None:
 
 
 def ensure_host(home: Home, *, idle_seconds: float | None = None) -> Endpoint:
-    """Return the home's host, started if none runs; it stays for `idle_seconds` without requests.
+    """Return the home's chat host, started if none runs; `idle_seconds` is how long it stays.
 
     Raises:
         ChatError: It does not start; quotes the end of its log.
@@ -97,7 +97,7 @@ def ensure_host(home: Home, *, idle_seconds: float | None = None) -> Endpoint:
 
 
 def generate(home: Home, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Send a request and yield its events (`lanes.py`); closing the iterator stops it.
+    """Send a request to the chat host, yield its events (`lanes.py`); closing stops it.
 
     Raises:
         ChatError: The request is refused, or the host cannot be started or died.
@@ -108,7 +108,7 @@ def generate(home: Home, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]
 
 
 def relay(home: Home, request: Mapping[str, Any]) -> Generator[bytes]:
-    """Send a request and yield its events as whole lines of JSON, in the host's batches.
+    """Send a request to the chat host and yield its events as whole lines of JSON, in batches.
 
     Raises:
         ChatError: As in `generate`.
@@ -134,18 +134,18 @@ def relay(home: Home, request: Mapping[str, Any]) -> Generator[bytes]:
 
 
 def status(home: Home) -> dict[str, Any] | None:
-    """Return what the host holds in memory, or None if no host runs."""
+    """Ask the chat host what it holds in memory; None if no host runs."""
     return _call(home, "GET", "/status")
 
 
 def stop(home: Home, request_id: str) -> bool:
-    """Stop a request's answers; False if nothing was running."""
+    """Tell the chat host to stop a request's answers; False if nothing was running."""
     answer = _call(home, "POST", f"/stop/{request_id}")
     return bool(answer and answer["stopped"])
 
 
 def weigh(home: Home, weights: Mapping[str, Any]) -> bool:
-    """Change weights (`NewWeights`) from the next token on; False if nothing was running.
+    """Tell the chat host to change weights from the next token on; False if nothing was running.
 
     Raises:
         ChatError: The lane or the stack is invalid.
@@ -155,12 +155,12 @@ def weigh(home: Home, weights: Mapping[str, Any]) -> bool:
 
 
 def release(home: Home) -> None:
-    """Free the host's models; it stays and loads them again on the next request."""
+    """Tell the chat host to free its models; it loads them again on the next request."""
     _call(home, "POST", "/release", seconds=60.0)
 
 
 def quit_host(home: Home) -> bool:
-    """Shut the host down and wait until it has ended; True if one was running."""
+    """Tell the chat host to shut down and wait until it has; True if one was running."""
     endpoint = find_host(home)
     if endpoint is None:
         return False

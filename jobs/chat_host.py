@@ -68,7 +68,7 @@ class TokenGuard:
 
 
 def make_app(worker: ChatWorker, port: int) -> ASGIApp:
-    """Return the guarded application."""
+    """Return the chat host's web application, behind its guard."""
 
     async def generate(request: Request) -> Response:
         running = worker.submit(ChatRequest.parse(await read_json(request)))
@@ -134,7 +134,7 @@ def make_app(worker: ChatWorker, port: int) -> ASGIApp:
 
 
 async def read_json(request: Request) -> dict[str, Any]:
-    """Read a JSON object of bounded size.
+    """Read a JSON object of bounded size from a request to the chat host.
 
     Raises:
         ChatError: The request is too long or not a JSON object.
@@ -154,7 +154,7 @@ async def read_json(request: Request) -> dict[str, Any]:
 
 
 async def batches(running: RunningRequest) -> AsyncIterator[list[Event]]:
-    """Yield a request's events in batches; the answer stops when the reader disconnects."""
+    """Yield the events of a request to the chat host in batches; stop if the reader disconnects."""
     buffer = running.events
     try:
         await buffer.wait()
@@ -179,7 +179,7 @@ async def _stop_when_left(request: Request, running: RunningRequest) -> None:
 
 
 async def lines(running: RunningRequest) -> AsyncIterator[bytes]:
-    """Yield the events as one JSON object per line."""
+    """Yield the chat host's events as one JSON object per line."""
     async for events in batches(running):
         yield "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events).encode()
 
@@ -194,7 +194,7 @@ def _refusal(code: int, text: str) -> JSONResponse:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the host until it is idle or told to quit; a second host exits at once."""
+    """Run the chat host until it is idle or told to quit; a second host exits at once."""
     parser = argparse.ArgumentParser(prog="python -m jobs.chat_host")
     parser.add_argument("--home", required=True)
     parser.add_argument("--idle-seconds", type=float, default=IDLE_SECONDS)

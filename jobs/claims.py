@@ -69,7 +69,7 @@ def startable(
     start_when: Iterable[str] = ("idle", "night"),
     least_bytes: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the queued jobs that may start now, in the order of the queue."""
+    """Yield the queued jobs that may be claimed now, in the order of the queue."""
     values = {
         "now": now(), "any": wanted is None, "wanted": json.dumps(list(wanted or ())),
         "start_when": json.dumps(["", *start_when]), "least": least_bytes,
@@ -84,7 +84,7 @@ def leased_devices(db: Tables) -> set[str]:
 
 
 def start_attempt(db: Tables, job: int, device: str, *, owner: Identity, why: str) -> "Claim":
-    """Move a queued job into `starting` on a device, as a new attempt."""
+    """Claim a queued job: move it into `starting` on a device, as a new attempt."""
     values = {"id": job, "device": device, "owner": str(owner), "why": why, "now": now()}
     return Claim(*db.conn.execute(_START_ATTEMPT, values).fetchall()[0])
 

@@ -32,7 +32,7 @@ Rows = list[dict[str, Any]]
 
 
 def gone_on() -> ChatError:
-    """Return the error of a page that knows less of a conversation than is stored."""
+    """Return the error of a Compare page that knows less of a conversation than is stored."""
     return ChatError(
         "This conversation went on in another tab. Reload this page; a branch keeps what is only "
         "here."
@@ -156,14 +156,14 @@ class Conversations:
 
 
 def as_message(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return an answer as a message: its text, thoughts and tool calls apart."""
+    """Return an answer of Compare as a message: its text, thoughts and tool calls apart."""
     return message_of(answer.get("parts") or [("text", str(answer.get("text", "")))])
 
 
 def settings_of(
     talk: dict[str, Any], lane: dict[str, Any], answer: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the system prompt and the sampling of an answer as it was asked for, else of a lane.
+    """Return the system prompt and sampling of a stored answer, else those of its lane.
 
     A lane's settings are its own, else those that all share.
     """
@@ -172,7 +172,7 @@ def settings_of(
 
 
 def answered_lanes(talk: dict[str, Any], answers: Rows) -> list[str]:
-    """Return the lanes that answered a turn; settings follow where lanes differ in them."""
+    """Return the lanes that answered a stored turn, with settings in which they differ."""
     names = [str(answer.get("lane", "")) for answer in answers]
     lanes = []
     for name, lane, answer in zip(names, talk["lanes"], answers, strict=False):

@@ -52,7 +52,7 @@ def duplicate(store: JobStore, job_id: int | str, assignments: Mapping[str, Any]
 
 
 def copied_spec(store: JobStore, job: Job, assignments: Mapping[str, Any]) -> RunSpec:
-    """Return a run's spec, without its name, with some fields changed."""
+    """Return the spec of a run's copy: without its name, with some fields changed."""
     settled = job.spec if AUTO_RATE & assignments.keys() else settled_spec(store, job)
     own = RunSpec.parse({**settled, "name": ""})
     copy = own.with_values(dict(assignments))
@@ -64,7 +64,7 @@ def copied_spec(store: JobStore, job: Job, assignments: Mapping[str, Any]) -> Ru
 
 
 def settled_spec(store: JobStore, job: Job) -> dict[str, Any]:
-    """Return a job's spec with the learning rate that `auto` became when the run first started.
+    """Return a run's spec for copies and longer runs, with the rate that `auto` became.
 
     So it resumes, extends and duplicates with its own rate, whatever the rule is by then. Runs of
     earlier versions kept it in their curve alone, whose peak it is.
@@ -85,7 +85,7 @@ def settled_spec(store: JobStore, job: Job) -> dict[str, Any]:
 def extend(
     store: JobStore, job_id: int | str, *, epochs: float = 0, steps: int = 0, name: str = ""
 ) -> Job:
-    """Queue the continuation of an ended run.
+    """Queue a longer run that continues an ended one.
 
     Raises:
         QueueError: It is not a training that succeeded, has no checkpoint, or nothing is added.
@@ -170,7 +170,7 @@ def then(
 
 
 def submit_measure(store: JobStore, spec: RunSpec, *, parent: int | None = None) -> Job:
-    """Queue two real steps of a run; those of a run on the cluster are taken on this machine."""
+    """Queue the preflight of a run: two real steps, on this machine even for a cluster run."""
     if spec.train.device == CLUSTER:
         spec = spec.with_parts(train={"device": "auto", "num_processes": 1})
     return store.submit(
@@ -188,7 +188,7 @@ def preflight_outcome(store: JobStore, job: Job) -> dict[str, Any]:
 
 
 def offers(store: JobStore, job_id: int | str) -> "list[Remedy]":
-    """Return what would make a run that ran out of memory smaller, best first.
+    """Return what would make a copy of a run that ran out of memory smaller, best first.
 
     Raises:
         QueueError: It did not end that way.
@@ -206,7 +206,7 @@ def offers(store: JobStore, job_id: int | str) -> "list[Remedy]":
 
 
 def fit_and_retry(store: JobStore, job_id: int | str, name: str = "") -> "tuple[Job, Remedy]":
-    """Queue a run that ran out of memory again with one remedy, and return both.
+    """Queue a copy of a run that ran out of memory with one remedy, and return both.
 
     Without a name the remedy is the first that keeps the result.
 

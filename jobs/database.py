@@ -266,7 +266,7 @@ def restore_advice(home: Path) -> str:
 
 
 def now() -> float:
-    """Return seconds since 1970 in UTC."""
+    """Return the time as the database stores it: seconds since 1970 in UTC."""
     return time.time()
 
 

@@ -61,7 +61,7 @@ class VotedTurn(NamedTuple):
 def rows_of(
     database: Database, kind: Kind, wanted: TurnFilter, turns: Sequence[VotedTurn] | None = None
 ) -> tuple[list[Row], Counter[str]]:
-    """Return the rows of a kind, and how much was left out for which reason.
+    """Return dataset rows of a kind, made from votes, and what was left out for which reason.
 
     Args:
         wanted: Which votes and conversations; of given turns only the lane counts.

@@ -180,7 +180,7 @@ def claim_siblings(
     slot: Slot,
     start_when: Iterable[str] = ("idle", "night"),
 ) -> list[Claim]:
-    """Claim the next queued siblings of a run that was just claimed, to train in its process.
+    """Place the next queued siblings of a claimed run: claim them, to train in its process.
 
     Args:
         slot: Its slot; the devices beside it that are free get their share of the siblings.

@@ -75,7 +75,7 @@ def usage(store: JobStore) -> dict[str, Any]:
 
 
 def rules(store: JobStore) -> dict[str, int]:
-    """Return the retention rules of this home."""
+    """Return the retention rules for the disk usage of this home."""
     return {name: queue_settings.read(store, name) for name in ("keep_checkpoints", "keep_days")}
 
 
@@ -110,12 +110,12 @@ def clean(store: JobStore, *, trash: bool = False) -> list[Item]:
 
 
 def report(items: list[Item]) -> dict[str, Any]:
-    """Return items as plain values with their sum."""
+    """Return the items to clean up as plain values with the sum of their bytes."""
     return {"bytes": sum(i.bytes for i in items), "items": [asdict(item) for item in items]}
 
 
 def size(path: Path) -> int:
-    """Return the bytes of a file or folder without links."""
+    """Return the disk usage of a file or folder in bytes, without links."""
     try:
         if path.is_symlink():
             return 0

@@ -47,7 +47,7 @@ _ELSEWHERE = re.compile(
 
 
 def examine(home_path: Path | None, model: str = "") -> dict[str, Any]:
-    """Return facts and findings; `ok` is false if a problem keeps the studio from working.
+    """Examine machine, home and queue: return facts and findings; `ok` is false on a problem.
 
     Args:
         home_path: The home; the usual one by default.
@@ -165,7 +165,7 @@ def _note(text: str) -> dict[str, str]:
 
 
 def diagnostics(home: Home | None) -> str:
-    """Return the text to paste; without a home only what is known of the machine."""
+    """Return the text of `studio diagnostics`, to paste; without a home only on the machine."""
     facts = examine(home.path if home else None)
     parts = [_machine(facts)]
     if home is not None:

@@ -50,7 +50,7 @@ BINS, NUM_ROWS, NUM_SHOTS, NUM_TOKENS = 400, 3, 5, 400
 
 
 def report(store: JobStore, names: Sequence[str], conversation: str = "") -> tuple[str, str]:
-    """Return a file name and the page on jobs, by number or name, or on a conversation.
+    """Return the file name and the HTML report on jobs, by number or name, or on a conversation.
 
     Raises:
         StudioError: One of them does not exist, or nothing can be reported of it.
@@ -77,7 +77,7 @@ def report(store: JobStore, names: Sequence[str], conversation: str = "") -> tup
 
 
 def of_run(store: JobStore, job: Job) -> str:
-    """Return the page on one run, or on a merge."""
+    """Return the HTML report on one run, or on a merge."""
     facts = summary(job)
     number = say(f"Run {job.id}") if job.kind in TRAINS else say(f"Job {job.id}")
     words = [number, say(facts["state"]), _day(job.started),
@@ -117,7 +117,7 @@ def _sources(job: Job) -> Section | None:
 
 
 def of_runs(store: JobStore, jobs: Sequence[Job]) -> str:
-    """Return the page on several runs beside each other."""
+    """Return the HTML report on several runs beside each other."""
     return _page(
         say(f"{jobs[0].name} against {jobs[1].name}") if len(jobs) == 2
         else say(f"{len(jobs)} runs"),
@@ -126,7 +126,7 @@ def of_runs(store: JobStore, jobs: Sequence[Job]) -> str:
 
 
 def of_bakeoff(store: JobStore, name: str) -> str:
-    """Return the page on a bake-off."""
+    """Return the HTML report on a bake-off."""
     found = bakeoff.shown(store, name)
     rows, columns = found["rows"], found["columns"]
     heads = [say("Method"), *(say(one["title"]) for one in columns)]
@@ -153,7 +153,7 @@ def of_bakeoff(store: JobStore, name: str) -> str:
 
 
 def of_conversation(store: JobStore, conversation: str) -> str:
-    """Return the page on a conversation of Compare."""
+    """Return the HTML report on a conversation of Compare."""
     found = Conversations(store.database).get(conversation)
     verdicts = {
         "won": say("won"), "lost": say("lost"), "tie": say("tie"), "bad": say("all bad"),

@@ -47,14 +47,14 @@ Known = dict[Hashable, object]
 
 
 def admit(spec: RunSpec, home: Home, *, here: bool = True, may_wait: bool = False) -> RunSpec:
-    """Return the spec as the queue stores it; see `admit_each`."""
+    """Check what a run reads and return its spec as the queue stores it; see `admit_each`."""
     return admit_each([spec], home, here=here, may_wait=may_wait)[0]
 
 
 def admit_each(
     specs: Iterable[RunSpec], home: Home, *, here: bool = True, may_wait: bool = False
 ) -> list[RunSpec]:
-    """Return runs as the queue stores them; what several have in common is checked once.
+    """Check what runs read; return them as the queue stores them. Shared inputs are checked once.
 
     Args:
         here: They run on this machine.
@@ -122,7 +122,7 @@ def _kinds(values: dict[str, Any], kind: str) -> dict[str, str]:
 
 
 def with_absolute_paths(value: Any, home: Home, kind: str = "") -> Any:
-    """Return a job's values with the local paths in them absolute: it runs in another folder."""
+    """Return a job's values with absolute paths of its inputs: it runs in another folder."""
     if isinstance(value, dict):
         kinds = _kinds(value, kind)
         if value.get("source"):  # an import: the adapter is a name to give
@@ -146,7 +146,7 @@ def with_absolute_paths(value: Any, home: Home, kind: str = "") -> Any:
 
 
 def dataset_path(path: str, home: Home) -> str:
-    """Return the path of a dataset as the queue stores it; empty if none is named.
+    """Return the path of a job's input dataset as the queue stores it; empty if none is named.
 
     Raises:
         StudioError: There is no such dataset, or the hub cannot be asked.
@@ -193,7 +193,7 @@ def needed_by_each(specs: Iterable[RunSpec], home: Home) -> list[int]:
 def refuse_in_use(
     store: JobStore, folder: Path, name: str, *, error: type[StudioError] = AdapterError
 ) -> None:
-    """Check that no job that has not ended reads anything in a folder.
+    """Check that no job that has not ended reads an input in a folder.
 
     Raises:
         StudioError: One does; it is an `error`.
@@ -207,7 +207,7 @@ def refuse_in_use(
 
 
 def refuse_needed(store: JobStore, folder: Path, name: str) -> None:
-    """Check that nothing needs the adapter in a folder, or in the folder of a run.
+    """Check that no job or adapter needs the adapter in a folder, or in the folder of a run.
 
     Raises:
         AdapterError: A job that has not ended reads it, or an adapter was trained on top of it.
@@ -221,7 +221,7 @@ def refuse_needed(store: JobStore, folder: Path, name: str) -> None:
 
 
 def runs_on(store: JobStore, dataset: str) -> Iterator[Job]:
-    """Yield the training runs that name an imported dataset, the newest first."""
+    """Yield the training runs whose input is an imported dataset, the newest first."""
     for job in store.list():
         if job.kind == "train" and ("data", dataset) in _named(job.spec):
             yield job

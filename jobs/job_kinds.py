@@ -44,7 +44,7 @@ Kind = Callable[[Work], Iterator[Event]]
 
 
 def train(work: Work) -> Iterator[Event]:
-    """Train an adapter."""
+    """Execute a job of the kind `train`: yield the events of an adapter's training."""
     from studio.training.train_run import train as train_spec
 
     spec = RunSpec.parse(work.spec)
@@ -55,7 +55,7 @@ def train(work: Work) -> Iterator[Event]:
 
 
 def train_together(works: Sequence[Work]) -> Iterator[tuple[int, Event | Exception]]:
-    """Train siblings on one base; yield the index of each with its event or its exception."""
+    """Execute siblings, jobs of the kind `train`, on one base; yield index and event or error."""
     from studio.training.siblings import Sibling, train_siblings
 
     runs = []
@@ -90,7 +90,7 @@ def _train_away(spec: RunSpec, work: Work) -> Iterator[Event]:
 
 
 def preflight(work: Work) -> Iterator[Event]:
-    """Measure a run with two real steps."""
+    """Execute a job of the kind `preflight`: measure a run with two real steps."""
     from studio.training.preflight import preflight as measure_spec
 
     spec = RunSpec.parse(work.spec)
@@ -100,7 +100,7 @@ def preflight(work: Work) -> Iterator[Event]:
 
 
 def arrive(work: Work) -> Iterator[Event]:
-    """Take a run that was trained on another machine."""
+    """Execute a job of the kind `arrive`: take a run that was trained on another machine."""
     from studio.training.transfer_run import unpack as take
 
     return take(Path(work.spec["folder"]), work.run_dir)

@@ -44,7 +44,7 @@ LEGAL = frozenset((state, after) for state, states in NEXT.items() for after in 
 
 
 def actions(state: State) -> tuple[str, ...]:
-    """Return what the user can do with a job in this state, in the order of the page."""
+    """Return what the state in a job's record lets the user do, in the order of the page."""
     return {
         "queued": ("hold", "cancel"),
         "starting": ("pause", "cancel"),
@@ -124,7 +124,7 @@ _COLUMN = {
 
 
 def job_of(row: dict[str, Any], needs: list[int]) -> Job:
-    """Build the record from a row of `jobs` and the jobs that it needs."""
+    """Build a job's record from a row of `jobs` and the jobs that it needs."""
     fields = Job.__dataclass_fields__.keys() - {"needs"}
     return Job(needs=needs, **{field: row[_COLUMN.get(field, field)] for field in fields})
 
@@ -136,7 +136,7 @@ def loss_of(spec: Mapping[str, Any]) -> str:
 
 
 def summary(job: Job) -> dict[str, Any]:
-    """Return the job as JSON values; what is not known yet is None."""
+    """Return a job's record as JSON values; what is not known yet is None."""
     result = job.result
     rows = result.get("rows") or {}
     failed = job.error_kind is not None or job.error_text is not None
@@ -164,7 +164,7 @@ _REPORTED = (
 
 
 def seconds_left(job: Job) -> float | None:
-    """Return the remaining seconds of a running job, from its pace so far."""
+    """Return the remaining seconds of a running job, from step and time in its record."""
     before = job.result.get("training_seconds")  # until the first step; not of the wall clock
     first = job.result.get("training_from_step", 0)
     done = job.step - first

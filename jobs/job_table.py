@@ -41,7 +41,7 @@ def find_job(db: Tables, job_id: int | str) -> Job:
 
 
 def read_jobs(db: Tables, query: str, values: Any = ()) -> list[Job]:
-    """Return the jobs that a query of whole rows of `jobs` selects."""
+    """Return the jobs that a query of whole rows of the table `jobs` selects."""
     rows = list(db.query(query, values))
     needs: dict[int, list[int]] = {row["id"]: [] for row in rows}
     for job, needed in db.conn.execute(_NEEDS, (json.dumps(list(needs)),)):
@@ -57,7 +57,7 @@ SELECT job, needs FROM dependencies WHERE job IN (SELECT value FROM json_each(?)
 def insert(
     db: Tables, spec: RunSpec | dict[str, Any], plan: dict[str, Any], needs: Iterable[int] = ()
 ) -> int:
-    """Write a job at the end of the queue inside the caller's transaction; return its number.
+    """Insert a job at the end of the queue in the caller's transaction; return its number.
 
     Args:
         plan: Columns of `jobs` that differ from `PLAN`.
@@ -105,13 +105,13 @@ NEED = "INSERT OR IGNORE INTO dependencies(job, needs) VALUES (?, ?)"
 
 
 def name_holder(db: Tables, name: str) -> int | None:
-    """Return the number of the job of that name."""
+    """Return the number of the job that has a name, in the table of jobs."""
     row = db.conn.execute("SELECT id FROM jobs WHERE name = ?", (name,)).fetchone()
     return row[0] if row else None
 
 
 def checked_name(name: Any, *, generated: bool = False) -> str:
-    """Return a requested name, or an empty string; a generated name is cleaned.
+    """Check a job's requested name and return it, or ""; a generated name is cleaned.
 
     Raises:
         QueueError: It could be read as something else, e.g. a number or a path.
@@ -125,7 +125,7 @@ def checked_name(name: Any, *, generated: bool = False) -> str:
 
 
 def free_name(db: Tables, base: str) -> str:
-    """Return `base`, or one of `base-2`, `base-3` … that is free; fast among thousands.
+    """Return a job name that is free: `base`, or one of `base-2`, `base-3` …
 
     The name of a job that was renamed is not free: lanes and votes of its adapter hold it.
     """
@@ -149,7 +149,7 @@ def _was_taken(db: Tables, name: str) -> bool:
 
 
 def generated_name(values: dict[str, Any], kind: str) -> str:
-    """Return `<model>-<method>-<data>` for a run, led by the kind for other jobs."""
+    """Generate a job's name: `<model>-<method>-<data>` for a run, the kind first for others."""
     words = [] if kind == "train" else [kind]
     for part in (values.get(field) for field in ("model", "method", "data", "repo")):
         text = part.get("path") or part.get("name") if isinstance(part, dict) else part
@@ -159,7 +159,7 @@ def generated_name(values: dict[str, Any], kind: str) -> str:
 
 
 def escaped_like(text: str) -> str:
-    """Return the text with the wildcards of LIKE escaped."""
+    """Return a job's name or other text with the wildcards of SQL's LIKE escaped."""
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 

@@ -54,7 +54,7 @@ Values = dict[str, Any]
 
 
 def model_names(home: Home) -> list[str]:
-    """Return every name that can be requested: all bases, and all adapters of the library."""
+    """Return all model names of the OpenAI API: all bases, and all adapters of the library."""
     return [*(model.path for model in usable(home)), *(adapter.name for adapter in adapters(home))]
 
 
@@ -146,7 +146,7 @@ def _message(message: Any) -> Any:
 
 
 async def completion(batches: Batches, request_id: str, values: Values) -> Values:
-    """Return the response of an answer that is not streamed: a completion or an error."""
+    """Return an OpenAI response that is not streamed: a completion or an error."""
     message, tokens, end = _gathered(request_id), [], None
     async for events in batches:
         for event in events:
@@ -171,7 +171,7 @@ async def completion(batches: Batches, request_id: str, values: Values) -> Value
 
 
 async def chunks(batches: Batches, request_id: str, values: Values) -> AsyncIterator[bytes]:
-    """Yield a streamed answer as server-sent events."""
+    """Yield a streamed OpenAI answer as server-sent events."""
     head, message = _head(request_id, values, "chat.completion.chunk"), _gathered(request_id)
 
     def chunk(delta: Values, reason: str | None = None, tokens: Iterable[Event] = ()) -> bytes:
@@ -214,7 +214,7 @@ def error_body(error: Event) -> Values:
 
 
 def status_of(body: Values) -> int:
-    """Return the HTTP status of a response: 503 of an answer that the host stopped."""
+    """Return the HTTP status of an OpenAI response: 503 of an answer that the host stopped."""
     if "error" not in body:
         return 200
     return 503 if body["error"]["code"] == STOPPED["kind"] else 400

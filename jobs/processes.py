@@ -113,7 +113,7 @@ def exit_now(code: int) -> None:
 
 
 def kill_session(leader: Identity, *, hard: bool) -> None:
-    """Signal a runner and everything it started, but never a stranger who has its pid now.
+    """Signal a process and its session, but never a stranger that has its pid now.
 
     It leads a session of its own; what it started may outlive it. Windows has no signal that asks:
     each one ends a process at once, so nothing is sent there unless `hard`.
@@ -171,7 +171,7 @@ def _start_elsewhere(pid: int) -> int | None:
 
 
 def refuse_unsafe(folder: Path) -> None:
-    """Refuse a home whose locks cannot be trusted.
+    """Refuse a home whose file locks between processes cannot be trusted.
 
     Raises:
         HomeError: It is on a network share, or two locks on one file do not exclude each other.
@@ -205,7 +205,7 @@ def file_system(folder: Path) -> str:
 
 
 def locks_exclude(folder: Path) -> bool:
-    """Return True if a second handle is refused a lock that a first one holds."""
+    """Return True if a second handle is refused a file lock that a first one holds."""
     if sys.platform == "win32":
         return True
     try:

@@ -195,7 +195,7 @@ class Reporter:
 
 
 def exit_fenced() -> None:
-    """Exit because another attempt has the job."""
+    """Exit from a runner that may not report any more: another attempt has the job."""
     logger.warning("another attempt has the job; exiting")
     exit_now(EXIT_FENCED)
 

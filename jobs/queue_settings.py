@@ -35,24 +35,24 @@ UNITS = {"m": 60, "h": 3600, "d": 86_400}
 
 
 def read(store: JobStore, name: str) -> Any:
-    """Return a setting, or its default."""
+    """Return a setting of the queue, or its default."""
     rows = store.database.rows("SELECT value FROM settings WHERE name = ?", (name,))
     return json.loads(rows[0]["value"]) if rows else DEFAULTS[name]
 
 
 def write(store: JobStore, name: str, value: Any) -> None:
-    """Store a setting."""
+    """Store a setting of the queue."""
     assert name in DEFAULTS, name
     store.database.change(_WRITE, (name, json.dumps(value)))
 
 
 def is_first_start(store: JobStore) -> bool:
-    """Return True until the first start was put away or a job was asked for."""
+    """Return True until the settings say that the first start was put away, or a job exists."""
     return not read(store, "welcomed") and not store.list(limit=1)
 
 
 def home_id(store: JobStore) -> str:
-    """Return the random id that sets the runs of this home apart from those of another."""
+    """Return the setting with the random id that sets runs of this home apart from another's."""
     if (found := read(store, "home_id")) is None:
         values = ("home_id", json.dumps(secrets.token_hex(4)))
         store.database.change(_WRITE_FIRST, values)  # another process may be first
@@ -61,7 +61,7 @@ def home_id(store: JobStore) -> str:
 
 
 def hold_queue(store: JobStore) -> None:
-    """Start no further jobs; running ones continue.
+    """Hold the queue: start no further jobs; running ones continue.
 
     Raises:
         QueueError: It is held already.
@@ -72,7 +72,7 @@ def hold_queue(store: JobStore) -> None:
 
 
 def release_queue(store: JobStore) -> None:
-    """Start queued jobs again, regardless of failures until now.
+    """Release the queue: start queued jobs again, regardless of failures until now.
 
     Raises:
         QueueError: It is not held.
@@ -101,13 +101,13 @@ def hold_after_error(store: JobStore) -> None:
 
 
 def last_event(store: JobStore) -> int:
-    """Return the number of the newest event, or 0."""
+    """Return the number of the queue's newest event, or 0."""
     (row,) = store.database.rows("SELECT COALESCE(MAX(id), 0) AS newest FROM events")
     return int(row["newest"])
 
 
 def parse_time(text: str, *, now: float) -> float:
-    """Return seconds since 1970 in UTC; a time of day that has passed means tomorrow.
+    """Return when a job may start in seconds since 1970; a time of day that passed is tomorrow.
 
     Raises:
         QueueError: The text is not a time.

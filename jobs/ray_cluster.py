@@ -36,13 +36,13 @@ NONE = "No cluster is set. Name one on the System page, or with studio cluster A
 
 
 def chosen(store: JobStore) -> Cluster | None:
-    """Return the cluster that the user set."""
+    """Return the Ray cluster that the user set."""
     found = queue_settings.read(store, "cluster")
     return Cluster(**found) if found else None
 
 
 def choose(store: JobStore, address: str, storage: str) -> Cluster:
-    """Set the cluster and its storage; it may be unreachable now.
+    """Set the Ray cluster and its storage; it may be unreachable now.
 
     Raises:
         InputError: The address is invalid or not Ray's, or the storage cannot be written.
@@ -66,7 +66,7 @@ def choose(store: JobStore, address: str, storage: str) -> Cluster:
 
 
 def shown(store: JobStore) -> dict[str, Any] | None:
-    """Return the cluster as a page shows it, asking it now; None when none is set."""
+    """Return the Ray cluster as a page shows it, asking it now; None when none is set."""
     cluster = chosen(store)
     if cluster is None:
         return None
@@ -77,13 +77,13 @@ def shown(store: JobStore) -> dict[str, Any] | None:
 
 
 def described(cluster: Cluster, facts: ClusterFacts | None, trouble: str) -> dict[str, Any]:
-    """Return a cluster, what is known of it, and what is wrong with it as plain values."""
+    """Return a Ray cluster, what is known of it, and what is wrong with it as plain values."""
     known = asdict(facts) if facts else {}
     return {**asdict(cluster), "trouble": trouble, **known}
 
 
 def troubles(found: dict[str, Any] | None) -> list[str]:
-    """Return what keeps the cluster from being used, a sentence each."""
+    """Return what keeps the Ray cluster from being used, a sentence each."""
     if found is None:
         return []
     sentences = [str(found["trouble"])] if found["trouble"] else []
@@ -97,7 +97,7 @@ def troubles(found: dict[str, Any] | None) -> list[str]:
 
 
 def sentence(found: dict[str, Any] | None) -> str:
-    """Say in one line how the cluster is."""
+    """Say in one line how the Ray cluster is."""
     if found is None:
         return NONE
     if found["trouble"]:
@@ -110,12 +110,12 @@ def sentence(found: dict[str, Any] | None) -> str:
 
 
 def is_slot(device: str) -> bool:
-    """Return True if a claim's device is the cluster."""
+    """Return True if a claim's device is a slot of the Ray cluster."""
     return device.partition(":")[0] == CLUSTER
 
 
 def admit(spec: RunSpec, home: Home) -> None:
-    """Check a run for the cluster, if the cluster answers.
+    """Check a run for the Ray cluster, if the cluster answers.
 
     Raises:
         SpecError: None is set, it cannot be used, or it has too few devices.

@@ -36,7 +36,7 @@ MOST_TEXT_BYTES = 4 << 20  # of a file with paths in it
 
 
 def restore(home_path: Path, file: Path) -> dict[str, Any]:
-    """Restore a whole home, or its database if the file is a copy of one.
+    """Restore a backup: a whole home, or its database if the file is a copy of one.
 
     Returns:
         The home, the number of files, and the path of what was there before.

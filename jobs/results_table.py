@@ -56,7 +56,7 @@ MEASURED = {
 
 
 def table(store: JobStore) -> dict[str, Any]:
-    """Return the columns, as key, title, best and job, and the rows with a value by key."""
+    """Return the table of results: columns as key, title, best and job, and rows by key."""
     found = _Table(store)
     jobs = store.list()[::-1]
     reports = {
@@ -292,7 +292,7 @@ def _mark(found: _Table) -> None:
 
 
 def seconds(moment: str) -> float | None:
-    """Return an ISO time in seconds since 1970, None if it is none."""
+    """Return an ISO time of a result in seconds since 1970, None if it is none."""
     try:
         return datetime.fromisoformat(moment).timestamp()
     except ValueError:
@@ -336,7 +336,7 @@ def _place(home: Home, model: str, stack: Sequence[Mapping[str, Any]]) -> Place:
 
 
 def written(found: dict[str, Any], form: Form) -> str:
-    """Return the table as CSV or as Markdown, in which the best of a column is bold."""
+    """Return the table of results as CSV or Markdown, in which the best of a column is bold."""
     from studio.data.readers.tables import csv_text
 
     heads = ["Name", "Method", "Base", *(column["title"] for column in found["columns"])]

@@ -197,7 +197,7 @@ class Progress:
 
 
 def write_measurements(db: Tables, job: int, progress: Progress) -> None:
-    """Store a report's measurements inside the caller's transaction."""
+    """Store points of a run's curves, samples and checkpoints in the caller's transaction."""
     moment = now()
     if progress.metrics:
         count = len(progress.metrics)
@@ -227,7 +227,7 @@ def read_metrics(
     window: tuple[float, float] | None = None,
     curves: Curves,
 ) -> dict[str, Any]:
-    """Return `{"seq", "snapshot", "data": {name: {job: {"x": [...], "y": [...]}}}}`.
+    """Return curves: `{"seq", "snapshot", "data": {name: {job: {"x": [...], "y": [...]}}}}`.
 
     A value that is not finite is None in `y`. Jobs are text keys, as in JSON.
 
@@ -258,7 +258,7 @@ def read_metrics(
 
 
 def finite(value: Any) -> Any:
-    """Replace numbers JSON cannot hold (NaN, infinities) by None, at any depth."""
+    """Replace numbers in curves and results that JSON cannot hold (NaN, infinities) by None."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -82,7 +82,7 @@ def _queued(
 
 
 def command(job: Mapping[str, Any], remedy: Mapping[str, Any] | None) -> str:
-    """Return the command line of a remedy; empty without one."""
+    """Return the command that mends a finding on a run; empty without a remedy."""
     if remedy is None:
         return ""
     number, values = job["id"], remedy["values"]

@@ -15,7 +15,7 @@ LINE_BYTES = 400
 
 @contextlib.contextmanager
 def discarding(path: Path) -> Iterator[None]:
-    """Take a file or folder away at once, and delete it at the end; an exception puts it back.
+    """Take a run's file or folder away at once, delete it at the end; an exception undoes it.
 
     Entered last in a transaction and left after it, it deletes what was committed to be deleted.
     """
@@ -36,7 +36,7 @@ def discarding(path: Path) -> Iterator[None]:
 
 
 def log_tail(path: Path, lines: int) -> str:
-    """Return about the last `lines` lines; empty if there is no file yet."""
+    """Return about the last `lines` lines of a run's log; empty if there is no file yet."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -67,12 +67,12 @@ def needed_steps(run_dir: Path) -> list[int]:
 
 
 def folder_of(run_dir: Path, step: int) -> Path:
-    """Return the folder of a step's checkpoint."""
+    """Return the folder of a step's checkpoint in a run's folder."""
     return run_dir / CHECKPOINTS / f"step-{step:08d}"
 
 
 def step_of(folder: Path) -> int:
-    """Return the step in a folder name such as `step-00000100`."""
+    """Return the step in the name of a checkpoint's folder such as `step-00000100`."""
     return int(folder.name.removeprefix("step-"))
 
 

@@ -161,7 +161,7 @@ class Attempt:
 
 
 def as_studio_error(error: Exception, *, kind: str = "train") -> StudioError:
-    """Return any exception of a job as an error for the user; only a run has checkpoints."""
+    """Return a runner's exception as an error for the user; only a run has checkpoints."""
     if isinstance(error, StudioError):
         return error
     if is_disk_full(error):
@@ -214,7 +214,7 @@ LOG_FORMAT, LOG_DATES = "%(asctime)sZ %(message)s", "%Y-%m-%d %H:%M:%S"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Execute a claim from the arguments or, for a spare, from a line of standard input."""
+    """Start as a runner: execute a claim from the arguments or, as a spare, from standard input."""
     parser = argparse.ArgumentParser(prog="jobs.runner")
     parser.add_argument("--home", required=True)
     parser.add_argument("--spare", action="store_true")
@@ -235,7 +235,7 @@ def _claim(text: str) -> Claim:
 
 
 def warm_up() -> None:
-    """Import what every training run needs; the run reports a part that is missing."""
+    """Import in a spare runner what every run needs; the run reports a part that is missing."""
     import importlib
 
     for name in WARM:
@@ -246,7 +246,7 @@ def warm_up() -> None:
 
 
 def run(home: Home, claims: Sequence[Claim]) -> None:
-    """Execute a claim, or siblings together, until all have ended, then exit."""
+    """Execute the runner's claim, or siblings together, until all have ended, then exit."""
     first = claims[0]
     run_dir = home.run(first.job)
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ SHARED_KILL_SECONDS = 900.0
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of child processes, in which they import this very code."""
+    """Return the environment of a runner or other child, in which it imports this very code."""
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return os.environ | {
@@ -53,7 +53,7 @@ def environment() -> dict[str, str]:
 
 
 def spawn(command: Sequence[str], log: Path, *, pipe: bool = False) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own, which outlives this one, writing to a log file."""
+    """Start a runner or other process in its own session that outlives this one; log to a file."""
     flags = 0x00000008 | 0x00000200 if sys.platform == "win32" else 0  # detached, its own group
     with log.open("ab") as output:
         return subprocess.Popen(

@@ -25,13 +25,13 @@ FILES = "trackers"  # folder in a run's folder
 
 
 def live(store: JobStore, job: Job, log: logging.Logger, *, first_step: int = 0) -> LiveTrackers:
-    """Open the trackers that a run reports to; of other jobs none."""
+    """Open the trackers to which a run sends its curves; of other jobs none."""
     names = trackers.names_in((job.spec.get("train") or {}).get("report_to", "none"))
     return LiveTrackers(names, tracked(store, job, first_step) if names else None, log)
 
 
 def values_of(event: training_events.Event) -> dict[str, float]:
-    """Return the finite values of an event under the names of the run's curves."""
+    """Return the finite values of an event to send to trackers, named as the run's curves."""
     if isinstance(event, training_events.Step):
         found = {name: getattr(event, name) for name in (*STEP_SERIES, "epoch")}
     elif isinstance(event, training_events.Evaluated):
@@ -42,7 +42,7 @@ def values_of(event: training_events.Event) -> dict[str, float]:
 
 
 def tracked(store: JobStore, job: Job, first_step: int = 0, *, fresh: bool = False) -> TrackedRun:
-    """Return a run as trackers show it; settings are what differs from the defaults."""
+    """Return a run as it is sent to trackers; settings are what differs from the defaults."""
     config: dict[str, Any] = {}
     if job.kind == "train":
         spec = RunSpec.parse(job.spec)

@@ -29,7 +29,7 @@ SHOWN = ("suite", "address", "model", "rubric")  # of a request to judge
 
 
 def listing(store: JobStore) -> list[dict[str, Any]]:
-    """Return the suites, the newest first."""
+    """Return the suites of prompts in the queue, the newest first."""
     return [
         {
             "id": job.id, "name": job.name, "state": job.state, "step": job.step,
@@ -41,7 +41,7 @@ def listing(store: JobStore) -> list[dict[str, Any]]:
 
 
 def table(store: JobStore, name: int | str) -> dict[str, Any]:
-    """Return a suite's summary and its rows as far as they are answered.
+    """Return the results of a suite: its summary and its rows as far as they are answered.
 
     Raises:
         QueueError: There is no such suite.
@@ -59,12 +59,12 @@ def table(store: JobStore, name: int | str) -> dict[str, Any]:
 
 
 def outcome(store: JobStore, job: Job) -> dict[str, Any]:
-    """Return the table of a suite as commands print it."""
+    """Return the results of a suite's job as commands print them."""
     return {key: value for key, value in table(store, job.id).items() if key != "spec"}
 
 
 def exported(store: JobStore, name: int | str, form: Form) -> str:
-    """Return a suite as a file's text.
+    """Return the results of a suite as a file's text.
 
     Raises:
         QueueError: There is no such suite.
@@ -114,7 +114,7 @@ def _get(store: JobStore, name: int | str) -> Job:
 def judge_request(
     store: JobStore, suite: int | str, *, votes: int, **settings: Any
 ) -> JudgeRequest:
-    """Return the request to judge a suite, with the user's newest `votes` votes.
+    """Return the request to judge a suite's answers, with the newest `votes` votes.
 
     Raises:
         StudioError: There is no such suite, or a setting is invalid.
@@ -165,14 +165,14 @@ def _stands_alone(talks: Conversations, vote: dict[str, Any]) -> bool:
 
 
 def judgements(store: JobStore) -> list[dict[str, Any]]:
-    """Return the judgements, the newest first, with what they found and without their pairs."""
+    """Return the judgements of suites, newest first, with what they found, without pairs."""
     found = [job for job in store.list() if job.kind == JUDGE]
     return [{key: value for key, value in judgement(store, job.id).items() if key != "rows"}
             for job in found]  # fmt: skip
 
 
 def judgement(store: JobStore, name: int | str) -> dict[str, Any]:
-    """Return what a judge found as far as it has judged, with every pair and its reasons.
+    """Return what the judge of a suite has found so far, with every pair and its reasons.
 
     Raises:
         QueueError: There is no such judgement.
@@ -194,7 +194,7 @@ def judgement(store: JobStore, name: int | str) -> dict[str, Any]:
 
 
 def judged_turns(store: JobStore, name: int | str) -> list[VotedTurn]:
-    """Return a judge's verdicts as turns of which rows of a dataset are made.
+    """Return the verdicts of a suite's judge as voted turns, for a dataset.
 
     Raises:
         QueueError: There is no such judgement, or its verdicts do not count.

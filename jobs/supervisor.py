@@ -59,7 +59,7 @@ def shortage(path: Path) -> str | None:
 
 
 def paused_by_full_disk(store: JobStore, *, limit: int = NO_PROGRESS_LIMIT) -> list[Job]:
-    """Return the jobs that go on by themselves when there is room again."""
+    """Return the jobs that the supervisor resumes when the disk has room again."""
     return [
         job for job in store.list(["paused"])
         if job.error_kind == "disk_full" and job.no_progress < limit
@@ -67,7 +67,7 @@ def paused_by_full_disk(store: JobStore, *, limit: int = NO_PROGRESS_LIMIT) -> l
 
 
 def resume_paused_by_full_disk(store: JobStore, *, limit: int = NO_PROGRESS_LIMIT) -> None:
-    """Queue again the jobs that paused because a disk was full, if it has clearly more space now.
+    """Resume the jobs that a full disk paused, if it has clearly more space now.
 
     What a job could not finish writing is gone when it pauses, so space alone means nothing: there
     must be more than was left then. After `limit` attempts without progress the user resumes it.
@@ -335,7 +335,7 @@ def stop(home: Home) -> bool:
 
 
 def interrupt_all(store: JobStore, rescue: Rescue, *, deadline: float) -> None:
-    """Let every running job save and end; it resumes when the studio starts again."""
+    """Let the supervisor's running jobs save and end; they resume at the next start."""
     for claim in store.active_claims():
         store.claims.ask_shutdown(claim)
     while store.active_claims() and time.monotonic() < deadline:

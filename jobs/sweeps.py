@@ -22,7 +22,7 @@ MOST_POINTS = 1000
 def points(
     fields: Mapping[str, Sequence[Any]], *, count: int = 0, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Return the assignments of each run, every one different.
+    """Return the points of a sweep: the assignments of each run, every one different.
 
     Args:
         fields: The values to try, by dotted field.
@@ -132,13 +132,13 @@ def for_sweep(
 
 @cache
 def titled_fields() -> tuple[tuple[str, str], ...]:
-    """Return each of a run's settings as path and title; of equal ones, the last counts."""
+    """Return each setting that a sweep can vary as path and title; of equal ones, the last."""
     found = [(path, parameter(path, info).title) for path, info in settings()]
     return *found, ("method.name", "Method")
 
 
 def parse_values(text: str) -> tuple[str, list[Any]]:
-    """Split `method.r=4,8,16` or `Rank=4,8,16` into the setting and its values.
+    """Parse a sweep's `method.r=4,8,16` or `Rank=4,8,16` into the setting and its values.
 
     Brackets keep a comma inside a value.
 

@@ -99,7 +99,7 @@ class Webhook:
 
 
 def send(url: str, message: dict[str, Any]) -> bool:
-    """POST one message; return False if it was not accepted or this machine is offline."""
+    """POST one message to the webhook; return False if not accepted or this machine is offline."""
     host = _parts(url).hostname or ""
     silent = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
     if silent and host not in LOOPBACK:

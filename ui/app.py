@@ -149,7 +149,7 @@ class Below:
 
 
 def sentence_of(_: Any, error: Exception) -> Any:
-    """Answer a mistake of the user with its sentence as JSON."""
+    """Return the web app's answer to a mistake of the user: its sentence as JSON."""
     assert isinstance(error, StudioError)
     text = with_titles(error.text, getattr(error, "titles", {}))
     shown = {"text": text, "field": getattr(error, "field", "")}
@@ -157,7 +157,7 @@ def sentence_of(_: Any, error: Exception) -> Any:
 
 
 def wrong_request(_: Any, error: Exception) -> Any:
-    """Answer a request that does not validate: with the wrong value, or that the page is old."""
+    """Return the web app's answer to an invalid request: the wrong value, or an old page."""
     assert isinstance(error, RequestValidationError)
     fault = error.errors()[0]
     text = "The page asked for something that does not exist; reload it."
@@ -270,7 +270,7 @@ def serve(
     root_path: str,
     on_ready: Callable[[str], None],
 ) -> None:
-    """Serve the pages until interrupted; `port` 0 takes any free one.
+    """Serve the app's pages until interrupted; `port` 0 takes any free one.
 
     Args:
         host: Where to listen; anything but a loopback address asks for the home's token.
@@ -336,7 +336,7 @@ def _wake_queue(home: Home, address: str) -> None:
 
 
 def checked_root(path: str) -> str:
-    """Return the path without a slash at its end; "" for none.
+    """Return the app's root path without a slash at its end; "" for none.
 
     Raises:
         ServeError: The path is invalid.

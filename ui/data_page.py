@@ -148,7 +148,7 @@ def _reading(router: APIRouter, home: Home, store: JobStore) -> None:
 
 
 def preview_source(home: Home, wanted: SourcePreview) -> dict[str, Any]:
-    """Return columns, a mapping with its reason, and the first rows rendered with it.
+    """Return the Data page's preview: columns, a mapping with its reason, first rows rendered.
 
     Raises:
         DataError: Nothing of it can be read.
@@ -204,7 +204,7 @@ def _hub_part(wanted: SourcePreview) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def short(snapshot: Snapshot) -> dict[str, Any]:
-    """Return what the list shows of a dataset."""
+    """Return a dataset as the Data page lists it."""
     meta: Meta = snapshot.meta
     size = sum(f.stat().st_size for f in snapshot.folder.iterdir() if f.is_file())
     return {

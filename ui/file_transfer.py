@@ -94,7 +94,7 @@ def download_routes(home: Home, store: JobStore) -> APIRouter:
 
 
 def zipped(folder: Path) -> Iterator[bytes]:
-    """Yield a zip of a folder's files piece by piece; links are left out."""
+    """Yield a folder's files as a zip to download, piece by piece; links are left out."""
     sent = _Sent()
     with zipfile.ZipFile(cast(Any, sent), "w") as whole:
         for path in sorted(folder.rglob("*")):
@@ -131,7 +131,7 @@ class _Sent(io.RawIOBase):
 def attachment(
     pieces: Iterable[str | bytes], name: str, media: str = "text/plain"
 ) -> StreamingResponse:
-    """Return a download, never a page of ours: users and models wrote what is in it."""
+    """Return a file as a download, never as a page: users and models wrote what is in it."""
     quoted = quote(name, safe="")
     form = f'filename="{name}"' if quoted == name else f"filename*=UTF-8''{quoted}"
     headers = {

@@ -266,13 +266,13 @@ html_and_csv_exports.use_language(say, lambda: tag(current.get()))
 
 @cache
 def page_script(language: str) -> str:
-    """Return the script that gives the pages their texts, read before any module."""
+    """Return the script that gives pages their texts in a language, read before any module."""
     return f"globalThis.studioWords={json.dumps(catalog(language, PAGES), ensure_ascii=False)}"
 
 
 @cache
 def script_address(language: str) -> str:
-    """Return the address of the pages' texts, another one after each change."""
+    """Return the address of the script of a language's texts, another after each change."""
     digest = blake2b(page_script(language).encode(), digest_size=6).hexdigest()
     return f"/language/{language}.js?{digest}"
 

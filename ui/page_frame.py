@@ -143,7 +143,7 @@ class PageFrame:
 
 
 def document(html: str, path: str, root: str = "") -> str:
-    """Return the document with our head and bar in it, and without gradio's social cards.
+    """Return gradio's HTML in our page's frame (head and bar), without social cards.
 
     `path` is its address without `root`, the path below which a reverse proxy serves it.
     """

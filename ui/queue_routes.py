@@ -128,7 +128,7 @@ def _asking(router: APIRouter, home: Home, store: JobStore) -> None:
 
 
 def queue_state(home: Home, store: JobStore) -> dict[str, Any]:
-    """Return what holds the whole queue, and what errors do to it."""
+    """Return what routes answer on the whole queue: what holds it, what errors do to it."""
     return {
         "held": queue_settings.read(store, "held"),
         "on_error": queue_settings.read(store, "on_error"),
@@ -137,7 +137,7 @@ def queue_state(home: Home, store: JobStore) -> dict[str, Any]:
 
 
 def job_row(job: Job, home: Home) -> dict[str, Any]:
-    """Return what the page shows of a job: the command line's shape and a little more.
+    """Return what routes answer on a job of the queue: the command's shape and a little more.
 
     `adapter_deleted` is "" where its adapter can no longer be restored.
     """
@@ -174,7 +174,7 @@ def job_row(job: Job, home: Home) -> dict[str, Any]:
 
 
 def stage_of(job: Job) -> int | None:
-    """Return the run whose adapter a run starts from, if it is one of this home."""
+    """Return the run whose adapter a run of the queue starts from, if it is of this home."""
     start = Path((job.spec.get("train") or {}).get("init_adapter") or "")
     number = start.parent.name
     return int(number) if start.name == "adapter" and number.isdecimal() else None

@@ -233,7 +233,7 @@ def _announced(scope: Scope) -> int | None:
 async def refuse(
     send: Send, status: int, text: str, headers: list[tuple[bytes, bytes]] | None = None
 ) -> None:
-    """Answer with one sentence as JSON."""
+    """Refuse a request with one sentence as JSON."""
     body = json.dumps({"error": {"kind": "refused", "text": text}}).encode()
     own = [
         (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
@@ -244,12 +244,12 @@ async def refuse(
 
 
 def is_local(host: str) -> bool:
-    """Return True if only this machine can reach it."""
+    """Return True if only this machine can reach the address that is served."""
     return host in LOOPBACK
 
 
 def own_names(host: str, allowed: list[str]) -> frozenset[str]:
-    """Return the `Host` names that are ours.
+    """Return the `Host` names that a request may have: ours.
 
     Addresses of this machine's network cards are: rebinding attacks need a name. Names are only
     ours when the user allows them.
@@ -268,7 +268,7 @@ def own_names(host: str, allowed: list[str]) -> frozenset[str]:
 
 
 def shown_host(host: str) -> str:
-    """Return the host as an address names it; for all cards at once, the first that has one."""
+    """Return the served host as an address; for all cards at once, the first that has one."""
     if host in EVERYWHERE:  # which is no address to go to
         cards = sorted(own_names(host, []) - LOOPBACK)
         fits = [name for name in cards if (":" in name) is (":" in host) and name[:4] != "fe80"]
@@ -277,7 +277,7 @@ def shown_host(host: str) -> str:
 
 
 def warning(host: str) -> str:
-    """Say loudly what binding elsewhere means."""
+    """Return the security warning of a page that other machines can reach."""
     return (
         f"WARNING: the studio listens on {host}: other machines can reach it. All who have the "
         "address below, with its token, can train, read and delete everything in this home. The "
@@ -294,7 +294,7 @@ ASK = (
 
 
 def token_of(home: Home) -> str:
-    """Return the home's token, made at the first need; 256 random bits in a private file."""
+    """Return the token that requests need, made at first: 256 random bits in a private file."""
     found = secret_store.read(home, "token")
     if len(found) < 32:
         found = randomness.token_urlsafe(32)

@@ -93,7 +93,7 @@ def _told(why: StudioError) -> dict[str, Any]:
 
 
 def drawn(home: Home) -> dict[str, Any]:
-    """Return what the form is drawn from: fields, methods and what to choose from."""
+    """Return what the Train page's form is drawn from: fields, methods and choices."""
     choices = (
         ("model.path", train_page_facts.model_choices(home)),
         ("data.path", train_page_facts.data_choices(home)),
@@ -117,7 +117,7 @@ def drawn(home: Home) -> dict[str, Any]:
 
 
 def explained(method: type[Method]) -> dict[str, str]:
-    """Return what a method is for, and the other paragraphs of its manual, a sentence a line."""
+    """Return what the Train page says of a method: its use, then its manual, a sentence a line."""
     text = re.sub(r"(?<![.:\n])\n(?!\n)", " ", method.manual())
     use = re.search(r"When to use it: (.*?)(?=\nCost:|\n\n|\Z)", text, re.DOTALL)
     assert use is not None
@@ -146,7 +146,7 @@ def _as_given(address: str) -> Values:
 
 
 def form_fields(record: type[BaseModel], part: str) -> list[Parameter]:
-    """Return the fields of a record in its order, without nested records."""
+    """Return a record's fields in the Train page's form, in order, without nested records."""
     hidden = {"method", "version", *(["name"] if part == "method" else [])}
     return [
         parameter(f"{part}.{name}" if part else name, info)
@@ -157,7 +157,7 @@ def form_fields(record: type[BaseModel], part: str) -> list[Parameter]:
 
 
 def shown(one: Parameter) -> dict[str, Any]:
-    """Return a field as the page draws it; values that are words there are not in its help."""
+    """Return a field as the Train page draws it; values shown as words are not in its help."""
     for value in one.words.values():
         one_clause = rf"[;,] {value} [^;,.]*"
         one = replace(one, help=re.sub(one_clause, "", one.help))
@@ -165,7 +165,7 @@ def shown(one: Parameter) -> dict[str, Any]:
 
 
 def typed(values: Values) -> Values:
-    """Return the values of fields from the typed texts; an empty one means the default."""
+    """Return the values of fields from texts typed into the Train page; empty means the default."""
     method = methods().get(str(values.get("method.name")), methods()["lora"])
     known = {
         one.path: one
@@ -203,7 +203,7 @@ def _with_adapter_name(values: Values, home: Home) -> Values:
 
 
 def judged(spec: RunSpec, home: Home) -> dict[str, Any]:
-    """Return what the form means: its differences, and a line on model and data each.
+    """Return what the Train page's form means: its differences, a line on model and data each.
 
     Where a setting of the loss is missing, or the method does not allow it, the differences alone,
     so that an address opens the form that it describes.

@@ -39,7 +39,7 @@ RECENT_RUNS = 100
 
 
 def model_choices(home: Home) -> list[tuple[str, str]]:
-    """Return (label, value) of the models that can be trained without a download."""
+    """Return the Train page's choices (label, value) of models that need no download."""
     first, *found = [model.path for model in model_list.usable(home)]
     times = Counter(map(_leaf, found))
     return [
@@ -49,12 +49,12 @@ def model_choices(home: Home) -> list[tuple[str, str]]:
 
 
 def labelled_models(home: Home) -> list[dict[str, str]]:
-    """Return the models as pages list them."""
+    """Return the models as other pages list them, labelled as on the Train page."""
     return [{"label": label, "path": path} for label, path in model_choices(home)]
 
 
 def data_choices(home: Home) -> list[tuple[str, str]]:
-    """Return (label, value) of the demos, of imported datasets and of what was uploaded."""
+    """Return the Train page's choices (label, value) of data: demos, datasets, uploads."""
     kept = home.datasets / "uploads"  # by older versions, for runs to train on
     own = sorted(p for p in kept.glob("*") if data_suffix(p.name))
     return [
@@ -68,13 +68,13 @@ def data_choices(home: Home) -> list[tuple[str, str]]:
 
 
 def adapter_choices(home: Home) -> list[tuple[str, str]]:
-    """Return (label, value) of the adapters that a run can start from, newest first."""
+    """Return the Train page's choices (label, value) of adapters to start from, newest first."""
     found = [one.name for one in library.adapters(home) if not one.is_model]
     return [(say("none"), ""), *((name, name) for name in dict.fromkeys(found))]
 
 
 def device_choices() -> list[tuple[str, str]]:
-    """Return (label, value) of what a run may train on: this machine's devices, the cluster."""
+    """Return the Train page's choices (label, value) of devices: this machine's, cluster."""
     found = hardware.devices()
     here = [(f"{device.name} · {device.label}", device.name) for device in found]
     gpus = sum(hardware.is_card(device.name) for device in found)
@@ -88,7 +88,7 @@ def device_choices() -> list[tuple[str, str]]:
 
 
 def looked_at(spec: RunSpec, home: Home, *, ask: bool = False) -> RunSpec:
-    """Return a run on the facts of its hub model, if these are known before its download.
+    """Return the Train page's run on facts of its hub model, if known before its download.
 
     With `ask`, the hub is asked for them.
 
@@ -106,7 +106,7 @@ def looked_at(spec: RunSpec, home: Home, *, ask: bool = False) -> RunSpec:
 
 
 def model_line(source: ModelSource, home: Home) -> str:
-    """Say what the model is: `Llama · 3.2 M parameters · …`.
+    """Say the facts on a model for the Train page: `Llama · 3.2 M parameters · …`.
 
     Raises:
         ModelError: It cannot be used; says why.
@@ -144,7 +144,7 @@ def _to_download(source: ModelSource) -> str:
 
 
 def data_line(source: DataSource, home: Home) -> str:
-    """Say what the dataset is: `300 rows · messages`.
+    """Say the facts on a dataset for the Train page: `300 rows · messages`.
 
     Raises:
         DataError: It cannot be used; says why.
@@ -190,7 +190,7 @@ def _checked(path: Path, _changed: int, _size: int) -> tuple[RowCounts, str]:
 
 
 def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
-    """Say which share of the first rows' tokens is trained, and whether that is too little.
+    """Say for the Train page which share of tokens is trained, and whether it is too little.
 
     Raises:
         StudioError: Not one token would be trained.
@@ -217,7 +217,7 @@ def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
 
 
 def warnings(spec: RunSpec, home: Home) -> Iterator[str]:
-    """Yield what is rarely meant of settings that are valid."""
+    """Yield facts that the Train page warns of: what is rarely meant of valid settings."""
     from studio.training.starting_point import emulation_warning
     from studio.training.steps_and_learning_rate import lr_for
 
@@ -238,7 +238,7 @@ def warnings(spec: RunSpec, home: Home) -> Iterator[str]:
 
 
 def model_traits(source: ModelSource) -> list[str]:
-    """Return what decides which fields a model uses: "experts" for a mixture."""
+    """Return the facts of a model that decide which fields it uses: "experts" for a mixture."""
     from studio.training.sizes_for_estimates import read_shape
 
     if not find_model.origin_of(source.path, source.revision).is_local:
@@ -249,7 +249,7 @@ def model_traits(source: ModelSource) -> list[str]:
 
 
 def method_sizes(spec: RunSpec) -> dict[str, dict[str, int]]:
-    """Return the trained parameters and the bytes of each method's result on the run's model."""
+    """Return facts for the Train page: trained parameters and bytes of each method's result."""
     from studio.training.estimate_memory_and_time import trained_parameters
     from studio.training.sizes_for_estimates import read_shape
 
@@ -270,7 +270,7 @@ def method_sizes(spec: RunSpec) -> dict[str, dict[str, int]]:
 
 
 def data_note(spec: RunSpec, home: Home) -> str:
-    """Say what the dataset is and which share of its tokens is trained.
+    """Say the facts on a dataset for the Train page, with the share of tokens trained.
 
     Raises:
         StudioError: It cannot be used, or not one token would be trained.
@@ -280,7 +280,7 @@ def data_note(spec: RunSpec, home: Home) -> str:
 
 
 def forecast(spec: RunSpec, home: Home, store: JobStore) -> dict[str, Any]:
-    """Return a run's memory, time and automatic values, or why they are not known (`unknown`).
+    """Return facts on a run before it starts: memory, time, automatic values; or `unknown`.
 
     The time is corrected by the last run of this method on this model (`like`), if there is one.
     """
@@ -353,7 +353,7 @@ def _plan(spec: RunSpec, home: Home) -> dict[str, Any]:
 
 
 def first_rays(spec: RunSpec, home: Home) -> dict[str, Any]:
-    """Return the first rows of a run as the trainer sees them, or why they are not known."""
+    """Return a run's first rows for the Train page as the trainer sees them, or why not."""
     from studio.data.xray import first_xrays
 
     spec = looked_at(spec, home)
@@ -368,7 +368,7 @@ def _shortened(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def unknown(spec: RunSpec, home: Home) -> str:
-    """Return why a run cannot be estimated yet; empty if it can."""
+    """Return why facts on a run cannot be estimated yet; empty if they can."""
     from studio.data.prepare_run_data import absent
 
     if why := absent(spec, home):

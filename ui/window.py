@@ -140,7 +140,7 @@ def _quoted(word: str) -> str:
 
 
 def write_entry(entries: Sequence[Entry]) -> None:
-    """Write the files of an entry.
+    """Write the files of the window's entry in the system's menu.
 
     Raises:
         ServeError: A file cannot be written.
@@ -156,7 +156,7 @@ def write_entry(entries: Sequence[Entry]) -> None:
 
 
 def remove_entry(entries: Sequence[Entry]) -> list[Path]:
-    """Delete the files of an entry and its bundle; return the files that were there.
+    """Delete the window's menu entry, its files and bundle; return the files that were there.
 
     Raises:
         ServeError: One cannot be deleted.

@@ -369,7 +369,7 @@ def modules(
 
 
 def card(adapter: StoredAdapter, best: dict[int, float]) -> dict[str, Any]:
-    """Return what is shown of an adapter without opening it."""
+    """Return an adapter as actions and pages list it, without opening its weights."""
     from studio.adapters.export import suitable_formats
 
     known = methods().get(adapter.method)
@@ -398,7 +398,7 @@ _SHOWN = (
 
 
 def lanes_of(adapter: StoredAdapter) -> list[str]:
-    """Return the lanes of what an adapter was trained from, and of the adapter itself."""
+    """Return the lanes of an adapter's blind test: what it was trained from, and itself."""
     model = adapter.base or "starter"
     if adapter.is_model:
         return [model, str(adapter.path)]
@@ -408,12 +408,12 @@ def lanes_of(adapter: StoredAdapter) -> list[str]:
 
 
 def trashed(one: Deleted) -> dict[str, Any]:
-    """Return what is shown of a deleted adapter or dataset."""
+    """Return a deleted adapter or dataset as the actions that list the trash show it."""
     return {"token": one.token, "name": one.name, "deleted": one.deleted}
 
 
 def best_losses(store: JobStore) -> dict[int, float]:
-    """Return the lowest held-out loss of every run that was evaluated."""
+    """Return the lowest held-out loss of each evaluated run, for lists of adapters."""
     return {row["job"]: row["loss"] for row in store.database.rows(_BEST)}
 
 

@@ -161,7 +161,7 @@ def go_offline(
 
 
 def download_for(store: JobStore, model: ModelSource) -> Job | None:
-    """Return the job that downloads a run's model, queued if there is none; None if it is here.
+    """Return the job that downloads a run's base model, queued if need be; None if it is here.
 
     Its `repo` is the model's name in the cache, where the hub has renamed it.
 
@@ -180,7 +180,7 @@ def download_for(store: JobStore, model: ModelSource) -> Job | None:
 
 
 def fit_of(model: model_list.Model, device: hardware.Device) -> dict[str, Any] | None:
-    """Return what fits of a model on a device; None where its size is not known."""
+    """Return what fits of a listed base model on a device; None where its size is not known."""
     from studio.training.fit_in_memory import fits, has_sizes
 
     if model.why_not or not model.parameters:
@@ -212,7 +212,7 @@ def _context(config: dict[str, Any]) -> int:
 
 
 def device_named(name: str) -> hardware.Device:
-    """Return a device of this machine; without a name the first.
+    """Return the device that an action on models names; without a name the first.
 
     Raises:
         ModelError: There is none of that name.

@@ -143,7 +143,7 @@ def _field(function: Callable[..., Any], name: str, hint: Any) -> Any:
 
 
 def field(help: str, **hints: Any) -> Any:
-    """Return the text and hints of a field, as in `Annotated[str, field("New name.")]`."""
+    """Return the text and hints of an action's field: `Annotated[str, field("New name.")]`."""
     return knob(..., help, **hints)
 
 
@@ -159,12 +159,12 @@ def request_action(name: str, request: type[Request], *, title: str = "") -> Non
 
 
 def has_outcome(job: Job) -> bool:
-    """Return whether a job made something to show: also one whose figures missed their gate."""
+    """Return True if an action's job made something to show, even if its gate was missed."""
     return job.state == "succeeded" or job.error_kind == "gate"
 
 
 def outcome(store: JobStore, job: Job) -> dict[str, Any]:
-    """Return what a finished job made: what its command prints with `--json`."""
+    """Return what a job of any action made: what its command prints with `--json`."""
     if job.kind in OUTCOMES:
         return OUTCOMES[job.kind](store, job)
     request = request_of(job.kind)
@@ -226,7 +226,7 @@ def ask(
 
 
 def submit(store: JobStore, request: Request, *, parent: int | None = None) -> Job:
-    """Check a request, refuse what collides, queue it and start the supervisor.
+    """Check the request of an action, refuse what collides, queue it and start the supervisor.
 
     Raises:
         StudioError: It cannot be performed, or a waiting job will create the same thing.
@@ -242,7 +242,7 @@ def submit(store: JobStore, request: Request, *, parent: int | None = None) -> J
 
 
 def perform(home: Home, request: Request, watch: Watch) -> dict[str, Any]:
-    """Do the work of a request in this process and return its outcome."""
+    """Do the work of an action's request in this process and return its outcome."""
     checked, result = request.checked(home), dict[str, Any]()
     for event in checked.run(home, home.state, lambda: None):
         watch(event)
@@ -252,7 +252,7 @@ def perform(home: Home, request: Request, watch: Watch) -> dict[str, Any]:
 
 
 def refuse_collision(store: JobStore, target: Path | None) -> None:
-    """Refuse a file or folder that a waiting job will create.
+    """Refuse an action whose file or folder a waiting job will create.
 
     Raises:
         QueueError: Names the job.
@@ -267,7 +267,7 @@ def refuse_collision(store: JobStore, target: Path | None) -> None:
 
 
 def check_writable(out: str, source: str = "") -> None:
-    """Check that a file can be written there, and that it is not the one that is read.
+    """Check that an action can write its file there, and that it is not the one it reads.
 
     Raises:
         InputError: It cannot, or it is.
@@ -280,7 +280,7 @@ def check_writable(out: str, source: str = "") -> None:
 
 
 def write_file(out: str, content: str | bytes, *, replace: bool = False) -> str:
-    """Write a file that the user named and return its path.
+    """Write the file that the user of an action named and return its path.
 
     Raises:
         InputError: It exists and is not to be replaced, or cannot be written.
@@ -323,7 +323,7 @@ def schema(wanted: Action) -> dict[str, Any]:
 
 
 def shown_field(one: Parameter) -> dict[str, Any]:
-    """Return a field as pages draw its control."""
+    """Return an action's field as pages draw its control."""
     default = list(one.default) if isinstance(one.default, tuple) else one.default
     choices = [(value, one.labels.get(value, value)) for value in one.choices if value]
     whole = "integer" if one.kind == "number" and one.type is int else one.kind

@@ -36,7 +36,7 @@ def read_spec(
     method: str | None = None, assignments: Sequence[str] = (), preset: str = "",
     base: dict[str, Any] | None = None, **given: Any,
 ) -> RunSpec:  # fmt: skip
-    """Return the run that a file, a preset, short options and assignments describe, in this order.
+    """Return the run that file, preset, options, assignments of `studio train` give, in order.
 
     Raises:
         SpecError: An option is empty, or a field unknown or invalid.
@@ -84,7 +84,7 @@ def launch(
     store: JobStore, spec: RunSpec, *, needs: Sequence[int | str] = (), retries: int = 0,
     hold: bool = False, parent: int | None = None,
 ) -> Job:  # fmt: skip
-    """Check a run, queue it and start the supervisor; it waits for the download of its model.
+    """Do as the action `train`: check a run, queue it after its model's download, start the queue.
 
     Raises:
         StudioError: The model, the data or an option cannot be used; nothing was queued.

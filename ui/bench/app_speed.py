@@ -56,7 +56,7 @@ PAGE_TURNS, TURN_SECONDS, ASK_SECONDS = 5, 6.0, 0.7
 
 
 def bench_startup(home: Path, rounds: int) -> list[Figure]:
-    """Return the figures, best and median of `rounds`, with their bars."""
+    """Return the figures of `studio bench startup`: best and median of `rounds`."""
     pages, steps = [], []
     for number in range(rounds):
         progress(f"page, round {number + 1} of {rounds}")
@@ -175,7 +175,7 @@ PROMPT = {
 
 
 def bench_idle(folder: Path, seconds: float) -> list[Figure]:
-    """Return the figures of every process and their sums, over `seconds` in each state."""
+    """Return the figures of `studio bench idle`: each process and their sum, in each state."""
     progress("starting page, supervisor, spare and chat host")
     with serving(folder / "home") as page:
         ask(f"{page.url}api/chat/generate", PROMPT)
@@ -192,7 +192,7 @@ def bench_idle(folder: Path, seconds: float) -> list[Figure]:
 def measured(
     processes: dict[str, psutil.Process], seconds: float
 ) -> dict[str, tuple[float, float]]:
-    """Return wake-ups per second and percent of one core of each process."""
+    """Return wake-ups per second and percent of one core of each process of the app."""
     before = {role: (switches(one), processor_seconds(one)) for role, one in processes.items()}
     started = time.perf_counter()
     time.sleep(seconds)
@@ -207,7 +207,7 @@ def measured(
 
 
 def switches(process: psutil.Process) -> dict[str, int]:
-    """Return the context switches of each thread of a process since it began."""
+    """Return the context switches of each thread of a process of the app since it began."""
     threads = Path(f"/proc/{process.pid}/task")
     if not threads.is_dir():
         return {"": sum(process.num_ctx_switches())}
@@ -296,14 +296,14 @@ NO_RUNNER = (sys.executable, "-S", "-c", "raise SystemExit(1)")  # it fails, and
 
 
 def bench_queue(folder: Path) -> list[Figure]:
-    """Measure in an empty folder and return the figures."""
+    """Return the figures of `studio bench queue`, measured in an empty folder."""
     return measure(open_home(folder))
 
 
 def measure(
     home: Home, *, many: int = 10_000, points: int = 100_000, claimed: int = 1000, writes: int = 100
 ) -> list[Figure]:
-    """Return the figures of an empty home.
+    """Return the speed of the queue in an empty home, as figures.
 
     Args:
         many: Queued jobs for the queries of the pages.
@@ -326,7 +326,7 @@ def measure(
 
 
 def fill(store: JobStore, count: int) -> None:
-    """Queue many small jobs."""
+    """Queue many small jobs for `studio bench queue`."""
     store.submit_many({"name": f"job {os.urandom(6).hex()}"} for _ in range(max(0, count)))
 
 

@@ -14,12 +14,12 @@ Figure = dict[str, Any]
 
 
 def figure(name: str, value: float, unit: str, bar: float = 0, **more: Any) -> Figure:
-    """Return one figure as JSON has it; a bar of 0 means that there is none."""
+    """Return one figure of a bench as JSON has it; a bar of 0 means that there is none."""
     return {"name": name, "value": round(value, 5), "unit": unit, "bar": bar, **more}
 
 
 def figures_text(figures: Iterable[Mapping[str, Any]]) -> str:
-    """Return figures one a line, each with its bar and the best of several where known."""
+    """Return a bench's figures one a line, each with its bar and the best where known."""
     lines = []
     for one in figures:
         digits = 4 if one["unit"] == "s" and one["value"] < 1 else 2
@@ -31,7 +31,7 @@ def figures_text(figures: Iterable[Mapping[str, Any]]) -> str:
 
 
 def table_text(columns: Sequence[tuple[str, str]], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return rows as text.
+    """Return a bench's rows of figures as text.
 
     Args:
         columns: Heading and format of each, such as `("Δ loss", "{loss_difference:.1e}")`.
@@ -46,12 +46,12 @@ def table_text(columns: Sequence[tuple[str, str]], rows: Iterable[Mapping[str, A
 
 
 def steps_of(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Return loss and gradient norm of every step of a peer's rounds."""
+    """Return the figures of every step of a peer's rounds: loss and gradient norm."""
     return [step for one in rounds for step in one["steps"]]
 
 
 def summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the speed, memory and losses of a peer; the first round warms up and is not timed."""
+    """Return the figures of a peer: speed, memory, losses; the first round is not timed."""
     speeds = [one["tokens"] / one["seconds"] for one in rounds[1:]]
     steps = steps_of(rounds)
     return {
@@ -68,7 +68,7 @@ def summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def differences(ones: list[dict[str, float]], others: list[dict[str, float]]) -> dict[str, float]:
-    """Return how far losses (absolute) and gradient norms (relative) of two runs are apart."""
+    """Return as figures how far two runs are apart: losses (absolute), norms (relative)."""
     pairs = list(zip(ones, others, strict=True))
     return {
         "loss_difference": max(abs(a["loss"] - b["loss"]) for a, b in pairs),
@@ -79,32 +79,32 @@ def differences(ones: list[dict[str, float]], others: list[dict[str, float]]) ->
 
 
 def progress(text: str) -> None:
-    """Print what is measured now on standard error."""
+    """Print on standard error what the bench measures now."""
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
 def round_text(name: str, number: int, rounds: int, seconds_left: float = 0.0) -> str:
-    """Return where a measurement is; round 0 warms up."""
+    """Return the line on a bench's progress: variant and round; round 0 warms up."""
     text = f"{name}, " + (f"round {number} of {rounds}" if number else "warming up")
     return f"{text}, about {seconds_left:.0f} s left" if seconds_left else text
 
 
 def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return how long a call takes."""
+    """Return how long a call takes, in seconds, for a bench's figures."""
     started = clock()
     work()
     return clock() - started
 
 
 def median_ms(work: Callable[[], object], *, times: int = 15) -> float:
-    """Return the median of several calls in milliseconds."""
+    """Return the median of several calls in milliseconds, for a bench's figures."""
     return 1e3 * statistics.median(seconds(work) for _ in range(times))
 
 
 def interleaved(
     variants: Mapping[str, Callable[[], Any]], rounds: int, label: str
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Return the seconds of each round, a warm-up aside, and what each variant last returned.
+    """Time variants in turns: return seconds by round, a warm-up aside, and last results.
 
     A variant that returns a float has timed itself.
     """
@@ -127,5 +127,5 @@ def interleaved(
 
 
 def median_ratio(ones: Iterable[float], others: Iterable[float]) -> float:
-    """Return the median of the ratios of pairs measured side by side."""
+    """Return the median of the ratios of pairs of figures measured side by side."""
     return statistics.median(one / other for one, other in zip(ones, others, strict=True))

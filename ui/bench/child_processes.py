@@ -31,7 +31,7 @@ WORKER = ("-m", "ui.bench.peer_trainers")
 
 
 def run(*words: str, home: Path | None = None) -> str:
-    """Run Python with some arguments to its end and return what it prints.
+    """Run a child process of Python with some arguments to its end and return what it prints.
 
     Raises:
         RunError: It failed; the text has the end of its output.
@@ -46,12 +46,12 @@ def run(*words: str, home: Path | None = None) -> str:
 
 
 def command(home: Path, *words: str) -> str:
-    """Run a command of the studio on a home and return what it prints."""
+    """Run a command of the studio as a child process on a home and return what it prints."""
     return run("-m", "ui.cli.main", *words, home=home)
 
 
 def ask(address: str, body: Any = None) -> Any:
-    """GET, or POST a body as JSON; return the last line of the answer parsed, None if empty."""
+    """GET or POST JSON from a child process; return its last line parsed, None if empty."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(address, data, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
@@ -60,7 +60,7 @@ def ask(address: str, body: Any = None) -> Any:
 
 
 def wait_until(there: Callable[[], Any], what: str) -> Any:
-    """Return the first true result of `there`.
+    """Wait for a child process: return the first true result of `there`.
 
     Raises:
         RunError: It does not come within `PATIENCE_SECONDS`.
@@ -84,7 +84,7 @@ class ServedPage:
 
 @contextlib.contextmanager
 def serving(home: Path) -> Iterator[ServedPage]:
-    """Start the studio on a home and yield its page when it answers; end everything afterwards.
+    """Start the studio as a child process and yield its page when it answers; end it afterwards.
 
     Raises:
         RunError: It ended, or does not answer within `PATIENCE_SECONDS`.
@@ -118,7 +118,7 @@ def serving(home: Path) -> Iterator[ServedPage]:
 
 
 def processor_seconds(process: psutil.Process) -> float:
-    """Return the processor time that a process has used."""
+    """Return the processor time that a child process has used."""
     return float(sum(process.cpu_times()[:2]))
 
 
@@ -127,7 +127,7 @@ BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum
 
 @contextlib.contextmanager
 def busy(count: int) -> Iterator[None]:
-    """Keep some cores busy with a process each, which ends with this one."""
+    """Keep some cores busy with a child process each, which ends with this one."""
     running = [subprocess.Popen([sys.executable, "-S", "-c", BUSY]) for _ in range(count)]
     try:
         yield
@@ -177,7 +177,7 @@ class Peer:
 
 
 def take_turns(peers: dict[str, Peer], rounds: int, failures: dict[str, str] | None = None) -> None:
-    """Let all peers train `rounds` rounds and one to warm up, in turns.
+    """Let the child processes of all peers train `rounds` rounds, in turns, after a warm-up.
 
     Args:
         peers: By the name that is shown; one that fails is removed.

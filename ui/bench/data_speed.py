@@ -39,7 +39,7 @@ print(json.dumps({
 def bench_data(
     folder: Path, *, file: str, model: str, chat_template: str, megabytes: int
 ) -> list[Figure]:
-    """Measure on a jsonl file, or on made conversations of `megabytes` MB."""
+    """Run `studio bench data` on a jsonl file, or on made conversations of `megabytes` MB."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the figures are per core
     from studio.data.import_dataset import check_file
 

@@ -116,7 +116,7 @@ class Machine:
 
 
 def card(machine: Machine) -> Answer:
-    """Name the card, the kernel of packed attention and the memory of the context."""
+    """Name the GPU to check, the kernel of packed attention and the memory of the context."""
     import torch
 
     from studio.backbone.attention_kernels import kernel
@@ -133,7 +133,7 @@ def card(machine: Machine) -> Answer:
 
 
 def equal_to_cpu(machine: Machine) -> Answer:
-    """Train the starter on the device and on the CPU; losses are equal up to rounding."""
+    """Check on the GPU that training the starter gives the losses of the CPU."""
     from studio.home import open_home
     from studio.spec import RunSpec
     from studio.training.train_run import train
@@ -152,7 +152,7 @@ def equal_to_cpu(machine: Machine) -> Answer:
 
 
 def attention_kernels(machine: Machine) -> Answer:
-    """Take one step with each kernel; the losses are equal up to rounding."""
+    """Check on the GPU that a step has the same loss with each attention kernel."""
     batch, names = machine.batch(), ("sdpa",) if machine.tiny else ("varlen", "sdpa", "eager")
     with machine.trained() as parameters:
         found = {}
@@ -165,7 +165,7 @@ def attention_kernels(machine: Machine) -> Answer:
 
 
 def triton_kernels(machine: Machine) -> Answer:
-    """Compare every Triton kernel with its plain form and time both, as the first run here does."""
+    """Check every Triton kernel on the GPU against its plain form, and time both."""
     from studio.training import kernel_check
 
     if machine.tiny or not kernel_check.installed():
@@ -180,7 +180,7 @@ def triton_kernels(machine: Machine) -> Answer:
 
 
 def lora_speed(machine: Machine) -> Answer:
-    """Measure a LoRA step, plain, in one long row, recomputed and offloaded."""
+    """Check on the GPU the speed of a LoRA step: plain, in one long row, recomputed, offloaded."""
     batch, said = machine.batch(), []
     with machine.trained() as parameters:
         step = lambda: machine.step(parameters, batch)  # noqa: E731
@@ -202,7 +202,7 @@ def lora_speed(machine: Machine) -> Answer:
 
 
 def host_waits(machine: Machine) -> Answer:
-    """Count where a step waits for the GPU; fetching the loss is the one that is needed."""
+    """Check where a step waits for the GPU; fetching the loss is the one wait that is needed."""
     if machine.tiny:
         return "needs a GPU", None
     import torch
@@ -224,7 +224,7 @@ def host_waits(machine: Machine) -> Answer:
 
 
 def decoding(machine: Machine) -> Answer:
-    """Measure a decoded token of one lane and of four."""
+    """Check on the GPU how long a decoded token takes, of one lane and of four."""
     import torch
 
     from studio.chat.decoding import Batch
@@ -241,7 +241,7 @@ def decoding(machine: Machine) -> Answer:
 
 
 def captured_decoding(machine: Machine) -> Answer:
-    """Decode with captured graphs, whose logits are compared; measure a token as before."""
+    """Check on the GPU that captured graphs decode with equal logits, and time a token."""
     import torch
 
     from studio.chat.captured_decoding import CALM, allow
@@ -269,7 +269,7 @@ def captured_decoding(machine: Machine) -> Answer:
 
 
 def memory(machine: Machine, quantization: str) -> Answer:
-    """Train a model from a folder and compare the measured peak with the estimate."""
+    """Check on the GPU that the measured peak of a training is near the estimate."""
     from studio.home import open_home
     from studio.spec import RunSpec
     from studio.training.estimate_memory_and_time import estimate
@@ -299,7 +299,7 @@ def memory(machine: Machine, quantization: str) -> Answer:
 
 
 def out_of_memory(machine: Machine) -> Answer:
-    """Run out of memory; the error is recognised, and the next step works."""
+    """Check on the GPU that running out of memory is recognised and the next step works."""
     if machine.tiny:
         return "needs a GPU", None
     import torch
@@ -320,7 +320,7 @@ def out_of_memory(machine: Machine) -> Answer:
 
 
 def queue(machine: Machine) -> Answer:
-    """Train the starter through the command line, the queue and a runner."""
+    """Check on the GPU that the starter trains through the command line, the queue and a runner."""
     environment = os.environ | {"STUDIO_HOME": str(machine.folder / "queue")}
     call = [sys.executable, "-m", "ui.cli.main"]
     train = ["train", "--model", "starter", "--data", "starter:pirate", "--follow", "--set",
@@ -348,7 +348,7 @@ CHECKS: list[tuple[str, str, Callable[[Machine], Answer]]] = [
 
 
 def bench_gpu_check(folder: Path, *, seconds: float, out: str, tiny: bool) -> dict[str, Any]:
-    """Run every check that starts within `seconds`; write the rows to `out` if it is named.
+    """Run the checks of the GPU that start within `seconds`; write the rows to `out` if named.
 
     Raises:
         InputError: There is no GPU that torch can use, and the check is not tiny.
@@ -384,7 +384,7 @@ def _answer(check: Callable[[Machine], Answer], machine: Machine) -> Answer:
 
 
 def gpu_check_text(result: dict[str, Any]) -> str:
-    """Return the table as Markdown, as `docs/gpu.md` shows it."""
+    """Return the table of the GPU checks as Markdown, as `docs/gpu.md` shows it."""
     marks = {None: "–", True: "yes", False: "NO"}
     lines = [f"| {result['date']} | expected | seen | as expected |", "|---|---|---|---|"]
     lines += [

@@ -69,7 +69,7 @@ class NumberTemplate:
 
 
 def bench_chat(folder: Path, *, shape: str, tokens: int, rounds: int) -> dict[str, Any]:
-    """Run every variant `rounds` times and return seconds (median) and the ratios that matter."""
+    """Run `studio bench chat`: return the median seconds of every variant and their ratios."""
     import torch
 
     prompt = [5 + i * 7 % 1000 for i in range(CHAT_TOKENS)]
@@ -95,7 +95,7 @@ def bench_chat(folder: Path, *, shape: str, tokens: int, rounds: int) -> dict[st
 
 
 def chat_text(result: dict[str, Any]) -> str:
-    """Return the figures as text."""
+    """Return the figures of `studio bench chat` as text."""
     ages = [
         figure(f"age of a token on arrival, {name}", one, "ms", 100)
         for name, one in result["token_age_ms"].items()
@@ -114,7 +114,7 @@ def _text(asked: str, result: dict[str, Any], more: Sequence[Figure] = ()) -> st
 
 
 def make_engine(base: Path) -> ChatEngine:
-    """Return the engine of a model whose tokens are numbers, in float32."""
+    """Return the chat engine to time, of a model whose tokens are numbers, in float32."""
     from studio.backbone import Backbone
     from studio.chat.chat_engine import ChatEngine
     from studio.models.loading import load
@@ -125,7 +125,7 @@ def make_engine(base: Path) -> ChatEngine:
 
 
 def attach_adapters(engine: ChatEngine, folder: Path) -> dict[str, Path]:
-    """Attach adapters moved by noise; return their folders, for PEFT."""
+    """Attach adapters moved by noise for the timing of chat; return their folders."""
     import torch
 
     from studio.methods import named
@@ -313,7 +313,7 @@ SCORING_BARS = {
 def bench_scoring(
     folder: Path, *, shape: str, rows: int, labels: int, rounds: int
 ) -> dict[str, Any]:
-    """Run every variant `rounds` times; return seconds (median), ratios and the largest error.
+    """Run `studio bench scoring`: return median seconds, ratios and the largest error.
 
     There are as many prompts as `rows`, and each is scored with `labels` labels.
     """
@@ -353,7 +353,7 @@ def bench_scoring(
 
 
 def scoring_text(result: dict[str, Any]) -> str:
-    """Return the figures as text."""
+    """Return the figures of `studio bench scoring` as text."""
     apart = "\n".join(f"{name}: {one:.1e}" for name, one in result["largest_difference"].items())
     figures = _text(f"{result['rows']} prompts, {result['labels']} labels", result)
     return f"{figures}\n\nlargest difference of a log-likelihood\n{apart}"

@@ -44,7 +44,7 @@ PEAK_SECONDS = 5.0  # then whatever was reached counts
 
 
 def run_ours(folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile) -> None:
-    """The loop of `studio.training`, as `studio train` runs it."""
+    """Train as the peer `ours`: the loop of `studio.training`, as `studio train` runs it."""
     from studio.training.train_run import open_session
     from studio.training.training_session import NAME
 
@@ -68,7 +68,7 @@ def run_ours(folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstil
 
 
 def bare(case: BenchCase) -> Loaded:
-    """Load the case's model as a session wants it, without a tokenizer."""
+    """Load the case's model for the peer that is this studio, without a tokenizer."""
     import torch
 
     from studio.models.find_model import facts
@@ -88,7 +88,7 @@ def _prepared(rows: list[BenchRow], width: int = 1) -> Any:
 
 
 def run_siblings(folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile) -> None:
-    """Several runs of this studio on one base, a step of each in turn."""
+    """Train as the peer `siblings`: several runs of this studio on one base, in turns."""
     from studio.training.siblings import SiblingGroup
     from studio.training.train_run import open_session
 
@@ -117,7 +117,7 @@ def run_siblings(folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turn
 def run_hf(
     folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile, **changes: Any
 ) -> None:
-    """transformers' Trainer with PEFT and a padding collator."""
+    """Train as the peer `hf`: transformers' Trainer with PEFT and a padding collator."""
     from transformers import Trainer, TrainingArguments
 
     case = replace(case, **changes)
@@ -128,7 +128,7 @@ def run_hf(
 def run_trl(
     folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile, **options: Any
 ) -> None:
-    """TRL's SFTTrainer or DPOTrainer at its defaults but for some options."""
+    """Train as the peer `trl`: its SFTTrainer or DPOTrainer at its defaults but some options."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -337,7 +337,7 @@ class _NoModules(AbstractContextManager[None]):
 
 
 def matmul_peak(dtype: str) -> float:
-    """Return the most FLOP/s this machine reaches on one large product."""
+    """Return the most FLOP/s that a peer can reach on this machine: those of one large product."""
     rows, inner, outer = 1024, 1024, 4096
     import torch
 
@@ -357,7 +357,7 @@ def matmul_peak(dtype: str) -> float:
 
 
 def main() -> None:
-    """Run one peer over a prepared case, or prepare it."""
+    """Run one peer's trainer over a prepared case, or prepare it."""
     import os
 
     import torch

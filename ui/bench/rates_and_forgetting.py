@@ -46,7 +46,7 @@ RATE_COLUMNS = [
 def bench_rates(
     folder: Path, *, models: str, data: str, methods: str, steps: int, seeds: int, out: str
 ) -> dict[str, Any]:
-    """Return one row per case; `out` keeps rows as they are measured and is continued.
+    """Run `studio bench rates`: one row per case; `out` keeps rows as measured, is continued.
 
     `models`, `data` and `methods` are comma-separated; no methods stands for all.
     """
@@ -77,7 +77,7 @@ def bench_rates(
 
 
 def measured(spec: RunSpec, folder: Path) -> dict[str, Any]:
-    """Return the auto rate, the best one, their held-out losses, and every rate tried."""
+    """Return the auto rate of a case, its best rate, their held-out losses, and all rates tried."""
     from studio.models.find_model import facts
     from studio.training.steps_and_learning_rate import lr_for
 
@@ -96,7 +96,7 @@ def measured(spec: RunSpec, folder: Path) -> dict[str, Any]:
 
 
 def walk(loss: Callable[[int], float]) -> dict[int, float]:
-    """Return the losses around place 0: downhill in the better direction until the loss rises."""
+    """Try learning rates from place 0 downhill until the held-out loss rises; return the losses."""
     losses = {place: loss(place) for place in (0, -1, 1)}
     towards = 1 if losses[1] <= losses[-1] else -1
     place = towards
@@ -130,7 +130,7 @@ def _held_out(spec: RunSpec, rate: float, folder: Path) -> float:
 
 
 def rates_text(result: dict[str, Any]) -> str:
-    """Return the rows side by side."""
+    """Return the rows of `studio bench rates` side by side."""
     return table_text(RATE_COLUMNS, result["rows"])
 
 
@@ -152,7 +152,7 @@ def bench_forgetting(
     folder: Path, *, model: str, data: str, methods: str, steps: int, seeds: int, out: str,
     docs: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return one row for each dataset and method; as `bench_rates`.
+    """Run `studio bench forgetting`: one row per dataset and method; as `bench_rates`.
 
     `seeds` are the runs of each method, the one that finds the rate included; `docs` is a Markdown
     page whose table is written anew.
@@ -271,7 +271,7 @@ class _Bench:
 
 
 def averaged(runs: Sequence[Row]) -> list[Row]:
-    """Return means over the seeds of each method at its best rate, with 95 % intervals."""
+    """Return means of loss and forgetting of methods at their best rates, with 95 % intervals."""
     rows = []
     for data, method in dict.fromkeys((run["data"], run["method"]) for run in runs):
         own = [run for run in runs if (run["data"], run["method"]) == (data, method)]
@@ -311,7 +311,7 @@ def _ahead(one: Row, other: Row, key: str) -> int:
 
 
 def write_page(page: Path, rows: Sequence[Row], *, model: str, steps: int) -> None:
-    """Write the tables between the page's marks, keeping its other text."""
+    """Write the tables of forgetting between the page's marks, keeping its other text."""
     old = page.read_text(encoding="utf-8") if page.is_file() else f"{BEGIN}\n{END}\n"
     head, _, rest = old.partition(BEGIN)
     text = page_text(rows, model=model, steps=steps)
@@ -319,7 +319,7 @@ def write_page(page: Path, rows: Sequence[Row], *, model: str, steps: int) -> No
 
 
 def page_text(rows: Sequence[Row], *, model: str, steps: int) -> str:
-    """Return one table for each dataset, the lowest held-out loss first, and who changes order.
+    """Return one table of forgetting for each dataset, lowest loss first, and who changes order.
 
     A dataset on which some methods are missing, because the bench was stopped, is only named.
     """
@@ -370,5 +370,5 @@ def swap_text(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def forgetting_text(result: dict[str, Any]) -> str:
-    """Return the rows side by side."""
+    """Return the rows of `studio bench forgetting` side by side."""
     return table_text(COLUMNS, result["rows"])

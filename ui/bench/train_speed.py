@@ -60,7 +60,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 
 
 def bench_train(folder: Path, case: BenchCase, vs: str, busy: int) -> dict[str, Any]:
-    """Run the case here and on every peer in turns and return the figures.
+    """Run `studio bench train`: the case here and on every peer, in turns; return figures.
 
     `vs` are names of peers; `busy` is the number of processes that compute beside them.
 
@@ -103,7 +103,7 @@ def _peak(folder: Path) -> float:
 def summarise(
     name: str, rounds: list[dict[str, Any]], ours: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Return a peer's median speed, its spread, and how its numbers agree with the first peer's."""
+    """Return a peer's median training speed, its spread, and how it agrees with the first peer."""
     times = [[one["seconds"] / one["tokens"] for one in own[1:]] for own in (rounds, ours)]
     return {
         "name": name,
@@ -115,7 +115,7 @@ def summarise(
 
 
 def train_text(result: dict[str, Any]) -> str:
-    """Return the figures of the peers side by side."""
+    """Return the figures of `studio bench train` side by side."""
     machine = "\n{processor} ({features}), {threads} threads, {busy} busy processes beside".format(
         **{**result, "features": ", ".join(result["features"]), "threads": hardware.threads()}
     )
@@ -140,7 +140,7 @@ def _check_installed(peers: Sequence[str]) -> None:
 
 
 def bench_siblings(folder: Path, case: BenchCase, count: int) -> dict[str, Any]:
-    """Train a sweep of `count` runs together and apart, in turns.
+    """Run `studio bench siblings`: train a sweep of `count` runs together and apart, in turns.
 
     Raises:
         RunError: A process ended.
@@ -194,7 +194,7 @@ def _sibling_figures(
 
 
 def siblings_text(result: dict[str, Any]) -> str:
-    """Return the figures of a sweep as text."""
+    """Return the figures of `studio bench siblings` as text."""
     low, high = result["spread"]
     return (
         f"{result['siblings']} siblings together take {result['times_one']:.2f} times the time of "
@@ -219,7 +219,7 @@ METHOD_COLUMNS = [
 
 
 def bench_methods(folder: Path, case: BenchCase, methods: str = "") -> dict[str, Any]:
-    """Train every method in turns and return one row for each, refused ones included.
+    """Run `studio bench methods`: all in turns, one row for each, refused ones included.
 
     `methods` are comma-separated, and empty takes all. Full fine-tuning always runs as well.
 
@@ -272,7 +272,7 @@ def _trained(peer: Peer) -> dict[str, Any]:
 
 
 def serving(case: BenchCase) -> dict[str, Any]:
-    """Return trainable parameters, and time per generated token live against the bare base."""
+    """Return a trained method's parameters, and its time per generated token against the base."""
     from transformers.utils.logging import disable_progress_bar
 
     from studio.backbone import Backbone
@@ -292,5 +292,5 @@ def serving(case: BenchCase) -> dict[str, Any]:
 
 
 def methods_text(result: dict[str, Any]) -> str:
-    """Return the rows side by side."""
+    """Return the rows of `studio bench methods` side by side."""
     return table_text(METHOD_COLUMNS, result["rows"])

@@ -114,7 +114,7 @@ class BenchCase:
 
 
 def make_rows(count: int, *, vocabulary: int, seed: int = 0) -> list[BenchRow]:
-    """Return rows of log-normal length whose last 40 % carry loss."""
+    """Make the rows of a training case, of log-normal length; the last 40 % carry loss."""
     generator = np.random.default_rng(seed)
     lengths = np.exp(generator.normal(np.log(MEDIAN), SIGMA, count))
     rows = []
@@ -127,7 +127,7 @@ def make_rows(count: int, *, vocabulary: int, seed: int = 0) -> list[BenchRow]:
 
 
 def make_pairs(count: int, *, vocabulary: int, seed: int = 0) -> list[BenchRow]:
-    """Return pairs as two adjacent rows: one prompt, answers of log-normal lengths of their own."""
+    """Make the pairs of a case as two adjacent rows: one prompt, answers of random lengths."""
     rows = make_rows(2 * count, vocabulary=vocabulary, seed=seed)
     for chosen, other in zip(rows[::2], rows[1::2], strict=True):
         prompt = chosen.input_ids[chosen.labels == IGNORED]
@@ -140,7 +140,7 @@ def make_pairs(count: int, *, vocabulary: int, seed: int = 0) -> list[BenchRow]:
 
 
 def prepare_case(case: BenchCase, folder: Path, *, adapter: bool = True) -> BenchCase:
-    """Write `folder/{model, adapter, rows.json, case.json}`; return the case with its own paths.
+    """Write a case: `folder/{model, adapter, rows.json, case.json}`; return it with its paths.
 
     Without `adapter` every peer starts its own. `rows.json` holds the rows in the order of the
     steps, the same for every peer.
@@ -168,7 +168,7 @@ def prepare_case(case: BenchCase, folder: Path, *, adapter: bool = True) -> Benc
 
 
 def own_model(case: BenchCase, folder: Path) -> BenchCase:
-    """Return the case with a model folder in place of a shape, written under `folder`."""
+    """Return the training case with a model folder written in place of a shape."""
     if case.model not in SHAPES:
         return case
     make_model(case.model, folder / "model", dtype=case.dtype)
@@ -176,12 +176,12 @@ def own_model(case: BenchCase, folder: Path) -> BenchCase:
 
 
 def sibling_rates(case: BenchCase, count: int) -> list[float]:
-    """Return the learning rate of each sibling."""
+    """Return the learning rate of each sibling of a training case."""
     return [case.learning_rate * 0.5**number for number in range(count)]
 
 
 def read_case(folder: Path) -> tuple[BenchCase, list[BenchRow]]:
-    """Read what `prepare_case` wrote."""
+    """Read the training case that `prepare_case` wrote."""
     rows = [
         BenchRow(np.array(ids, np.int32), np.array(labels, np.int32), number)
         for number, (ids, labels) in enumerate(
@@ -192,7 +192,7 @@ def read_case(folder: Path) -> tuple[BenchCase, list[BenchRow]]:
 
 
 def load_bare(path: Path, dtype: str) -> Any:
-    """Load a model without its tokenizer.
+    """Load the model of a training case without its tokenizer.
 
     Every weight is read once: mapped from a file they would come in with the first step and count
     as memory that training takes above the base.
@@ -209,7 +209,7 @@ def load_bare(path: Path, dtype: str) -> Any:
 
 
 def bench_device() -> str:
-    """Return the device that peers train on."""
+    """Return the device on which all peers train the case."""
     import torch
 
     return "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -235,7 +235,7 @@ def _rows(case: BenchCase, config: Any) -> Sequence[TokenRow]:
 
 
 def make_model(shape: str, folder: Path, *, dtype: str = "float32", seed: int = 0) -> None:
-    """Write a randomly initialised model of a known shape; its tokens are numbers in words.
+    """Write a randomly initialised model of a known shape for a case; its tokens are numbers.
 
     No token ends an answer.
     """

@@ -62,7 +62,7 @@ def add_commands(app: typer.Typer, groups: dict[str, str]) -> None:
 
 
 def command(action: Action, *, only_alone: bool = False) -> Callable[..., int]:
-    """Return the function that Typer reads the options of an action from."""
+    """Return the command of an action: the function that Typer reads its options from."""
     fields = {one.path.replace(".", "__"): one for one in action.fields if one.flag != "-"}
     of = {one.path: one.of for one in fields.values()}
 
@@ -145,7 +145,7 @@ def _default(one: Parameter) -> Any:
 def perform(
     action: Action, values: dict[str, Any], where: Path | None, *, follow: bool, as_json: bool
 ) -> int:
-    """Ask for an action, follow its job, print the answer; return the exit code."""
+    """Execute the command of an action: ask, follow the job, print; return the exit code."""
     home = _home(where, action)
     if action.needs != "store" and not action.follow:
         watch = (lambda _: None) if as_json else _progress
@@ -205,7 +205,7 @@ def _followed(store: JobStore, name: str, answer: Reply, *, follow: bool, as_jso
 
 
 def show(name: str, value: Any, as_json: bool) -> int:
-    """Print what an action answered and return the exit code."""
+    """Print what a command's action answered and return the exit code."""
     if as_json:
         print(json.dumps(value, ensure_ascii=name.startswith("data.")))
     else:
@@ -242,7 +242,7 @@ def _progress(event: Event) -> None:
 
 
 def follow_to_the_end(store: JobStore, job: Job) -> Job:
-    """Show a job's progress until it ends or waits for the user; return its last state."""
+    """Show progress of a command's job until it ends or waits; return its last state."""
     if sys.stderr.isatty():
         return _with_bar(store, job)
     printed_at, printed = 0.0, ""

@@ -15,7 +15,7 @@ PASSPORT = (
 
 
 def reported(answer: Any) -> None:
-    """Print a report, or where it was written."""
+    """Print the answer of the action `report`: the report, or where it was written."""
     print(answer.get("html") or f"Written to {answer['out']}")
 
 

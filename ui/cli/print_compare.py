@@ -25,7 +25,7 @@ print(answer.choices[0].message.content)"""
 
 
 def compared(found: Mapping[str, Any]) -> None:
-    """Print the answers of the lanes."""
+    """Print the answers of the lanes that `studio compare` asked."""
     for letter, answer in zip(LETTERS, found["lanes"], strict=False):
         print(f"{letter}  {title(answer['lane'])}")
         print(f"   {answer.get('error', {}).get('text') or answer['text']}")
@@ -69,7 +69,7 @@ def judge(found: Answer) -> None:
 
 
 def leaderboard(board: Mapping[str, Any]) -> None:
-    """Print the ranking."""
+    """Print the ranking of Compare's lanes."""
     if not board["standings"]:
         print("No votes yet: ask two lanes on the Compare page, and vote for the better answer.")
     for place, one in enumerate(board["standings"], 1):
@@ -79,7 +79,7 @@ def leaderboard(board: Mapping[str, Any]) -> None:
 
 
 def conversations(found: Answer) -> None:
-    """Print the list of conversations, or the turns of one."""
+    """Print the list of Compare's conversations, or the turns of one."""
     if isinstance(found, list):
         for row in found:
             print(f"{row['id']}  {row['turns']:>3} turns  {row['title']}")
@@ -101,7 +101,7 @@ def endpoint(found: Mapping[str, Any]) -> None:
 
 
 def recipes(found: Sequence[Mapping[str, Any]]) -> None:
-    """Print the recipes."""
+    """Print the recipes of Compare."""
     for row in found:
         parts = " + ".join(str(StackItem(**part)) for part in row["stack"])
         print(f"{row['name']}: {row['model']} + {parts}")

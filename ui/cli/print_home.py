@@ -35,7 +35,7 @@ def diagnosis(facts: Mapping[str, Any]) -> None:
 
 
 def webhook(answer: Mapping[str, Any]) -> None:
-    """Print where job notifications go."""
+    """Print where the home's webhook posts to."""
     places = {"keyring": "in the system's keyring", "file": "in a file that only you can read"}
     if not answer["kept"]:
         print("No webhook is set.")
@@ -47,7 +47,7 @@ def webhook(answer: Mapping[str, Any]) -> None:
 
 
 def storage(facts: Mapping[str, Any]) -> None:
-    """Print what uses space, and what the rules allow to remove."""
+    """Print what uses space in the home, and what the rules allow to remove."""
     for part in facts["parts"]:
         print(f"{readable(part['bytes']):>12}  {part['name']}")
     print(f"{readable(facts['free_bytes']):>12}  free on this disk")
@@ -57,7 +57,7 @@ def storage(facts: Mapping[str, Any]) -> None:
 
 
 def cleaned(found: Mapping[str, Any]) -> None:
-    """Print what was or would be removed."""
+    """Print what was or would be removed from the home."""
     for item in found["items"]:
         print(f"{readable(item['bytes']):>12}  {item['what']}: {item['why']}")
     if found["removed"]:
@@ -69,7 +69,7 @@ def cleaned(found: Mapping[str, Any]) -> None:
 
 
 def backed_up(done: Mapping[str, Any]) -> None:
-    """Print what a backup holds."""
+    """Print what a backup of the home holds."""
     print(
         f"{done['file']} holds {done['files']} files, {readable(done['bytes'])}. "
         "Secrets and running processes are not included."
@@ -77,13 +77,13 @@ def backed_up(done: Mapping[str, Any]) -> None:
 
 
 def restored(done: Mapping[str, Any]) -> None:
-    """Print where a backup was restored."""
+    """Print where a backup of the home was restored."""
     before = f" The previous home is now {done['before']}." if done["before"] else ""
     print(f"{done['home']} is restored.{before} Open the studio to continue.")
 
 
 def welcome(answer: Mapping[str, Any]) -> None:
-    """Print the machine in one line, findings, and three ways to begin."""
+    """Print a home's welcome: the machine in one line, findings, and three ways to begin."""
     device = answer["device"]
     free, total = readable(device["free_bytes"]), readable(device["total_bytes"])
     disk = f", {readable(answer['disk_bytes'])} disk free" if answer["disk_bytes"] else ""
@@ -96,7 +96,7 @@ def welcome(answer: Mapping[str, Any]) -> None:
 
 
 def guide(answer: Mapping[str, Any]) -> None:
-    """Print what data a goal needs, the settings with their reasons, and the command."""
+    """Print a home's guide: data a goal needs, the settings with their reasons, the command."""
     chosen = answer["goal"]
     least, usual, most = chosen["rows"]
     print(chosen["needs"])
@@ -114,5 +114,5 @@ def guide(answer: Mapping[str, Any]) -> None:
 
 
 def template(answer: Mapping[str, Any]) -> None:
-    """Print where a template file is."""
+    """Print where the template file of a home's guide is."""
     print(answer.get("file") or f"Give --out FILE to write {answer['name']}.")

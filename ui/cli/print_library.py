@@ -18,7 +18,7 @@ Answer = Any
 
 
 def made(kind: str, text: str) -> Callable[[Answer], None]:
-    """Return a printer of a sentence with values of the answer, and of its figures."""
+    """Return a printer for what was made for the library: a sentence, and its figures."""
 
     def show(answer: Answer) -> None:
         print(text.format(**answer))
@@ -28,7 +28,7 @@ def made(kind: str, text: str) -> Callable[[Answer], None]:
 
 
 def evaluated(report: Mapping[str, Any]) -> None:
-    """Print an evaluation; of standard tasks a table with a column per lane."""
+    """Print an adapter's evaluation; of standard tasks a table with a column per lane."""
     if "tasks" not in report:
         pairs(figures("evaluate", report))
         return
@@ -48,7 +48,7 @@ def picture(answer: Answer) -> None:
 
 
 def adapters(found: Sequence[Mapping[str, Any]]) -> None:
-    """Print the library."""
+    """Print the library's adapters."""
     if not found:
         print("No adapters yet. `studio train --data starter:pirate` makes the first.")
     for one in found:
@@ -58,7 +58,7 @@ def adapters(found: Sequence[Mapping[str, Any]]) -> None:
 
 
 def results(answer: Answer) -> None:
-    """Print the results table, or its text in another format."""
+    """Print the results of the library's adapters as a table, or in another format."""
     if "text" in answer:
         print(answer["text"], end="")
         return
@@ -77,7 +77,7 @@ WAYS = ("full", "lora", "qlora")
 
 
 def reach(fits: Sequence[Mapping[str, Any]]) -> str:
-    """Return the longest length that fits (`8k`, `2k*` if tight), or what the shortest needs."""
+    """Return a model's longest length that fits, to print (`8k`, `2k*` if tight), or its bytes."""
     good = [one for one in fits if one["state"] in ("fits", "tight")]
     if not good:
         return readable(fits[0]["bytes"])
@@ -112,7 +112,7 @@ def _footnote(device: str) -> None:
 
 
 def models(answer: Mapping[str, Any]) -> None:
-    """Print the models that can be trained, and below them those that cannot, with the reason."""
+    """Print the library's models that can be trained, then those that cannot, with the reason."""
     rows = [row for row in answer["models"] if not row["why_not"]]
     with_fits = any(row["fits"] for row in rows)
     heads = ["Size", "Context", *(("Full", "LoRA", "QLoRA") * with_fits), "Model"]
@@ -144,7 +144,7 @@ def _refused(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def hub_models(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print search results."""
+    """Print the models that a search of the hub found."""
     if not rows:
         print("No model of the hub matches that can be trained here; --all shows the others, too.")
         return
@@ -184,7 +184,7 @@ def removed_model(answer: Mapping[str, Any]) -> None:
 
 
 def hub_token(answer: Mapping[str, Any]) -> None:
-    """Print whose token is stored."""
+    """Print whose token for the hub is stored."""
     if answer["account"]:
         print(f"The stored token is of {answer['account']}.")
     else:
@@ -195,7 +195,7 @@ def hub_token(answer: Mapping[str, Any]) -> None:
 
 
 def checked(reports: Sequence[Mapping[str, Any]]) -> None:
-    """Print what checked files hold."""
+    """Print what a dataset's checked files hold."""
     for report in reports:
         name = printable(report["file"])
         if report["error"]:
@@ -252,7 +252,7 @@ def hub_dataset(found: Mapping[str, Any]) -> None:
 
 
 def curated(found: Mapping[str, Any]) -> None:
-    """Print the dataset that a step made, or that nothing changed."""
+    """Print the dataset that a curating step made, or that nothing changed."""
     if not found["already"]:
         dataset(found)
         return
@@ -261,7 +261,7 @@ def curated(found: Mapping[str, Any]) -> None:
 
 
 def mapped(found: Mapping[str, Any]) -> None:
-    """Print a mapping and the first rows read with it, or the dataset that was remapped."""
+    """Print a dataset's mapping and first rows, or the dataset that was remapped."""
     if "report" in found:
         curated(found)
         return
@@ -271,7 +271,7 @@ def mapped(found: Mapping[str, Any]) -> None:
 
 
 def xray(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows with their trained and cut parts marked."""
+    """Print a dataset's rows with their trained and cut parts marked."""
     marks = {"trained": ("[[", "]]"), "truncated": ("~~", "~~"), "masked": ("", "")}
     for row in rows:
         counts = f"{row['num_tokens']} tokens, {row['num_trained']} trained"

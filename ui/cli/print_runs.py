@@ -28,7 +28,7 @@ def exit_code(job: Job) -> int:
 
 
 def ending(job: Job, as_json: bool) -> int:
-    """Print how a job ended that made nothing, and return the exit code."""
+    """Print how a run or other job ended that made nothing, and return the exit code."""
     facts, whole = summary(job), job.kind in TRAINS
     if as_json:
         error = None if whole else facts["error"]
@@ -141,7 +141,7 @@ def methods(found: Sequence[Mapping[str, Any]]) -> None:
 
 
 def schedule_of(job: Mapping[str, Any]) -> str:
-    """Return what a queued job waits for, in brackets; empty if nothing."""
+    """Return what a queued run waits for, as printed in brackets; empty if nothing."""
     parts = []
     if job["start_after"] and job["start_after"] > time.time():
         moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(job["start_after"]))
@@ -158,7 +158,7 @@ def schedule_of(job: Mapping[str, Any]) -> str:
 
 
 def queue(answer: Answer) -> None:
-    """Print running and queued jobs in order."""
+    """Print the queue: running and queued jobs in order."""
     if answer["held"]:
         print(f"The queue is held: {answer['held']} Release it with `studio queue --release`.")
     for job in answer["jobs"]:
@@ -168,7 +168,7 @@ def queue(answer: Answer) -> None:
 
 
 def changed(answer: Answer) -> None:
-    """Print the new state of a job, or how many runs of a sweep changed."""
+    """Print the new state of a run or other job, or how many runs of a sweep changed."""
     if "changed" in answer:
         print(f'{answer["changed"]} runs of "{answer["sweep"]}" changed.')
         for text in answer["refused"]:
@@ -215,12 +215,12 @@ def run(job: Mapping[str, Any]) -> None:
 
 
 def note(job: Mapping[str, Any]) -> None:
-    """Print a job's tags and note."""
+    """Print the tags and the note of a run or other job."""
     print("\n".join([f"{job['name']}: {', '.join(job['tags'])}", job["notes"]]).strip())
 
 
 def exported_runs(answer: Answer) -> None:
-    """Print what trackers got."""
+    """Print how many values of each run the trackers got."""
     for name, count in answer["values"].items():
         print(f'{count:,} values of "{name}" written to {answer["report_to"]}')
     for folder in answer["folders"]:

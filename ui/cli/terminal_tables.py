@@ -14,19 +14,19 @@ NAME_WIDTH = 20  # to which a column may be cut
 
 
 def printable(text: str, *, keep_lines: bool = False) -> str:
-    """Return text without escape codes, which a file may hold to repaint the terminal."""
+    """Return text for the terminal without escape codes, which would repaint it."""
     return "".join(
         c if c.isprintable() or (keep_lines and c in "\n\t") else f"\\x{ord(c):02x}" for c in text
     )
 
 
 def number(value: float | None, form: str = "{:.4f}", unit: float = 1) -> str:
-    """Return a number in units, or a dash."""
+    """Return a number in units as terminal text, or a dash."""
     return "–" if value is None else form.format(value / unit)
 
 
 def duration(seconds: float | None) -> str:
-    """Return a time span in words."""
+    """Return a time span in words for the terminal."""
     if seconds is None:
         return "–"
     minutes, rest = divmod(round(seconds), 60)
@@ -37,7 +37,7 @@ def duration(seconds: float | None) -> str:
 
 
 def lines(text: str, empty: str = "") -> Callable[[Any], None]:
-    """Return a printer of a format with values of the answer, or of each row of it.
+    """Return a function that prints an answer, or each of its rows, in a format in the terminal.
 
     `empty` is printed instead where there are no rows.
     """
@@ -52,7 +52,7 @@ def lines(text: str, empty: str = "") -> Callable[[Any], None]:
 
 
 def plain(answer: Any) -> None:
-    """Print the values of an answer, or of each row of it, that are not empty."""
+    """Print in the terminal the values of an answer, or of each row, that are not empty."""
     for row in answer if isinstance(answer, list) else [answer]:
         for key, value in row.items() if isinstance(row, dict) else [("", row)]:
             if isinstance(value, list) and all(isinstance(one, str) for one in value):
@@ -70,7 +70,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> None:
-    """Print titles with their values, in two columns."""
+    """Print titles with their values in the terminal, in two columns."""
     rows = list(rows)
     width = max((len(title) for title, _ in rows), default=0)
     for title, words in rows:
@@ -78,7 +78,7 @@ def pairs(rows: Iterable[tuple[str, str]]) -> None:
 
 
 def fitted(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Return the lines of a table, of which none is longer than `width` and no word is broken.
+    """Return the lines of a terminal table, none longer than `width`, no word broken.
 
     The longest text is cut first, then the last columns are left out, which is said. A row with
     fewer cells than the head has its last one to the end of the line.
