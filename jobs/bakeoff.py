@@ -10,7 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from jobs import job_table
-from jobs.job_inputs import admit_each, needed_bytes
+from jobs.device_placement import needed_bytes
+from jobs.job_inputs import admit_each
 from jobs.job_queue import JobStore
 from jobs.job_record import ENDED, Job, summary
 from studio import atomic

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.job_inputs import admit, needed_bytes
+from jobs.device_placement import needed_bytes
+from jobs.job_inputs import admit
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from jobs.job_table import free_name

@@ -1,10 +1,11 @@
 """Place jobs: free memory, chat models that free a device, siblings that share a process.
 
-A job has a memory estimate; 0 is unknown and fits everywhere. On a GPU the memory that is really
-free counts, on a CPU only that of chat, since the system frees the rest. A job that needs nearly
-all of a device or more starts on an empty one. Chat is requested to leave a GPU when a job could
-start there now and no other device takes it, and any device that lacks memory; a chat host that
-stays is killed, since it loads its models again at the next question.
+A job has a memory estimate, made at submission from the longest of its first rows; 0 is unknown and
+fits everywhere. On a GPU the memory that is really free counts, on a CPU only that of chat, since
+the system frees the rest. A job that needs nearly all of a device or more starts on an empty one.
+Chat is requested to leave a GPU when a job could start there now and no other device takes it, and
+any device that lacks memory; a chat host that stays is killed, since it loads its models again at
+the next question.
 
 Siblings are runs of one sweep that train in the same process, on one base model in memory. Each has
 a place with a name of its own, `cpu#12` for job 12 on `cpu`, so that it holds a lease, has an
@@ -27,7 +28,9 @@ from jobs.job_queue import JobStore
 from jobs.processes import Identity, kill_session
 from jobs.ray_cluster import is_slot
 from studio import hardware
-from studio.errors import SpecError
+from studio.errors import SpecError, StudioError
+from studio.home import Home
+from studio.models import find_model
 from studio.names import readable
 from studio.spec import RunSpec
 from studio.training.starting_point import sibling_key
@@ -39,6 +42,7 @@ READ_SECONDS = 2.0
 CHAT_SECONDS = 10.0
 END_CHAT_SECONDS = 60.0
 MOST_SIBLINGS, MOST_CANDIDATES = 8, 100
+MOST_ESTIMATES = 40
 
 
 class Placement:
@@ -162,6 +166,31 @@ class Placement:
                 logger.warning("chat did not leave %s; ending process %d", slot, row["pid"])
                 kill_session(Identity.recorded(row), hard=True)
         self._asked.pop(slot, None)
+
+
+def needed_bytes(spec: RunSpec, home: Home) -> int:
+    """Return the bytes that a run needs on its device, from its first rows; 0 if not known."""
+    from studio.training.estimate_memory_and_time import estimate
+
+    if not find_model.origin_of(spec.model.path, spec.model.revision).is_local:
+        return 0
+    try:
+        return estimate(spec, home, from_first_rows=True).total_bytes
+    except StudioError as error:
+        logger.info("no estimate: %s", error.text)
+        return 0
+
+
+def needed_by_each(specs: Iterable[RunSpec], home: Home) -> list[int]:
+    """Return the bytes that each run of a sweep needs; after `MOST_ESTIMATES`, their largest."""
+    known: dict[RunSpec, int] = {}
+    found = []
+    for spec in specs:
+        alike = spec.with_values({"name": "", "seed": 0, "train.learning_rate": "auto"})
+        if alike not in known and len(known) < MOST_ESTIMATES:
+            known[alike] = needed_bytes(spec, home)
+        found.append(known.get(alike, max(known.values())))
+    return found
 
 
 def _sentence(need: int, slot: str, room: int, chat: int) -> str:

@@ -1,14 +1,12 @@
-"""What jobs read: checked before a run enters the queue, weighed, and kept until it has ended.
+"""What jobs read: checked before a run enters the queue, and kept until it has ended.
 
 Torch-free and quick, since it happens in the page's process: the model's configuration and headers,
-the first rows of the data file, whose longest ones make the batch of the memory estimate. So an
-error is reported at submission instead of in a log an hour later. Paths become absolute here, since
-the runner has another working directory. Nothing is downloaded; memory that is not known is 0, and
-the scheduler places such a job without a check of memory.
+the first rows of the data file. So an error is reported at submission instead of in a log an hour
+later. Paths become absolute here, since the runner has another working directory. Nothing is
+downloaded.
 """
 
 import contextlib
-import logging
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
@@ -31,8 +29,6 @@ from studio.names import locate
 from studio.spec import RunSpec
 from studio.training import distributed, objectives, starting_point, trackers
 
-logger = logging.getLogger(__name__)
-
 KINDS = {
     "model": "model", "repo": "repo", "data": "data", "stack": "adapter", "runs": "run",
     "suite": "suite",
@@ -40,7 +36,6 @@ KINDS = {
     **dict.fromkeys(("general_data", "validation_path"), "data"),
 }  # fmt: skip
 """What the fields of jobs name; `path` and `name` are of the kind of the record around them."""
-MOST_ESTIMATES = 40
 
 T = TypeVar("T")
 Known = dict[Hashable, object]
@@ -163,31 +158,6 @@ def dataset_path(path: str, home: Home) -> str:
 
         is_reached(path)  # raises where the hub has no dataset of that name
     return str(place.absolute()) if kind in ("file", "folder") else path
-
-
-def needed_bytes(spec: RunSpec, home: Home) -> int:
-    """Return the peak of a run on its device in bytes, from its first rows; 0 if not known."""
-    from studio.training.estimate_memory_and_time import estimate
-
-    if not find_model.origin_of(spec.model.path, spec.model.revision).is_local:
-        return 0
-    try:
-        return estimate(spec, home, from_first_rows=True).total_bytes
-    except StudioError as error:
-        logger.info("no estimate: %s", error.text)
-        return 0
-
-
-def needed_by_each(specs: Iterable[RunSpec], home: Home) -> list[int]:
-    """Return the bytes of each run of a sweep; after `MOST_ESTIMATES`, their largest."""
-    known: dict[RunSpec, int] = {}
-    found = []
-    for spec in specs:
-        alike = spec.with_values({"name": "", "seed": 0, "train.learning_rate": "auto"})
-        if alike not in known and len(known) < MOST_ESTIMATES:
-            known[alike] = needed_bytes(spec, home)
-        found.append(known.get(alike, max(known.values())))
-    return found
 
 
 def refuse_in_use(

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
 
-from jobs.job_inputs import admit_each, needed_by_each
+from jobs.device_placement import needed_by_each
+from jobs.job_inputs import admit_each
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
 from studio.errors import QueueError, SpecError

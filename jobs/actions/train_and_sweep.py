@@ -10,7 +10,8 @@ from jobs.actions.models import download_for
 from jobs.actions.queue import AfterError, Assignments, JobId, JobName, Retries
 from jobs.actions.registry import Reply, action, field, submit
 from jobs.copy_and_extend_runs import copied_spec
-from jobs.job_inputs import admit, needed_bytes
+from jobs.device_placement import needed_bytes
+from jobs.job_inputs import admit
 from jobs.job_kinds import request_of
 from jobs.job_queue import JobStore
 from jobs.job_record import Job, summary

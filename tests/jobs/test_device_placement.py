@@ -11,8 +11,13 @@ from jobs import copy_and_extend_runs, queue_settings, supervisor, sweeps
 from jobs.actions import ask
 from jobs.claims import Slot
 from jobs.database import now
-from jobs.device_placement import CHAT_SECONDS, END_CHAT_SECONDS, Placement
-from jobs.job_inputs import needed_by_each, needed_bytes
+from jobs.device_placement import (
+    CHAT_SECONDS,
+    END_CHAT_SECONDS,
+    Placement,
+    needed_by_each,
+    needed_bytes,
+)
 from jobs.job_queue import JobStore
 from jobs.processes import of
 from studio.errors import QueueError
@@ -235,7 +240,7 @@ def test_the_estimate_at_submission_travels_with_the_job(store, home):
 def test_a_large_sweep_estimates_only_some_of_its_points(home, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "jobs.job_inputs.needed_bytes", lambda spec, _: asked.append(spec) or spec.method.r
+        "jobs.device_placement.needed_bytes", lambda spec, _: asked.append(spec) or spec.method.r
     )
     specs = [RunSpec().with_values({"method.r": r}) for r in range(1, 201)]
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from jobs.job_inputs import admit, needed_bytes
+from jobs.device_placement import needed_bytes
+from jobs.job_inputs import admit
 from jobs.runner import as_studio_error
 from studio.data.dataset_files import SMALL_BYTES, hash_files
 from studio.data.import_dataset import import_dataset
