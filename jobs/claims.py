@@ -12,12 +12,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
-from jobs.database import Database, now
+from jobs.database import Database, finite, now
 from jobs.database_schema import Tables
 from jobs.job_kinds import BESIDE
 from jobs.job_record import Intent, Request, State
 from jobs.processes import Identity
-from jobs.run_curves import Progress, finite, write_measurements
+from jobs.run_curves import Progress, write_measurements
 from studio.device_setting import CLUSTER
 
 UNBOUNDED = 2**62

@@ -12,9 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jobs.database import Database, now
+from jobs.database import Database, escaped_like, now
 from jobs.database_schema import Tables
-from jobs.job_table import escaped_like
 from studio.adapter_stack import StackItem, read_lane
 from studio.chat.lanes import LaneSettings, lane_notes
 from studio.chat.thought_and_tool_parser import message_of

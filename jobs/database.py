@@ -11,6 +11,7 @@ with "locked", which no timeout cures. It knows tables by name only when it migr
 
 import atexit
 import contextlib
+import math
 import os
 import sqlite3
 import tempfile
@@ -263,6 +264,20 @@ def restore_advice(home: Path) -> str:
     if kept:
         return f"`studio restore {kept[-1]}` brings back its newest copy."
     return "There is no copy of it yet; move it away to start with an empty queue."
+
+
+def escaped_like(text: str) -> str:
+    """Return a text to search the database for, with the wildcards of LIKE escaped."""
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
+def finite(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON in the database cannot hold, by None, at any depth."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def now() -> float:

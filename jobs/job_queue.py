@@ -14,12 +14,12 @@ from typing import Any
 
 from jobs import run_curves, run_folder
 from jobs.claims import Claim, Claims, ask_to_stop, set_state
-from jobs.database import Database, now
+from jobs.database import Database, escaped_like, finite, now
 from jobs.database_schema import Tables
 from jobs.job_record import ENDED, LEGAL, Intent, Job, Request, State
-from jobs.job_table import escaped_like, find_job, insert, read_jobs
+from jobs.job_table import find_job, insert, read_jobs
 from jobs.processes import Identity, me
-from jobs.run_curves import Curves, finite
+from jobs.run_curves import Curves
 from jobs.run_folder import newest_step
 from studio.cluster.shared_storage import NOTE as SUBMISSION
 from studio.cluster.shared_storage import read_submission

@@ -4,8 +4,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from jobs import run_curves
-from jobs.database import now
+from jobs.database import finite, now
 from jobs.database_schema import Tables
 from jobs.job_kinds import LIGHT_KINDS
 from jobs.job_record import Job, job_of
@@ -85,7 +84,7 @@ def insert(
     if plan["kind"] == "preflight":  # one process measures for all
         wanted, width = device_setting.first_device(wanted), 1
     row = plan | {
-        "name": values["name"], "spec": json.dumps(run_curves.finite(values)), "now": now(),
+        "name": values["name"], "spec": json.dumps(finite(values)), "now": now(),
         "device": LIGHT_KINDS.get(plan["kind"], wanted), "width": width,
     }  # fmt: skip
     job_id = int(db.conn.execute(_SUBMIT, row).fetchall()[0][0])
@@ -156,11 +155,6 @@ def generated_name(values: dict[str, Any], kind: str) -> str:
         if isinstance(text, str):
             words.append(slug(called_after(text), fallback=""))
     return "-".join(word for word in words if word)[:100] or kind
-
-
-def escaped_like(text: str) -> str:
-    """Return a job's name or other text with the wildcards of SQL's LIKE escaped."""
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
 # What lies between `base-` and `base.` begins with `base-`: a range of the index of names.

@@ -257,15 +257,6 @@ def read_metrics(
     return {"seq": seq, "snapshot": True, "data": data}
 
 
-def finite(value: Any) -> Any:
-    """Replace numbers in curves and results that JSON cannot hold (NaN, infinities) by None."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _storable(value: float) -> tuple[float | None, str | None]:
     if math.isfinite(value):
         return value, None

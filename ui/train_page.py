@@ -17,8 +17,8 @@ from pydantic import BaseModel
 
 from jobs import queue_settings
 from jobs.actions.registry import shown_field
+from jobs.database import finite
 from jobs.job_queue import JobStore
-from jobs.run_curves import finite
 from studio import hardware, presets
 from studio.adapters import library
 from studio.data.find_dataset import origin_of
