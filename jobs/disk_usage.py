@@ -21,11 +21,13 @@ from jobs.job_queue import JobStore
 from jobs.job_record import ENDED, OPEN
 from jobs.run_folder import CHECKPOINTS, checkpoint_folders, needed_steps, newest_step, step_of
 from studio.home import Home, restore_retired
+from studio.names import readable
 from studio.trash import SECONDS, listed
 
 LEFTOVER_SECONDS = 3600.0
 UPLOAD_SECONDS = 86_400.0
 SHOWN_RUNS = 12
+NEEDED_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +114,22 @@ def clean(store: JobStore, *, trash: bool = False) -> list[Item]:
 def report(items: list[Item]) -> dict[str, Any]:
     """Return the items to clean up as plain values with the sum of their bytes."""
     return {"bytes": sum(i.bytes for i in items), "items": [asdict(item) for item in items]}
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free bytes of the disk that has a path."""
+    return shutil.disk_usage(path).free
+
+
+def shortage(path: Path) -> str | None:
+    """Return a sentence if a disk has too little space to start a job."""
+    free = free_bytes(path)
+    if free >= NEEDED_BYTES:
+        return None
+    return (
+        f"Only {readable(free)} are free in {path}. The queue waits until there are "
+        f"{readable(NEEDED_BYTES)}; nothing is lost."
+    )
 
 
 def size(path: Path) -> int:

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import sqlite3
 import sys
@@ -22,10 +21,9 @@ from pathlib import Path
 
 import psutil
 
-from jobs import backup, ended_jobs, queue_settings
+from jobs import backup, disk_usage, ended_jobs, queue_settings
 from jobs.claims import NO_PROGRESS_LIMIT, Claim, Slot
 from jobs.device_placement import Placement, claim_siblings
-from jobs.disk_usage import size
 from jobs.job_kinds import BESIDE, NETWORK
 from jobs.job_queue import JobStore
 from jobs.job_record import Job
@@ -37,25 +35,6 @@ from jobs.webhook import Webhook
 from studio import hardware, offline
 from studio.errors import HomeError, StudioError
 from studio.home import Home, open_home
-from studio.names import readable
-
-NEEDED_BYTES = 256 << 20
-
-
-def free_bytes(path: Path) -> int:
-    """Return the free bytes of the file system of `path`."""
-    return shutil.disk_usage(path).free
-
-
-def shortage(path: Path) -> str | None:
-    """Return a sentence if there is too little space to start a job."""
-    free = free_bytes(path)
-    if free >= NEEDED_BYTES:
-        return None
-    return (
-        f"Only {readable(free)} are free in {path}. The queue waits until there are "
-        f"{readable(NEEDED_BYTES)}; nothing is lost."
-    )
 
 
 def paused_by_full_disk(store: JobStore, *, limit: int = NO_PROGRESS_LIMIT) -> list[Job]:
@@ -74,10 +53,10 @@ def resume_paused_by_full_disk(store: JobStore, *, limit: int = NO_PROGRESS_LIMI
     """
     for job in paused_by_full_disk(store, limit=limit):
         run_dir, full = store.home.run(job.id), job.result.get("full_disk", {})
-        newest = sum(map(size, checkpoint_folders(run_dir)[:1]))
+        newest = sum(map(disk_usage.size, checkpoint_folders(run_dir)[:1]))
         with contextlib.suppress(OSError):  # that disk is not there now
-            free = free_bytes(Path(full.get("folder", store.home.path)))
-            if free > NEEDED_BYTES + max(2 * newest, full.get("free_bytes", 0)):
+            free = disk_usage.free_bytes(Path(full.get("folder", store.home.path)))
+            if free > disk_usage.NEEDED_BYTES + max(2 * newest, full.get("free_bytes", 0)):
                 store.requeue(job.id, newest_step=newest_step(run_dir), state="paused")
 
 
@@ -187,7 +166,7 @@ class Supervisor:
             backup.copy_daily(self.home, self.store.database, now=time.time())
 
     def _claim(self) -> None:
-        short = shortage(self.home.path)
+        short = disk_usage.shortage(self.home.path)
         if short != self._short:
             logger.warning("%s", short or "there is space again")
             self._short = short

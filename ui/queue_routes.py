@@ -23,11 +23,11 @@ from jobs.actions import ACTIONS, ask, outcome
 from jobs.actions.adapters import best_losses, card, trashed
 from jobs.actions.registry import find, has_outcome, schema
 from jobs.claims import device_of
+from jobs.disk_usage import shortage
 from jobs.job_queue import JobStore
 from jobs.job_record import TRAINS, Job, actions, loss_of, summary
 from jobs.outcome_figures import figures, task_table
 from jobs.run_curves import SERIES
-from jobs.supervisor import shortage
 from studio import trash
 from studio.adapter_stack import MAX_LANES
 from studio.adapters import library

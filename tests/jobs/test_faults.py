@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs import database, processes, progress_reporter, runner, supervisor
+from jobs.disk_usage import shortage
 from jobs.job_queue import JobStore
 from jobs.job_record import Job, seconds_left
 from jobs.run_curves import Progress
@@ -67,7 +68,7 @@ def test_a_really_full_disk_is_a_sentence_and_loses_nothing(small_disk):
             rows = [("loss", step * 100 + n, 1.0, 0.0) for n in range(100)]
             store.claims.report(claim, Progress(metrics=rows))
     assert is_whole(folder) and not list(folder.parent.glob(".tmp-*"))
-    assert re.match(r"Only [\d.]+ (B|KiB) are free", str(supervisor.shortage(home.path)))
+    assert re.match(r"Only [\d.]+ (B|KiB) are free", str(shortage(home.path)))
     ballast.unlink()
     store.submit(a_spec(name="after"))
     with store.database.reading() as db:
@@ -88,7 +89,7 @@ def test_a_job_that_filled_a_disk_waits_for_more_space_than_it_left_there(
     other = tmp_path / "other disk"
     other.mkdir()
     free = {store.home.path: 50 << 30, other: 10 << 30}
-    monkeypatch.setattr(supervisor, "free_bytes", lambda folder: free[folder])
+    monkeypatch.setattr("jobs.disk_usage.free_bytes", lambda folder: free[folder])
     monkeypatch.setattr(
         runner.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[folder])
     )

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from jobs import ended_jobs, queue_settings, supervisor, sweeps
+from jobs import disk_usage, ended_jobs, queue_settings, sweeps
 from jobs.processes import me
 from jobs.run_curves import Progress
 from studio.errors import QueueError, SpecError
@@ -163,7 +163,7 @@ def test_save_and_sample_now_reach_the_run_once_and_one_after_the_other(store):
 
 def test_nothing_starts_without_room_and_what_paused_for_it_goes_on(store, monkeypatch):
     free = 10 << 20
-    monkeypatch.setattr(supervisor, "free_bytes", lambda _: free)
+    monkeypatch.setattr(disk_usage, "free_bytes", lambda _: free)
     waiting = store.submit(a_spec(steps=3)).id
     paused = store.submit(a_spec(steps=3)).id
     claim = take(store, "cpu")
@@ -175,7 +175,7 @@ def test_nothing_starts_without_room_and_what_paused_for_it_goes_on(store, monke
     store.claims.ask_pause(claim, why="full")
     store.claims.stopped(claim, error=("disk_full", "The disk is full."))
 
-    assert "10.0 MiB are free" in str(supervisor.shortage(store.home.path))
+    assert "10.0 MiB are free" in str(disk_usage.shortage(store.home.path))
     with supervising(store.home) as running:
         running.look()
         assert store.get(paused).state == "queued"
