@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jobs.database import now
+from jobs.database import Database, now
 from jobs.database_schema import Tables
 
 if TYPE_CHECKING:
@@ -257,6 +257,11 @@ def read_metrics(
     return {"seq": seq, "snapshot": True, "data": data}
 
 
+def best_losses(database: Database) -> dict[int, float]:
+    """Return the lowest held-out loss on the curve of each evaluated run."""
+    return {row["job"]: row["loss"] for row in database.rows(_BEST)}
+
+
 def _storable(value: float) -> tuple[float | None, str | None]:
     if math.isfinite(value):
         return value, None
@@ -284,4 +289,8 @@ SELECT job, name, step, value FROM metrics INDEXED BY metrics_by_seq
 WHERE seq > ? AND seq <= ?
   AND job IN (SELECT value FROM json_each(?)) AND name IN (SELECT value FROM json_each(?))
 ORDER BY seq
+"""
+_BEST = """
+SELECT job, MIN(value) AS loss FROM metrics
+WHERE name = 'eval_loss' AND value IS NOT NULL GROUP BY job
 """

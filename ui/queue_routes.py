@@ -20,14 +20,14 @@ from fastapi import APIRouter, Query, Response
 
 from jobs import queue_settings
 from jobs.actions import ACTIONS, ask, outcome
-from jobs.actions.adapters import best_losses, card, trashed
+from jobs.actions.adapters import card, trashed
 from jobs.actions.registry import find, has_outcome, schema
 from jobs.claims import device_of
 from jobs.disk_usage import shortage
 from jobs.job_queue import JobStore
 from jobs.job_record import TRAINS, Job, actions, loss_of, summary
 from jobs.outcome_figures import figures, task_table
-from jobs.run_curves import SERIES
+from jobs.run_curves import SERIES, best_losses
 from studio import trash
 from studio.adapter_stack import MAX_LANES
 from studio.adapters import library
@@ -118,7 +118,7 @@ def _asking(router: APIRouter, home: Home, store: JobStore) -> None:
 
     @router.get("/adapters")
     def adapters() -> dict[str, Any]:
-        best = best_losses(store)
+        best = best_losses(store.database)
         return {
             "adapters": [card(one, best) for one in library.adapters(home)],
             "trash": [trashed(one) for one in library.deleted(home)],

@@ -9,6 +9,7 @@ from jobs.compare_tables import Votes
 from jobs.job_inputs import refuse_needed
 from jobs.job_queue import JobStore
 from jobs.job_record import loss_of
+from jobs.run_curves import best_losses
 from studio.adapter_stack import Stack, StackItem, write_lane
 from studio.adapters import library
 from studio.adapters.export import ExportRequest, PushRequest
@@ -266,7 +267,7 @@ def rename(
         if maker:
             job_table.rename(db, maker, renamed.name)
         db.conn.execute(_MOVE, (str(renamed.path), str(found.path)))
-    return card(renamed, best_losses(store))
+    return card(renamed, best_losses(store.database))
 
 
 @action("adapters.tag")
@@ -279,7 +280,7 @@ def tag(
     ] = (),
 ) -> dict[str, Any]:
     """Replace an adapter's tags; omit to clear."""
-    return card(library.set_tags(store.home, adapter, tags), best_losses(store))
+    return card(library.set_tags(store.home, adapter, tags), best_losses(store.database))
 
 
 @action("adapters.delete")
@@ -305,7 +306,7 @@ def undo(
     one = find_deleted(library.deleted(store.home), adapter, error=AdapterError)
     restored = library.restore(store.home, one.token)
     store.database.change(_RESTORED, {"token": one.token, "path": str(restored.path)})
-    return card(restored, best_losses(store))
+    return card(restored, best_losses(store.database))
 
 
 @action("adapters.trash")
@@ -318,7 +319,7 @@ def trash(home: Home) -> list[dict[str, Any]]:
 def show(store: JobStore, adapter: AdapterName) -> dict[str, Any]:
     """Show an adapter's passport."""
     found = library.find(store.home, adapter)
-    facts = card(found, best_losses(store))
+    facts = card(found, best_losses(store.database))
     lanes = lanes_of(found)
     rate = win_rate(Votes(store.database).matches(blind_only=True), *reversed(lanes))
     return facts | {
@@ -412,11 +413,6 @@ def trashed(one: Deleted) -> dict[str, Any]:
     return {"token": one.token, "name": one.name, "deleted": one.deleted}
 
 
-def best_losses(store: JobStore) -> dict[int, float]:
-    """Return the lowest held-out loss of each evaluated run, for lists of adapters."""
-    return {row["job"]: row["loss"] for row in store.database.rows(_BEST)}
-
-
 def _made(store: JobStore, adapter: StoredAdapter) -> list[dict[str, Any]]:
     """Return the number and name of each job whose outcome is an adapter."""
     run = adapter.path.parent.name if adapter.source == "run" else None
@@ -434,8 +430,4 @@ UPDATE jobs SET result = json_set(result, '$.adapter', NULL, '$.adapter_deleted'
 _RESTORED = """
 UPDATE jobs SET result = json_set(json_remove(result, '$.adapter_deleted'), '$.adapter', :path)
 WHERE json_extract(result, '$.adapter_deleted') = :token
-"""
-_BEST = """
-SELECT job, MIN(value) AS loss FROM metrics
-WHERE name = 'eval_loss' AND value IS NOT NULL GROUP BY job
 """
