@@ -46,11 +46,6 @@ def write(store: JobStore, name: str, value: Any) -> None:
     store.database.change(_WRITE, (name, json.dumps(value)))
 
 
-def is_first_start(store: JobStore) -> bool:
-    """Return True until the settings say that the first start was put away, or a job exists."""
-    return not read(store, "welcomed") and not store.list(limit=1)
-
-
 def home_id(store: JobStore) -> str:
     """Return the setting with the random id that sets runs of this home apart from another's."""
     if (found := read(store, "home_id")) is None:

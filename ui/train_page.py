@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from jobs import queue_settings
+from jobs.actions.guide import is_first_start
 from jobs.actions.registry import shown_field
 from jobs.database import finite
 from jobs.job_queue import JobStore
@@ -68,7 +68,7 @@ def train_routes(home: Home, store: JobStore) -> APIRouter:
     """Return the route of the Train page, with an answer for each part of it."""
     router = APIRouter(prefix="/api/train")
     parts: dict[str, Callable[[FormState], dict[str, Any]]] = {
-        "form": lambda _: drawn(home) | {"first": queue_settings.is_first_start(store)},
+        "form": lambda _: drawn(home) | {"first": is_first_start(store)},
         "judge": lambda asked: judged(_asked(asked, home), home),
         "estimate": lambda asked: train_page_facts.forecast(
             read_assignments(asked.set), home, store

@@ -87,13 +87,18 @@ def welcome(
     findings = [one for one in facts["findings"] if one["kind"] != "detail"]
     best = hardware.devices()[0]
     return {
-        "first": queue_settings.is_first_start(store),
+        "first": is_first_start(store),
         "ok": facts["ok"], "findings": findings,
         "device": {"name": best.name, "label": best.label, "total_bytes": best.total_bytes,
                    "free_bytes": best.free_bytes},
         "disk_bytes": facts["home"] and facts["home"]["free_bytes"],
         "glossary": [{"term": term, "means": means} for term, means in GLOSSARY.values()],
     }  # fmt: skip
+
+
+def is_first_start(store: JobStore) -> bool:
+    """Return True until the guide of the first start was put away or a job was asked for."""
+    return not queue_settings.read(store, "welcomed") and not store.list(limit=1)
 
 
 @action("guide", title="Guided start")
