@@ -134,18 +134,18 @@ def relay(home: Home, request: Mapping[str, Any]) -> Generator[bytes]:
 
 
 def status(home: Home) -> dict[str, Any] | None:
-    """Ask the chat host what it holds in memory; None if no host runs."""
+    """Request what the chat host holds in memory; None if no host runs."""
     return _call(home, "GET", "/status")
 
 
 def stop(home: Home, request_id: str) -> bool:
-    """Tell the chat host to stop a request's answers; False if nothing was running."""
+    """Request the stop of answers from the chat host; False if nothing was running."""
     answer = _call(home, "POST", f"/stop/{request_id}")
     return bool(answer and answer["stopped"])
 
 
 def weigh(home: Home, weights: Mapping[str, Any]) -> bool:
-    """Tell the chat host to change weights from the next token on; False if nothing was running.
+    """Request `NewWeights` from the chat host for the next tokens; False if nothing was running.
 
     Raises:
         ChatError: The lane or the stack is invalid.
@@ -155,12 +155,12 @@ def weigh(home: Home, weights: Mapping[str, Any]) -> bool:
 
 
 def release(home: Home) -> None:
-    """Tell the chat host to free its models; it loads them again on the next request."""
+    """Request the chat host to free its models; it loads them again on the next request."""
     _call(home, "POST", "/release", seconds=60.0)
 
 
 def quit_host(home: Home) -> bool:
-    """Tell the chat host to shut down and wait until it has; True if one was running."""
+    """Request the chat host to shut down and wait until it has; True if one was running."""
     endpoint = find_host(home)
     if endpoint is None:
         return False

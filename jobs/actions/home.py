@@ -162,7 +162,7 @@ def stop(store: JobStore) -> dict[str, list[str]]:
 
 
 def stop_if_idle(home: Home) -> None:
-    """Do as the action `stop`, unless jobs wait or run, or another page of this home is open."""
+    """End queue and chat as the action `stop`, unless jobs wait or run or another page is open."""
     with contextlib.closing(JobStore(home)) as store:
         pages = [row["pid"] for row in store.processes() if row["role"] == "web"]
         if set(pages) - {os.getpid()} or not supervisor.WORK.isdisjoint(store.counts()):

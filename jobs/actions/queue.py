@@ -190,7 +190,7 @@ def job_or_sweep(
     store: JobStore, job: int | str, sweep: str, change: Literal["hold", "release", "cancel"],
     **options: Any,
 ) -> Job | dict[str, Any]:  # fmt: skip
-    """Do an action (hold, release or cancel) on a queued job, or on the runs of a sweep.
+    """Do the action hold, release or cancel on a job of the queue, or on the runs of a sweep.
 
     Raises:
         QueueError: Both are given or neither, or its state does not allow it.

@@ -128,7 +128,7 @@ def run_hf(
 def run_trl(
     folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile, **options: Any
 ) -> None:
-    """Train as the peer `trl`: its SFTTrainer or DPOTrainer at its defaults but some options."""
+    """Train as the peer `trl`: SFTTrainer or DPOTrainer at its defaults but for some options."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
