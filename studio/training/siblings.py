@@ -104,22 +104,35 @@ class SiblingGroup:
                 run_dir=sibling.run_dir, control=sibling.control, opened=self.join,
             )  # fmt: skip
         finally:
-            for session in [one for one in self._sessions if one.name == name]:
+            joined = [one for one in self._sessions if one.name == name]
+            for session in joined:
                 self.leave(session)
+            if not joined:  # it failed when it was opened, which freezes the others
+                self._detach(name)
+                self._train_all()
 
     def join(self, session: Session) -> None:
         """Let a session on this backbone share passes with the others."""
         session.forward_backward = self.forward_backward
         self._sessions.append(session)
-        self.backbone.train(*(one.name for one in self._sessions))
+        self._train_all()
 
     def leave(self, session: Session) -> None:
         """Detach a finished run's adapter from the base."""
         self._sessions.remove(session)
         self._ready.pop(session.name, None)
         self._seconds.pop(session.name, None)
-        for name in {session.name, *(name for name, _ in session.start.reference)}:
-            self.backbone.detach(name)
+        self._detach(session.name)
+
+    def _train_all(self) -> None:
+        """Make the adapters of all runs trainable; drops gradients."""
+        self.backbone.train(*(one.name for one in self._sessions))
+
+    def _detach(self, name: str) -> None:
+        """Detach a run's adapter, and those below it and in its reference, as far as attached."""
+        for one in [*self.backbone.adapters]:
+            if one == name or one.startswith(f"{name}-start"):
+                self.backbone.detach(one)
 
     def interleave(self, runs: dict[int, Iterator[Event]]) -> Iterator[SiblingEvent]:
         """Advance every run by one step in turn until all are over.

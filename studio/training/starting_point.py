@@ -141,7 +141,8 @@ def sibling_key(spec: RunSpec) -> str | None:
         return None
     values = spec.model_dump(mode="json")
     shared = {name: values["train"][name] for name in SHARED_TRAIN}
-    return json.dumps([values["model"], values["data"], shared], sort_keys=True)
+    graphs = args.loss == "grpo"  # with which the base decodes then, a little differently
+    return json.dumps([values["model"], values["data"], shared, graphs], sort_keys=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from studio.errors import DataError, Diverged
+from studio.errors import DataError, Diverged, SpecError
 from studio.methods import Phase, methods
 from studio.spec import RunSpec
 from studio.training import siblings, training_loop
@@ -241,6 +241,23 @@ def test_a_base_that_cannot_be_loaded_ends_every_sibling(home, tmp_path):
     assert [n for n, _ in ends] == [0, 1]
 
 
+def test_a_run_that_cannot_be_opened_leaves_the_others_training(tmp_path, home, monkeypatch):
+    group, sessions = grouped(SWEEP[0])
+
+    def opens(spec: RunSpec, *, name: str, **_: Any) -> Iterator[Event]:
+        for one in (name, f"{name}-start-0", "another"):
+            group.backbone.attach(one, spec.method)
+        group.backbone.train(name)
+        raise SpecError("no such optimizer here")
+        yield
+
+    monkeypatch.setattr(siblings, "train_on_base", opens)
+    with pytest.raises(SpecError):
+        list(group.train(Sibling(RunSpec(), tmp_path / "1", lambda: None), home))
+    assert {*group.backbone.adapters} == {"run-0", "another"}
+    assert_equals_alone(sessions[0], [sessions[0].step() for _ in range(4)], SWEEP[0])
+
+
 def test_rows_of_another_vocabulary_end_only_the_run_that_has_them():
     _, sessions = grouped(*SWEEP[:2])
     bad = make_rows()
@@ -266,7 +283,7 @@ def test_kin_share_base_data_and_place_and_nothing_else():
         {"data.path": "starter:shouting"}, {"data.max_length": 64}, {"model.dtype": "bfloat16"},
         {"train.device": "cpu"}, {"train.gradient_checkpointing": True},
         {"train.tf32": not spec.train.tf32},
-        {"train.triton_kernels": not spec.train.triton_kernels},
+        {"train.triton_kernels": not spec.train.triton_kernels}, {"train.loss": "grpo"},
     ):  # fmt: skip
         assert sibling_key(spec.with_values(other)) != sibling_key(spec)
     for alone_ in (
