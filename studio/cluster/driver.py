@@ -1,7 +1,8 @@
 """Driver and workers of one run on the cluster: `python -m studio.cluster.driver URL` as a Ray job.
 
 The driver starts Ray Train's TorchTrainer, which restarts the workers when one is lost; they resume
-from the newest checkpoint on the storage. Workers train with the same generator of events as at
+from the newest checkpoint on the storage. When their memory was not enough, the driver starts them
+again with the remedy that they wrote there. Workers train with the same generator of events as at
 home; the first one reports for all, and a checkpoint is on the storage before its event.
 """
 
@@ -34,12 +35,19 @@ from studio.cluster.shared_storage import (
     read_json,
     write_json,
 )
-from studio.errors import ClusterError, OutOfMemory, ProcessLost, RunError, StudioError
+from studio.errors import (
+    ClusterError,
+    InputError,
+    OutOfMemory,
+    ProcessLost,
+    RunError,
+    StudioError,
+    revived,
+)
 from studio.home import open_home
 from studio.job_request import Command
 from studio.spec import RunSpec
 from studio.training import transfer_run
-from studio.training.fit_in_memory import retry_changes, retry_text
 from studio.training.training_events import Event, Finished, Loading, Saved, Saving
 from studio.training.transfer_run import CHANGES
 
@@ -54,19 +62,24 @@ def work(config: dict[str, Any]) -> None:
 
     storage, rank = Storage(config["place"]), get_context().get_world_rank()
     if storage.exists(ERROR):
-        return  # it failed with an error that a retry would meet again
+        return  # it failed with an error that Ray's retry would meet again
     try:
         with tempfile.TemporaryDirectory(prefix="studio-") as scratch:
-            _train(storage, Path(scratch), leads=rank == 0, size=get_context().get_world_size())
+            reporter = _Reporter(storage, config.get("files", 1)) if rank == 0 else None
+            with closing(reporter) if reporter else nullcontext():
+                _train(storage, Path(scratch), reporter, size=get_context().get_world_size())
     except StudioError as error:
         try:
-            write_json(storage, ERROR, error.as_dict())
+            # A worker that fails makes others fail: the first error is the cause, or the memory.
+            if isinstance(error, OutOfMemory) or not storage.exists(ERROR):
+                write_json(storage, ERROR, error.as_dict())
         except OSError:
             logger.error("%s", error.text)
         raise
 
 
-def _train(storage: Storage, scratch: Path, *, leads: bool, size: int) -> None:
+def _train(storage: Storage, scratch: Path, reporter: _Reporter | None, *, size: int) -> None:
+    from studio.training.fit_in_memory import retry_changes  # imports numpy
     from studio.training.train_run import train
 
     order = order_in(storage)
@@ -75,20 +88,17 @@ def _train(storage: Storage, scratch: Path, *, leads: bool, size: int) -> None:
     spec = _local_spec(order, folder, storage, scratch, size).with_values(changes)
     run_dir, home = scratch / "run", open_home(folder / "home")
     _fetch_checkpoints(storage, run_dir / CHECKPOINTS)
+    control = reporter.control if reporter else lambda: None
     try:
-        with closing(_Reporter(storage)) if leads else nullcontext() as reporter:
-            control = reporter.control if reporter else lambda: None
-            for event in train(
-                spec, run_dir=run_dir, home=home, control=control, in_process_group=size > 1
-            ):
-                if reporter:
-                    reporter.report(event, run_dir)
+        for event in train(
+            spec, run_dir=run_dir, home=home, control=control, in_process_group=size > 1
+        ):
+            if reporter:
+                reporter.report(event, run_dir)
     except OutOfMemory as error:
-        more = retry_changes(spec, error) if size > 1 else None
-        if more is None:
-            raise
-        write_json(storage, CHANGES, changes | more)
-        raise RuntimeError(retry_text(more)) from error  # Ray restarts all workers
+        if size > 1 and (more := retry_changes(spec, error)):
+            write_json(storage, CHANGES, changes | more)
+        raise
 
 
 def _local_spec(order: Order, folder: Path, storage: Storage, scratch: Path, size: int) -> RunSpec:
@@ -128,15 +138,16 @@ def _fetch_checkpoints(storage: Storage, folder: Path) -> None:
 
 
 class _Reporter:
-    """Connection of the first worker: sends events and receives commands."""
+    """Connection of the first worker: sends events and receives commands.
 
-    def __init__(self, storage: Storage) -> None:
-        again = len(storage.names(FOLDER)) > 1
+    `files` of events were there before Ray started the workers for the first time.
+    """
+
+    def __init__(self, storage: Storage, files: int) -> None:
+        again = len(storage.names(FOLDER)) > files
         self._storage, self._writer = storage, EventWriter(storage)
         if again:
-            changes = read_json(storage, CHANGES)
-            why = retry_text(changes) if changes else "A worker was lost"
-            text = f"{why}: Ray restarts the run from its last checkpoint"
+            text = "A worker was lost: Ray restarts the run from its last checkpoint"
             self._writer.add(Loading(text=text).as_dict())
         self._command: Command = None
         self._number = 0
@@ -192,8 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     storage = Storage(url)
     try:
-        _drive(storage)
-        error = read_json(storage, ERROR)
+        error = _drive(storage)
     except StudioError as known:
         error = known.as_dict()
     if error:
@@ -201,24 +211,50 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if error else 0
 
 
-def _drive(storage: Storage) -> None:
-    order = order_in(storage)
+def _drive(storage: Storage) -> dict[str, Any] | None:
+    """Let Ray train the run, again while memory is out and a remedy left; return its error."""
+    from studio.training.fit_in_memory import retry_text
+
+    order, text = order_in(storage), ""
+    failed: dict[str, Any] | None = None
+    while True:
+        tried = read_json(storage, CHANGES) or {}
+        kind = "GPU" if order.gpus else "CPU"
+        writer = EventWriter(storage)
+        for line in filter(None, (text, f"Ray is placing the run on {order.workers} {kind}")):
+            writer.add(Loading(text=line).as_dict())
+        writer.close()
+        _fit(storage, order)
+        error, changes = read_json(storage, ERROR), read_json(storage, CHANGES) or {}
+        if error is None:
+            return None
+        if changes == tried:
+            impossible = isinstance(revived(error), InputError)  # the remedy, not a setting
+            return failed if failed and impossible else error
+        failed = error
+        text = retry_text({name: v for name, v in changes.items() if tried.get(name) != v})
+        storage.remove(ERROR)
+
+
+def _fit(storage: Storage, order: Order) -> None:
+    """Run the workers until they end; their own error is on the storage then.
+
+    Raises:
+        StudioError: Ray or a worker failed with another.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from studio.training.distributed_rank import TIMEOUT
 
-    writer = EventWriter(storage)
-    kind = "GPU" if order.gpus else "CPU"
-    writer.add(Loading(text=f"Ray is placing the run on {order.workers} {kind}").as_dict())
-    writer.close()
+    files = len(storage.names(FOLDER))
     trainer = TorchTrainer(
         work,
-        train_loop_config={"place": storage.url},
+        train_loop_config={"place": storage.url, "files": files},
         torch_config=TorchConfig(timeout_s=int(TIMEOUT.total_seconds())),
         scaling_config=ScalingConfig(num_workers=order.workers, use_gpu=order.gpus),
         run_config=RunConfig(
-            name="ray",
+            name=f"ray-{files}",
             failure_config=FailureConfig(max_failures=MOST_FAILURES),
             **storage.for_ray(),
         ),
@@ -227,7 +263,8 @@ def _drive(storage: Storage) -> None:
         trainer.fit()
     except Exception as error:  # every failure of Ray or a worker becomes one error
         logger.exception("the run failed")
-        raise _cause(error) from error
+        if not storage.exists(ERROR):
+            raise _cause(error) from error
 
 
 def _cause(error: Exception) -> StudioError:

@@ -271,10 +271,11 @@ def _exact(spec: RunSpec, on_gpu: bool) -> Iterator[Remedy]:
 
 def _can_shard(spec: RunSpec) -> bool:
     """Return True if the run uses several devices and can shard its base over them."""
-    if spec.train.fsdp or not spec.train.may_use_several_processes:
+    args = spec.train
+    if args.fsdp or not args.may_use_several_processes:
         return False
-    shared = spec.on_this_machine().with_parts(train={"fsdp": True})
-    try:
+    try:  # not `on_this_machine`: the device of a rank is one of those of the run
+        shared = spec.with_parts(train={"fsdp": True, "num_processes": args.num_devices})
         distributed.check_sharding(shared)
         objectives.check(shared)
     except InputError:

@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from studio import atomic
 from studio.errors import DataError, InputError, OutOfMemory, SpecError, StudioError
 from studio.home import Home, is_whole, open_home, publishing
 from studio.spec import RunSpec
-from studio.training.training_events import Event, Finished, event_from
+from studio.training.training_events import Event, Finished, Loading, event_from
 
 EVENTS, CHANGES, AGAIN = "events.jsonl", "changes.json", "again"
 DATA = {"data.path": "train", "data.validation_path": "validation", "train.general_data": "general"}
@@ -32,10 +33,17 @@ set -euo pipefail
 cd "$(dirname "$0")"
 rm -f run/again run/changes.json  # of an earlier start
 gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
-until accelerate launch --num_machines 1 --mixed_precision no --dynamo_backend no \\
-  --num_processes "${NUM_PROCESSES:-$((gpus > 1 ? gpus : 1))}" -m studio.training.transfer_run .
+set -m  # all processes of the training are one group, which a signal to this script reaches
+until
+  accelerate launch --num_machines 1 --mixed_precision no --dynamo_backend no \\
+    --num_processes "${NUM_PROCESSES:-$((gpus > 1 ? gpus : 1))}" \\
+    -m studio.training.transfer_run . &
+  trap 'kill -TERM -- "-$!"' TERM INT
+  code=0; wait $! || code=$?
+  while kill -0 $! 2>/dev/null; do code=0; wait $! || code=$?; done  # a signal ended `wait`
+  [ $code = 0 ]
 do
-  rm run/again 2>/dev/null || exit 1  # it is there to be retried when memory was out
+  rm run/again 2>/dev/null || exit $code  # it is there to be retried when memory was out
 done
 """
 SLURM = """#!/usr/bin/env bash
@@ -150,29 +158,37 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(folder: Path) -> None:
+    """Train as one rank; `changes.json` is what a retry of this very spec changes, and why."""
+    from studio.training.fit_in_memory import retry_changes, retry_text
     from studio.training.train_run import train
 
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     train_args = {"num_processes": size} | ({"device": _join()} if size > 1 else {})
     run_dir = folder / "run"
-    changes = atomic.read_object(run_dir / CHANGES)
+    given, tried = (folder / "spec.yaml").read_text("utf-8"), atomic.read_object(run_dir / CHANGES)
+    tried = tried if tried.get("spec") == given else {}
+    changes = tried.get("changes", {})
     spec = spec_in(folder).with_parts(train=train_args).with_values(changes)
     run_dir.mkdir(exist_ok=True)
+    notes = [Loading(text=retry_text(changes))] if changes else []
+    events = train(
+        spec, run_dir=run_dir, home=open_home(folder / "home"), in_process_group=size > 1
+    )
     try:
         with (run_dir / EVENTS).open("a", encoding="utf-8") as file:
-            for event in train(
-                spec, run_dir=run_dir, home=open_home(folder / "home"), in_process_group=size > 1
-            ):
+            for event in chain(notes, events):
                 if rank == 0:
                     file.write(json.dumps(event.as_dict()) + "\n")
                     file.flush()
                     logging.info("%s", event)
+    except InputError:
+        if tried:  # the remedy is not possible here
+            raise OutOfMemory(tried["error"]) from None
+        raise
     except OutOfMemory as error:
-        from studio.training.fit_in_memory import retry_changes, retry_text  # imports numpy
-
         if size > 1 and (more := retry_changes(spec, error)):
-            logging.info(retry_text(more))
-            atomic.write(run_dir / CHANGES, json.dumps(changes | more))
+            values = {"spec": given, "changes": changes | more, "error": error.text}
+            atomic.write(run_dir / CHANGES, json.dumps(values))
             (run_dir / AGAIN).touch()
         raise
 

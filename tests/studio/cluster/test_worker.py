@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -23,7 +24,16 @@ from studio.cluster.shared_storage import (
     read_json,
     write_json,
 )
-from studio.errors import ClusterError, DataError, OutOfMemory, ProcessLost, RunError
+from studio.errors import (
+    ClusterError,
+    DataError,
+    DeviceLost,
+    MethodError,
+    OutOfMemory,
+    ProcessLost,
+    RunError,
+    StudioError,
+)
 from studio.home import publishing
 from studio.spec import RunSpec
 from studio.training import train_run, transfer_run
@@ -104,27 +114,68 @@ def test_a_worker_that_begins_again_fetches_the_newest_whole_checkpoint_and_the_
     assert [one.name for one in sorted(folder.iterdir())] == ["step-00000001", "step-00000003"]
 
 
-def test_workers_that_run_out_of_memory_are_restarted_with_smaller_batches(place, monkeypatch):
+@pytest.fixture
+def workers(place, monkeypatch):
+    """A run of two workers with batches of 16 that retries; Ray begins each failed attempt anew."""
+    context = sys.modules["ray.train"].get_context()
+    monkeypatch.setattr(context, "get_world_size", lambda: 2)
+
+    def fit(storage: Storage, order: Order) -> None:
+        files = len(storage.names("events"))
+        for _ in range(2):
+            with suppress(StudioError):
+                work({"place": storage.url, "files": files})
+
+    monkeypatch.setattr(driver, "_fit", fit)
+    packed = Path(place.root) / "packed"
+    wanted = {"train.retry_when_out_of_memory": True, "train.per_device_train_batch_size": 16}
+    packed.joinpath("spec.yaml").write_text(
+        transfer_run.read_spec(packed).with_values(wanted).to_yaml()
+    )
+    return place
+
+
+def test_workers_that_run_out_of_memory_begin_again_with_smaller_batches(workers, monkeypatch):
     sizes = []
 
     def full(spec, **_):
         sizes.append(spec.train.per_device_train_batch_size)
         yield Loading(text="Loading the model")
-        raise OutOfMemory("no room")
+        if len(sizes) == 1:
+            write_json(workers, ERROR, {"kind": "device_lost", "text": "of another worker"})
+        if sizes[-1] > 1:
+            raise OutOfMemory("no room")
 
     monkeypatch.setattr(train_run, "train", full)
-    context = sys.modules["ray.train"].get_context()
-    monkeypatch.setattr(context, "get_world_size", lambda: 2)
-    packed = Path(place.root) / "packed"
-    spec = transfer_run.read_spec(packed)
-    wanted = {"train.retry_when_out_of_memory": True, "train.per_device_train_batch_size": 4}
-    (packed / "spec.yaml").write_text(spec.with_values(wanted).to_yaml())
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match="retrying"):  # which Ray answers with a restart
-            work({"place": place.url})
-    assert sizes == [4, 2] and not place.exists(ERROR)
-    again = said(place)[-2]["text"]
-    assert again.startswith("Out of memory; retrying with per_device_train_batch_size 2")
+    assert driver._drive(workers) is None
+    assert sizes[:5] == [16, 8, 4, 2, 1]
+    texts = [one["text"] for one in said(workers)]
+    notes = [text for text in texts if text.startswith("Out of memory; retrying with")]
+    assert len(notes) == 4 and "per_device_train_batch_size 1," in notes[-1]
+    assert [text for text in texts if "Ray restarts" in text] == [
+        "A worker was lost: Ray restarts the run from its last checkpoint"
+    ]
+
+
+def test_a_remedy_that_the_workers_refuse_leaves_that_memory_was_out(workers, monkeypatch):
+    errors = iter([OutOfMemory("no room"), MethodError("a setting that nobody made")])
+
+    def fails(*_, **__):
+        raise next(errors)
+        yield
+
+    monkeypatch.setattr(train_run, "train", fails)
+    assert driver._drive(workers) == {"kind": "out_of_memory", "text": "no room"}
+
+
+def test_the_error_of_another_worker_does_not_hide_the_cause(workers, monkeypatch):
+    def fails(*_, **__):
+        write_json(workers, ERROR, {"kind": "data", "text": "Row 3 is empty."})
+        raise DeviceLost("NCCL error")
+        yield
+
+    monkeypatch.setattr(train_run, "train", fails)
+    assert (driver._drive(workers) or {})["text"] == "Row 3 is empty."
 
 
 def test_a_checkpoint_that_a_person_wants_is_made_once(place, monkeypatch):

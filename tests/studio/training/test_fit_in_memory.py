@@ -98,6 +98,21 @@ def test_offloading_is_offered_where_it_is_possible(monkeypatch):
     assert "offloading" not in names(on_gpu=True)
 
 
+def test_a_rank_on_a_card_of_its_own_has_the_remedies_of_its_run(monkeypatch):
+    cards = [Device(name=f"cuda:{n}", label="", total_bytes=8, free_bytes=8) for n in range(4)]
+    monkeypatch.setattr(hardware, "devices", lambda: cards)
+    rank = make_spec(
+        train__device="cuda:1", train__num_processes=4, train__retry_when_out_of_memory=True
+    )
+    assert "sharing" in [one.name for one in remedies(rank)]
+    with pytest.raises(OutOfMemory, match="Out of memory at step 3") as error:
+        with fit_in_memory.explain_errors(rank, lambda: "at step 3"):
+            raise MemoryError
+    assert (fit_in_memory.retry_changes(rank, error.value) or {})[
+        "train.per_device_train_batch_size"
+    ] == 4
+
+
 def test_a_retry_that_is_not_possible_here_leaves_the_first_error(monkeypatch, tmp_path, home):
     """Such as gradient checkpointing of an architecture that has none."""
     errors = iter([OutOfMemory("no room"), MethodError("no checkpointing"), MethodError("wrong")])

@@ -11,7 +11,7 @@ from pathlib import Path, PureWindowsPath
 
 import pytest
 
-from studio.errors import InputError, OutOfMemory, SpecError
+from studio.errors import InputError, MethodError, OutOfMemory, SpecError
 from studio.training import distributed_rank, train_run, transfer_run
 from studio.training.train_run import train
 from studio.training.training_events import Finished, Step
@@ -151,7 +151,7 @@ def test_ranks_of_a_launcher_wait_as_long_for_rank_0_as_our_own(monkeypatch):
 
 
 def test_processes_that_run_out_of_memory_are_started_again_with_smaller_batches(
-    spec, home, tmp_path, monkeypatch
+    spec, home, tmp_path, monkeypatch, capsys
 ):
     folder, sizes = tmp_path / "packed", []
     wanted = {"train.retry_when_out_of_memory": True, "train.per_device_train_batch_size": 4}
@@ -160,6 +160,7 @@ def test_processes_that_run_out_of_memory_are_started_again_with_smaller_batches
     def full(spec, **_):
         sizes.append(spec.train.per_device_train_batch_size)
         raise OutOfMemory("no room")
+        yield
 
     monkeypatch.setattr(train_run, "train", full)
     monkeypatch.setattr(transfer_run, "_join", lambda: "cpu")
@@ -168,6 +169,21 @@ def test_processes_that_run_out_of_memory_are_started_again_with_smaller_batches
         assert transfer_run.main([str(folder)]) == OutOfMemory.exit_code
         assert (folder / "run" / transfer_run.AGAIN).exists()
     assert sizes == [4, 2]
+    events = list(transfer_run._events(folder / "run" / transfer_run.EVENTS))
+    assert events[0].text.startswith("Out of memory; retrying with per_device_train_batch_size 2")
+
+    def refuses(*_, **__):
+        raise MethodError("a setting that nobody made")
+        yield
+
+    monkeypatch.setattr(train_run, "train", refuses)
+    assert transfer_run.main([str(folder)]) == OutOfMemory.exit_code
+    assert capsys.readouterr().err.splitlines()[-1] == "no room"
+    edited = transfer_run.read_spec(folder).with_values({"seed": 5})
+    (folder / "spec.yaml").write_text(edited.to_yaml())
+    monkeypatch.setattr(train_run, "train", full)
+    transfer_run.main([str(folder)])
+    assert sizes == [4, 2, 4], "the changes were of the spec before"
 
     accelerate = tmp_path / "accelerate"
     script = (
@@ -181,3 +197,20 @@ def test_processes_that_run_out_of_memory_are_started_again_with_smaller_batches
     assert not (folder / "run" / transfer_run.CHANGES).exists(), "of the start before"
     failed = subprocess.run(["bash", folder / "run.sh"], env=os.environ | path)
     assert failed.returncode == 1, "it failed of something else"
+
+
+def test_a_signal_to_the_script_ends_the_training(spec, home, tmp_path):
+    folder, accelerate = tmp_path / "packed", tmp_path / "accelerate"
+    transfer_run.pack(spec, folder, home)
+    accelerate.write_text(
+        "#!/bin/sh\ntrap 'sleep 0.1; touch ended; exit 7' TERM\necho started\n"
+        "for _ in $(seq 600); do sleep 0.05; done\n"
+    )
+    accelerate.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with subprocess.Popen(
+        ["bash", folder / "run.sh"], env=os.environ | path, stdout=subprocess.PIPE, text=True
+    ) as script:
+        assert script.stdout and script.stdout.readline() == "started\n"
+        script.terminate()
+        assert script.wait(10) == 7 and (folder / "ended").exists()
