@@ -112,12 +112,14 @@ def _passport(
     if not passport and start.init_adapter:  # a stopped run has no adapter yet
         parent = library.describe(Path(start.init_adapter))
         passport = StartingPoint(parent=parent, stacked=start.init_mode == "stack").passport(target)
-    progress = json.loads((checkpoint.path / "state.json").read_text(encoding="utf-8"))["progress"]
-    spec = checkpoint.spec
+    state = json.loads((checkpoint.path / "state.json").read_text(encoding="utf-8"))
+    progress, origin, spec = state["progress"], state.get("origin", {}), checkpoint.spec
+    data = {"path": spec.data.path, "hash": origin.get("data_hash"), **passport.get("data", {})}
     fresh = {
         "name": passport.get("name") or spec.name or str(checkpoint.run),
         "spec": spec.model_dump(mode="json"),
         "base": {"path": spec.model.path, "fingerprint": fingerprint},
+        "data": data | {"evaluated": origin.get("evaluated") or data.get("evaluated", {})},
         "seed": spec.seed,
         "ended": "promoted",
         "steps": checkpoint.step,

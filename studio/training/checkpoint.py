@@ -46,7 +46,7 @@ class RunProgress:
     shared_tokens: int = 0
 
     @property
-    def tokens_shared(self) -> float | None:
+    def shared_fraction(self) -> float | None:
         """The fraction of the tokens so far that are prompts computed once for several answers."""
         shared = self.shared_tokens
         return shared / (shared + self.tokens) if shared else None
@@ -85,13 +85,15 @@ class RunProgress:
 class CheckpointOrigin:
     """Data and base that a checkpoint belongs to; resuming with others is refused.
 
-    `learning_rate` is the run's, which a search may have found.
+    `learning_rate` is the run's, which a search may have found; `evaluated` says which rows its
+    held-out losses are of.
     """
 
     data_hash: str
     base_fingerprint: str
     total_steps: int
-    learning_rate: float = 0.0  # of earlier versions
+    learning_rate: float = 0.0  # of earlier versions, as the empty `evaluated`
+    evaluated: dict[str, Any] = field(default_factory=dict)
 
 
 def save(

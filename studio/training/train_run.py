@@ -50,7 +50,7 @@ from studio.training.starting_point import attach, base_model, num_tokens_before
 from studio.training.steps_and_learning_rate import FACTORS, learning_rate, plan_run, trial_steps
 from studio.training.training_events import Event, Loading
 from studio.training.training_loop import already_finished, run
-from studio.training.training_session import NAME, ExpertBalance, Session
+from studio.training.training_session import NAME, ExpertBalance, Session, evaluated
 
 if TYPE_CHECKING:
     from studio.data.prepare_run_data import Prepared
@@ -114,9 +114,10 @@ def _train(
         objectives.check_held_out(spec, home)
         yield Loading(text="Loading the model")
         loaded = load(base_model(spec), spec.train.device, on_host=spec.train.fsdp)
+        backbone = Backbone(loaded.model)
     yield from train_on_base(
-        spec, loaded=loaded, backbone=Backbone(loaded.model), run_dir=run_dir, home=home,
-        control=control, in_process_group=in_process_group,
+        spec, loaded=loaded, backbone=backbone, run_dir=run_dir, home=home, control=control,
+        in_process_group=in_process_group,
     )  # fmt: skip
 
 
@@ -302,6 +303,7 @@ def open_session(
         origin=CheckpointOrigin(
             data_hash=prepared.data_hash, base_fingerprint=loaded.facts.fingerprint,
             total_steps=plan.total_steps, learning_rate=plan.learning_rate,
+            evaluated=evaluated(plan, prepared, spec.train.loss),
         ),
         balance=ExpertBalance(backbone.experts), name=name, parameters=parameters, start=start,
         neftune=Neftune(backbone, adapter, alpha) if alpha else None,

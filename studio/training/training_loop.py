@@ -7,7 +7,6 @@ in one rename: a run folder with a report belongs to a finished run.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -112,7 +111,7 @@ def _publish_adapter(session: Session, run_dir: Path, forgetting: dict[str, Any]
         "spec": spec.model_dump(mode="json"),
         "base": {"path": spec.model.path, "fingerprint": session.loaded.facts.fingerprint},
         "data": {"path": spec.data.path, "hash": session.prepared.data_hash,
-                 "template": session.prepared.template, "evaluated": _evaluated(session)},
+                 "template": session.prepared.template, "evaluated": session.origin.evaluated},
         "versions": {name: installed(name) for name in LIBRARIES},
         "self_test": session.self_test,
         "seed": spec.seed,
@@ -132,21 +131,6 @@ def _publish_adapter(session: Session, run_dir: Path, forgetting: dict[str, Any]
             session.loaded.tokenizer.save_pretrained(temporary)
         write_passport(temporary, passport)
     return target
-
-
-def _evaluated(session: Session) -> dict[str, Any]:
-    """Return the number of rows that held-out losses are of, and a hash of their tokens.
-
-    Losses of one base are comparable where both are equal.
-    """
-    plan, width = session.plan, session.prepared.rows_per_example
-    rows = session.prepared.validation[: width * plan.eval_rows]
-    if not rows or plan.eval_every > plan.total_steps:
-        return {}
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(row.input_ids.tobytes() + row.labels.tobytes())
-    return {"rows": len(rows) // width, "hash": digest.hexdigest()}
 
 
 def _write_report(session: Session, run_dir: Path, finished: Finished) -> None:

@@ -12,6 +12,7 @@ Shapes: `B rows, T tokens, D hidden, L layers, E experts`; batches as in `batchi
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -181,7 +182,7 @@ class Session:
             epoch=self.plan.epoch(self.progress.step),
             memory_bytes=self.memory_bytes(),
             expert_balance=self.balance.of_step(),
-            tokens_shared=self.progress.tokens_shared,
+            tokens_shared=self.progress.shared_fraction,
             **(self.preference.report(sums) if self.preference else {}),
         )
 
@@ -446,6 +447,25 @@ class Session:
             rows_format=report.format,
             longer_chosen=self.preference.longer_chosen if self.preference else None,
         )
+
+
+def evaluated(plan: Plan, prepared: Prepared, loss: str) -> dict[str, Any]:
+    """Return the number of rows that held-out losses are of, and a hash of what they depend on.
+
+    Losses of one base are comparable where both are equal.
+    """
+    width = prepared.rows_per_example
+    rows = prepared.validation[: width * plan.eval_rows]
+    if not rows or plan.eval_every > plan.total_steps:
+        return {}
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(row.input_ids.tobytes() + row.labels.tobytes())
+        if row.weights is not None:
+            digest.update(row.weights.tobytes())
+        if loss == "kto":
+            digest.update(bytes([row.good]))
+    return {"rows": len(rows) // width, "hash": digest.hexdigest()}
 
 
 class ExpertBalance:

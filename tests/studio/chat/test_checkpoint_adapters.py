@@ -47,7 +47,8 @@ def run(home, tmp_path):
         save_file({k: v.contiguous().clone() for k, v in adapter.state().items()},
                   folder / "adapter.safetensors")  # fmt: skip
         progress = {"step": 4, "first_loss": 3.0, "last_loss": 2.0, "eval_loss": 2.5}
-        (folder / "state.json").write_text(json.dumps({"progress": progress}))
+        origin = {"data_hash": "d", "evaluated": {"rows": 4, "hash": "h"}}
+        (folder / "state.json").write_text(json.dumps({"progress": progress, "origin": origin}))
     return base, adapter
 
 
@@ -141,6 +142,7 @@ def test_a_promoted_checkpoint_is_the_runs_adapter_and_the_old_one_stays(home, r
     assert describe(home.run(7) / BEFORE).method == "lora"
     list(PromoteRequest(checkpoint="7@4").perform(home))
     assert describe(old).forgetting is None  # not measured again
+    assert describe(old).section("data", "evaluated")["hash"] == "h"
 
 
 def test_a_promotion_that_cannot_be_is_refused_before_it_is_queued(home, run):

@@ -172,6 +172,13 @@ def test_a_stop_and_a_resume_change_not_one_bit(loss, tmp_path, monkeypatch):
     assert but_for_pace(straight) == but_for_pace(first + rest)
 
 
+def test_what_was_evaluated_includes_the_verdicts():
+    rows, others = pairs(judged=True), pairs(judged=True)
+    others.validation[0].good = not others.validation[0].good
+    one, other = (make_session(own, train={"loss": "kto"}).origin for own in (rows, others))
+    assert one.evaluated["hash"] != other.evaluated["hash"]
+
+
 def test_kto_compares_with_answers_to_other_prompts():
     rows = pairs(judged=True)
     for row in rows.train:

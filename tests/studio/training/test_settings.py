@@ -202,4 +202,8 @@ def test_a_passport_tells_which_rows_its_held_out_loss_is_of(session, tmp_path):
     first = evaluated("one")
     assert first["rows"] == 4 and evaluated("another") == first
     assert evaluated("of others", make_rows(seed=1))["hash"] != first["hash"]
+    weighed = make_rows()
+    for row in weighed.validation:
+        row.weights = np.full(len(row.labels), 0.5, np.float32)
+    assert evaluated("weighed", weighed)["hash"] != first["hash"]
     assert evaluated("never", eval_steps=-1) == {}
