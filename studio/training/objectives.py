@@ -209,8 +209,8 @@ def reward_scores(args: TrainArgs) -> list[tuple[float, Scorer]]:
 def no_held_out_rows() -> SpecError:
     """Return the error of a search for the learning rate that has no loss to compare."""
     return SpecError(
-        "train.find_learning_rate compares held-out losses, but no row is held out: set "
-        "data.validation_fraction, or the learning rate by hand.",
+        "train.find_learning_rate compares held-out losses, but no row is held out: "
+        "raise data.validation_fraction, add rows, or set the learning rate by hand.",
         field="train.find_learning_rate",
     )
 

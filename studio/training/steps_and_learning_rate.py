@@ -138,8 +138,8 @@ def learning_rate(args: TrainArgs, method: Method, hidden_size: int) -> float:
     Losses of preferences take a fraction of it, since small changes of probabilities suffice.
     """
     if args.learning_rate == "auto":
-        share = LEARNING_RATES[args.loss] * (LION_SHARE if args.optim == "lion" else 1.0)
-        return lr_for(method, hidden_size) * share
+        rate = lr_for(method, hidden_size) * LEARNING_RATES[args.loss]
+        return rate * (LION_SHARE if args.optim == "lion" else 1.0)
     return float(args.learning_rate)
 
 

@@ -103,7 +103,7 @@ class Machine:
         return float(loss.detach())
 
     def seconds(self, work: Callable[[], object], times: int = TIMES) -> float:
-        """Return how long a call takes, the first ones aside."""
+        """Return how long a call takes: the shortest mean of some rounds, the first ones aside."""
         from studio.training.kernel_check import milliseconds
 
         return milliseconds(work, self.device, times) / 1e3
