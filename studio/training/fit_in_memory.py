@@ -1,4 +1,4 @@
-"""Fit a run into memory: what fits, remedies in order, and the errors that call for them.
+"""Fit a run into memory: what fits, remedies in order, and the automatic retry.
 
 `fits` estimates full, LoRA and QLoRA training from a configuration alone, without torch: one row a
 step of each length, all of it trained, the least that such a run needs. Without a configuration the
@@ -7,16 +7,12 @@ sizes of a usual decoder with as many parameters are taken.
 `studio refit`, the page, error texts, "make it fit" and the automatic retry all use this list.
 Remedies that keep the result come first; the effective batch size never changes. Precision and
 quantization change the result a little: they are offered, but not applied by the automatic retry.
-
-`explain_errors` turns the many ways in which libraries report a full disk or device into
-`studio.errors`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache
 from importlib.util import find_spec
@@ -24,18 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from studio import hardware
-from studio.errors import (
-    DeviceLost,
-    DiskFull,
-    InputError,
-    OutOfMemory,
-    SpecError,
-    StudioError,
-    WeightsTooLarge,
-    is_disk_full,
-    is_out_of_memory,
-    nearest,
-)
+from studio.errors import InputError, OutOfMemory, SpecError, WeightsTooLarge, nearest
 from studio.home import Home
 from studio.methods import capabilities
 from studio.models.find_model import ModelFacts, facts_of_config, text_part
@@ -360,69 +345,3 @@ def make_it_fit(
                 "choose a smaller model."
             )
         changes |= more
-
-
-DEVICE_WORDS = (
-    "cuda error", "cuda driver", "cublas_status", "cudnn_status", "nccl error", "hip error",
-    "mps backend",
-)  # fmt: skip
-# Faults of an installation: a retry on the same device cannot help.
-DEVICE_FAULTS = (
-    (("no kernel image", "no kernel image is available"),
-     "The installed torch has no kernels for this GPU. `studio doctor` names the build it needs."),
-    (("driver version is insufficient", "driver on your system is too old"),
-     "The GPU's driver is too old for the installed torch. `studio doctor` names what to install."),
-    (("device-side assert", "assertion `t >= 0"),
-     "A number outside its range reached the GPU, such as a token beyond the vocabulary. Run once "
-     "with train.device=cpu: its error names the place."),
-    (("mps framework doesn't support", "not currently implemented for the mps device",
-      "not implemented for 'mps'"),
-     "The Apple GPU lacks an operation of this model. Use train.device=cpu."),
-    (("compiled without gpu support", "libbitsandbytes", "bitsandbytes library"),
-     "bitsandbytes has no library for this GPU. Set model.quantization=none, or install the "
-     "bitsandbytes build for this version of CUDA."),
-)  # fmt: skip
-
-
-@contextlib.contextmanager
-def explain_errors(spec: RunSpec, where: Callable[[], str]) -> Iterator[None]:
-    """Turn errors of a full or lost device or disk into `StudioError`s.
-
-    `where` returns the moment, such as "at step 3".
-
-    Raises:
-        OutOfMemory: Names the settings that make the run fit.
-        DiskFull: The disk is full; what was saved before is intact.
-        DeviceLost: A device failed; what was saved before is intact.
-    """
-    try:
-        yield
-    except StudioError:
-        raise
-    except Exception as error:
-        text = str(error).lower()
-        if is_out_of_memory(error):
-            raise OutOfMemory(f"Out of memory {where()}. {advice(spec)}") from error
-        if is_disk_full(error):
-            raise DiskFull(
-                f"The disk is full {where()}. Free some space and resume; what was saved before "
-                "is intact."
-            ) from error
-        for words, sentence in DEVICE_FAULTS:
-            if any(word in text for word in words):
-                raise DeviceLost(f"{sentence} It stopped {where()}.") from error
-        if any(word in text for word in DEVICE_WORDS):
-            raise DeviceLost(
-                f"The device failed or disappeared {where()} ({text.splitlines()[0][:120]}). Check "
-                "that the driver still lists it, then resume; the last checkpoint is intact."
-            ) from error
-        raise
-
-
-def advice(spec: RunSpec) -> str:
-    """Return a sentence with the remedies of a run, those that keep the result first."""
-    ways = []
-    for remedy in remedies(spec):
-        values = (f"{name}={str(v).lower()}" for name, v in remedy.changes.items())
-        ways.append(" with ".join(values) + (" (same result)" if remedy.same_result else ""))
-    return f"Try {', or '.join(ways)}." if ways else "Choose a smaller model."

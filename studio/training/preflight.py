@@ -23,7 +23,7 @@ from studio.training.estimate_memory_and_time import (
     slowdown,
     step_flops,
 )
-from studio.training.fit_in_memory import explain_errors
+from studio.training.explain_errors import explain_errors
 from studio.training.sizes_for_estimates import MOST_STEPS, read_shape
 from studio.training.starting_point import base_model, chosen_device, emulated_slowdown
 from studio.training.training_events import Event, Finished, Loading

@@ -42,7 +42,8 @@ from studio.training.distributed import (
     shard_base,
     train_distributed,
 )
-from studio.training.fit_in_memory import explain_errors, retry_changes, retry_text
+from studio.training.explain_errors import explain_errors
+from studio.training.fit_in_memory import retry_changes, retry_text
 from studio.training.grpo_rollouts import Rollouts
 from studio.training.optimizer import make_optimizer
 from studio.training.preference_loss import Preference

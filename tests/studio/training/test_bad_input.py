@@ -18,7 +18,7 @@ from studio.models.loading import tokenizer_at
 from studio.spec import DataSource, RunSpec
 from studio.starter import MODEL_DIR
 from studio.training import checkpoint, objectives, training_loop
-from studio.training.fit_in_memory import explain_errors
+from studio.training.explain_errors import explain_errors
 from studio.training.optimizer import _MAKERS
 from studio.training.training_session import Session
 from tests.studio.training.conftest import run_all

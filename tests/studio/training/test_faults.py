@@ -15,7 +15,7 @@ from studio.errors import DataError, DeviceLost, DiskFull, Diverged, OutOfMemory
 from studio.home import is_whole
 from studio.spec import RunSpec
 from studio.training import checkpoint
-from studio.training.fit_in_memory import advice, explain_errors
+from studio.training.explain_errors import advice, explain_errors
 from studio.training.loss import loss_sum
 from studio.training.training_events import Saved, Step
 from tests.studio.training.conftest import make_rows, run_all

@@ -17,6 +17,7 @@ from studio.spec import ModelSource, RunSpec
 from studio.starter import MODEL_DIR
 from studio.training import fit_in_memory, train_run
 from studio.training import fit_in_memory as room
+from studio.training.explain_errors import explain_errors
 from studio.training.fit_in_memory import pick, remedies, runs_on_gpu
 from studio.training.sizes_for_estimates import shape_of
 
@@ -106,7 +107,7 @@ def test_a_rank_on_a_card_of_its_own_has_the_remedies_of_its_run(monkeypatch):
     )
     assert "sharing" in [one.name for one in remedies(rank)]
     with pytest.raises(OutOfMemory, match="Out of memory at step 3") as error:
-        with fit_in_memory.explain_errors(rank, lambda: "at step 3"):
+        with explain_errors(rank, lambda: "at step 3"):
             raise MemoryError
     assert (fit_in_memory.retry_changes(rank, error.value) or {})[
         "train.per_device_train_batch_size"
