@@ -99,7 +99,10 @@ def import_adapter(
             "name": target.name, "imported_from": source, "imported": now,
         }  # fmt: skip
         if model is not None:
-            passport["base"] = {"path": model.path, "fingerprint": facts(model).fingerprint}
+            passport["base"] = {
+                "path": model.path, "revision": model.revision,
+                "fingerprint": facts(model).fingerprint,
+            }  # fmt: skip
         write_passport(temporary, passport)
     return describe(target, source="library")
 

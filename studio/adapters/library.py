@@ -74,8 +74,9 @@ class StoredAdapter:
     @property
     def base_revision(self) -> str:
         """Return the revision of the base on the hub; empty for its newest."""
-        model = {**self.section("spec", "model"), **self.section("base")}
-        return str(model.get("revision") or "")
+        model, base = self.section("spec", "model"), self.section("base")
+        is_same = base.get("path", model.get("path")) == model.get("path")  # an import may set it
+        return str(({**model, **base} if is_same else base).get("revision") or "")
 
     @property
     def chat_template(self) -> str:

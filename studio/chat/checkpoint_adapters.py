@@ -17,6 +17,7 @@ from studio.chat.lanes import LaneSettings
 from studio.errors import AdapterError, StudioError, nearest
 from studio.fields import read_yaml
 from studio.home import Home, is_whole
+from studio.models.quantization import BITS
 from studio.spec import ModelSource, RunSpec
 
 if TYPE_CHECKING:
@@ -91,16 +92,19 @@ def steps_of(home: Home, run: int) -> list[int]:
 def trained_on(home: Home, name: str) -> ModelSource:
     """Return the base that an adapter or checkpoint was trained on, as far as it is known.
 
+    A quantization that is none of ours, of an imported passport, counts as none.
+
     Raises:
         StudioError: There is no such adapter, or its passport is invalid.
     """
     if checkpoint := find_if_named(home, name):
         return checkpoint.spec.model
     found = library.describe(library.resolve(home, name))
-    quantization = found.section("model").get("quantization") or "none"
-    return ModelSource.parse(
-        {"path": found.base, "revision": found.base_revision, "quantization": quantization}
-    )
+    kind = str(found.section("spec", "model").get("quantization"))
+    return ModelSource.parse({
+        "path": found.base, "revision": found.base_revision,
+        "quantization": kind if kind in BITS else "none",
+    })  # fmt: skip
 
 
 def base_of_lane(home: Home, lane: LaneSettings) -> ModelSource:

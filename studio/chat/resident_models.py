@@ -3,7 +3,7 @@
 A base is loaded once for all its adapters; an adapter is loaded when a lane names it and again when
 its files have changed. What cannot be loaded fails its own lane only. When memory is short, the
 least recently used base is dropped. On a GPU a base is loaded in 4 bits if all adapters of its
-lanes were trained so: what fits for training fits for chat.
+lanes were trained so and bitsandbytes is there: what fits for training fits for chat.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from studio.chat.lanes import ActiveStack, Delta, Lane
 from studio.errors import AdapterError, ChatError, OutOfMemory, StudioError
 from studio.home import Home
 from studio.models.find_model import ModelFacts, facts
-from studio.models.quantization import QUANTISED_BYTES
+from studio.models.quantization import QUANTISED_BYTES, can_quantise
 from studio.names import readable
 from studio.spec import ModelSource
 
@@ -159,7 +159,7 @@ class ResidentModels:
             checkpoint_adapters.trained_on(self._home, part.name).quantization
             for lane in lanes for part in lane.stack
         }  # fmt: skip
-        alike = device.type != "cpu" and len(trained) == 1
+        alike = device.type != "cpu" and len(trained) == 1 and can_quantise()
         quantization = str(trained.pop()) if alike else "none"
         width = 4 if dtype == "float32" else 2
         per_parameter = QUANTISED_BYTES.get(quantization, width)

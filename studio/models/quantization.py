@@ -248,13 +248,18 @@ def _bitsandbytes(packed: Any, state: dict[str, Tensor]) -> Tensor:
 # -- quantising while loading ----------------------------------------------------------------------
 
 
+def can_quantise() -> bool:
+    """Return True if the package that quantises plain weights is installed."""
+    return find_spec("bitsandbytes") is not None
+
+
 def quantising_options(kind: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Return what `from_pretrained` needs to load weights in `nf4` or `int8`.
 
     Raises:
         ModelError: bitsandbytes is not installed.
     """
-    if find_spec("bitsandbytes") is None:
+    if not can_quantise():
         raise ModelError(
             f"model.quantization is {kind}, which needs bitsandbytes: `pip install bitsandbytes`, "
             "or choose none."

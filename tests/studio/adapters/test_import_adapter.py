@@ -1,5 +1,6 @@
 """Adapters in and out of the library."""
 
+import json
 import os
 import pickle
 
@@ -70,8 +71,11 @@ def test_a_mismatch_with_the_chosen_base_is_explained_and_nothing_is_kept(
 
 def test_the_right_base_is_remembered(home, peft_folder, tmp_path):
     base = tiny_folder(tmp_path / "llama")
+    spec = {"model": {"path": str(base), "revision": "v1", "quantization": "nf4"}}
+    (peft_folder / "passport.json").write_text(json.dumps({"spec": spec}))
     found = import_adapter(home, str(peft_folder), model=ModelSource(path=str(base)))
     assert found.base == str(base) and found.base_fingerprint
+    assert found.base_revision == ""  # the one that it was checked on
 
 
 def test_unsafe_folders_are_refused(home, peft_folder, tmp_path):

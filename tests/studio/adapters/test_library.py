@@ -65,6 +65,12 @@ def test_the_base_of_a_stack_is_the_revision_that_its_adapter_was_trained_on(hom
     assert base_of(chosen, stack) == chosen
 
 
+def test_an_adapter_on_another_base_has_no_revision_of_the_old_one(home):
+    spec = {"model": {"path": "some/base", "revision": "v1"}}
+    moved = make_adapter(home.adapters / "own", spec=spec, base={"path": "other/base"})
+    assert (describe(moved).base, describe(moved).base_revision) == ("other/base", "")
+
+
 def test_adapters_are_found_by_path_name_and_run(home, tmp_path):
     run = make_adapter(home.runs / "3" / "adapter", name="Pirate talk")
     own = make_adapter(home.adapters / "mixed")

@@ -10,7 +10,7 @@ import torch
 
 from studio import hardware
 from studio.adapter_stack import StackItem
-from studio.chat import checkpoint_adapters, resident_models
+from studio.chat import resident_models
 from studio.chat.lanes import Lane, Sampling
 from studio.chat.resident_models import ResidentModels
 from studio.errors import OutOfMemory
@@ -77,20 +77,27 @@ def test_a_base_counts_the_bytes_that_it_loads(
 
 
 def test_a_base_of_adapters_trained_in_4_bits_is_loaded_in_4_bits_on_a_gpu(home, gpu, monkeypatch):
-    """8B: 4.5 GB instead of 16."""
+    """8B: 4.5 GB instead of 16. Without bitsandbytes, or with a value not ours: 16 bit."""
+    for name, kind in (("q", "nf4"), ("plain", "none"), ("theirs", "int4")):
+        spec = {"model": {"path": STARTER, "quantization": kind}}
+        put_adapter(home.adapters / name, name, spec=spec)
     model_of(8, monkeypatch)
     gpu["free"] = 6 * GIB
     models = ResidentModels(home, device="cuda:0")
     monkeypatch.setattr(models, "_with_adapters", lambda *_: iter(()))
-    monkeypatch.setattr(models, "_completed", lambda lane: lane)  # there is no adapter "q"
-    monkeypatch.setattr(checkpoint_adapters, "trained_on", lambda _, name: ModelSource(
-        quantization="nf4" if name == "q" else "none"
-    ))  # fmt: skip
     monkeypatch.setattr(resident_models, "_renumbered", lambda *_: iter(()))
     notes = [delta.note for delta in ask(models, "q")]
     assert gpu["loaded"] == ("nf4", "cuda:0")
     assert any("nf4" in note for note in notes)
     assert isinstance(ask(models, "q", "plain")[-1].error, OutOfMemory)
+    gpu["free"] = 24 * GIB
+    ask(models, "theirs")
+    assert gpu["loaded"] == ("none", "cuda:0")
+    models.release()
+    gpu.pop("loaded")
+    monkeypatch.setattr(resident_models, "can_quantise", lambda: False)
+    ask(models, "q")
+    assert gpu["loaded"] == ("none", "cuda:0")
 
 
 def test_a_base_that_is_dropped_returns_its_memory_before_the_next_is_counted(
