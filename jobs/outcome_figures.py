@@ -5,6 +5,7 @@ there is room for one.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from studio.evaluation.html_and_csv_exports import say, text_of
@@ -17,8 +18,14 @@ FIGURES = {
 
 
 def figures(kind: str, found: Outcome) -> list[Pair]:
-    """Return the figures of an outcome; none for a kind of job that has no layout here."""
-    return list(KINDS[kind](found)) if kind in KINDS else []
+    """Return the figures of an outcome; none for a kind of job that has no layout here.
+
+    The files lie in folders of the user: where a figure is missing, those before it are returned.
+    """
+    pairs: list[Pair] = []
+    with suppress(KeyError, TypeError, ValueError, AttributeError):
+        pairs.extend(KINDS[kind](found) if kind in KINDS else ())
+    return pairs
 
 
 def _evaluated(found: Outcome) -> Iterator[Pair]:
@@ -82,7 +89,7 @@ def _mixed(found: Outcome) -> Iterator[Pair]:
     if found.get("how"):
         exact = say("exactly the weighted sum, by concatenation")
         yield say("How"), exact if found["how"] == "concatenate" else found["how"].upper()
-        yield say("Difference from the weighted sum"), f"{100 * found['error']:.2g}%"
+        yield say("Difference from the weighted sum"), _digits(100 * found["error"], 2) + "%"
 
 
 def _judged(found: Outcome) -> Iterator[Pair]:
@@ -101,6 +108,12 @@ def _share(found: Outcome) -> str:
         return "–"
     low, high = found["low"], found["high"]
     return say(f"{found['count']:g} of {found['of']} (95 %: {low:.0%} to {high:.0%})")
+
+
+def _digits(number: float, count: int, sign: str = "") -> str:
+    """Return a number with so many digits; a larger one whole, not with an exponent."""
+    is_long = abs(number) >= 10**count - 0.5
+    return f"{number:{sign}.0f}" if is_long else f"{number:{sign}.{count}g}"
 
 
 def _percent(share: float | None) -> str:
@@ -123,10 +136,12 @@ def task_table(report: Outcome) -> tuple[list[str], list[list[str]], str]:
 
     def cell(row: Outcome, place: int) -> str:
         error, gap = row["errors"][place], row["differences"][place]
-        words = text_of(row["values"][place]) + ("" if error is None else f" ± {error:.2g}")
+        words = text_of(row["values"][place])
+        words += "" if error is None else f" ± {_digits(error, 2)}"
         if gap is None:
             return words
-        return say(f"{words} ({gap[0]:+.3g}, {gap[1]:+.3g} to {gap[2]:+.3g})")
+        mean, low, high = (_digits(one, 3, "+") for one in gap)
+        return say(f"{words} ({mean}, {low} to {high})")
 
     names = report["names"]
     head = [say("Task"), say("Figure"), say("Documents"), *names]

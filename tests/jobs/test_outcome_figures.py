@@ -44,6 +44,16 @@ def test_a_mix_says_if_it_is_the_weighted_sum_or_how_it_was_cut():
         ("How", "TIES"), ("Difference from the weighted sum", "3.1%"),
     ]  # fmt: skip
     assert figures("mix", {"adapter": None}) == []  # it was deleted
+    for error, words in ((1.21, "121%"), (0.996, "100%"), (0.99, "99%")):
+        assert figures("mix", {"how": "dare", "error": error})[1][1] == words
+
+
+def test_a_file_that_lacks_figures_shows_those_that_it_has():
+    compared = {"max_error": 2e-5, "tolerance": 1e-4, "tokens_changed": 1, "tokens_compared": 9}
+    assert len(figures("merge", {"certificate": compared})) == 2
+    assert figures("merge", {"certificate": {"max_error": 2e-5}}) == []
+    assert figures("mix", {"how": "ties", "error": None}) == [("How", "TIES")]
+    assert figures("evaluate", {}) == []
 
 
 def test_a_judge_is_measured_by_shares_in_the_language_of_the_reader():
@@ -67,5 +77,7 @@ def test_standard_tasks_have_a_column_per_lane_with_the_difference_from_the_firs
     head, rows, note = task_table({"names": ["base", "mine"], "tasks": [row]})
     assert head == ["Task", "Figure", "Documents", "base", "mine"]
     assert rows == [["sums", "acc", "4", "0.5 ± 0.1", "0.75 (+0.25, -0.1 to +0.6)"]]
+    long = row | {"differences": [None, [1234.5, -1000.0, 4000.0]]}
+    assert "(+1234, -1000 to +4000)" in task_table({"names": ["a", "b"], "tasks": [long]})[1][0][4]
     assert note.endswith("In brackets: the difference from base, with its 95 % interval.")
     assert figures("tasks", {"tasks": [row]}) == [("sums: acc", "0.5, 0.75")]
