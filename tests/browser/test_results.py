@@ -46,7 +46,8 @@ def test_a_number_is_measured_sorted_pinned_and_opened(page, studio):
         page.get_by_label("Save Results").click()
         page.get_by_role("button", name="CSV").click()
     lines = download.value.path().read_text().splitlines()
-    assert lines[0].startswith("Adapter,Method") and len(lines) == 3
+    assert lines[0].startswith("Adapter,Method,Trained on,Base,") and len(lines) == 3
+    assert "Bytes" in lines[0]  # hidden on the page only
     rows.filter(has_text="gains").get_by_role("link").nth(1).click()
     expect(page).to_have_url(re.compile("/runs.*run="))
 

@@ -95,9 +95,9 @@ test('all are told again once a minute, and what ended is trained only if it tra
   const ended = [];
   context.mock.method(Date, 'now', () => now);
   globalThis.fetch = async () => { polls += 1; return { ok: true, status: news ? 200 : 204, json: async () => news }; };
-  const poll = async (jobs) => {
+  const poll = async (jobs, removed = []) => {
     const before = polls;
-    news = jobs && { jobs: { digest: 'b', whole: false, removed: [], queue: {}, items: jobs } };
+    news = jobs && { jobs: { digest: 'b', whole: false, removed, queue: {}, items: jobs } };
     poke();
     while (polls === before) await soon();
     await soon();
@@ -117,7 +117,8 @@ test('all are told again once a minute, and what ended is trained only if it tra
   await poll(jobs('succeeded'));
   assert.deepEqual(shown, ['train is trained', 'import is done']);
   await poll([{ id: 20, state: 'succeeded', tags: ['good'] }, { id: 30, state: 'failed' }]); // 30 was never seen alive
-  assert.deepEqual(ended, ['20,21', '30']);
+  await poll([], [20]);
+  assert.deepEqual(ended, ['20,21', '30', '20'], 'what was deleted is told too');
 });
 
 const { Detail } = await import('../../ui/assets/runs/run.js');

@@ -60,6 +60,19 @@ test('the values of a ranked table are numbers, each spread in a column of its o
     ['b', 2, undefined, 2 ** 20], ['c', '']]);
 });
 
+test('the files of Results have every column, the base and empty ones too', async () => {
+  const defined = new Map();
+  customElements.define = (name, page) => defined.set(name, page);
+  await import('../../ui/assets/results/results.js');
+  const page = Object.create(defined.get('studio-results').prototype);
+  Object.assign(page, { table: { order: 'Bytes', falls: true }, pins: new Set(), found: { columns: [
+    { key: 'size_bytes', title: 'Bytes' }, { key: 'win_rate', title: 'Win rate' }] } });
+  const row = { key: 'a', name: 'a', id: '', method: 'LoRA', base: 'one', data: '', best: [], size_bytes: 7 };
+  assert.deepEqual(page.whole([row, { ...row, key: 'b', base: 'two', size_bytes: 9 }]).values(), [
+    ['Adapter', 'Method', 'Trained on', 'Base', 'Bytes', 'Win rate'], ['a', 'LoRA', null, 'two', 9, undefined],
+    ['a', 'LoRA', null, 'one', 7, undefined]]);
+});
+
 test('a Markdown table aligns numbers and keeps bars inside their cell', () => {
   assert.equal(markdown([['Run', 'Loss'], ['a|b', '0.25'], ['c', '–']]),
     '| Run | Loss |\n| --- | ---: |\n| a\\|b | 0.25 |\n| c | – |\n');

@@ -15,7 +15,7 @@ const METHOD = { title: t`Method`, value: (row) => row.title,
 function figure({ key, unit, ...own }) {
   const spread = (row) => row[`${key}_interval`], show = OWN[key] ?? ((row) => (FORMATS[unit] ?? number)(row[key]));
   return { ...own, spread, value: (row) => row[key], show: (row) => (row[key] == null ? '–'
-    : spread(row) ? `${show(row)} ±\u202f${number(spread(row), 2)}` : show(row)) };
+    : spread(row) ? [show(row), ` ±\u202f${number(spread(row), 2)}`] : show(row)) };
 }
 
 /** The result table of one bake-off; it fills as its runs end. `closed` is called by its Close button. */
@@ -62,7 +62,7 @@ export class Results {
       h('span.s-quiet', ended.length < rows.length ? t`${ended.length} of ${rows.length} trained` : ''),
       h('span.s-actions', h('a.s-button', {
         href: `/runs?run=${rows.flatMap((row) => row.runs).join()}` },
-        t`Overlay the curves`), takeTable(t`Bake-off ${this.name}`, this.table),
+        t`Overlay the curves`), takeTable(t`Bake-off ${this.name}`, () => this.table),
       this.closed && button(t`Close`, () => this.closed()))),
     this.table.element, scatter(points, { x: t`Held-out loss (learned)`, y: t`KL from the base (forgot)` }),
     asked.length ? h('details.s-bin', h('summary', t`Sample answers`), asked.map((prompt, place) => [

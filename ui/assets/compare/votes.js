@@ -102,9 +102,12 @@ function choice(label, key, act) {
     'aria-keyshortcuts': key, title: t`The key ${key} does the same` });
 }
 
+/** The server refuses a time without a day. */
+const dayOf = (words, days = 0) => (/^\d{4}/.test(words) ? instant(words, Date.now(), days) : words);
+
 /** Ask which votes or conversations become a dataset, and open it on the Data page. */
 export const makeDataset = (values, lanes = []) => askAction('data.votes', { values,
-  sent: ({ since, until, ...own }) => ({ ...own, since: instant(since), until: instant(until, Date.now(), 1) }),
+  sent: ({ since, until, ...own }) => ({ ...own, since: dayOf(since), until: dayOf(until, 1) }),
   choices: lanes.length ? { lane: [['', t`any lane`], ...lanes.map((lane) => [lane, laneName(parseLane(lane))])] } : {},
   done: ({ name }) => { go(`/data?name=${name}`); } });
 

@@ -313,8 +313,8 @@ export function fill(track, share, waiting = false) {
 export const tabs = (entries, picked, props = {}) => h('div.s-tabs', { role: 'tablist',
   onkeydown: ({ key, target }) => {
     const next = { ArrowLeft: target.previousSibling, ArrowRight: target.nextSibling }[key];
-    next?.focus();
     next?.click();
+    next?.focus(); // last: what opens may take the focus
   } }, entries.map(([id, label]) => h('button', { role: 'tab', id: `tab-${id}`, 'data-view': id, ...props,
   onclick: () => picked(id) }, label)));
 

@@ -16,7 +16,7 @@ let answered = null; // the selection that the last answer was asked with
 
 /** Subscribe `{element, runs: () => [ids], names: () => [...], detail: () => [id, view, digest shown], ...}`.
  *  Callbacks: onJobs(jobs, supervised, queue, whether the selected ones are all there), onEnded(the jobs that have
- *  ended since), onMetrics(series), onDetail(detail), onLink(ok). */
+ *  ended or gone since), onMetrics(series), onDetail(detail), onLink(ok). */
 export function subscribe(subscriber) {
   subscribers.add(subscriber);
   if (state.digest) tell(subscriber);
@@ -104,7 +104,10 @@ function take(news, asked) {
     const before = new Map(state.jobs.map((job) => [job.id, job])), jobs = new Map(whole ? [] : before);
     for (const job of items) { notify(before.get(job.id), job); jobs.set(job.id, job); }
     for (const id of removed) jobs.delete(id);
-    if (state.digest) ended = items.filter((job) => !isLive(job) && isLive(before.get(job.id) ?? { state: 'queued' }));
+    if (state.digest) {
+      ended = [...items.filter((job) => !isLive(job) && isLive(before.get(job.id) ?? { state: 'queued' })),
+        ...[...before.values()].filter(({ id }) => !jobs.has(id))];
+    }
     Object.assign(state, { digest, supervised, queue, jobs: [...jobs.values()].sort((a, b) => b.id - a.id) });
   }
   const more = asked !== answered;

@@ -116,7 +116,7 @@ export const heatTable = (corner, columns, rows, cell, kind = '') => scrolling(t
   { class: `s-heat ${kind}` }));
 
 const tinted = (found) => (found ? h('td', { style: `--share:${(100 * found.share).toFixed(1)}%`,
-  'data-dark': found.share > 0.55, title: found.title }, found.words) : h('td'));
+  'data-dark': found.share > 0.55, title: found.title }, found.words) : h('td', '–'));
 
 const MOST_LABELS = 12, MOST_CONFUSIONS = 20;
 

@@ -6,18 +6,18 @@ import { resolved, svg, takeAway, tick } from './take_away.js';
 
 /** `columns`: {title, hint, value(row), spread(row), show(row), best: 'min' | 'max', first(row): marked as best,
  *  words: true for text}; `rest(row)` fills the columns after the first of a row that has no values; rows for which
- *  `first(row)` holds stay on top. The order survives a new `draw(rows)`. */
+ *  `first(row)` holds stay on top; `empty` keeps columns without values. The order survives a new `draw(rows)`. */
 export class RankedTable {
   constructor(columns, { rest = () => null, first = () => false, order = null, falls = false,
-    onSort = () => {} } = {}) {
-    Object.assign(this, { columns, rest, first, order, falls, onSort });
+    empty = false, onSort = () => {} } = {}) {
+    Object.assign(this, { columns, rest, first, order, falls, empty, onSort });
     this.element = h('div.s-scroll', { tabindex: '0', role: 'group', label: t`Table` });
   }
 
   draw(rows) {
     this.rows = rows;
     const { columns } = this, full = rows.filter((row) => !this.rest(row));
-    const shown = columns.filter((column, i) => !i || full.some((row) => column.value(row) != null));
+    const shown = columns.filter((column, i) => !i || this.empty || full.some((row) => column.value(row) != null));
     const best = new Map(shown.filter((one) => one.best).map((one) => {
       const values = full.map(one.value).filter((value) => value != null);
       return [one, values.length > 1 ? Math[one.best](...values) : null];

@@ -42,9 +42,9 @@ async function saveTable(title, element) {
   save(await png(made), `${fileName(title)}.png`);
 }
 
-/** The menu of a `RankedTable`: its CSV has the values, the rest is as shown. */
-export const takeTable = (title, ranked) => taken(title, () => saveTable(title, ranked.element),
-  () => cells(ranked.element), () => ranked.values());
+/** The menu of the `RankedTable` that `ranked()` returns: its CSV has the values, the rest is as shown. */
+export const takeTable = (title, ranked) => taken(title, () => saveTable(title, ranked().element),
+  () => cells(ranked().element), () => ranked().values());
 
 export const cells = (table) => [...table.querySelectorAll('tr')].map((row) => [...row.children]
   .flatMap((cell) => [cell.textContent.replace(/^[☆★]| [↑↓]$/g, ''), ...Array(cell.colSpan - 1).fill('')]));

@@ -65,7 +65,7 @@ class ResultsPage extends Page {
       first: (row) => this.pins.has(row.key), onSort: (order) => remember({ order }),
     });
     this.table.draw(shown);
-    redraw(this.take, takeTable(t`Results`, this.table));
+    redraw(this.take, takeTable(t`Results`, () => this.whole(shown)));
     const adapters = shown.filter((row) => row.lacks), missing = adapters.filter((row) => row.lacks.length);
     const points = adapters.filter((row) => !row.lacks.length).map((row) => ({ x: row[LEARNED], y: row[FORGOT],
       few: row.few, label: row.few ? t`${row.name} (${row.few} held-out rows)` : row.name }));
@@ -78,6 +78,15 @@ class ResultsPage extends Page {
         : scatter(points, { x: t`Held-out loss`, y: t`Forgetting (KL)` }),
       missing.length > 0 && quiet(t`Not drawn: ${missing.map((row) => `${row.name} (${row.lacks.join(', ')})`)
         .join('; ')}.`)));
+  }
+
+  /** The table that files have: rows as shown, with every column. */
+  whole(rows) {
+    const { order, falls } = this.table, base = { title: t`Base`, words: true, value: (row) => row.base };
+    const table = new RankedTable([...this.own(true), base, ...this.found.columns.map(figure)],
+      { order, falls, empty: true, first: (row) => this.pins.has(row.key) });
+    table.draw(rows);
+    return table;
   }
 
   /** The columns that name a row. */

@@ -57,7 +57,7 @@ export function instant(words, now = Date.now(), days = 0) {
   const [, day, time] = /^(\d{4}-\d\d-\d\d)?[ T]*(\d{1,2}:\d\d)?$/.exec(words) ?? [];
   if (!day && !time) return words;
   const at = new Date(`${day ?? localTime(now / 1000).slice(0, 10)}T${(time ?? '00:00').padStart(5, '0')}`);
-  if (Number.isNaN(at.getTime())) return words;
+  if (Number.isNaN(at.getTime()) || (day && localTime(at / 1000).slice(0, 10) !== day)) return words; // 02-31
   if (!day && at <= now) at.setDate(at.getDate() + 1);
   if (!time) at.setDate(at.getDate() + days);
   return at.toISOString();

@@ -37,7 +37,7 @@ export class Detail {
     this.remarks = h('p.s-remarks', { hidden: true });
     this.failure = h('div.s-failure', { role: 'alert', hidden: true });
     this.outcome = new JobOutcome();
-    this.figures = figures(Array(6).fill(['', '']));
+    this.figures = figures([]);
     this.reading = new Reading();
     this.sources = h('details.s-same', { hidden: true, open: true, testid: 'sources' });
     this.group_ = h('details.s-same', { hidden: true, open: true, testid: 'group' });
@@ -187,6 +187,7 @@ export class Detail {
       [t`Trainable`, compact(job.trainable_parameters), job.total_parameters
         ? `${number((100 * job.trainable_parameters) / job.total_parameters, 2)}\u202f%` : ''],
     ];
+    if (!this.figures.firstChild) this.figures.append(...figures(shown).children);
     shown.forEach(([name, value, note], i) => {
       const [title, { children: [main, aside] }] = this.figures.children[i].children;
       text(title, name);
