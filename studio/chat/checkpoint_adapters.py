@@ -89,7 +89,7 @@ def steps_of(home: Home, run: int) -> list[int]:
     return sorted(int(name[5:]) for name in names if name[5:].isdecimal())
 
 
-def trained_on(home: Home, name: str) -> ModelSource:
+def base_of_adapter(home: Home, name: str) -> ModelSource:
     """Return the base that an adapter or checkpoint was trained on, as far as it is known.
 
     A quantization that is none of ours, of an imported passport, counts as none.
@@ -113,7 +113,7 @@ def base_of_lane(home: Home, lane: LaneSettings) -> ModelSource:
     Raises:
         StudioError: One of its adapters is missing.
     """
-    trained = [trained_on(home, part.name) for part in lane.stack]
+    trained = [base_of_adapter(home, part.name) for part in lane.stack]
     pinned = [one.revision for one in trained if one.path == lane.model and one.revision]
     return ModelSource(path=lane.model, revision=pinned[0] if pinned else "")
 

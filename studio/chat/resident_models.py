@@ -156,7 +156,7 @@ class ResidentModels:
         device = torch_device(self._device())
         dtype = str(dtype_for("auto", device)).removeprefix("torch.")
         trained = {
-            checkpoint_adapters.trained_on(self._home, part.name).quantization
+            checkpoint_adapters.base_of_adapter(self._home, part.name).quantization
             for lane in lanes for part in lane.stack
         }  # fmt: skip
         alike = device.type != "cpu" and len(trained) == 1 and can_quantise()

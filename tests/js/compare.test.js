@@ -5,6 +5,7 @@ import { test } from 'node:test';
 const { Conversation, correct } = await import('../../ui/assets/compare/conversation.js');
 const { runOf, Tabs } = await import('../../ui/assets/compare/tabs.js');
 const { tabs } = await import('../../ui/assets/core/dom.js');
+const { heatTable } = await import('../../ui/assets/core/outcome.js');
 const { Votes } = await import('../../ui/assets/compare/votes.js');
 
 const settings = { system: '', sampling: { seed: 0 } };
@@ -34,6 +35,10 @@ test('an arrow key leaves the focus on the tab, also where what opens takes it',
   const steps = [], next = { focus: () => steps.push('focus'), click: () => steps.push('click') };
   tabs([['a', 'A']], () => {}).listeners.keydown({ key: 'ArrowLeft', target: { previousSibling: next } });
   assert.deepEqual(steps, ['click', 'focus']);
+});
+
+test('lanes that never met have a dash in the table of wins', () => {
+  assert.match(heatTable('', ['a'], ['b'], () => null).textContent, /b–$/);
 });
 
 const line = (event) => new TextEncoder().encode(`${JSON.stringify(event)}\n`);

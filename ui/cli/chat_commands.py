@@ -65,7 +65,7 @@ def chat(
     """Chat with a model and any adapters stacked on it."""
     from transformers.utils import logging
 
-    from studio.chat.checkpoint_adapters import trained_on
+    from studio.chat.checkpoint_adapters import base_of_adapter
     from studio.chat.resident_models import ResidentModels
 
     if as_json and prompt is None:
@@ -73,7 +73,7 @@ def chat(
     logging.set_verbosity_error()
     opened = open_home(home)
     stack = [StackItem.read(text) for text in adapter or []]
-    base = trained_on(opened, stack[0].name).path if stack and not model else ""
+    base = base_of_adapter(opened, stack[0].name).path if stack and not model else ""
     sampling = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed,
         "chat_template_kwargs": chat_template_kwargs,

@@ -16,7 +16,7 @@ from studio.chat.resident_models import ResidentModels
 from studio.errors import OutOfMemory
 from studio.models import loading
 from studio.models.find_model import facts
-from studio.spec import ModelSource
+from studio.spec import ModelSource, RunSpec
 from studio.starter import MODEL_DIR
 from tests.ui.conftest import put_adapter
 
@@ -77,9 +77,11 @@ def test_a_base_counts_the_bytes_that_it_loads(
 
 
 def test_a_base_of_adapters_trained_in_4_bits_is_loaded_in_4_bits_on_a_gpu(home, gpu, monkeypatch):
-    """8B: 4.5 GB instead of 16. Without bitsandbytes, or with a value not ours: 16 bit."""
-    for name, kind in (("q", "nf4"), ("plain", "none"), ("theirs", "int4")):
-        spec = {"model": {"path": STARTER, "quantization": kind}}
+    """8B: 4.5 GB instead of 16. Whole without bitsandbytes, on a CPU, with a value not ours."""
+    for name, method in (("q", "qlora"), ("plain", "lora"), ("theirs", "lora")):
+        spec = RunSpec.parse({"method": {"name": method}}).model_dump(mode="json")
+        if name == "theirs":
+            spec["model"]["quantization"] = "int4"
         put_adapter(home.adapters / name, name, spec=spec)
     model_of(8, monkeypatch)
     gpu["free"] = 6 * GIB
@@ -98,6 +100,11 @@ def test_a_base_of_adapters_trained_in_4_bits_is_loaded_in_4_bits_on_a_gpu(home,
     monkeypatch.setattr(resident_models, "can_quantise", lambda: False)
     ask(models, "q")
     assert gpu["loaded"] == ("none", "cuda:0")
+    gpu["free"] = 64 * GIB
+    for name in ("q", "theirs"):
+        gpu.pop("loaded")
+        ask(ResidentModels(home, device="cpu"), name)
+        assert gpu["loaded"] == ("none", "cpu")
 
 
 def test_a_base_that_is_dropped_returns_its_memory_before_the_next_is_counted(
