@@ -191,7 +191,8 @@ def write_adapter(
     change is `alpha / r · B A`.
 
     Raises:
-        ModelError: The architecture has no entry, or a tensor no name.
+        ModelError: The architecture has no entry, a tensor has no name, or the file's tensor is
+            not its matrix alone.
     """
     gguf = package()
     family = family_of(numbers_of(folder)["architecture"])
@@ -210,29 +211,19 @@ def placed_halves(
     folder: Path, halves: Mapping[str, tuple[Array, Array]]
 ) -> dict[str, tuple[Array, Array]]:
     """Return the halves of a LoRA by GGUF's name, in GGUF's order."""
-    import numpy as np
-
     places = Places(numbers_of(folder))
     found: dict[str, tuple[Array, Array]] = {}
-    waiting: dict[str, dict[int, tuple[Array, Array]]] = {}
     for key, (down, up) in halves.items():
         shape = (*up.shape[:-1], down.shape[-1])
         for place in places.of(key, shape):
-            pair = _ordered(place, down, up)
-            if place.stack is None:
-                found[place.name] = pair
-            else:
-                waiting.setdefault(place.name, {})[place.stack] = pair
-    for key, stack in waiting.items():
-        pairs = [stack[i] for i in sorted(stack)]
-        found[key] = np.stack([a for a, _ in pairs]), np.stack([b for _, b in pairs])
+            found[place.name] = _ordered(place, down, up)
     return found
 
 
 def _ordered(place: Place, down: Array, up: Array) -> tuple[Array, Array]:
     import numpy as np
 
-    if place.values is not None:
+    if place.values is not None or place.stack is not None:
         raise ModelError(f"GGUF adapters cannot change {place.name}: merge the adapter instead.")
     if place.turned:
         down, up = up.swapaxes(-1, -2), down.swapaxes(-1, -2)

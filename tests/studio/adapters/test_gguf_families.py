@@ -19,6 +19,7 @@ from studio.adapters.gguf import halves_of
 from studio.adapters.gguf_write import (
     KEEPS_MERGES,
     RULES,
+    placed_halves,
     pre_tokenizer,
     read_tensors,
     verify_tensors,
@@ -225,6 +226,10 @@ def test_what_a_gguf_adapter_cannot_hold_is_a_sentence(tmp_path):
     attach_random(backbone, "whole", whole)
     with pytest.raises(AdapterError, match="cannot hold modules trained in full: export it merged"):
         halves_of(backbone.adapters["whole"])
+    stream = {"model.altup_projections.0.weight": (np.ones((2, 32)), np.ones((32, 2)))}
+    folder = write_family("gemma3n", tmp_path / "gemma3n")
+    with pytest.raises(ModelError, match=r"cannot change altup_proj\.weight: merge"):
+        placed_halves(folder, stream)
     folder = write_family("gpt2", tmp_path / "gpt2")
     with pytest.raises(ModelError, match=r"GPT2LMHeadModel has no entry in the GGUF export"):
         write(folder, tmp_path / "x.gguf", precision="f32", name="x")
