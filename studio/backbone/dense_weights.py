@@ -124,7 +124,7 @@ def fold(backbone: Backbone, stack: Stack, *, to_host: bool = False) -> Folded:
     left: list[str] = []
     for name, weight in stack:
         adapter = backbone.adapters[name]
-        if all(_fits(adapter, site) for site in adapter.sites):
+        if can_fold(adapter):
             chosen.append((adapter, weight))
         else:
             left.append(name)
@@ -136,6 +136,11 @@ def fold(backbone: Backbone, stack: Stack, *, to_host: bool = False) -> Folded:
                 whole = whole.to("cpu", _stored_dtype(backbone, site, name))
             tensors[_key(site, name)] = whole.contiguous()
     return Folded(tensors, tuple(a.name for a, _ in chosen), tuple(left))
+
+
+def can_fold(adapter: Adapter) -> bool:
+    """Return True if the base's own parameters can hold all that an adapter changes."""
+    return all(_fits(adapter, site) for site in adapter.sites)
 
 
 def _fits(adapter: Adapter, site: Site) -> bool:

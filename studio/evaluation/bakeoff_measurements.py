@@ -2,7 +2,8 @@
 
 Losses are in the queue. This measures each adapter on one resident base: its answers to the same
 prompts, and its time per generated token, live and merged, relative to the bare base. Both sides of
-a ratio are measured alternately in one process, since machines are noisy.
+a ratio are measured alternately in one process, since machines are noisy. All merged models of a
+base are equally fast, so they are measured once.
 
 Runs of a bake-off train together as siblings, so their own memory and time are those of the group.
 So each method then takes a few steps of its own run by itself on the same base, in turn and round
@@ -16,6 +17,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -67,6 +69,7 @@ class BakeoffRequest(Request):
         source = next((s.model for s in started if not s.method.trains_base), self.model)
         loaded = load(source, "auto")
         backbone = Backbone(loaded.model)
+        merged = cache(lambda: merged_ratio(source, loaded, backbone))
         rows = []
         for number in self.runs:
             folder = home.run(number) / "adapter"
@@ -74,7 +77,8 @@ class BakeoffRequest(Request):
                 continue
             yield Loading(text=f"Measuring run {number}")
             try:
-                rows.append({"run": number, **measure(loaded, backbone, folder, self.prompts)})
+                row = measure(loaded, backbone, folder, self.prompts, merged)
+                rows.append({"run": number, **row})
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -108,11 +112,15 @@ def _first_of_each_method(home: Home, runs: Sequence[int]) -> dict[int, RunSpec]
 
 
 def measure(
-    loaded: Loaded, backbone: Backbone, folder: Path, prompts: tuple[str, ...]
-) -> dict[str, Any]:
-    """Return size, latency ratios to the bare base, and answers of one adapter."""
+    loaded: Loaded, backbone: Backbone, folder: Path, prompts: tuple[str, ...],
+    merged: Callable[[], float | None],
+) -> dict[str, Any]:  # fmt: skip
+    """Return size, latency ratios to the bare base, and answers of one adapter.
+
+    `merged` returns the ratio of any adapter that can be merged.
+    """
     from studio.backbone import Backbone
-    from studio.backbone.dense_weights import fold
+    from studio.backbone.dense_weights import can_fold
     from studio.models.loading import load
 
     found = describe(folder)
@@ -132,19 +140,33 @@ def measure(
         row["live_ratio"] = ratio(decoder(backbone), decoder(backbone, stack))
         backbone.use(stack)
         row["answers"] = answers(loaded, backbone, prompts)
-        folded = fold(backbone, stack)
-        backbone.use(())
-        row["merged_ratio"] = None
-        if not folded.left:
-            dense = ModelSource(path=str(loaded.facts.path))  # also of a 4-bit base
-            dense = dense.model_copy(update={"dtype": str(loaded.dtype).removeprefix("torch.")})
-            merged = load(dense, str(loaded.device)).model
-            merged.load_state_dict(folded.tensors, strict=False)
-            row["merged_ratio"] = ratio(decoder(backbone), decoder(Backbone(merged)))
+        mergeable = all(can_fold(backbone.adapters[name]) for name, _ in stack)
+        row["merged_ratio"] = merged() if mergeable else None
     finally:
         for name in set(backbone.adapters) - others:
             backbone.detach(name)
     return row
+
+
+def merged_ratio(source: ModelSource, loaded: Loaded, backbone: Backbone) -> float | None:
+    """Return the latency ratio of a merged model to the base; None if memory is too small for both.
+
+    A merged model is the base in full precision with other values, which cost no time.
+    """
+    from studio.backbone import Backbone
+    from studio.models.loading import load
+
+    if source.quantization == "none":
+        return 1.0
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    try:
+        dense = load(ModelSource(path=str(loaded.facts.path), dtype=dtype), str(loaded.device))
+        return ratio(decoder(backbone), decoder(Backbone(dense.model)))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        logger.warning("a merged model cannot be measured: out of memory")
+        return None
 
 
 def ratio(base: Callable[[], None], other: Callable[[], None]) -> float:

@@ -15,7 +15,7 @@ from studio.adapters.library import describe
 from studio.adapters.merge import MergeRequest, read_certificate
 from studio.adapters.mix_adapters import MixRequest
 from studio.backbone import Backbone
-from studio.errors import AdapterError, InputError, MethodError, QueueError
+from studio.errors import AdapterError, InputError, MethodError, QueueError, WeightsTooLarge
 from studio.evaluation.bakeoff_measurements import REPORT, BakeoffRequest, step_costs
 from studio.models.loading import load
 from studio.spec import RunSpec
@@ -119,7 +119,7 @@ def test_the_measuring_job_fills_the_table(home, spec):
     assert {name: row["forgetting"] for name, row in rows.items()} == forgot
     assert [row["title"] for row in rows.values()][1:] == ["Bottleneck adapter", "Full fine-tuning"]
     assert all(row["live_ratio"] > 0 and row["size_bytes"] > 0 for row in rows.values())
-    assert rows["lora"]["merged_ratio"] > 0
+    assert rows["lora"]["merged_ratio"] == 1
     assert rows["bottleneck"]["merged_ratio"] is None
     assert rows["full"]["size_bytes"] > rows["lora"]["size_bytes"]
     assert all(len(row["answers"]) == 1 for row in rows.values())
@@ -175,10 +175,23 @@ def test_the_table_is_written_before_steps_are_measured(tmp_path, home, spec, mo
     assert row["method"] == "lora" and row["live_ratio"] > 0
 
 
+def test_a_merged_model_that_does_not_fit_leaves_the_row(tmp_path, home, spec, monkeypatch):
+    from studio.evaluation.bakeoff_measurements import merged_ratio
+    from studio.models import loading
+
+    def too_large(*_):
+        raise WeightsTooLarge("too large")
+
+    loaded = load(base_model(spec), "cpu")
+    monkeypatch.setattr(loading, "load", too_large)
+    source = spec.model.model_copy(update={"quantization": "nf4"})
+    assert merged_ratio(source, loaded, Backbone(loaded.model)) is None
+
+
 def test_what_was_measured_before_a_failure_is_kept(tmp_path, home, spec, monkeypatch):
     from studio.evaluation import bakeoff_measurements
 
-    def measure(loaded, backbone, folder, prompts):
+    def measure(loaded, backbone, folder, prompts, merged):
         if folder.parent.name == "2":
             raise ValueError("broken")
         return {"method": "lora", "live_ratio": 1.5}

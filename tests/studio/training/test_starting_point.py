@@ -166,7 +166,7 @@ def test_what_is_below_the_adapter_to_start_from_acts_too(world, mode, tmp_path,
         bakeoff_measurements, "answers", lambda loaded, backbone, prompts: backbone.active
     )
     whole = Backbone(load(base_model(spec), "cpu").model)
-    measured = bakeoff_measurements.measure(loaded, whole, home.run(7) / "adapter", ())
+    measured = bakeoff_measurements.measure(loaded, whole, home.run(7) / "adapter", (), lambda: 1)
     assert measured["answers"] == [(("below", 1.0), ("candidate", 1.0))] and not whole.adapters
 
 
