@@ -213,7 +213,8 @@ def greedy_rows(
 ) -> list[list[list[int]]]:  # fmt: skip
     """Return each stack's greedy answers, up to a stop token and with it.
 
-    When time is up all of them end at the same length, so that they remain comparable.
+    When time is up all of them end at the same length, so that they remain comparable. Logits that
+    overflow give token 0, so that the divergence there is NaN.
     """
     if not prompts or not limit:
         return [[] for _ in stacks]
@@ -232,7 +233,10 @@ def greedy_rows(
         backbone, rows, [[Sampling()]] * len(rows), device=loaded.device, stop_ids=stop_ids,
         limits=[limit] * len(rows), seconds=seconds, stacks=use(backbone, stacks, len(prompts)),
     )  # fmt: skip
-    answers = [one.ids if one.stop is None else [*one.ids, one.stop] for one in found]
+    ends = [0 if one.overflows else one.stop for one in found]
+    answers = [
+        one.ids if end is None else [*one.ids, end] for one, end in zip(found, ends, strict=True)
+    ]
     size = len(prompts)
     return [answers[start : start + size] for start in range(0, len(answers), size)]
 

@@ -271,9 +271,8 @@ class LaneModel(TemplateLM):
             stop_ids={self.eot_token_id, *(own if isinstance(own, list) else [own])} - {None},
             stacks=use(self._backbone, stacks, len(prompts)),
         )  # fmt: skip
-        for one in found:
-            if one.stop is None and len(one.ids) < limit and not is_over(one.ids):
-                raise ChatError("The logits overflow with this stack: lower its weights.")
+        if any(one.overflows for one in found):
+            raise ChatError("The logits overflow with this stack: lower its weights.")
         texts = self.tokenizer.batch_decode([one.ids for one in found], skip_special_tokens=True)
         return [postprocess_generated_text(text, until, None) for text in texts]
 

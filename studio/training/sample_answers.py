@@ -218,10 +218,14 @@ def greedy(
 
 @dataclass(slots=True)
 class Continuation:
-    """Tokens after a prompt, and the stop token after them if there was one."""
+    """Tokens after a prompt, and the stop token after them if there was one.
+
+    `overflows` is True if it ended because the logits are not finite.
+    """
 
     ids: list[int]
     stop: int | None = None
+    overflows: bool = False
 
 
 def continuations(
@@ -260,8 +264,8 @@ def continuations(
             kept = []
             for place, (row, token) in enumerate(zip(going, tokens, strict=True)):
                 own = found[row]
-                if token is None or token in stop_ids:  # None: the logits overflow
-                    own.stop = token
+                if token is None or token in stop_ids:
+                    own.stop, own.overflows = token, token is None
                     continue
                 own.ids.append(token)
                 if len(own.ids) < limits[order[row]] and not is_over(own.ids):

@@ -85,6 +85,15 @@ def test_a_stack_that_changes_nothing_forgets_nothing(bench):
     assert abs(found["forgetting"]) < 1e-6
 
 
+def test_an_overflow_of_the_base_is_nan_and_not_an_answer_without_tokens(bench, monkeypatch):
+    loaded, backbone, general = bench
+    last = general.prompts[0][-1]
+    weight = loaded.model.get_input_embeddings().weight
+    monkeypatch.setattr(weight, "data", weight.data.clone())
+    weight.data[last] = math.nan
+    assert math.isnan(measure(loaded, backbone, general, ())["forgetting"])
+
+
 def test_little_time_means_few_rows_not_much_time(bench, monkeypatch):
     loaded, backbone, general = bench
     moments = iter(range(10_000))
