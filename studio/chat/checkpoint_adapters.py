@@ -7,7 +7,7 @@ tensors are loaded into a new adapter, nothing is converted.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +116,14 @@ def base_of_lane(home: Home, lane: LaneSettings) -> ModelSource:
     trained = [base_of_adapter(home, part.name) for part in lane.stack]
     pinned = [one.revision for one in trained if one.path == lane.model and one.revision]
     return ModelSource(path=lane.model, revision=pinned[0] if pinned else "")
+
+
+def same_revisions(
+    bases: Mapping[int, ModelSource], lanes: Sequence[LaneSettings]
+) -> dict[int, ModelSource]:
+    """Return the bases of lanes by number, bare ones at the revision of the lanes beside them."""
+    pinned = {base.path: base for base in bases.values() if base.revision}
+    return {n: base if lanes[n].stack else pinned.get(base.path, base) for n, base in bases.items()}
 
 
 def stackable(home: Home) -> list[dict[str, Any]]:

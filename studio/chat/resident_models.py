@@ -103,10 +103,8 @@ class ResidentModels:
                 sources[number] = checkpoint_adapters.base_of_lane(self._home, lanes[number])
             except StudioError as error:
                 yield _failed(number, error)
-        pinned = {source.path: source for source in sources.values() if source.revision}
+        sources = checkpoint_adapters.same_revisions(sources, lanes)
         for number, source in sources.items():
-            if not lanes[number].stack:  # compared with adapters that were trained on a revision
-                source = sources[number] = pinned.get(source.path, source)
             try:
                 models[source] = models.get(source) or facts(source)
             except StudioError as error:

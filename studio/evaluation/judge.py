@@ -35,7 +35,7 @@ from studio.adapter_stack import MAX_LANES
 from studio.chat.lanes import Lane, LaneSettings, Message, Sampling
 from studio.errors import ChatError, JudgeFailed, SpecError
 from studio.evaluation.ranking_and_intervals import Match, leaderboard, wilson, wins_of
-from studio.evaluation.suites import check_lane, lines_of, read_results, resumed
+from studio.evaluation.suites import check_lanes, lines_of, read_results, resumed
 from studio.fields import Record, knob
 from studio.home import Home
 from studio.job_request import Control, Request
@@ -120,7 +120,7 @@ class JudgeRequest(Request):
         if self.address:
             self._place(home)
         else:
-            check_lane(home, self.lane)
+            check_lanes(home, [self.lane])
         return self
 
     def pairs(self, home: Home) -> list[JudgedPair]:

@@ -19,7 +19,7 @@ from pydantic import model_validator
 
 from studio import atomic
 from studio.adapter_stack import MAX_LANES
-from studio.chat.checkpoint_adapters import base_of_lane
+from studio.chat.checkpoint_adapters import base_of_lane, same_revisions
 from studio.chat.lanes import Delta, Lane, LaneSettings, Message
 from studio.data.column_mapping import as_text
 from studio.data.conversation_records import Conversation, Dropped, Problem, Row
@@ -98,8 +98,7 @@ class SuiteRequest(Request):
 
     def checked(self, home: Home) -> Self:
         """Refuse lanes whose model or adapter does not exist."""
-        for lane in self.lanes:
-            check_lane(home, lane)
+        check_lanes(home, self.lanes)
         return self
 
     def perform(
@@ -151,13 +150,15 @@ def _answer(case: Case, text: str, end: Delta) -> dict[str, Any]:
     return {"text": text, "reason": end.reason, "error": error, **scores, **figures}
 
 
-def check_lane(home: Home, lane: LaneSettings) -> None:
-    """Check that a lane's model and adapters are there.
+def check_lanes(home: Home, lanes: Sequence[LaneSettings]) -> None:
+    """Check that the lanes' models and adapters are there.
 
     Raises:
         StudioError: One of them is not.
     """
-    facts(base_of_lane(home, lane))
+    bases = {number: base_of_lane(home, lane) for number, lane in enumerate(lanes)}
+    for base in same_revisions(bases, lanes).values():
+        facts(base)
 
 
 def read_results(run_dir: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from openpyxl import Workbook
 from studio.chat.lanes import Delta, LaneSettings, Stats
 from studio.chat.thought_and_tool_parser import Piece
 from studio.errors import ChatError, SpecError
+from studio.evaluation import suites
 from studio.evaluation.judge import JudgeRequest
 from studio.evaluation.scores_and_gates import match_pattern
 from studio.evaluation.suites import (
@@ -22,6 +23,7 @@ from studio.evaluation.suites import (
     read_results,
     summarise,
 )
+from tests.ui.conftest import put_adapter
 
 
 @pytest.mark.parametrize(
@@ -173,6 +175,15 @@ def fake_stream(lanes):
         text = "Paris" if place else "London"
         yield Delta(lane=place, text=text)
         yield Delta(lane=place, done=True, reason="stop", stats=Stats(tokens=2, seconds=1.0))
+
+
+def test_a_bare_lane_is_looked_up_at_the_revision_of_the_lane_beside_it(home, monkeypatch):
+    put_adapter(home.adapters / "a", "a", base={"path": "org/model", "revision": "v1"})
+    asked = []
+    monkeypatch.setattr(suites, "facts", asked.append)
+    lanes = [{"model": "org/model"}, {"model": "org/model", "stack": [{"name": "a"}]}]
+    SuiteRequest.parse({"lanes": lanes, "cases": [{"prompt": "a"}]}).checked(home)
+    assert [one.revision for one in asked] == ["v1", "v1"]
 
 
 def test_a_thought_is_kept_apart_and_neither_scored_nor_judged(tmp_path, home, monkeypatch):
