@@ -69,15 +69,17 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the values of one of an adapter's JSON files.
 
     Raises:
-        AdapterError: It is missing, too large, or no JSON object.
+        AdapterError: It is missing, too large, cannot be read, or is no JSON object.
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise AdapterError(f"{path} is too large for an adapter's config (limit 1 MB).")
+            raise AdapterError(f"{path} is too large (limit 1 MB).")
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise AdapterError(f"{path.parent} is not an adapter: it has no {path.name}.") from None
-    except (OSError, ValueError, RecursionError):
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError):
         raise AdapterError(f"{path} is not valid JSON.") from None
     if not isinstance(values, dict):
         raise AdapterError(f"{path} must hold a JSON object.")

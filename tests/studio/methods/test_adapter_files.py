@@ -148,7 +148,7 @@ def test_an_adapter_for_another_base_is_explained(folder, tmp_path):
         *((cut, kept, "damaged or truncated") for kept in (0, 4, 100, 3000)),
         *((overwrite_config, text, "not valid JSON|must hold a JSON object")
           for text in ("", "[]", "{", '"x"', "[" * 5000, "nul")),
-        (overwrite_config, " " * 1_000_001, "too large for"),
+        (overwrite_config, " " * 1_000_001, "is too large"),
         (lambda folder, name: (folder / name).unlink(), "adapter_config.json",
          "has no adapter_config.json"),
     ],
@@ -156,6 +156,12 @@ def test_an_adapter_for_another_base_is_explained(folder, tmp_path):
 def test_a_damaged_folder_is_refused(folder, spoil, argument, says):
     spoil(folder, argument)
     refused(folder, says)
+
+
+def test_a_file_in_place_of_a_folder_is_not_called_damaged(tmp_path):
+    (file := tmp_path / "a").write_text("")
+    with pytest.raises(AdapterError, match=r"a is not an adapter: it has no adapter_config\.json"):
+        method_of_config.read_json(file / "adapter_config.json")
 
 
 class Bomb:
