@@ -7,6 +7,7 @@ not have, as in `starter · temperature 0.7`. Loads no torch.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +86,7 @@ def read_lane(text: str) -> dict[str, Any]:
     plain = text.partition(NOTE)[0]
     found = _STACKED.fullmatch(plain)  # weights after the last tilde: paths have some, too
     model, tilde, rest = (found[1], "~", found[2]) if found else plain.partition("~")
-    if not found and Path(plain).expanduser().exists():
+    if not found and os.path.exists(os.path.expanduser(plain)):
         model, tilde = plain, ""
     items = [StackItem.read(unquote(part)) for part in rest.split("+")] if tilde else []
     return {"model": model or "starter", "stack": [item.model_dump() for item in items]}

@@ -156,7 +156,7 @@ def merge(
         yield Loading(text="Reloading it in a fresh process")
         is_fp32 = precision == "float32"
         plain, dtype, known = source.quantization == "none", _name(loaded.dtype), loaded.facts
-        merged = list(folded.merged)
+        merged = [name_of(parts[name][0]) for name in folded.merged]
         del loaded, backbone, folded  # the fresh process needs their room
         trim()
         found = _verify(temporary, left, ids, logits, conversation=conversation, fp32=is_fp32)

@@ -177,10 +177,10 @@ def _of_site(backbone: Backbone, adapter: Adapter, site: Site) -> list[Change]:
 
 
 def _change(backbone: Backbone, site: Site, delta: Tensor, own: Tensor | None) -> Change:
-    layer = backbone.anatomy.layer_keys[site.layer] if site.layer >= 0 else site.key
+    layer = backbone.anatomy.layer_keys[site.layer] + "." if site.layer >= 0 else site.key
     return Change(
         layer=site.layer,
-        module=site.key.removeprefix(layer).lstrip(".") or "model",
+        module=site.key.removeprefix(layer) or "model",
         norm=_size(delta) if own is None else float(delta.norm()) / max(float(own.norm()), 1e-12),
         relative=own is not None,
         effective_rank=effective_rank(delta) if delta.dim() == 2 else None,

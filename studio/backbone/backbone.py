@@ -7,6 +7,7 @@ parameters, and changing a weight costs a dictionary lookup.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -147,8 +148,9 @@ class Backbone:
             AdapterError: As in `load`.
         """
         stack = list[tuple[str, float]]()
-        for place, (name, folder, weight) in enumerate(items, 1):
-            unique = f"{name} ({place})" if name in self.adapters else name
+        for name, folder, weight in items:
+            names = itertools.chain([name], (f"{name} ({n})" for n in itertools.count(2)))
+            unique = next(one for one in names if one not in self.adapters)
             self.load(unique, folder)
             stack.append((unique, weight))
         return tuple(stack)

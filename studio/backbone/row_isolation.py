@@ -167,9 +167,11 @@ def unpack(x: Tensor, lengths: tuple[int, ...]) -> Tensor:
     return x
 
 
-def install_row_factors(tower: nn.Module, state: AttentionState, types: Collection[str]) -> bool:
+def install_row_factors(
+    tower: nn.Module, state: AttentionState, rope_kinds: Collection[str]
+) -> bool:
     """Let rotary embeddings of some types compute each row's factors alone; True if any do."""
-    found = [module for module in tower.modules() if rope_types(module) & {*types}]
+    found = [module for module in tower.modules() if rope_types(module) & {*rope_kinds}]
     for module in found:
         if "forward" not in vars(module):
             module.forward = _by_row(module, state)

@@ -51,6 +51,7 @@ def test_jsonl_is_the_rows_a_lane_is_named_for_people_and_another_ending_is_refu
     assert title("/models/big~a%20b:0.5+c:1") == "big + a b × 0.5 + c"
     assert title("/models/a~b~%2Fadapters%2Fpirate:0.5") == "a~b + pirate × 0.5"
     assert title("starter~a:99") == "starter~a:99"
+    assert title("~nobody-of-this-name/a") == "starter + a"
     assert form_of("x.html") == "html"
     with pytest.raises(ChatError, match="must end in"):
         form_of("x.pdf")

@@ -1,6 +1,7 @@
 """Stacks: the composition rule, against a toy site worked out by hand and a whole model."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,6 +140,14 @@ def test_a_second_adapter_copies_nothing_and_what_sites_share_is_placed_once():
     assert {name: p.data_ptr() for name, p in backbone.model.named_parameters()} == before
     shared = [own["__A"] for own in adapter.params.values()]
     assert len(shared) > 1 and len({id(tensor) for tensor in shared}) == 1
+
+
+def test_adapters_of_one_name_are_told_apart_whatever_else_is_called_so(monkeypatch):
+    backbone = Backbone(tiny_model("llama"))
+    monkeypatch.setattr(backbone, "load", lambda name, _: backbone.adapters.setdefault(name, None))
+    names = ["x (2)", "x", "x", "x"]
+    stack = backbone.load_stack((name, Path(), 1.0) for name in names)
+    assert [name for name, _ in stack] == ["x (2)", "x", "x (3)", "x (4)"]
 
 
 def test_weight_zero_is_the_base_and_weights_change_live():
