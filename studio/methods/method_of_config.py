@@ -69,7 +69,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the values of one of an adapter's JSON files.
 
     Raises:
-        AdapterError: It is missing, too large, cannot be read, or is no JSON object.
+        AdapterError: It is missing, too large, unreadable, or not a JSON object.
     """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
