@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.database_schema import Tables, sqlite_library, unknown_migration
+from jobs.database_schema import Tables, half_made, sqlite_library, unknown_migration
 from jobs.processes import FileLock, refuse_unsafe, wake
 from studio.errors import DiskFull, HomeError, QueueError, is_disk_full
 from studio.home import Home
@@ -175,6 +175,11 @@ class Database:
                     raise HomeError(
                         f"{self.path} was written by a newer Adapter Studio ({newer}). Upgrade "
                         "this one, or give another home with --home."
+                    )
+                if half_made(tables):
+                    raise HomeError(
+                        f"{self.path} was left half made by an earlier version. Move it away, or "
+                        "give another home with --home."
                     )
                 if tables.conn.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                     raise HomeError(

@@ -301,6 +301,12 @@ def unknown_migration(applied: Iterable[str]) -> str | None:
     return next((name for name in reversed(list(applied)) if name not in SCRIPTS), None)
 
 
+def half_made(db: Tables) -> bool:
+    """Return True if some, and not all, of the steps of 0.1.0 made a database's schema."""
+    names = {name for (name,) in db.conn.execute("SELECT name FROM sqlite_master")}
+    return "jobs" in names and "jobs_by_place" not in names
+
+
 def _apply(script: str, db: Tables) -> None:
     """Execute a script inside the caller's transaction, which `executescript` would commit."""
     for statement in _statements(script.replace("{NOW}", NOW)):

@@ -33,7 +33,6 @@ from studio.home import Home
 from studio.models import find_model
 from studio.names import readable
 from studio.spec import RunSpec
-from studio.training.starting_point import sibling_key
 
 logger = logging.getLogger(__name__)
 ENOUGH = 0.9
@@ -246,6 +245,8 @@ def _sibling_key(job: dict[str, Any]) -> str | None:
         return None
     if job["no_progress"] or job["retries_done"]:
         return None
+    from studio.training.starting_point import sibling_key  # loads much that a supervisor lacks
+
     try:
         return sibling_key(RunSpec.parse(json.loads(job["spec"])))
     except SpecError:

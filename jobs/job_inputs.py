@@ -37,6 +37,7 @@ KINDS = {
 }  # fmt: skip
 """What the fields of jobs name; `path` and `name` are of the kind of the record around them."""
 
+ROLES = "roles"  # its keys are words of a user's file
 T = TypeVar("T")
 Known = dict[Hashable, object]
 
@@ -124,7 +125,10 @@ def with_absolute_paths(value: Any, home: Home, kind: str = "") -> Any:
             kinds["adapter"] = ""
         if value.get("address"):  # a judge elsewhere
             kinds["model"] = ""
-        return {key: with_absolute_paths(one, home, kinds[key]) for key, one in value.items()}
+        return {
+            key: one if key == ROLES else with_absolute_paths(one, home, kinds[key])
+            for key, one in value.items()
+        }
     if isinstance(value, list):
         return [with_absolute_paths(one, home, kind) for one in value]
     if kind not in ("model", "data", "adapter") or not (value and isinstance(value, str)):
@@ -215,6 +219,8 @@ def _named(value: Any, kind: str = "") -> Iterator[tuple[str, Any]]:
             value = {"suite": value["suite"]}
         kinds = _kinds(value, kind)
         for key, one in value.items():
+            if key == ROLES:
+                continue
             if key == "sources":
                 yield from (("data", source.name) for source in read_sources(one))
             else:

@@ -131,7 +131,8 @@ def job_of(row: dict[str, Any], needs: list[int]) -> Job:
 
 def loss_of(spec: Mapping[str, Any]) -> str:
     """Return the name of a run's loss, as in DPO; empty for the usual one, SFT."""
-    loss = (spec.get("train") or {}).get("loss", "sft")
+    train = spec.get("train")
+    loss = str(train.get("loss", "sft")) if isinstance(train, dict) else "sft"
     return "" if loss == "sft" else LOSSES.get(loss, loss).partition(":")[0]
 
 

@@ -6,8 +6,10 @@ there is room for one.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from studio.adapters.library import name_of
 from studio.evaluation.html_and_csv_exports import say, text_of
 
 Outcome = Mapping[str, Any]
@@ -65,7 +67,7 @@ def _merged(found: Outcome) -> Iterator[Pair]:
     yield say("Precision"), say(f"{base} base, {result} result")
     yield say("Merged"), ", ".join(certificate["merged"])
     if certificate["left"]:
-        yield say("Stays an adapter"), ", ".join(certificate["left"])
+        yield say("Stays an adapter"), ", ".join(name_of(Path(one)) for one in certificate["left"])
     yield say("Files"), certificate["files"][:16]
     yield from _notes(certificate)
 
@@ -111,7 +113,7 @@ def _share(found: Outcome) -> str:
 
 
 def _digits(number: float, count: int, sign: str = "") -> str:
-    """Return a number with so many digits; a larger one whole, not with an exponent."""
+    """Return a number with this many digits; a larger one whole, not with an exponent."""
     is_long = abs(number) >= 10**count - 0.5
     return f"{number:{sign}.0f}" if is_long else f"{number:{sign}.{count}g}"
 

@@ -222,11 +222,11 @@ def _held_out(one: StoredAdapter) -> dict[str, Any]:
     data = DataSource().model_dump(mode="json") | one.section("spec", "data")
     settings = ("loss", "rewards", "reward_pattern", "reward_json_schema", "max_completion_length")
     rows = one.section("data", "evaluated").get("hash")  # which earlier versions did not write
-    rows = rows or (
-        data | {"path": one.data_path}, one.section("spec").get("seed", 0), train["eval_steps"] > 0
-    )  # fmt: skip
+    every = train["eval_steps"]
+    evaluates = isinstance(every, int) and every > 0
+    rows = rows or (data | {"path": one.data_path}, one.section("spec").get("seed", 0), evaluates)
     how = (rows, [train[key] for key in settings])
-    if (loss := train["loss"]) == "sft":
+    if (loss := str(train["loss"])) == "sft":
         return {"eval_loss": one.eval_loss, "how": str(how)}
     score = "reward" if loss == "grpo" else "reward_accuracy"
     found = {f"{loss}_loss": one.eval_loss, score: one.passport.get("eval_score")}

@@ -9,6 +9,8 @@ import json
 import re
 from typing import Any, NamedTuple
 
+import orjson
+
 from studio.data.column_mapping import Mapping, as_text
 from studio.data.conversation_records import Conversation, Dropped, Message, Row
 from studio.data.template.lost_parts import json_or_same, split_thought
@@ -272,7 +274,10 @@ def tools_of(value: Any) -> list[Any] | None:
 
 def _whole(value: Any, what: str) -> Any:
     """Return a value as it is, unless a text in it holds half a character."""
-    as_text(json_text(value), what)
+    try:
+        orjson.dumps(value)  # refuses half characters, many times as fast as the other writer
+    except TypeError:
+        as_text(json_text(value), what)
     return value
 
 

@@ -213,6 +213,7 @@ class _Tokeniser:
         found = self._converted(items, guess, converter(guess.mapping))
         while batch := [*islice(found, BATCH_ROWS)]:
             self._write_batch(*zip(*batch, strict=True))
+            batch.clear()  # before the next one is made: rows may be long
 
     def _write_batch(self, numbers: Sequence[int], rows: Sequence[Made]) -> None:
         batch = self.template.encode_batch(rows, self.train_on)

@@ -91,9 +91,13 @@ def tokenizer_at(path: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(
-            f"The tokenizer in {path} cannot be read ({first_line(error).rstrip('.')}): copy "
+            f"The tokenizer in {path} cannot be read ({_reason(error)}): copy "
             "tokenizer.json and tokenizer_config.json from the original model."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (first_line(error) or type(error).__name__).rstrip(".")
 
 
 def torch_device(name: str) -> torch.device:
@@ -158,9 +162,7 @@ def _load_model(
             options["state_dict"] = open_stored(known.path, known.stored)
         model, info = cls.from_pretrained(place, output_loading_info=True, **options)
     except SafetensorError as error:
-        raise ModelError(
-            f"{known.path} cannot be loaded: {first_line(error).rstrip('.')}."
-        ) from error
+        raise ModelError(f"{known.path} cannot be loaded: {_reason(error)}.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         logger.warning("%s cannot be loaded", known.path, exc_info=error)
         missing = re.search(r"requires the (\w+) library", str(error))

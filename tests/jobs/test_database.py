@@ -42,6 +42,14 @@ def test_opening_again_changes_nothing_and_a_newer_or_spoiled_file_is_refused(ho
         JobStore(home)
 
 
+def test_a_schema_that_was_left_half_made_is_refused(home):
+    JobStore(home).close()
+    with closing(sqlite3.connect(home.database)) as connection:
+        connection.execute("DROP INDEX jobs_by_place")  # what the last step of 0.1.0 made
+    with pytest.raises(HomeError, match="half made"):
+        JobStore(home)
+
+
 def test_a_released_migration_is_never_edited(tmp_path):
     connect, migrations = sqlite_library()
     connection = sqlite3.connect(tmp_path / "x.db", isolation_level=None)

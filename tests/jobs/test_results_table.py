@@ -291,3 +291,10 @@ def test_lanes_of_a_suite_that_differ_in_settings_are_told_apart(store, home):
     assert suite_results.table(store, suite)["lanes"] == [name, f"{name} · system Be terse."]
     (row,) = results_table.table(store)["rows"]
     assert row["quiz json"] == 0.25
+
+
+def test_passports_with_odd_settings_empty_no_page(store, home):
+    for number, train in enumerate(("fast", {"loss": ["sft"]}, {"eval_steps": None})):
+        adapter(home, f"odd-{number}", 1.0, None, spec={"train": train})
+    assert len([card(one, {}) for one in library.adapters(home)]) == 3
+    assert len(results_table.table(store)["rows"]) >= 3
