@@ -54,7 +54,7 @@ def first_device(device: str) -> str:
 
 
 def check_num_processes(device: str, num_processes: int) -> None:
-    """Check that the number of processes is 1 or equals the number of listed GPUs.
+    """Check that a device setting lists as many GPUs as there are processes, unless it is one.
 
     Raises:
         SpecError: It is another number.

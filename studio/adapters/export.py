@@ -303,7 +303,7 @@ class PushRequest(Request):
 
 
 def token() -> str:
-    """Return the hub's token.
+    """Return the hub's token with which an export is pushed.
 
     Raises:
         InputError: The studio is offline, or there is no token.

@@ -94,7 +94,7 @@ def prompt_ids(model: Any, tokenizer: Any, *rendered: list[int]) -> list[list[in
 
 
 def logits_of(model: Any, rows: Iterable[Sequence[int]]) -> Tensor:
-    """Return the float32 logits `(N, V)` of all rows, each computed alone."""
+    """Return the float32 logits `(N, V)` to verify of all rows, each computed alone."""
     import torch
 
     with torch.no_grad():

@@ -69,7 +69,7 @@ def forward(
     anatomy: Anatomy, state: AttentionState, ids: Tensor, rows: tuple[int, ...] | None, *,
     with_positions: bool = True, shared: int = 0,
 ) -> Tensor:  # fmt: skip
-    """Return the tower's hidden states of packed rows, or of one row.
+    """Probe the forward pass: return the tower's hidden states of packed rows, or of one row.
 
     The last of two rows may continue the first `shared` tokens of the other.
     """

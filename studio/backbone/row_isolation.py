@@ -69,7 +69,7 @@ def plain(state: AttentionState) -> Iterator[None]:
 
 @contextmanager
 def recorded(state: AttentionState) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
-    """Collect the module, keys and values of every call of the attention function."""
+    """Record the keys and values of every attention call, to see if rows are isolated."""
     state.calls = []
     try:
         yield state.calls

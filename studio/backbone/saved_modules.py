@@ -77,7 +77,7 @@ class SavedModules(Method):
 
 
 def fresh(method: Lora, anatomy: Anatomy, taken: Sequence[Site]) -> tuple[list[Site], list[Params]]:
-    """Return the sites and zero differences of what a method trains beside the sites `taken`.
+    """Return the saved modules that a method trains beside the sites `taken`, as zero differences.
 
     Raises:
         MethodError: A module or token does not exist, or is trained already.
@@ -144,7 +144,7 @@ def trained_tokens(method: Lora, anatomy: Anatomy) -> list[int]:
 
 
 def check(config: dict[str, Any], tensors: Params) -> None:
-    """Check that a file holds what its config announces beside `A` and `B`.
+    """Check that a file holds the saved modules that its config announces beside `A` and `B`.
 
     Raises:
         AdapterError: A field is not a list of names, or its tensors are missing.

@@ -90,7 +90,7 @@ def messages_of(row: AnyRecord) -> list[Message]:
 
 
 def compared_text(row: AnyRecord) -> str:
-    """Return the text in which near duplicates are alike: without the system prompt they share."""
+    """Return a conversation's text as duplicates are compared: without the shared system prompt."""
     texts = []
     for message in messages_of(row):
         if message["role"] != "system":

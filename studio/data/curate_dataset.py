@@ -171,7 +171,7 @@ class _Unchanged(Exception):
 
 
 def overlap(home: Home, name: str, other: str | Path) -> int:
-    """Return how many rows of `other` (a file or dataset) are in a dataset, word for word."""
+    """Return how many rows a curated dataset shares, word for word, with `other`."""
     report = check_file(other, home=home)
     if report.error:
         raise DataError(report.error.text)

@@ -412,7 +412,7 @@ def _as_wanted(wanted: str, columns: list[str], rows: Sequence[Row]) -> Guess:
 
 
 def guess_origin(origin: Origin, source: DataSource, mapping: Mapping | None = None) -> Guess:
-    """Return how the rows of an origin are read: as given, as settled at the import, or guessed.
+    """Return the format of an origin's rows: as given, as settled at the import, or recognised.
 
     Raises:
         DataError: Nothing fits, or not one row can be read.

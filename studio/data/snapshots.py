@@ -174,7 +174,7 @@ def _page_rows(table: Any, number: int) -> Iterator[PageRow]:
 
 
 def snapshots(home: Home) -> list[Snapshot]:
-    """Return all imported datasets, the newest first."""
+    """Return the snapshots of all imported datasets, the newest first."""
     found = [
         open_snapshot(home, folder.name)
         for folder in home.datasets.iterdir()

@@ -233,7 +233,7 @@ def measured(model: ModelSource, data: DataSource, home: Home) -> Measured:
 
 
 def padding_share(lengths: NDArray[np.int64], rows: int, *, seed: int) -> float:
-    """Return which share of the tokens of shuffled batches of `rows` would be padding."""
+    """Return for the X-ray's statistics the share of padding in shuffled batches of `rows`."""
     shuffled = np.random.default_rng(seed).permutation(lengths)
     full = len(shuffled) // rows * rows
     rest = shuffled[full:]

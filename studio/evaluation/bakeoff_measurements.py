@@ -201,7 +201,7 @@ def decoder(backbone: Backbone, stack: tuple[tuple[str, float], ...] = ()) -> Ca
 
 
 def answers(loaded: Loaded, backbone: Backbone, prompts: tuple[str, ...]) -> list[str]:
-    """Return the greedy answers of the active stack."""
+    """Return the greedy answers of the active stack to a bake-off's prompts."""
     from studio.chat.chat_engine import ChatEngine
 
     stack = tuple(StackItem(name=name, weight=weight) for name, weight in backbone.active[0])

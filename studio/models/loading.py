@@ -101,7 +101,7 @@ def _reason(error: Exception) -> str:
 
 
 def torch_device(name: str) -> torch.device:
-    """Return a device by name; `auto` is the best one.
+    """Return the device on which a model is loaded, by name; `auto` is the best one.
 
     Raises:
         ModelError: It does not exist.

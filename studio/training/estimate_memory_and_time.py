@@ -274,7 +274,7 @@ def memory(
 
 
 def holds_logits(spec: RunSpec, shape: Shape, known: ModelFacts) -> bool:
-    """Return True if the loss holds all logits at once, since the head is more than a product."""
+    """Return True if memory must be estimated with all logits held: the head is not a product."""
     method = spec.method
     named = [getattr(method, field, ()) for field in ("modules_to_save", "target_modules")]
     modules = [name for names in named if isinstance(names, tuple) for name in names]

@@ -329,7 +329,7 @@ def prepared_rows(spec: RunSpec, known: ModelFacts, home: Home | None) -> Prepar
 def row_lengths(
     spec: RunSpec, known: ModelFacts, home: Home | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens and the trained tokens of every training row, in order.
+    """Return for estimates the tokens and trained tokens of every training row, in order.
 
     Shape `(U, 1)`, or `(U, 2)` for pairs.
     """

@@ -177,7 +177,7 @@ def train_on_base(
 
 @contextmanager
 def rank_0_first(in_process_group: bool) -> Iterator[None]:
-    """Run a block on rank 0 first, so that the other ranks find its result in the cache."""
+    """Run a block of a training run on rank 0 first: the others find its result in the cache."""
     if not in_process_group:
         yield
         return

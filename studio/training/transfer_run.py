@@ -68,7 +68,7 @@ README = """{name}: a run of Adapter Studio, packed to train on another machine.
 
 
 def pack(spec: RunSpec, out: Path, home: Home, *, with_model: bool = False) -> RunSpec:
-    """Write the folder `out` atomically; return its spec, whose paths are relative to it.
+    """Pack a run into the folder `out` to transfer it; return its spec, with paths relative to it.
 
     Raises:
         InputError: `out` exists, or the run starts from an adapter of this machine.

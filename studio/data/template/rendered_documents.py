@@ -66,7 +66,7 @@ def has_foreign_turns(text: str) -> bool:
 
 
 def line_readings(text: str, every: Guard, some: Guard, kept: Reading) -> Counter[Reading]:
-    """Count the lines with control tokens by how they are read.
+    """Count a rendered document's lines with control tokens by how they are read.
 
     `every` breaks all control tokens and `some` those read as text; others are read as `kept` says.
     """

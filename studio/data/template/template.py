@@ -414,7 +414,7 @@ def trained_ranges(encoding: Any, spans: Spans) -> list[tuple[int, int]]:
 def without_breaks(
     core: Any, text: str, encoding: Any, spans: Spans
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Return ids and trained ranges of a text with BREAK marks, the marks' own tokens taken out."""
+    """Return a rendered template's ids and trained ranges without the tokens of its BREAK marks."""
     ids = np.array(encoding.ids, dtype=np.int32)
     places = _places(encoding.offsets)
     breaks = np.array([i for i, char in enumerate(text) if char == BREAK])
