@@ -27,7 +27,7 @@ from studio.models.model_files import checked_architecture, weight_files
 
 logger = logging.getLogger(__name__)
 ANSWER_SECONDS = 10.0
-PROBE_SECONDS, PROBE_FRESH_SECONDS = 2.0, 60.0
+PROBE_SECONDS, PROBE_FRESH_SECONDS = 0.5, 60.0
 _probes: dict[str, tuple[float, bool]] = {}  # by hub: when it was asked, whether it answered
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
@@ -114,20 +114,25 @@ def endpoint() -> str:
 
 
 def is_reachable() -> bool:
-    """Return True if the hub answers within two seconds; it is asked at most once a minute."""
+    """Return True if the hub answers within half a second; it is asked at most once a minute.
+
+    A later answer counts from the next call on.
+    """
     hub = str(constants.ENDPOINT)
     when, found = _probes.get(hub, (0.0, False))
     if when and time.monotonic() - when < PROBE_FRESH_SECONDS:
         return found
-    answered = threading.Event()
+    _probes[hub] = (time.monotonic(), False)
+    ended = threading.Event()
 
     def ask() -> None:
         with contextlib.suppress(Exception):  # the library raises dozens of kinds
-            huggingface_hub.get_session().head(hub, timeout=PROBE_SECONDS)
-            answered.set()
+            huggingface_hub.get_session().head(hub, timeout=ANSWER_SECONDS)
+            _probes[hub] = (time.monotonic(), True)
+        ended.set()
 
     threading.Thread(target=ask, daemon=True).start()  # a resolver of names has no time limit
-    _probes[hub] = (time.monotonic(), answered.wait(PROBE_SECONDS))
+    ended.wait(PROBE_SECONDS)
     return _probes[hub][1]
 
 

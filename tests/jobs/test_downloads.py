@@ -5,8 +5,10 @@ import importlib
 import io
 import os
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -67,6 +69,17 @@ def test_the_guided_start_offers_the_hub_only_where_it_answers(home, store, hub,
     offline.switch(home, True)
     paths, chosen, note = offered()
     assert (paths, chosen) == (["starter"], "starter") and note.startswith("This studio is offline")
+
+
+def test_a_slow_hub_counts_from_the_next_call_on(monkeypatch):
+    answers = threading.Event()
+    session = SimpleNamespace(head=lambda *_, **__: answers.wait(10))
+    monkeypatch.setattr(hub_models, "PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(hub_models.huggingface_hub, "get_session", lambda: session)
+    monkeypatch.setattr(hub_models, "_probes", {})
+    assert not hub_models.is_reachable()
+    answers.set()
+    assert until(hub_models.is_reachable)
 
 
 def test_a_hub_that_does_not_answer_is_said_without_a_word_of_the_library():
